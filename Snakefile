@@ -1,0 +1,34 @@
+# The replication of mHC-lite (arXiv 2601.05732) as a DAG. This file is the table of contents.
+#
+#   snakemake --cores all                                    the default study, config/config.yaml
+#   snakemake --cores all --configfile config/paper.yaml     another study
+#
+# Machine settings live in profiles/, what is computed in src/mhclite/.
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+# Snakemake merges what --configfile names *over* this default: only a study without a name is one
+# that the user did not choose.
+if "name" not in config:
+
+    configfile: "config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/training.smk"
+include: "workflow/rules/measuring.smk"
+include: "workflow/rules/evidence.smk"
+include: "workflow/rules/tracking.smk"
+
+
+rule all:
+    input:
+        f"{OUT}/report.html",
+        f"{OUT}/mlflow.json",
+    default_target: True
+
+
+report: "workflow/report/study.rst"

@@ -1,0 +1,72 @@
+"""`python -m mhclite <step>`: every step of the DAG, runnable by hand with the same arguments.
+
+Steps are imported only when they are called, so that training needs torch and numpy alone and a
+login node needs neither.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+
+from mhclite import __version__
+from mhclite.errors import Interrupted, UserError
+
+# step -> (module with `configure(parser)` and `run(args)`, one line of help)
+STEPS = {
+    "check": ("mhclite.study", "validate a study file and list its runs"),
+    "prepare": ("mhclite.data.prepare", "turn a corpus into token shards and a manifest"),
+    "train": ("mhclite.training.loop", "train one run, or continue it"),
+    "probe": ("mhclite.measure.mixing", "measure H_res of a trained run on held-out text"),
+    "throughput": ("mhclite.measure.throughput", "time every variant of one model size"),
+    "stability": ("mhclite.measure.stability", "find spikes and divergence in all runs"),
+    "collect": ("mhclite.evidence.collect", "gather all runs into one tidy table"),
+    "figures": ("mhclite.evidence.figures", "draw the figures"),
+    "tables": ("mhclite.evidence.tables", "write the tables"),
+    "report": ("mhclite.evidence.report", "write the self-contained HTML report"),
+    "track": ("mhclite.tracking", "bring a study's results into MLflow"),
+    "ui": ("mhclite.ui", "open the MLflow UI on the tracked results"),
+    "conformance": ("mhclite.conformance", "compare with golden vectors of the authors' code"),
+}
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: saved; run the same command again to continue
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one step; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="mhclite",
+        description="Replication pipeline for mHC-lite. The DAG calls these steps.",
+        epilog="steps:\n" + "\n".join(f"  {name:<12} {text}" for name, (_, text) in STEPS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("step", choices=STEPS, metavar="step", help="one of the steps below")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    outer = parser.parse_args(argv)
+
+    module = importlib.import_module(STEPS[outer.step][0])
+    step_parser = argparse.ArgumentParser(
+        prog=f"mhclite {outer.step}", description=STEPS[outer.step][1]
+    )
+    module.configure(step_parser)
+    args = step_parser.parse_args(outer.rest)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
+    )
+    try:
+        return module.run(args) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except (Interrupted, KeyboardInterrupt) as error:
+        print(f"interrupted: {error or 'stopped by the user'}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output (head, less) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

@@ -1,0 +1,224 @@
+"""Comparison with golden vectors made by the authors' own modules.
+
+Two kinds of file (see tests/golden/README.md): `connection`, one sub-layer's outputs and gradients;
+`trajectory`, a whole small training run. Everything is computed in float64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tabulate import tabulate
+
+from mhclite import authors
+from mhclite.connections import VARIANTS, check_streams, connection_class
+from mhclite.errors import UserError
+from mhclite.model import GPT
+from mhclite.training.optimizer import apply_update, learning_rate, make_optimizer
+
+TOLERANCE = {"connection": 1e-9, "trajectory": 1e-6}
+
+# A tensor much smaller than the largest of its kind in the file is compared on the scale of that
+# one: some true gradients are 0 (all streams are equal at entry) and hold only rounding.
+RELATIVE_FLOOR = 1e-6
+
+Arrays = dict[str, Any]
+
+
+def read_golden(path: Path) -> tuple[dict[str, Any], Arrays]:
+    """(meta, arrays) of a golden file; `UserError` if it is damaged or something else."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise UserError(f"golden file {path} does not exist") from None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+        reason = str(error).split(".")[0]
+        raise UserError(f"{path} is not a readable .npz file of plain numbers: {reason}") from None
+    try:
+        meta = json.loads(str(arrays.pop("meta")))
+        assert meta["kind"] in TOLERANCE
+        assert meta["variant"] in VARIANTS
+        check_streams(meta["variant"], meta["n_streams"])
+    except (KeyError, TypeError, AssertionError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a golden file: its `meta` needs kind ({' or '.join(TOLERANCE)}), a "
+            f"known variant and a possible n_streams ({error!r})"
+        ) from None
+    return meta, arrays
+
+
+def relative_errors(pairs: dict[str, tuple[Any, Any]]) -> dict[str, float]:
+    """Largest |ours - theirs| of each pair over the largest |theirs|, floored as said above."""
+    magnitudes = {name: float(np.abs(theirs).max(initial=0)) for name, (_, theirs) in pairs.items()}
+    floor = RELATIVE_FLOOR * max(magnitudes.values(), default=0.0)
+    errors = {}
+    for name, (ours, theirs) in pairs.items():
+        ours = ours.detach().numpy() if isinstance(ours, torch.Tensor) else np.asarray(ours)
+        theirs = np.asarray(theirs)
+        if ours.shape != theirs.shape:
+            raise UserError(f"{name} has shape {theirs.shape} in the file, {ours.shape} here")
+        difference = float(np.abs(ours - theirs).max(initial=0))
+        scale = max(magnitudes[name], floor)
+        # Not `difference / scale <= tolerance` alone: NaN must count as disagreement.
+        error = difference / scale if scale > 0 else difference
+        errors[name] = error if np.isfinite(error) else float("inf")
+    return errors
+
+
+def _tensor(array: Any, **options: Any) -> torch.Tensor:
+    return torch.tensor(array, dtype=torch.float64, **options)
+
+
+def connection_errors(meta: dict[str, Any], arrays: Arrays) -> dict[str, float]:
+    """Relative errors of one connection's outputs and gradients."""
+    options = {name: meta[name] for name in VARIANTS[meta["variant"]].options}
+    connection = connection_class(meta["variant"])(meta["n_streams"], meta["n_embd"], 0, **options)
+    connection = connection.double()
+    connection.load_state_dict(
+        {name[6:]: _tensor(array) for name, array in arrays.items() if name.startswith("param.")}
+    )
+    x = _tensor(arrays["input.x"], requires_grad=True)
+    y = _tensor(arrays["input.y"], requires_grad=True)
+    read: list[torch.Tensor] = []
+
+    def branch(h: torch.Tensor) -> torch.Tensor:
+        read.append(h)
+        return y
+
+    out = connection(x, branch)
+    objective = (read[0] * _tensor(arrays["input.grad_h"])).sum()
+    (objective + (out * _tensor(arrays["input.grad_out"])).sum()).backward()
+    ours = {"h": read[0], "out": out, **connection.coefficients(x)._asdict()}
+    gradients = {"x": x.grad, "y": y.grad}
+    gradients |= {name: p.grad for name, p in connection.named_parameters()}
+    return relative_errors(
+        {f"output.{name}": (value, arrays[f"output.{name}"]) for name, value in ours.items()}
+    ) | relative_errors(
+        {f"grad.{name}": (value, arrays[f"grad.{name}"]) for name, value in gradients.items()}
+    )
+
+
+def golden_model(meta: dict[str, Any], arrays: Arrays) -> GPT:
+    """Our GPT with the initial weights of a trajectory file, in float64."""
+    variant, n = meta["variant"], meta["n_streams"]
+    connection = {"variant": variant, "n_streams": n}
+    connection |= {name: meta.get(name, 20) for name in VARIANTS[variant].options}
+    model = GPT(meta, connection, seed=0).double()
+    state: dict[str, torch.Tensor] = {}
+    for name, array in arrays.items():
+        if name.startswith("state.") and not authors.is_repeated(name):
+            parts = authors.to_ours(name.removeprefix("state."), array, variant, n)
+            state |= {ours: _tensor(part) for ours, part in parts.items()}
+    model.load_state_dict(state)
+    return model
+
+
+def trajectory_errors(meta: dict[str, Any], arrays: Arrays) -> dict[str, float]:
+    """Relative errors of a training run: losses, gradient norms, learning rates, logits."""
+    model = golden_model(meta, arrays)
+    tokens = torch.tensor(arrays["tokens"].astype(np.int64))  # (steps, accumulation, B, T + 1)
+    first = tokens[0, 0]
+
+    loss_initial = model.loss(first)
+    loss_initial.backward()
+    squares = {
+        name: float(p.grad.square().sum())
+        for name, p in model.named_parameters()
+        if p.grad is not None
+    }
+    norms = json.loads(str(arrays["grad_norm_names"]))
+    pairs: dict[str, tuple[Any, Any]] = {}
+    for name, theirs in norms.items():
+        parts = authors.parts_of(name, meta["variant"], meta["n_streams"])
+        pairs[f"grad_norm.{name}"] = (sum(squares[part] for part in parts) ** 0.5, theirs)
+    errors = relative_errors(pairs)
+    logits = model(first[:, :-1])
+    model.zero_grad(set_to_none=True)
+
+    optimizer = make_optimizer(model, meta, fused=False)
+    losses, grad_norms, rates = [], [], []
+    for step, batches in enumerate(tokens):
+        total = 0.0
+        for batch in batches:
+            loss = model.loss(batch) / len(batches)
+            loss.backward()
+            total += loss.item()
+        rate = learning_rate(
+            step, meta["learning_rate"], meta["min_lr"], meta["warmup_steps"], meta["steps"]
+        )
+        losses.append(total)
+        rates.append(rate)
+        grad_norms.append(apply_update(model, optimizer, rate, meta["grad_clip"]).item())
+    ours = {
+        "loss_initial": loss_initial,
+        "loss_final": model.loss(first),
+        "losses": losses,
+        "grad_norms": grad_norms,
+        "learning_rates": rates,
+        "logits": logits,
+    }
+    # Each on its own scale: a learning rate is small and exact.
+    for name, value in ours.items():
+        errors |= relative_errors({name: (value, arrays[name])})
+    return errors
+
+
+def check_file(path: Path) -> tuple[str, dict[str, float]]:
+    """(kind, relative error of everything compared) for a golden file of either kind."""
+    meta, arrays = read_golden(path)
+    compare = connection_errors if meta["kind"] == "connection" else trajectory_errors
+    try:
+        return meta["kind"], compare(meta, arrays)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (KeyError, RuntimeError, IndexError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: the file does not fit its own `meta`: {reason}") from None
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m mhclite conformance`."""
+    parser.add_argument("file", nargs="+", type=Path, help="golden file (.npz)")
+    parser.add_argument("--tolerance", type=float, help="largest relative error for either kind")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare every file; exit code 1 if one disagrees."""
+    report = []
+    for path in args.file:
+        kind, errors = check_file(path)
+        tolerance = args.tolerance if args.tolerance is not None else TOLERANCE[kind]
+        agrees = max(errors.values()) <= tolerance
+        report.append(
+            {
+                "file": str(path),
+                "kind": kind,
+                "tolerance": tolerance,
+                "agrees": agrees,
+                "relative_errors": errors,
+            }
+        )
+    if args.json:
+        # inf is not JSON: a disagreement without a number is null.
+        for entry in report:
+            entry["relative_errors"] = {
+                name: error if np.isfinite(error) else None
+                for name, error in entry["relative_errors"].items()
+            }
+        print(json.dumps(report, indent=1, allow_nan=False))
+    else:
+        for entry in report:
+            rows = [(name, f"{error:.1e}") for name, error in entry["relative_errors"].items()]
+            print(f"\n{entry['file']} ({entry['kind']})")
+            print(tabulate(rows, headers=("quantity", "largest relative error")))
+            verdict = "agrees" if entry["agrees"] else "DISAGREES"
+            print(f"{verdict} within {entry['tolerance']:g}")
+    return 0 if all(entry["agrees"] for entry in report) else 1

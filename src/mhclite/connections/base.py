@@ -1,0 +1,140 @@
+"""The interface of a residual variant, and the parts that several share.
+
+A sub-layer (attention or MLP) is a branch F. With n streams x of each token,
+
+    h     = H_pre x            (C)      what the branch reads
+    y     = F(LayerNorm(h))    (C)      what the branch writes
+    x_out = H_res x + H_post^T y        x_out[t] = sum_s H_res[t, s] x[s] + H_post[t] y
+
+(mHC, arXiv 2512.24880, eq. 3). Shapes: B batch, T tokens, n streams, C width. H_res is in operator
+orientation: row t holds the weights that enter output stream t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mhclite.connections.mixing import rms_norm
+
+Branch = Callable[[Tensor], Tensor]
+
+
+class Coefficients(NamedTuple):
+    """The mixing weights of each token."""
+
+    H_pre: Tensor  # (B, T, n)
+    H_post: Tensor  # (B, T, n)
+    H_res: Tensor  # (B, T, n, n)
+
+
+class Connection(nn.Module):
+    """One sub-layer's residual connection. Subclasses say how the coefficients are computed.
+
+    Args:
+        n_streams: n.
+        n_embd: C.
+        home_stream: the stream that the branch mainly reads and writes at initialisation. The
+            k-th sub-layer takes k mod n (Hyper-Connections, arXiv 2409.19606); the authors of
+            mHC-lite draw it from an unseeded generator.
+    """
+
+    # Parameters that get weight decay. The authors decay whatever has two or more dimensions *in
+    # their code*; these sets keep that outcome, whatever the shapes here (docs/architecture.md).
+    decayed: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, n_streams: int, n_embd: int, home_stream: int) -> None:
+        super().__init__()
+        assert 0 <= home_stream < n_streams
+        self.n_streams = n_streams
+        self.n_embd = n_embd
+        self.home_stream = home_stream
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw the initial values that are random; most variants have none."""
+
+    def coefficients(self, x: Tensor) -> Coefficients:
+        """Mixing weights for streams x (B, T, n, C)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, branch: Branch) -> Tensor:
+        """Streams after this sub-layer.
+
+        Computed as the authors' code does: H_pre and H_res side by side, one product of size
+        n + 1, and the branch's output added to every stream.
+
+        Args:
+            x: (B, T, n, C).
+            branch: (B, T, C) -> (B, T, C), its LayerNorm included.
+
+        Returns:
+            (B, T, n, C).
+        """
+        H_pre, H_post, H_res = self.coefficients(x)
+        H = torch.cat((H_pre.unsqueeze(-2), H_res), dim=-2)  # (B, T, 1 + n, n)
+        mixed = torch.einsum("btis,btsc->btic", H, x)
+        h, carried = mixed[..., 0, :], mixed[..., 1:, :]
+        y = branch(h)
+        return carried + torch.einsum("btc,bts->btsc", y, H_post)
+
+
+class DynamicConnection(Connection):
+    """What the mHC family shares: coefficients from all n streams of a token at once.
+
+    u = RMSNorm(vec x) in R^{nC} (mHC, eq. 7), H_pre = sigmoid(scale_pre u w_pre + b_pre),
+    H_post = 2 sigmoid(scale_post u w_post + b_post) (eq. 8), and logits scale_res u w_res + b_res
+    from which each variant makes its H_res.
+
+    Initialisation (the authors' code): w_* = 0, scales 0.01, b_pre = b_post = -1 but +1 at the
+    home stream, b_res as given by the subclass.
+
+    Args:
+        b_res: initial residual logits; their number is the width of w_res.
+    """
+
+    def __init__(self, n_streams: int, n_embd: int, home_stream: int, b_res: Tensor | None) -> None:
+        super().__init__(n_streams, n_embd, home_stream)
+        width = n_streams * n_embd
+        home = torch.full((n_streams,), -1.0)
+        home[home_stream] = 1.0
+        self.norm_gain = nn.Parameter(torch.zeros(width))
+        self.w_pre = nn.Parameter(torch.zeros(width, n_streams))
+        self.w_post = nn.Parameter(torch.zeros(width, n_streams))
+        self.b_pre = nn.Parameter(home.clone())
+        self.b_post = nn.Parameter(home.clone())
+        self.scale_pre = nn.Parameter(torch.tensor(0.01))
+        self.scale_post = nn.Parameter(torch.tensor(0.01))
+        if b_res is not None:
+            self.w_res = nn.Parameter(torch.zeros(width, b_res.numel()))
+            self.b_res = nn.Parameter(b_res.clone())
+            self.scale_res = nn.Parameter(torch.tensor(0.01))
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """u, (B, T, nC)."""
+        return rms_norm(x.flatten(-2), self.norm_gain)
+
+    def read_write(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """H_pre and H_post, (B, T, n) each."""
+        H_pre = torch.sigmoid(self.scale_pre * (u @ self.w_pre) + self.b_pre)
+        H_post = 2 * torch.sigmoid(self.scale_post * (u @ self.w_post) + self.b_post)
+        return H_pre, H_post
+
+    def residual_logits(self, u: Tensor) -> Tensor:
+        """scale_res u w_res + b_res, (B, T, *b_res.shape); row-major where b_res is a matrix."""
+        return self.scale_res * (u @ self.w_res).unflatten(-1, self.b_res.shape) + self.b_res
+
+    def mixing_logits(self, x: Tensor) -> Tensor:
+        """The logits from which H_res is made, for streams x (B, T, n, C)."""
+        return self.residual_logits(self.normalised(x))
+
+    def mixing_matrix(self, logits: Tensor) -> Tensor:
+        """H_res, (B, T, n, n), from the residual logits."""
+        raise NotImplementedError
+
+    def coefficients(self, x: Tensor) -> Coefficients:
+        u = self.normalised(x)
+        H_pre, H_post = self.read_write(u)
+        return Coefficients(H_pre, H_post, self.mixing_matrix(self.residual_logits(u)))

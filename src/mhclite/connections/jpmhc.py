@@ -1,0 +1,51 @@
+"""JPmHC: orthogonal mixing matrices through the Cayley transform."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mhclite.connections.base import Coefficients, Connection
+from mhclite.connections.mixing import cayley
+
+
+class OrthogonalHC(Connection):
+    """JPmHC's Cayley arm (arXiv 2602.18308).
+
+    One linear map without bias takes u = LayerNorm(vec x) in R^{nC} to three n x n blocks
+    [pre | post | res]. P = softmax of the pre block over its input streams (rows), Q = softmax of
+    the post block over its output streams (columns), H_res = Cayley transform of the res block.
+    The branch reads the mean over streams of P x and its output is broadcast through Q:
+
+        H_pre[s]  = mean_t P[t, s]        H_post[t] = sum_s Q[t, s]
+
+    No official code was found. The initialisation is ours: weights normal with standard deviation
+    0.02, as the backbone's; with zero weights all streams would stay equal for ever. The home
+    stream has no part in it.
+    """
+
+    decayed = frozenset({"w"})
+
+    def __init__(
+        self, n_streams: int, n_embd: int, home_stream: int, cayley_iterations: int
+    ) -> None:
+        super().__init__(n_streams, n_embd, home_stream)
+        width = n_streams * n_embd
+        self.norm = nn.LayerNorm(width)
+        self.w = nn.Parameter(torch.zeros(width, 3 * n_streams**2))
+        self.cayley_iterations = cayley_iterations
+
+    def initialise(self, generator: torch.Generator) -> None:
+        nn.init.normal_(self.w, std=0.02, generator=generator)
+
+    def coefficients(self, x: Tensor) -> Coefficients:
+        n = self.n_streams
+        # At least float32: the transform is not closed under the rounding of bfloat16.
+        blocks = (self.norm(x.flatten(-2)) @ self.w).unflatten(-1, (3, n, n))
+        pre, post, res = blocks.to(torch.promote_types(blocks.dtype, torch.float32)).unbind(-3)
+        H_pre = torch.softmax(pre, dim=-1).mean(-2)
+        H_post = torch.softmax(post, dim=-2).sum(-1)
+        return Coefficients(H_pre, H_post, cayley(res, self.cayley_iterations))
+
+
+ConnectionClass = OrthogonalHC

@@ -1,0 +1,229 @@
+"""A corpus from the Hugging Face hub, always at one commit.
+
+Which commit: the study's, else the corpora lock file's, else the newest, which the lock file then
+keeps. With HF_HUB_OFFLINE=1 the hub's local cache is read instead, at the same commit.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mhclite.data.lock import CorporaLock
+from mhclite.errors import UserError
+
+log = logging.getLogger(__name__)
+
+REQUEST_SECONDS = 4.0  # of waiting for the connection, and for each part of the answer
+ANSWER_SECONDS = 6.0  # for all of it; also bounds a name server that does not answer
+WAYS_OUT = (
+    "ways out: connect this machine to the network and run the same command again; or give the "
+    "corpus `source: files` with a local copy; or use the corpus inside the package, `source: "
+    "embedded`; or, with the dataset in the Hugging Face cache, set HF_HUB_OFFLINE=1"
+)
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """A dataset at one commit."""
+
+    repository: str
+    subset: str | None
+    revision: str  # 40 hex digits
+    license: str | None
+    location: str  # the repository, or its folder in the local cache
+
+    def __str__(self) -> str:
+        return f"{self.repository} ({self.subset or 'default'}) at {self.revision[:12]}"
+
+    def read(self, text_field: str) -> Iterator[str]:
+        """Stream the train split's texts, in the order of the repository's files.
+
+        Raises:
+            UserError: no such subset or text field, or the hub stopped answering.
+        """
+        count = 0
+        try:
+            for text in self._texts(text_field):
+                count += 1
+                yield text
+        except UserError:
+            raise
+        except Exception as error:  # of `datasets`, the hub's client or the network
+            log.debug("reading %s", self, exc_info=True)
+            raise UserError(
+                f"dataset {self}: reading it stopped after {count:,} documents "
+                f"({_in_short(error)}); run the same command again, or correct the study"
+            ) from error
+
+    def _texts(self, text_field: str) -> Iterator[str]:
+        import datasets
+
+        local = self.location != self.repository
+        dataset = datasets.load_dataset(
+            self.location,
+            name=self.subset,
+            revision=None if local else self.revision,
+            split="train",
+            streaming=True,
+        )
+        for number, row in enumerate(dataset, start=1):
+            text = row.get(text_field)
+            if not isinstance(text, str):
+                raise UserError(
+                    f"dataset {self}, document {number}: no text in field {text_field!r}; it has "
+                    f"{', '.join(row)}: set `text_field` to one of them"
+                )
+            yield text
+
+
+def connect(
+    repository: str, subset: str | None, revision: str | None, lock: CorporaLock
+) -> HubDataset:
+    """Fix a dataset's commit and find out, within 10 seconds, whether it can be read.
+
+    Args:
+        repository: e.g. HuggingFaceFW/fineweb-edu.
+        subset: name of the dataset's configuration; None for the default.
+        revision: the study's commit, if it names one.
+        lock: what it must agree with. A new commit is not recorded yet: the subset may not exist.
+
+    Raises:
+        UserError: no network, no such dataset or commit, or another commit than the lock file's.
+    """
+    from huggingface_hub import constants
+
+    # One line a request, with addresses that can be signed, is nothing for a log.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    locked = lock.entry(repository, subset).get("revision")
+    if revision and locked and revision != locked:
+        lock.record(repository, subset, revision=revision)  # raises
+    wanted = revision or locked
+    if constants.is_offline_mode():
+        dataset = _from_cache(repository, subset, wanted)
+    else:
+        dataset = _from_hub(repository, subset, wanted)
+    if wanted not in (None, dataset.revision):
+        raise UserError(
+            f"dataset {repository}: asked for commit {wanted}, the hub answered with "
+            f"{dataset.revision}: correct `revision`"
+        )
+    return dataset
+
+
+def _from_hub(repository: str, subset: str | None, revision: str | None) -> HubDataset:
+    """Ask the hub for the commit. `datasets` itself would retry for minutes without a network."""
+    from huggingface_hub import HfApi, errors
+
+    api = HfApi()
+    what = f"dataset {repository}"
+    try:
+        info = _within(
+            ANSWER_SECONDS,
+            lambda: api.dataset_info(repository, revision=revision, timeout=REQUEST_SECONDS),
+        )
+    except errors.GatedRepoError:
+        raise UserError(
+            f"{what} is gated: accept its terms on {api.endpoint} and set HF_TOKEN"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{what} has no commit {revision}: correct `revision`") from None
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+        raise UserError(
+            f"{what} is not on {api.endpoint}, or only for those with the right HF_TOKEN: correct "
+            "`repository`"
+        ) from None
+    except Exception as error:
+        raise UserError(
+            f"{what}: {api.endpoint} cannot be used ({_in_short(error)}); {WAYS_OUT}"
+        ) from error
+    assert info.sha is not None
+    return HubDataset(repository, subset, info.sha, _license(info.card_data), repository)
+
+
+def _from_cache(repository: str, subset: str | None, revision: str | None) -> HubDataset:
+    """Find the commit in the local cache of the hub's client, with all files of the subset."""
+    from huggingface_hub import DatasetCard, errors, get_cached_repo_tree, snapshot_download
+
+    try:
+        # The list of the commit's files, without which nobody can tell whether some are missing.
+        tree = get_cached_repo_tree(repository, repo_type="dataset", revision=revision)
+
+        def cached(patterns: list[str] | None) -> Path:
+            folder = snapshot_download(
+                repository,
+                repo_type="dataset",
+                revision=revision,
+                allow_patterns=patterns,
+                local_files_only=True,
+            )
+            return Path(folder)
+
+        card = None
+        if "README.md" in {file.path for file in tree}:
+            card = DatasetCard.load(cached(["README.md"]) / "README.md").data
+        folder = cached(_file_patterns(card.to_dict() if card else {}, subset))
+    except (
+        errors.CachedRepoTreeNotFoundError,
+        errors.LocalEntryNotFoundError,
+        errors.HFValidationError,
+    ) as error:
+        raise UserError(
+            f"dataset {repository} at {revision or 'its newest commit'} is not, or not wholly, in "
+            f"the Hugging Face cache ({type(error).__name__}), and HF_HUB_OFFLINE is set; fetch it "
+            f"where there is a network: `hf download {repository} --repo-type dataset`; {WAYS_OUT}"
+        ) from error
+    return HubDataset(repository, subset, folder.name, _license(card), str(folder))
+
+
+def _file_patterns(card: dict[str, Any], subset: str | None) -> list[str] | None:
+    """The data files of a subset as the dataset's card names them; None: not said, so all."""
+    patterns: list[str] = []
+    for config in card.get("configs") or []:
+        if subset is None or config.get("config_name") == subset:
+            files = config.get("data_files") or []
+            for entry in [files] if isinstance(files, str) else files:
+                paths = entry["path"] if isinstance(entry, dict) else entry
+                patterns += [paths] if isinstance(paths, str) else paths
+    return [*patterns, "README.md"] if patterns else None
+
+
+def _license(card: Any) -> str | None:
+    """The licence that a dataset's card states."""
+    stated = getattr(card, "license", None)
+    if isinstance(stated, list):
+        stated = ", ".join(map(str, stated))
+    return str(stated) if stated else None
+
+
+def _in_short(error: Exception) -> str:
+    """An error's kind and HTTP status: its full text may hold signed addresses."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, ValueError | RuntimeError) and status is None:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return type(error).__name__ + (f", HTTP {status}" if status else "")
+
+
+def _within(seconds: float, call: Callable[[], Any]) -> Any:
+    """The result of `call`, or TimeoutError; a call that hangs is left behind."""
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.extend((True, call()))
+        except Exception as error:
+            outcome.extend((False, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if len(outcome) < 2:
+        raise TimeoutError(f"no answer within {seconds:g} seconds")
+    succeeded, value = outcome
+    if not succeeded:
+        raise value
+    return value

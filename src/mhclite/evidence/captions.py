@@ -1,0 +1,194 @@
+"""What each figure and table shows, said once for both reports.
+
+`python -m mhclite.evidence.captions workflow/report` writes the captions of Snakemake's report;
+`render` gives the same text to report.html. Both fill in the study's numbers from its settings, of
+which Snakemake knows only those that the study file names: the rest are the defaults of
+`mhclite.study`.
+
+The texts are plain sentences: reStructuredText without any markup.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from mhclite.files import write_text
+from mhclite.study import Study
+
+
+def _setting(group: str, name: str) -> str:
+    """A setting of the study file as Jinja2, with its default."""
+    default = getattr(Study.model_fields[group].default, name)
+    return f'snakemake.config.get("{group}", {{}}).get("{name}", {default})'
+
+
+# Variable of the texts below -> its value as Jinja2. `snakemake.config` is the study file.
+_SEEDS = 'snakemake.config["seeds"] | length'
+_VARIABLES = {
+    "study": 'snakemake.config["name"]',
+    "variants": 'snakemake.config["variants"] | length',
+    "seeds": f'{_SEEDS} ~ " seed" ~ ("s" if {_SEEDS} != 1 else "")',
+    "level": f'"%.6g" | format(100 * {_setting("statistics", "confidence")})',
+    "window": _setting("stability", "fluctuation_window"),
+    "rounds": _setting("throughput", "rounds"),
+}
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A figure's or table's heading, its caption, and for a figure what is drawn (alt text)."""
+
+    title: str
+    text: str
+    alt: str = ""
+
+
+FIGURES = {
+    "loss_vs_depth": Caption(
+        "Final validation loss against depth",
+        "Validation loss at the end of training, by depth. Left: the loss itself, with one faint "
+        "point a seed ({{ seeds }}), their mean, and the {{ level }} % Student t interval of that "
+        "mean. Right: the loss minus that of the plain residual of the same seed (same batches, "
+        "same initial backbone), with the t interval of the paired difference; below 0 is better. "
+        "Runs that diverged have no final loss and are left out. Source: runs.csv.",
+        "Points with error bars, a group for each depth, a colour and marker for each variant; on "
+        "the right the same as differences around a line at zero, which is the plain residual.",
+    ),
+    "validation_loss": Caption(
+        "Validation loss over training",
+        "Top: loss on held-out text; the dotted lines are counting models of the same text. "
+        "Bottom: the loss minus that of the plain residual of the same seed at the same step, from "
+        "a quarter of training on. Bold: mean over the completed runs of {{ seeds }}; thin: each "
+        "seed; a cross is the last evaluation before a run diverged. No interval is drawn: that of "
+        "the last step is in the figure of final loss against depth. Source: curves.csv.",
+        "Falling curves that almost coincide; below them the differences to the plain residual, "
+        "one colour and line style for each variant.",
+    ),
+    "gradient_norm": Caption(
+        "Gradient norm and its fluctuation",
+        "Gradient norm before clipping over the last {{ window }} steps. Left: its mean in that "
+        "window with a band of one standard deviation within the window, as in the paper's Figure "
+        "2; the band is not an interval over seeds. Right: that standard deviation alone, the "
+        "fluctuation. Bold: mean over the completed runs of {{ seeds }}; thin: each seed; a cross "
+        "is where a run diverged. Source: curves.csv.",
+        "Curves with bands on a logarithmic axis, one colour and line style for each variant; "
+        "beside them the width of the bands as curves of their own.",
+    ),
+    "throughput": Caption(
+        "Training throughput",
+        "Training tokens per second, measured alone on the device. Bar: median of {{ rounds }} "
+        "timed rounds; whiskers: first and third quartile; dots: the rounds. In each round every "
+        "variant takes one training step; the number at a bar is the throughput relative to the "
+        "plain residual in the same round (median). Each variant is computed operator by operator, "
+        "as in the authors' code. Source: the files in throughput/.",
+        "Horizontal bars, one for each variant, a panel for each depth.",
+    ),
+    "row_sums": Caption(
+        "Row sums of the mixing matrices",
+        "How far the row sums of H_res lie from 1, per token of held-out text: all single matrices "
+        "(left), and their product over the whole depth (right). Operator orientation: a row holds "
+        "the weights that enter one output stream, so these are the column sums of the paper's "
+        "Figure 3. The axis is logarithmic to both sides, and linear in the grey band. Box, median "
+        "and whiskers are medians over {{ seeds }} of each seed's quantiles; the dots are the "
+        "extremes over all seeds. Source: the files in probes/.",
+        "Horizontal box plots around a line at exactly one, a row for each variant.",
+    ),
+    "sinkhorn_inputs": Caption(
+        "Inputs of the Sinkhorn-Knopp iterations",
+        "log(1/ν) of the matrices that mHC gives to the Sinkhorn-Knopp iterations on held-out "
+        "text, where ν is a matrix's smallest entry over its largest: all tokens and sub-layers of "
+        "{{ seeds }} together, as in the paper's Figure 4. The dashed line at 30 (1/ν of about "
+        "1e13) is the paper's threshold, beyond which 20 iterations leave a gap. Source: the files "
+        "in probes/.",
+        "Histogram with a dashed line at 30; the share above it is written beside the line.",
+    ),
+    "composite_gain": Caption(
+        "Composite gain over depth",
+        "Gain of the product of the first H_res matrices: the largest absolute row sum (left, "
+        "signals going forward) and column sum (right, gradients going back) of the product, mean "
+        "over the tokens of held-out text. Operator orientation. 1 keeps the size of a signal. "
+        "Bold: mean over {{ seeds }}; thin: each seed. Source: the files in probes/.",
+        "Curves over the number of matrices multiplied on a logarithmic axis, with a line at one.",
+    ),
+    "identity_distance": Caption(
+        "Distance of the mixing matrices from identity",
+        "Frobenius norm of H_res minus the identity in each sub-layer of the trained models, mean "
+        "over the tokens of held-out text; 0 means that the streams are not mixed. Sub-layers "
+        "alternate between attention and MLP, from the input to the output. Bold: mean over "
+        "{{ seeds }}; thin: each seed. Source: the files in probes/.",
+        "Curves over the sub-layers on a logarithmic axis, one colour and line style a variant.",
+    ),
+}
+
+TABLES = {
+    "results": Caption(
+        "Validation loss at the end of training",
+        "Final validation loss and bits per byte by corpus, depth and variant: mean over the "
+        "completed runs of {{ seeds }} with the half-width of the {{ level }} % Student t "
+        "interval, and the difference to the plain residual paired by seed. Unigram and bigram "
+        "are counting models of the same text. Source: runs.csv.",
+    ),
+    "stability": Caption(
+        "Stability of training and of the mixing over depth",
+        "Spikes of loss and gradient norm, diverged runs, the gradient norm over the last "
+        "{{ window }} steps, and what H_res (operator orientation) does on held-out text, over "
+        "{{ seeds }}. Source: runs.csv.",
+    ),
+    "parameters": Caption(
+        "Parameters, arithmetic and speed",
+        "Parameters, FLOPs per token, throughput, step time relative to the plain residual and "
+        "peak memory of every variant; medians and quartiles over {{ rounds }} timed rounds. "
+        "Source: the files in throughput/.",
+    ),
+}
+
+REPORT = Caption(
+    "The whole study on one page",
+    "Results, figures with captions, methods, hardware, versions, and how to make each number "
+    "again. The page is one file that needs neither network nor the other files.",
+)
+
+STUDY = Caption(
+    "The study",
+    "A replication of mHC-lite (arXiv 2601.05732). The study {{ study }} trains a small GPT with "
+    "each of {{ variants }} kinds of residual connection, {{ seeds }} a kind, corpus and depth, "
+    "and compares loss, stability, mixing matrices and cost. The first entry, the whole study on "
+    "one page, is the report to read; the others are its figures and tables one by one.",
+)
+
+# Caption by file name, without .rst, of Snakemake's report. `study` is the description on its
+# front page.
+ALL = {**FIGURES, **TABLES, "report": REPORT, "study": STUDY}
+
+
+def template(caption: Caption) -> str:
+    """The caption as Snakemake reads it: Jinja2 that gives reStructuredText."""
+    used = [name for name in _VARIABLES if f"{{{{ {name} }}}}" in caption.text]
+    head = "".join(f"{{%- set {name} = {_VARIABLES[name]} -%}}\n" for name in used)
+    return f"{head}{textwrap.fill(caption.text, 99, break_on_hyphens=False)}\n"
+
+
+def render(caption: Caption, settings: dict[str, Any]) -> str:
+    """The caption with a study's numbers, as one line of plain text."""
+    environment = Environment(undefined=StrictUndefined)
+    text = environment.from_string(template(caption)).render(
+        snakemake=SimpleNamespace(config=settings)
+    )
+    return " ".join(text.split())
+
+
+def files() -> dict[str, str]:
+    """File name -> content, of the captions of Snakemake's report."""
+    return {f"{name}.rst": template(caption) for name, caption in ALL.items()}
+
+
+if __name__ == "__main__":
+    for name, content in files().items():
+        write_text(Path(sys.argv[1]) / name, content)

@@ -1,0 +1,229 @@
+"""Figures of how H_res is distributed, from the mixing probe of the trained models.
+
+H_res is in operator orientation: row t holds the weights that enter output stream t. What the
+papers call column sums are the row sums here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from mhclite.evidence.figures_training import cell_title, divergence_note
+from mhclite.evidence.results import Results
+from mhclite.evidence.style import (
+    FAINT,
+    INK,
+    colour,
+    empty_figure,
+    grid,
+    remark,
+    wrapped_grid,
+)
+
+FloatArray = npt.NDArray[np.float64]
+
+ROUNDING = 1e-6  # deviations below this are rounding of 32-bit numbers
+SINKHORN_LIMIT = 30  # log(1/nu) above which 20 Sinkhorn iterations leave a gap
+H_RES = r"$H_\mathrm{res}$"
+NO_PROBES = "No multi-stream run reached its last step, so there is no H_res to show."
+
+
+def probed(results: Results) -> list[tuple[str, str]]:
+    """(corpus, model) of the cells in which at least one run was probed."""
+    return [
+        (corpus, model)
+        for corpus in results.corpora
+        for model in results.models
+        if any(results.mixing_probes(corpus, model, variant) for variant in results.variants)
+    ]
+
+
+def pooled_quantiles(quantiles: list[list[float]], levels: list[float]) -> dict[str, Any]:
+    """Statistics of a box (for `Axes.bxp`) from each seed's quantiles.
+
+    Box, median and whiskers (0.1 % and 99.9 %) are medians over the seeds of each seed's quantile;
+    the two single points are the extremes over all seeds.
+    """
+    table = np.array(quantiles)
+    middle = dict(zip(levels, np.median(table, axis=0).tolist(), strict=True))
+    return {
+        "whislo": middle[0.001],
+        "q1": middle[0.25],
+        "med": middle[0.5],
+        "q3": middle[0.75],
+        "whishi": middle[0.999],
+        "fliers": [table[:, levels.index(0)].min(), table[:, levels.index(1)].max()],
+    }
+
+
+def _deviation_axis(axes: Axes, largest: float) -> None:
+    """x axis of `sum - 1`: linear within rounding, logarithmic to both sides beyond."""
+    axes.set_xscale("symlog", linthresh=ROUNDING, linscale=0.7)
+    top = max(-3, math.ceil(math.log10(max(largest, ROUNDING))))
+    low = round(math.log10(ROUNDING)) + 2
+    exponents = range(low, top + 1, max(2, math.ceil((top - low) / 4)))
+    ticks = [0.0, *(sign * 10.0**k for k in exponents for sign in (-1, 1))]
+    axes.xaxis.set_major_locator(FixedLocator(sorted(ticks)))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+    def label(value: float, _: Any) -> str:
+        if value == 0:
+            return "0"
+        exponent = round(math.log10(abs(value)))
+        number = f"$10^{{{exponent}}}$" if exponent not in (0, 1) else f"{10**exponent}"
+        return f"{'+' if value > 0 else '−'}{number}"
+
+    axes.xaxis.set_major_formatter(FuncFormatter(label))
+    axes.set_xlim(-(10.0**top) * 2, 10.0**top * 2)
+
+
+def row_sums(results: Results, confidence: float) -> Figure:
+    """Distribution of the row sums of H_res: of single matrices, and of the product over depth."""
+    cells = probed(results)
+    if not cells:
+        return empty_figure(NO_PROBES)
+    variants = [variant for variant in results.variants if variant != "residual"]
+    figure, axes = grid(len(cells), 2, 0.75 + 0.22 * len(variants), sharey=True)
+    largest = results.runs[["single_max_deviation", "product_max_deviation"]].max().max()
+    for row, (corpus, model) in enumerate(cells):
+        boxes: list[list[dict[str, Any]]] = [[], []]
+        drawn = []
+        for place, variant in enumerate(variants):
+            probes = list(results.mixing_probes(corpus, model, variant).values())
+            if not probes:
+                continue
+            drawn.append((place, variant))
+            levels = probes[0]["quantile_levels"]
+            single = [probe["single"]["row_sum_all"] for probe in probes]
+            product = [probe["product"]["row_sum"][-1] for probe in probes]
+            for kind, sums in zip(boxes, (single, product), strict=True):
+                deviations = (np.array(sums) - 1).tolist()
+                kind.append(pooled_quantiles(deviations, levels))
+        for panel, kind, title, what in zip(
+            axes[row],
+            boxes,
+            ("single", "product over depth"),
+            (H_RES, f"the product of {H_RES}"),
+            strict=True,
+        ):
+            panel.axvspan(-ROUNDING, ROUNDING, color="#eeeeee", zorder=0)
+            panel.axvline(0, color=FAINT, linewidth=0.8)
+            for (place, variant), box in zip(drawn, kind, strict=True):
+                _box(panel, place, variant, box)
+            panel.set_yticks(range(len(variants)), [results.label(v) for v in variants])
+            panel.set_ylim(len(variants) - 0.4, -0.6)
+            panel.tick_params(axis="y", length=0)
+            panel.grid(visible=False, axis="y")
+            _deviation_axis(panel, float(largest))
+            panel.set(
+                title=f"{cell_title(results, corpus, model)}: {title}",
+                xlabel=f"row sum of {what}, minus 1",
+            )
+        remark(axes[row, 0], divergence_note(results, corpus, model))
+    figure.legend(
+        handles=[
+            Line2D([], [], color=FAINT, label="1 exactly"),
+            Patch(color="#eeeeee", label="rounding of 32-bit numbers"),
+            Patch(facecolor="#bbbbbb", edgecolor=INK, linewidth=0.6, label="middle half, median"),
+            Line2D([], [], color=INK, marker="|", label="0.1 % to 99.9 %"),
+            Line2D([], [], color=INK, marker=".", linestyle="none", label="least, largest"),
+        ],
+        loc="outside upper center",
+        ncols=5,
+        columnspacing=1.1,
+    )
+    return figure
+
+
+def _box(axes: Axes, place: int, variant: str, box: dict[str, Any]) -> None:
+    """One horizontal box from its statistics."""
+    axes.bxp(
+        [box],
+        positions=[place],
+        widths=0.6,
+        orientation="horizontal",
+        patch_artist=True,
+        manage_ticks=False,
+        boxprops={"facecolor": colour(variant), "edgecolor": INK, "linewidth": 0.6, "alpha": 0.85},
+        medianprops={"color": INK, "linewidth": 1},
+        whiskerprops={"color": INK, "linewidth": 0.7},
+        capprops={"color": INK, "linewidth": 0.7},
+        flierprops={
+            "marker": ".",
+            "markersize": 3.5,
+            "markerfacecolor": INK,
+            "markeredgewidth": 0,
+        },
+    )
+
+
+def sinkhorn_histogram(probes: list[dict[str, Any]]) -> tuple[FloatArray, FloatArray, float, float]:
+    """Edges, share of inputs a bin, share above the limit, largest log(1/nu), over all seeds.
+
+    The probe's last bin is open where it gives as many edges as counts: it is closed here one
+    width further.
+    """
+    inputs = [probe["sinkhorn_input"] for probe in probes]
+    edges = np.array(inputs[0]["bin_edges"], dtype=np.float64)
+    counts = np.sum([entry["counts"] for entry in inputs], axis=0).astype(np.float64)
+    if len(edges) == len(counts):
+        edges = np.append(edges, 2 * edges[-1] - edges[-2])
+    # Every seed's probe has the same number of inputs.
+    above = float(np.mean([entry["share_above_30"] for entry in inputs]))
+    return edges, counts / counts.sum(), above, max(entry["max"] for entry in inputs)
+
+
+def sinkhorn_inputs(results: Results, confidence: float) -> Figure:
+    """Histogram of log(1/nu) of mhc's Sinkhorn inputs."""
+    if "mhc" not in results.variants:
+        return empty_figure("mHC is not in this study: no other variant uses Sinkhorn iterations.")
+    cells = [
+        (corpus, model)
+        for corpus, model in probed(results)
+        if results.mixing_probes(corpus, model, "mhc")
+    ]
+    if not cells:
+        return empty_figure("No mHC run reached its last step.")
+    figure, panels = wrapped_grid(len(cells), 2.2)
+    for panel, (corpus, model) in zip(panels, cells, strict=True):
+        probes = list(results.mixing_probes(corpus, model, "mhc").values())
+        edges, shares, above, highest = sinkhorn_histogram(probes)
+        sns.histplot(
+            x=edges[:-1],
+            weights=100 * shares,
+            bins=edges.tolist(),
+            color=colour("mhc"),
+            alpha=0.8,
+            edgecolor="white",
+            linewidth=0.3,
+            ax=panel,
+        )
+        panel.axvline(SINKHORN_LIMIT, color=INK, linewidth=1, linestyle=(0, (3, 2)))
+        panel.annotate(
+            f"{100 * above:.3g} % above {SINKHORN_LIMIT}\nlargest {highest:.1f}",
+            (SINKHORN_LIMIT, 0.98),
+            xycoords=("data", "axes fraction"),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="top",
+            fontsize=7,
+        )
+        panel.set(
+            title=cell_title(results, corpus, model),
+            xlabel="log(1/ν) of a Sinkhorn input",
+            ylabel="share of inputs (%)",
+            xlim=(0, max(1.4 * SINKHORN_LIMIT, min(highest, edges[-1]) * 1.05)),
+            ylim=(0, 130 * shares.max()),  # room for the text above the bars
+        )
+        remark(panel, divergence_note(results, corpus, model, ["mhc"]))
+    return figure

@@ -1,0 +1,197 @@
+"""The report's methods in words, made from study.json: settings, corpora, statistics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mhclite.evidence.results import Results
+from mhclite.evidence.table_format import percent_of
+
+# What each variant is, for readers who know none of the papers.
+VARIANT_NOTES = {
+    "residual": "The ordinary residual connection: one stream, to which each sub-layer adds its "
+    "output. The baseline.",
+    "identity": "Several streams that each sub-layer reads and writes with learned weights, but "
+    "that are never mixed with each other (H_res is the identity). It shows what mixing itself "
+    "buys.",
+    "hc": "Hyper-Connections (arXiv 2409.19606): the streams are mixed by an unconstrained matrix "
+    "H_res, computed for each token.",
+    "mhc": "Manifold-constrained Hyper-Connections (arXiv 2512.24880): Sinkhorn-Knopp iterations "
+    "bring H_res close to a doubly stochastic matrix (all rows and columns sum to 1).",
+    "mhc_lite": "The method replicated here (arXiv 2601.05732): H_res is a convex combination of "
+    "all permutation matrices, and so exactly doubly stochastic.",
+    "kromhc": "H_res is a Kronecker product of doubly stochastic 2 × 2 matrices (arXiv "
+    "2601.21579): exactly doubly stochastic, with few parameters.",
+    "jpmhc": "H_res is orthogonal, through a Cayley transform (arXiv 2602.18308).",
+}
+
+Entry = tuple[str, str]  # a term and its description
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """`1 seed`, `2 seeds`, `10,000 steps`."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def listed(names: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def tokens_per_run(results: Results, model: str) -> int:
+    """Training tokens of one run."""
+    training = results.settings["training"]
+    block_size = results.settings["models"][model]["block_size"]
+    return int(training["steps"] * training["batch_size"] * block_size)
+
+
+def corpus_text(results: Results, corpus: str) -> str:
+    """What a corpus is, how much of it there is, how it was split and cut into tokens."""
+    manifest = results.manifest(corpus)
+    source, tokenizer = manifest["source"], manifest["tokenizer"]
+    description = source["description"].rstrip(".")
+    parts = [f"{description[:1].upper()}{description[1:]}."]
+    if source.get("repository"):
+        parts.append(f"Repository {source['repository']}, revision {source['revision']}.")
+    if source.get("license"):
+        parts.append(f"License: {source['license']}.")
+    for name in ("train", "validation"):
+        part = manifest[name]
+        use = "Training" if name == "train" else "Validation"
+        parts.append(
+            f"{use}: {counted(part['documents'], 'document')}, {counted(part['bytes'], 'byte')} "
+            f"of text, {counted(part['tokens'], 'token')}."
+        )
+    split = manifest["split"]
+    parts.append(
+        f"Documents are assigned by {split['rule']}; validation fraction "
+        f"{split['validation_fraction']:g}."
+    )
+    kind = {"bpe": "byte-level BPE trained on the training part", "gpt2": "GPT-2's BPE"}
+    parts.append(
+        f"Tokenizer: {kind[tokenizer['kind']]}, {tokenizer['n_tokens']:,} tokens in use, embedding "
+        f"of {tokenizer['vocab_size']:,}. Digest of the tokens: {manifest['digest'][:16]}."
+    )
+    return " ".join(parts)
+
+
+def training_text(results: Results) -> str:
+    """The training loop in words."""
+    training = results.settings["training"]
+    clip = training["grad_clip"]
+    clipping = f"gradients clipped to a norm of {clip:g}" if clip else "no gradient clipping"
+    parts = [
+        f"Each run takes {counted(training['steps'], 'step')} of AdamW (betas "
+        f"{listed([f'{beta:g}' for beta in training['betas']])}, weight decay "
+        f"{training['weight_decay']:g}) on {counted(training['batch_size'], 'sequence')} a step, "
+        f"with {clipping}.",
+        f"The learning rate rises linearly over {counted(training['warmup_steps'], 'step')} and "
+        f"falls along a cosine to {training['min_lr_ratio']:g} of its peak.",
+        f"Precision {training['precision']}, device {training['device']}, "
+        f"{counted(training['processes'], 'process', 'processes')} of "
+        f"{counted(training['threads'], 'CPU thread')}.",
+        "The variants of one seed see the same batches in the same order and start from the same "
+        "backbone.",
+        f"Validation loss is taken every {counted(training['evaluation_interval'], 'step')} on "
+        f"{counted(training['evaluation_sequences'], 'window')} of held-out text, the same every "
+        "time. A run whose loss or gradient norm becomes non-finite ends there, as diverged.",
+    ]
+    return " ".join(parts)
+
+
+def connections_text(results: Results) -> str:
+    """Options of the residual variants in words."""
+    settings = results.settings["connections"]
+    parts = [f"Every variant but the plain residual has {settings['n_streams']} residual streams."]
+    if "mhc" in results.variants:
+        iterations = counted(settings["sinkhorn_iterations"], "Sinkhorn-Knopp iteration")
+        parts.append(f"{results.label('mhc')}: {iterations}.")
+    if "jpmhc" in results.variants:
+        iterations = settings["cayley_iterations"]
+        how = f"{counted(iterations, 'iteration')} of the Cayley transform"
+        parts.append(
+            f"{results.label('jpmhc')}: {how if iterations else 'Cayley transform solved exactly'}."
+        )
+    return " ".join(parts)
+
+
+def measurement_text(results: Results) -> str:
+    """Probe, stability rule and throughput in words."""
+    settings = results.settings
+    stability, timing = settings["stability"], settings["throughput"]
+    return (
+        f"H_res is measured on the trained models, token by token, in "
+        f"{counted(settings['probe']['sequences'], 'window')} of held-out text, in operator "
+        "orientation: row t holds the weights that enter output stream t. A spike is a loss or "
+        f"gradient norm more than {stability['spike_sigmas']:g} standard deviations above the mean "
+        f"of the {stability['spike_window']} values before it; mean and fluctuation of the "
+        f"gradient norm are taken over {counted(stability['fluctuation_window'], 'step')}. "
+        "Throughput is measured with the device to itself: in each of "
+        f"{counted(timing['rounds'], 'round')}, after {timing['warmup_rounds']} not counted, every "
+        "variant takes one training step in turn."
+    )
+
+
+def statistics_text(results: Results) -> str:
+    """How uncertainty is stated."""
+    seeds = results.seeds
+    level = percent_of(results.confidence)
+    text = (
+        f"{counted(len(seeds), 'seed')} ({', '.join(map(str, seeds))}). Intervals are two-sided "
+        f"{level} Student t intervals over seeds. Variants are compared with the plain residual by "
+        "differences within a seed, which cancel what the seed does to all variants. Diverged runs "
+        "are counted and are in no mean. Nothing is corrected for the number of comparisons."
+    )
+    if len(seeds) == 1:
+        text += " With a single seed there is no interval: a difference may be chance."
+    return text
+
+
+def introduction(results: Results) -> str:
+    """What was compared, on what, how often."""
+    runs = results.runs
+    diverged = int((runs["status"] == "diverged").sum())
+    others = [results.label(variant) for variant in results.variants if variant != "residual"]
+    ended = f"{diverged} of the runs diverged" if diverged else "none of the runs diverged"
+    return (
+        "The same small GPT is trained with different ways of carrying information past its "
+        "layers: the plain residual connection, and hyper-connections, which widen it to several "
+        f"streams ({', '.join(others) or 'none in this study'}). The study belongs to a "
+        "replication of mHC-lite (arXiv 2601.05732). "
+        f"{counted(len(runs), 'training run')} over "
+        f"{counted(len(results.corpora), 'corpus', 'corpora')} ({listed(results.corpora)}), "
+        f"{counted(len(results.models), 'model size')} "
+        f"({listed([results.model_label(model) for model in results.models])}) and "
+        f"{counted(len(results.seeds), 'seed')}; {ended}."
+    )
+
+
+def methods(results: Results) -> list[Entry]:
+    """Terms and their descriptions, in the order of the report."""
+    return [
+        *((f"Corpus {corpus}", corpus_text(results, corpus)) for corpus in results.corpora),
+        ("Training", training_text(results)),
+        ("Residual variants", connections_text(results)),
+        ("Measurements", measurement_text(results)),
+        ("Statistics", statistics_text(results)),
+    ]
+
+
+def model_rows(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of the table of model sizes."""
+    headings = [
+        *("Model", "Layers", "Heads", "Width", "Context (tokens)"),
+        *("Peak learning rate", "Training tokens per run"),
+    ]
+    rows = []
+    for name in results.models:
+        model: dict[str, Any] = results.settings["models"][name]
+        rows.append(
+            [
+                name,
+                *(f"{model[key]:,}" for key in ("n_layer", "n_head", "n_embd", "block_size")),
+                f"{model['learning_rate']:g}",
+                f"{tokens_per_run(results, name):,}",
+            ]
+        )
+    return headings, rows

@@ -1,0 +1,131 @@
+"""Where the report's numbers come from: hardware, versions and commits, and how to redo them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from mhclite.evidence.report_methods import counted
+from mhclite.evidence.results import Results
+from mhclite.files import read_jsonl
+from mhclite.measure.inputs import read_schema
+
+
+def _commit(provenance: dict[str, Any]) -> str:
+    git = provenance["git"]
+    if git["commit"] is None:
+        return "unknown (not run from a git checkout)"
+    return str(git["commit"]) + (" with uncommitted changes" if git["dirty"] else "")
+
+
+def hardware_text(hardware: dict[str, Any]) -> str:
+    """Processor, cores, memory and, where there is one, the GPU."""
+    parts = []
+    if hardware.get("gpu"):
+        parts.append(f"{hardware.get('gpus', 1)} × {hardware['gpu']}")
+    parts.append(f"{hardware['cpu']}, {counted(hardware['cores'], 'core')}")
+    if hardware.get("memory_gib") is not None:
+        parts.append(f"{hardware['memory_gib']:g} GiB memory")
+    return ", ".join(parts)
+
+
+# Row of the table -> the value of one run.json.
+_FACTS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "Commit": lambda run: _commit(run["provenance"]),
+    "Hardware": lambda run: hardware_text(run["provenance"]["hardware"]),
+    "Platform": lambda run: str(run["provenance"]["platform"]),
+    "Versions": lambda run: ", ".join(
+        f"{name} {version}" for name, version in run["provenance"]["versions"].items()
+    ),
+}
+
+
+def origin_rows(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of the table of provenance.
+
+    A row a fact where all runs agree; where they differ, one for each value with its runs.
+    """
+    described = {
+        run: read_schema(
+            results.folder / "runs" / run / "run.json", f"the description of run {run}", "train"
+        )
+        for run in results.runs["run"]
+    }
+    rows = []
+    for fact, value_of in _FACTS.items():
+        runs_of: dict[str, list[str]] = {}
+        for run, description in described.items():
+            runs_of.setdefault(value_of(description), []).append(run)
+        for value, runs in runs_of.items():
+            everywhere = len(runs) == len(described)
+            names = f"{len(runs)} of {len(described)}: {', '.join(runs)}"
+            rows.append([fact, value, f"all {len(runs)}" if everywhere else names])
+    if dates := training_dates(results):
+        rows.append(["Trained (UTC)", dates, f"all {len(described)}"])
+    return ["Fact", "Value", "Runs"], rows
+
+
+def training_dates(results: Results) -> str:
+    """First and last day of training, from the timing files; empty where there are none."""
+    walls: list[float] = []
+    for run in results.runs["run"]:
+        path = results.folder / "runs" / run / "timing.jsonl"
+        if path.is_file() and (lines := read_jsonl(path)):
+            walls += [lines[0]["wall"], lines[-1]["wall"]]
+    if not walls:
+        return ""
+    days = [
+        datetime.fromtimestamp(wall, UTC).date().isoformat() for wall in (min(walls), max(walls))
+    ]
+    return days[0] if days[0] == days[1] else f"{days[0]} to {days[1]}"
+
+
+def rerun_rows(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows: a kind of number, the file that has it, the command that makes it again.
+
+    Commands are for the root of the repository; RUN and MODEL stand for a run and a model.
+    """
+    folder = f"results/{results.name}"
+    level = f"{results.confidence:g}"
+    again = "snakemake --cores all --configfile STUDY.yaml"
+    rows = [
+        ["everything that is missing or outdated", f"{folder}/", again],
+        [
+            "loss, gradient norm and speed of one run",
+            f"{folder}/runs/RUN/metrics.jsonl, summary.json",
+            f"{again} --force {folder}/runs/RUN/summary.json",
+        ],
+        [
+            "H_res of one run: row sums, gain, log(1/ν), distance from identity",
+            f"{folder}/probes/RUN.json",
+            f"{again} --force {folder}/probes/RUN.json",
+        ],
+        [
+            "throughput, memory, FLOPs of one model size",
+            f"{folder}/throughput/MODEL.json",
+            f"{again} --force {folder}/throughput/MODEL.json",
+        ],
+        [
+            "spikes and gradient-norm fluctuation",
+            f"{folder}/stability.json",
+            f"{again} --force {folder}/stability.json",
+        ],
+        [
+            "one row a run, curves",
+            f"{folder}/runs.csv, curves.csv",
+            f"{again} --force {folder}/runs.csv",
+        ],
+        [
+            "means, intervals, differences",
+            f"{folder}/tables/",
+            f"python -m mhclite tables --results {folder} --confidence {level}",
+        ],
+        [
+            "figures",
+            f"{folder}/figures/",
+            f"python -m mhclite figures --results {folder} --confidence {level}",
+        ],
+        ["this page", f"{folder}/report.html", f"python -m mhclite report --results {folder}"],
+    ]
+    return ["Number", "File", "Command"], rows

@@ -1,0 +1,237 @@
+"""A study's results as every figure, table and report reads them.
+
+`collect` writes study.json, runs.csv and curves.csv; `load_results` reads them back together with
+the probes and the throughput measurements. The columns of both tables are defined here, once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mhclite.errors import UserError
+from mhclite.measure.inputs import read_schema
+
+# column -> pandas type. "order" becomes an ordered categorical in the study's order.
+# Losses in nats per token; `seconds` of training; counts are integers, empty where there is none.
+RUN_COLUMNS = {
+    "run": "str",
+    "corpus": "order",
+    "model": "order",
+    "n_layer": "int64",
+    "n_embd": "int64",
+    "variant": "order",
+    "n_streams": "int64",
+    "seed": "int64",
+    "status": "str",  # completed | diverged
+    "steps": "int64",
+    "diverged_step": "Int64",
+    "tokens": "int64",
+    "train_loss": "float64",
+    "validation_loss": "float64",  # at the end of training; none if it diverged
+    "validation_bits_per_byte": "float64",
+    "best_validation_loss": "float64",
+    "seconds": "float64",
+    "tokens_per_second": "float64",
+    "parameters": "int64",
+    "connection_parameters": "int64",
+    "loss_spikes": "int64",
+    "grad_norm_spikes": "int64",
+    "spikes_per_1000_steps": "float64",  # empty: too few steps for a verdict
+    "grad_norm_mean": "float64",
+    "grad_norm_fluctuation": "float64",
+    "single_max_deviation": "float64",
+    "product_max_deviation": "float64",
+    "gain_forward": "float64",
+    "gain_backward": "float64",
+    "sinkhorn_share_above_30": "float64",
+    "identity_distance": "float64",
+    "unigram": "float64",
+    "bigram": "float64",
+    "key": "str",
+}
+
+CURVE_COLUMNS = {
+    "run": "str",
+    "corpus": "order",
+    "model": "order",
+    "variant": "order",
+    "seed": "int64",
+    "step": "int64",  # 0: evaluated before training, no loss
+    "tokens": "int64",
+    "loss": "float64",
+    "grad_norm": "float64",  # before clipping
+    "learning_rate": "float64",
+    "validation_loss": "float64",  # on evaluation steps
+    "validation_bits_per_byte": "float64",
+    "grad_norm_window_mean": "float64",  # empty until the window is full
+    "grad_norm_window_sd": "float64",
+}
+
+
+@dataclass(frozen=True)
+class Results:
+    """One study's results.
+
+    Lists and categories follow the study's order. `runs` has the columns of `RUN_COLUMNS` and one
+    row a run; `curves` those of `CURVE_COLUMNS` and one row a step kept. `probes` has an entry for
+    every run; those of the plain residual and of diverged runs carry `skipped` and no arrays.
+    """
+
+    folder: Path
+    study: dict[str, Any]  # content of study.json
+    runs: pd.DataFrame
+    curves: pd.DataFrame
+    probes: dict[str, dict[str, Any]]  # run -> content of probes/<run>.json
+    throughput: dict[str, dict[str, Any]]  # model -> content of throughput/<model>.json
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return str(self.study["name"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The study file with its defaults filled in (`Study.model_dump`)."""
+        return dict(self.study["study"])
+
+    @property
+    def corpora(self) -> list[str]:
+        """Corpora."""
+        return list(self.settings["corpora"])
+
+    @property
+    def models(self) -> list[str]:
+        """Model sizes."""
+        return list(self.settings["models"])
+
+    @property
+    def variants(self) -> list[str]:
+        """Residual variants."""
+        return list(self.settings["variants"])
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds."""
+        return list(self.settings["seeds"])
+
+    @property
+    def confidence(self) -> float:
+        """Level of the study's intervals, e.g. 0.95."""
+        return float(self.settings["statistics"]["confidence"])
+
+    def label(self, variant: str) -> str:
+        """A variant's name for readers, e.g. mHC-lite."""
+        return str(self.study["labels"][variant])
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """variant -> its name for readers."""
+        return {variant: self.label(variant) for variant in self.variants}
+
+    def n_layer(self, model: str) -> int:
+        """Blocks of a model size."""
+        return int(self.settings["models"][model]["n_layer"])
+
+    def model_label(self, model: str) -> str:
+        """A model size for readers: its depth, with the width where two sizes share a depth."""
+        layers = self.n_layer(model)
+        label = f"{layers} layer" + "s" * (layers != 1)
+        if [self.n_layer(other) for other in self.models].count(layers) > 1:
+            label += f", {self.settings['models'][model]['n_embd']} wide"
+        return label
+
+    def manifest(self, corpus: str) -> dict[str, Any]:
+        """Manifest of a prepared corpus."""
+        return dict(self.study["corpora"][corpus]["manifest"])
+
+    @cached_property
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """corpus -> {"unigram", "bigram"}: validation loss of counting models, nats per token."""
+        return {corpus: dict(self.manifest(corpus)["baselines"]) for corpus in self.corpora}
+
+    def bits_per_byte(self, corpus: str, loss: float) -> float:
+        """A validation loss in nats per token as bits per byte of text."""
+        validation = self.manifest(corpus)["validation"]
+        return float(loss * validation["tokens"] / validation["bytes"] / math.log(2))
+
+    def mixing_probes(self, corpus: str, model: str, variant: str) -> dict[int, dict[str, Any]]:
+        """seed -> probe of one cell of the grid, without the runs that have no arrays."""
+        cell = self.runs[
+            (self.runs.corpus == corpus)
+            & (self.runs.model == model)
+            & (self.runs.variant == variant)
+        ]
+        return {
+            int(seed): self.probes[run]
+            for run, seed in zip(cell["run"], cell["seed"], strict=True)
+            if "skipped" not in self.probes[run]
+        }
+
+
+def _read_table(path: Path, columns: dict[str, str], orders: dict[str, list[str]]) -> pd.DataFrame:
+    """Read one of the collected CSV files with its column types."""
+    types = {name: "str" if kind == "order" else kind for name, kind in columns.items()}
+    try:
+        # Only an empty field is missing: a corpus may be called "nan" or "null".
+        table = pd.read_csv(
+            path,
+            dtype=types,
+            keep_default_na=False,
+            na_values=[""],
+        )
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; `python -m mhclite collect` writes it") from None
+    except ValueError as error:  # pandas' parser errors are ValueErrors
+        raise UserError(f"{path} cannot be read as a table: {error}") from None
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise UserError(
+            f"{path} lacks the column {missing[0]!r}: it is from another version of mhclite; "
+            "write it again with `python -m mhclite collect`"
+        )
+    for name, order in orders.items():
+        unknown = sorted(set(table[name]) - set(order))
+        if unknown:
+            raise UserError(
+                f"{path} has the {name} {unknown[0]!r}, which study.json beside it does not know; "
+                "write both again with `python -m mhclite collect`"
+            )
+        table[name] = pd.Categorical(table[name], categories=order, ordered=True)
+    return table
+
+
+def load_results(folder: str | Path) -> Results:
+    """Read results/<study>; a missing or outdated file is a `UserError` that names it."""
+    folder = Path(folder)
+    study = read_schema(folder / "study.json", "the study's description", "collect")
+    settings = study["study"]
+    orders = {
+        "corpus": list(settings["corpora"]),
+        "model": list(settings["models"]),
+        "variant": list(settings["variants"]),
+    }
+    runs = _read_table(folder / "runs.csv", RUN_COLUMNS, orders)
+    return Results(
+        folder=folder,
+        study=study,
+        runs=runs,
+        curves=_read_table(folder / "curves.csv", CURVE_COLUMNS, orders),
+        probes={
+            run: read_schema(folder / "probes" / f"{run}.json", f"the probe of run {run}", "probe")
+            for run in runs["run"]
+        },
+        throughput={
+            model: read_schema(
+                folder / "throughput" / f"{model}.json",
+                f"the throughput of model {model}",
+                "throughput",
+            )
+            for model in orders["model"]
+        },
+    )

@@ -1,0 +1,159 @@
+"""Means over seeds with Student t intervals, and differences paired by seed.
+
+With five seeds a bootstrap interval is little more than the range of the values, so intervals come
+from the t distribution. Variants of one seed share data order and initial backbone, so variants
+are compared by their differences seed by seed: what a seed does to all variants cancels.
+
+A diverged run has no final loss. It is counted, and is never part of a mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+REFERENCE = "residual"  # the variant that the others are compared with
+INTERVAL_COLUMNS = ("n", "mean", "sd", "half_width", "low", "high")
+CELL = ("corpus", "model", "variant")  # a cell of the grid: runs that differ in their seed only
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over n values and its two-sided Student t interval, mean +- half_width."""
+
+    n: int
+    mean: float | None  # None for n = 0
+    sd: float | None  # sample standard deviation (n - 1); None for n < 2
+    half_width: float | None  # None for n < 2: one value says nothing about its spread
+
+    @property
+    def low(self) -> float | None:
+        """Lower end."""
+        return None if self.mean is None or self.half_width is None else self.mean - self.half_width
+
+    @property
+    def high(self) -> float | None:
+        """Upper end."""
+        return None if self.mean is None or self.half_width is None else self.mean + self.half_width
+
+    def excludes_zero(self) -> bool:
+        """Whether there is an interval and 0 lies outside it."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+
+def t_interval(values: Iterable[float], confidence: float = 0.95) -> Interval:
+    """Mean of finite values (one a seed) and the interval that covers the true mean with
+    probability `confidence` if the values are independent and normal.
+    """
+    sample = np.fromiter(values, dtype=np.float64)
+    assert np.isfinite(sample).all(), sample
+    assert 0 < confidence < 1, confidence
+    n = sample.size
+    if n == 0:
+        return Interval(0, None, None, None)
+    mean = float(sample.mean())
+    if n == 1:
+        return Interval(1, mean, None, None)
+    quantile = float(stats.t.ppf((1 + confidence) / 2, df=n - 1))
+    return Interval(n, mean, float(sample.std(ddof=1)), quantile * float(stats.sem(sample)))
+
+
+def interval_columns(interval: Interval) -> dict[str, float | int]:
+    """An interval as `INTERVAL_COLUMNS` of a table; NaN for None."""
+    values = {name: getattr(interval, name) for name in INTERVAL_COLUMNS}
+    return {name: math.nan if value is None else value for name, value in values.items()}
+
+
+def summarise(
+    runs: pd.DataFrame,
+    by: Sequence[str] = CELL,
+    value: str = "validation_loss",
+    confidence: float = 0.95,
+    include_diverged: bool = False,
+) -> pd.DataFrame:
+    """One row a group of runs: the columns of `by`, n, mean, sd, half_width, low, high, n_diverged.
+
+    n counts the runs in the mean: those completed, with a finite value. Groups come in the order
+    of the categories; combinations without a run are left out. `include_diverged` is for what is
+    measured over all steps of a run, such as spikes, and so exists for a diverged run too.
+    """
+    rows: list[dict[str, Any]] = []
+    for key, group in runs.groupby(list(by), observed=True, sort=True):
+        diverged = group["status"] == "diverged"
+        values = (group if include_diverged else group[~diverged])[value]
+        interval = t_interval(values[np.isfinite(values)], confidence)
+        rows.append(
+            dict(zip(by, key, strict=True))
+            | interval_columns(interval)
+            | {"n_diverged": int(diverged.sum())}
+        )
+    return _typed(rows, runs, by, [*INTERVAL_COLUMNS, "n_diverged"])
+
+
+def differences_by_seed(
+    runs: pd.DataFrame,
+    value: str = "validation_loss",
+    reference: str = REFERENCE,
+    within: Sequence[str] = ("corpus", "model"),
+) -> pd.DataFrame:
+    """`value` minus the reference variant's of the same seed: within, variant, seed, difference.
+
+    Only pairs of completed runs with finite values; the reference itself has no rows.
+    """
+    finished = runs[(runs["status"] == "completed") & np.isfinite(runs[value])]
+    keys = [*within, "seed"]
+    columns = [*within, "variant", "seed", value]
+    pairs = finished[finished["variant"] != reference][columns].merge(
+        finished[finished["variant"] == reference][[*keys, value]],
+        on=keys,
+        how="inner",
+        suffixes=("", "_reference"),
+        validate="many_to_one",
+    )
+    pairs["difference"] = pairs[value] - pairs[f"{value}_reference"]
+    return pd.DataFrame(pairs[[*within, "variant", "seed", "difference"]])
+
+
+def paired_differences(
+    runs: pd.DataFrame,
+    value: str = "validation_loss",
+    reference: str = REFERENCE,
+    within: Sequence[str] = ("corpus", "model"),
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """Mean difference to the reference variant, paired by seed, with its t interval.
+
+    One row a group and variant that has at least one pair: within, variant, n (pairs), mean, sd,
+    half_width, low, high. Below zero means a lower value than the reference's.
+    """
+    by = [*within, "variant"]
+    pairs = differences_by_seed(runs, value, reference, within)
+    rows: list[dict[str, Any]] = [
+        dict(zip(by, key, strict=True))
+        | interval_columns(t_interval(group["difference"], confidence))
+        for key, group in pairs.groupby(by, observed=True, sort=True)
+    ]
+    return _typed(rows, runs, by, list(INTERVAL_COLUMNS))
+
+
+def by_cell(table: pd.DataFrame) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """(corpus, model, variant) -> the row of a summary with one row a cell."""
+    rows = table.to_dict("records")
+    cells = {(row["corpus"], row["model"], row["variant"]): dict(row) for row in rows}
+    assert len(cells) == len(rows), "more than one row a cell"
+    return cells  # type: ignore[return-value]
+
+
+def _typed(
+    rows: list[dict[str, Any]], runs: pd.DataFrame, by: Sequence[str], rest: list[str]
+) -> pd.DataFrame:
+    """The rows as a table; key columns have the types (categories) of `runs`, even if empty."""
+    types: dict[str, Any] = {name: runs[name].dtype for name in by}
+    types |= {name: "int64" if name in ("n", "n_diverged") else "float64" for name in rest}
+    return pd.DataFrame(rows, columns=list(types)).astype(types)

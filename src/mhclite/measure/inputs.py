@@ -1,0 +1,97 @@
+"""What a measuring step is given: JSON arguments, lists of runs, finished run folders."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mhclite.errors import UserError
+from mhclite.files import read_json, read_jsonl
+
+SCHEMA = 1  # of every file that one step writes for another
+
+
+def _text_argument(text: str, what: str) -> str:
+    """The argument itself, the content of FILE for `@FILE`, or standard input for `-`."""
+    if text == "-":
+        return sys.stdin.read()
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{what}: cannot read {text[1:]}: {error}") from None
+
+
+def json_argument(text: str, what: str) -> dict[str, Any]:
+    """A JSON object given on the command line, as `@FILE`, or `-` for standard input."""
+    try:
+        value = json.loads(_text_argument(text, what))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{what} is not JSON ({error}); a file is given as @FILE") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{what} must be a JSON object, not {value!r:.60}")
+    return value
+
+
+def run_arguments(arguments: list[str]) -> list[str]:
+    """Run ids given one by one or, one a line, in files named `@FILE`."""
+    runs = [run for text in arguments for run in _text_argument(text, "--run").split()]
+    twice = sorted({run for run in runs if runs.count(run) > 1})
+    if twice:
+        raise UserError(f"--run: {twice[0]} is given twice")
+    return runs
+
+
+def read_schema(path: Path, what: str, step: str, delete: Path | None = None) -> dict[str, Any]:
+    """Read a JSON file that `step` wrote; `UserError` if it is missing or of another version.
+
+    `delete` is what the user removes to have it written again: left out, the file itself.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"{what} is missing: {path} does not exist; run `snakemake --cores all`, or "
+            f"`python -m mhclite {step}` by hand"
+        )
+    value = read_json(path, what)
+    found = value.get("schema") if isinstance(value, dict) else None
+    if found != SCHEMA:
+        raise UserError(
+            f"{what} is from another version of mhclite: {path} has schema {found}, expected "
+            f"{SCHEMA}; delete {delete or path} and run `snakemake --cores all`"
+        )
+    return dict(value)
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run folder that `train` has completed."""
+
+    run: str
+    description: dict[str, Any]  # run.json
+    summary: dict[str, Any]  # summary.json
+    metrics: list[dict[str, Any]]  # metrics.jsonl, one entry a step, step 0 first
+
+
+def finished_run(runs: Path, run: str) -> FinishedRun:
+    """Read the folder of a run; `UserError` if it is not finished or of another version."""
+    folder = runs / run
+    if not (folder / "summary.json").is_file():
+        raise UserError(
+            f"run {run} is not finished: {folder / 'summary.json'} does not exist; "
+            "`snakemake --cores all` trains or continues it"
+        )
+    metrics = folder / "metrics.jsonl"
+    if not metrics.is_file():
+        raise UserError(
+            f"run {run} has no {metrics}; delete {folder} and run `snakemake --cores all`"
+        )
+    return FinishedRun(
+        run=run,
+        summary=read_schema(folder / "summary.json", f"the summary of run {run}", "train", folder),
+        description=read_schema(folder / "run.json", f"the record of run {run}", "train", folder),
+        metrics=read_jsonl(metrics),
+    )

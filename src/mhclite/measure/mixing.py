@@ -1,0 +1,206 @@
+"""The mixing probe: H_res of a trained run on held-out text.
+
+Everything is per token and never averaged over tokens before the statistic is taken. H_res is in
+operator orientation (row t: the weights that enter output stream t): the *column sums* of the
+papers' figures are the *row sums* here. The model runs in float32 whatever it was trained in;
+products over depth are taken in float64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mhclite.connections.mhc import ManifoldHC
+from mhclite.data.batches import evaluation_starts, read_windows
+from mhclite.data.shards import open_split
+from mhclite.errors import UserError
+from mhclite.files import read_json, sha256_of, write_json
+from mhclite.model import GPT
+from mhclite.training.processes import choose_device, deterministic
+
+QUANTILE_LEVELS = [0, 0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1]
+# log(1/nu) of the Sinkhorn inputs: 20 iterations do not mend spreads above about 30 (1/nu = 1e13).
+LOG_INVERSE_NU_EDGES = [*range(0, 81), float("inf")]
+LOG_INVERSE_NU_LIMIT = 30
+CHUNK = 8  # sequences at a time
+
+FloatArray = npt.NDArray[np.float64]
+
+log = logging.getLogger(__name__)
+
+
+class MixingStatistics:
+    """Gathers H_res of every sub-layer, chunk by chunk of tokens."""
+
+    def __init__(self, n_sublayers: int) -> None:
+        self.single_rows: list[list[FloatArray]] = [[] for _ in range(n_sublayers)]
+        self.single_columns: list[list[FloatArray]] = [[] for _ in range(n_sublayers)]
+        self.product_rows: list[list[FloatArray]] = [[] for _ in range(n_sublayers)]
+        self.product_columns: list[list[FloatArray]] = [[] for _ in range(n_sublayers)]
+        self.gain_forward: list[list[FloatArray]] = [[] for _ in range(n_sublayers)]
+        self.gain_backward: list[list[FloatArray]] = [[] for _ in range(n_sublayers)]
+        self.distance: list[list[FloatArray]] = [[] for _ in range(n_sublayers)]
+
+    def add(self, matrices: list[FloatArray]) -> None:
+        """H_res of all sub-layers in order for some tokens, (tokens, n, n) each."""
+        identity = np.eye(matrices[0].shape[-1])
+        product = np.broadcast_to(identity, matrices[0].shape)
+        for layer, H in enumerate(matrices):
+            product = H @ product
+            self.single_rows[layer].append(H.sum(-1))
+            self.single_columns[layer].append(H.sum(-2))
+            self.product_rows[layer].append(product.sum(-1))
+            self.product_columns[layer].append(product.sum(-2))
+            self.gain_forward[layer].append(np.abs(product).sum(-1).max(-1))
+            self.gain_backward[layer].append(np.abs(product).sum(-2).max(-1))
+            self.distance[layer].append(np.linalg.norm(H - identity, axis=(-2, -1)))
+
+    def summary(self) -> dict[str, Any]:
+        """The arrays of a probe file; see docs/results.md."""
+
+        def quantiles(chunks: list[FloatArray]) -> list[float]:
+            values: list[float] = np.quantile(np.concatenate(chunks), QUANTILE_LEVELS).tolist()
+            return values
+
+        def deviation(layers: list[list[FloatArray]]) -> float:
+            return float(max(np.abs(chunk - 1).max() for layer in layers for chunk in layer))
+
+        def flat(layers: list[list[FloatArray]]) -> list[FloatArray]:
+            return [chunk.ravel() for layer in layers for chunk in layer]
+
+        def means(layers: list[list[FloatArray]]) -> list[float]:
+            return [float(np.concatenate(layer).mean()) for layer in layers]
+
+        def maxima(layers: list[list[FloatArray]]) -> list[float]:
+            return [float(max(chunk.max() for chunk in layer)) for layer in layers]
+
+        return {
+            "quantile_levels": QUANTILE_LEVELS,
+            "single": {
+                "row_sum": [quantiles(layer) for layer in self.single_rows],
+                "column_sum": [quantiles(layer) for layer in self.single_columns],
+                "row_sum_all": quantiles(flat(self.single_rows)),
+                "column_sum_all": quantiles(flat(self.single_columns)),
+                "max_deviation": deviation(self.single_rows),
+            },
+            "product": {
+                "row_sum": [quantiles(layer) for layer in self.product_rows],
+                "column_sum": [quantiles(layer) for layer in self.product_columns],
+                "max_deviation": deviation(self.product_rows[-1:]),
+                "gain_forward": means(self.gain_forward),
+                "gain_backward": means(self.gain_backward),
+                "gain_forward_max": maxima(self.gain_forward),
+                "gain_backward_max": maxima(self.gain_backward),
+            },
+            "identity_distance": means(self.distance),
+        }
+
+
+def log_inverse_nu(logits: FloatArray) -> FloatArray:
+    """log(1/nu) of Sinkhorn inputs exp(logits), nu their smallest over their largest entry.
+
+    Args:
+        logits: (tokens, n, n).
+
+    Returns:
+        (tokens,), at least 0.
+    """
+    spread: FloatArray = logits.max((-2, -1)) - logits.min((-2, -1))
+    return spread
+
+
+@torch.no_grad()
+def probe(model: GPT, windows: npt.NDArray[np.int64], device: torch.device) -> dict[str, Any]:
+    """Mixing statistics of a model on token windows.
+
+    Args:
+        model: in evaluation mode on `device`.
+        windows: (sequences, T) token ids.
+        device: where to compute.
+    """
+    connections = list(model.connections())
+    statistics = MixingStatistics(len(connections))
+    spreads: list[FloatArray] = []
+    for first in range(0, len(windows), CHUNK):
+        x = model.embed(torch.from_numpy(windows[first : first + CHUNK]).to(device))
+        matrices = []
+        for connection, sublayer in zip(connections, model.sublayers):
+            H_res = connection.coefficients(x).H_res
+            matrices.append(H_res.flatten(0, 1).double().cpu().numpy())
+            if isinstance(connection, ManifoldHC):
+                logits = connection.mixing_logits(x).flatten(0, 1).double().cpu().numpy()
+                spreads.append(log_inverse_nu(logits))
+            x = sublayer(x)
+        statistics.add(matrices)
+    sinkhorn_input = None
+    if spreads:
+        values = np.concatenate(spreads)
+        counts, _ = np.histogram(values, LOG_INVERSE_NU_EDGES)
+        sinkhorn_input = {
+            "bin_edges": LOG_INVERSE_NU_EDGES[:-1],  # the last bin is open
+            "counts": counts.tolist(),
+            "share_above_30": float((values > LOG_INVERSE_NU_LIMIT).mean()),
+            "max": float(values.max()),
+        }
+    return {**statistics.summary(), "sinkhorn_input": sinkhorn_input}
+
+
+def probe_run(folder: Path, corpus: Path, sequences: int) -> dict[str, Any]:
+    """Probe a finished run; runs without anything to probe say why in `skipped`."""
+    record, summary = read_json(folder / "run.json"), read_json(folder / "summary.json")
+    config = record["config"]
+    result = {
+        "schema": 1,
+        "run": config["run"],
+        "variant": config["connection"]["variant"],
+        "n_streams": config["connection"]["n_streams"],
+    }
+    if summary["status"] != "completed":
+        return {**result, "skipped": "the run diverged: it has no final weights"}
+    if config["connection"]["n_streams"] == 1:
+        return {**result, "skipped": "one stream: there is nothing to mix"}
+    weights = folder / "weights.pt"
+    if not weights.exists() or sha256_of(weights) != summary["weights_sha256"]:
+        raise UserError(
+            f"{weights} is missing or not what {folder / 'summary.json'} recorded; delete the "
+            "summary and run the workflow again to train this run anew"
+        )
+    device = choose_device(config["training"]["device"])
+    model = GPT(config["model"], config["connection"], config["seed"])
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    model = model.to(device).eval()
+    split = open_split(corpus, "validation", verify=True)
+    length = config["model"]["block_size"]
+    windows = read_windows(split, evaluation_starts(len(split), length, sequences), length)
+    return {
+        **result,
+        "sequences": sequences,
+        "tokens": sequences * length,
+        "n_sublayers": len(model.sublayers),
+        **probe(model, windows, device),
+    }
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m mhclite probe`."""
+    parser.add_argument("--run", required=True, type=Path, help="run folder")
+    parser.add_argument("--corpus", required=True, type=Path, help="folder of a prepared corpus")
+    parser.add_argument("--sequences", required=True, type=int, help="validation windows")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--out", required=True, type=Path, help="probe file to write")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Probe the run and write the file."""
+    torch.set_num_threads(args.threads)
+    deterministic()
+    result = probe_run(args.run, args.corpus, args.sequences)
+    write_json(args.out, result)
+    log.info("%s: %s", args.out, result.get("skipped", "H_res measured"))

@@ -1,0 +1,217 @@
+"""Training throughput of every variant of one model size, alone on its device.
+
+All variants live in one process and take their steps in turn, so that each step of a variant is
+compared with the plain residual's step of the same round. A step is what training does: forward,
+backward, clipping, AdamW. Warm-up rounds are dropped, the device is synchronised before the clock
+is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from mhclite.errors import UserError
+from mhclite.files import write_json
+from mhclite.model import GPT
+from mhclite.provenance import hardware
+from mhclite.training.optimizer import apply_update, make_optimizer
+from mhclite.training.processes import choose_device
+
+log = logging.getLogger(__name__)
+
+
+def flops_per_token(model: dict[str, Any], connection: dict[str, Any]) -> float:
+    """FLOPs of forward and backward per token, counted by torch operator by operator.
+
+    Counted on the meta device with one sequence. Only matrix products count; attention counts in
+    full although half of it is masked.
+    """
+    gpt = GPT(model, connection, seed=0).to("meta")
+    tokens = torch.zeros(1, model["block_size"] + 1, dtype=torch.int64, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        gpt.loss(tokens).backward()  # type: ignore[no-untyped-call]
+    return counter.get_total_flops() / int(model["block_size"])
+
+
+class Stepper:
+    """Takes training steps of one variant on a fixed random batch."""
+
+    def __init__(
+        self,
+        model: dict[str, Any],
+        connection: dict[str, Any],
+        training: dict[str, Any],
+        batch_size: int,
+        device: torch.device,
+    ) -> None:
+        self.device = device
+        self.training = training
+        self.model = GPT(model, connection, seed=0).to(device)
+        self.optimizer = make_optimizer(self.model, training, fused=device.type == "cuda")
+        generator = torch.Generator().manual_seed(0)
+        self.tokens = torch.randint(
+            model["vocab_size"], (batch_size, model["block_size"] + 1), generator=generator
+        ).to(device)
+        self.rate = model["learning_rate"]
+
+    def step(self) -> None:
+        enabled = self.training["precision"] == "bf16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
+            loss = self.model.loss(self.tokens)
+        loss.backward()  # type: ignore[no-untyped-call]
+        apply_update(self.model, self.optimizer, self.rate, self.training["grad_clip"])
+
+    def timed_step(self) -> float:
+        """Seconds of one step."""
+        start = self._now()
+        self.step()
+        return self._now() - start
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def persistent_bytes(self) -> int:
+        """Parameters, buffers and optimizer state."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        for state in self.optimizer.state.values():
+            tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def peak_bytes(self) -> int:
+        """Most memory held during a step: what stays, and what the step adds at its worst."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
+            self.step()
+            added = torch.cuda.max_memory_allocated(self.device) - before
+        else:
+            added = cpu_peak_of(self.step)
+        return self.persistent_bytes() + added
+
+
+def cpu_peak_of(work: Callable[[], None]) -> int:
+    """Most bytes of CPU tensors that `work` holds at once beyond those held before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    held = peak = 0
+    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+    changes = [
+        (event.start_ns(), event.nbytes())
+        for event in profiler.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    ]
+    for _, change in sorted(changes, key=lambda entry: entry[0]):
+        held += change
+        peak = max(peak, held)
+    return peak
+
+
+def quartiles(values: list[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    q1, median, q3 = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
+    return {"median": median, "q1": q1, "q3": q3}
+
+
+def measure(
+    model: dict[str, Any],
+    connections: list[dict[str, Any]],
+    training: dict[str, Any],
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """Throughput of each connection at one model size; see docs/results.md for the fields.
+
+    Args:
+        model: a resolved model of a study.
+        connections: resolved connections; the plain residual is measured too, named or not.
+        training: the study's training settings.
+        settings: the study's throughput settings.
+    """
+    device = choose_device(training["device"])
+    batch_size = settings["batch_size"] or training["micro_batch_size"] or training["batch_size"]
+    by_variant = {"residual": {"variant": "residual", "n_streams": 1}}
+    by_variant |= {connection["variant"]: connection for connection in connections}
+    steppers = {
+        variant: Stepper(model, connection, training, batch_size, device)
+        for variant, connection in by_variant.items()
+    }
+    seconds: dict[str, list[float]] = {variant: [] for variant in steppers}
+    for index in range(settings["warmup_rounds"] + settings["rounds"]):
+        # Each round starts with another variant, so that none always follows the same one.
+        order = list(steppers)
+        shift = index % len(order)
+        for variant in order[shift:] + order[:shift]:
+            elapsed = steppers[variant].timed_step()
+            if index >= settings["warmup_rounds"]:
+                seconds[variant].append(elapsed)
+        log.info("%s: round %d done", model["name"], index + 1)
+    tokens = batch_size * model["block_size"]
+    base = steppers["residual"].model.parameter_counts()["total"]
+    variants = {}
+    for variant, stepper in steppers.items():
+        total = stepper.model.parameter_counts()["total"]
+        ratio = [own / residual for own, residual in zip(seconds[variant], seconds["residual"])]
+        variants[variant] = {
+            "step_seconds": seconds[variant],
+            "ratio": ratio,
+            "tokens_per_second": quartiles([tokens / s for s in seconds[variant]]),
+            "ratio_quartiles": quartiles(ratio),
+            "peak_memory_bytes": stepper.peak_bytes(),
+            "flops_per_token": flops_per_token(model, by_variant[variant]),
+            "parameters": total,
+            "extra_parameters": total - base,
+        }
+    found = hardware()
+    return {
+        "schema": 1,
+        "model": model["name"],
+        "device": found.get("gpu", "cpu") if device.type == "cuda" else "cpu",
+        "hardware": found,
+        "threads": torch.get_num_threads(),
+        "precision": training["precision"],
+        "batch_size": batch_size,
+        "block_size": model["block_size"],
+        "rounds": settings["rounds"],
+        "warmup_rounds": settings["warmup_rounds"],
+        "variants": variants,
+    }
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m mhclite throughput`."""
+    parser.add_argument(
+        "--config",
+        required=True,
+        help="JSON with model, connections, training and throughput, as the study resolves them",
+    )
+    parser.add_argument("--threads", type=int, required=True, help="CPU threads")
+    parser.add_argument("--out", required=True, type=Path, help="file to write")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure one model size and write the file."""
+    try:
+        config = json.loads(args.config)
+        parts = [config[key] for key in ("model", "connections", "training", "throughput")]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--config {args.config[:60]!r} needs the keys model, connections, training and "
+            f"throughput ({error})"
+        ) from None
+    torch.set_num_threads(args.threads)
+    result = measure(*parts)
+    write_json(args.out, result)
+    for variant, row in result["variants"].items():
+        log.info("%-10s %.2fx the residual's step", variant, row["ratio_quartiles"]["median"])

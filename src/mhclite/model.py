@@ -1,0 +1,167 @@
+"""The GPT of the paper around the connection interface.
+
+nanoGPT's decoder: learned positions, pre-LayerNorm without bias, exact GELU, tied head. The
+embedding is copied into n streams before the first block; the streams pass through all blocks;
+after the last the final LayerNorm is applied to each stream *before* the sum, as in the authors'
+code.
+
+Shapes: B batch, T tokens, n streams, C width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mhclite.connections import connection_class
+from mhclite.connections.base import Connection
+from mhclite.seeding import generator_for
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head causal attention, (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, n_embd: int, n_head: int) -> None:
+        super().__init__()
+        assert n_embd % n_head == 0
+        self.n_head = n_head
+        self.c_attn = nn.Linear(n_embd, 3 * n_embd, bias=False)
+        self.c_proj = nn.Linear(n_embd, n_embd, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # (B, T, 3C) -> three of (B, n_head, T, C / n_head)
+        q, k, v = self.c_attn(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out: Tensor = self.c_proj(y.transpose(1, 2).flatten(-2))
+        return out
+
+
+class MLP(nn.Module):
+    """Two-layer perceptron with exact GELU, (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, n_embd: int) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(n_embd, 4 * n_embd, bias=False)
+        self.c_proj = nn.Linear(4 * n_embd, n_embd, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.c_proj(F.gelu(self.c_fc(x)))
+        return out
+
+
+class SubLayer(nn.Module):
+    """A branch with its LayerNorm, and the connection around both."""
+
+    def __init__(self, connection: Connection, body: nn.Module) -> None:
+        super().__init__()
+        self.connection = connection
+        self.norm = nn.LayerNorm(connection.n_embd, bias=False)
+        self.body = body
+
+    def branch(self, h: Tensor) -> Tensor:
+        """What the sub-layer computes from what it reads, (B, T, C) -> (B, T, C)."""
+        out: Tensor = self.body(self.norm(h))
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.connection(x, self.branch)
+        return out
+
+
+class GPT(nn.Module):
+    """Decoder language model with one connection a sub-layer.
+
+    Args:
+        model: `vocab_size`, `n_layer`, `n_head`, `n_embd`, `block_size` of a resolved run
+            configuration.
+        connection: `variant`, `n_streams` and the variant's options.
+        seed: fixes the initial weights. The backbone's do not depend on the variant.
+    """
+
+    def __init__(self, model: dict[str, Any], connection: dict[str, Any], seed: int) -> None:
+        super().__init__()
+        n_layer, n_embd = model["n_layer"], model["n_embd"]
+        self.n_streams: int = connection["n_streams"]
+        self.block_size: int = model["block_size"]
+        options = {k: v for k, v in connection.items() if k not in ("variant", "n_streams")}
+        make = connection_class(connection["variant"])
+
+        self.wte = nn.Embedding(model["vocab_size"], n_embd)
+        self.wpe = nn.Embedding(self.block_size, n_embd)
+        self.sublayers = nn.ModuleList(
+            SubLayer(
+                make(self.n_streams, n_embd, k % self.n_streams, **options),
+                MLP(n_embd) if k % 2 else CausalSelfAttention(n_embd, model["n_head"]),
+            )
+            for k in range(2 * n_layer)
+        )
+        self.ln_f = nn.LayerNorm(n_embd, bias=False)
+        self._initialise(n_layer, seed)
+
+    def _initialise(self, n_layer: int, seed: int) -> None:
+        """nanoGPT's: normal, sd 0.02; output projections 0.02 / sqrt(2 n_layer)."""
+        backbone = generator_for(seed, "backbone")
+        for name, parameter in self.backbone_parameters():
+            if parameter.dim() == 2:
+                std = 0.02 / math.sqrt(2 * n_layer) if name.endswith("c_proj.weight") else 0.02
+                nn.init.normal_(parameter, std=std, generator=backbone)
+        connections = generator_for(seed, "connections")
+        for connection in self.connections():
+            connection.initialise(connections)
+
+    def connections(self) -> Iterator[Connection]:
+        """The connections of all sub-layers, in order."""
+        for sublayer in self.sublayers:
+            assert isinstance(sublayer, SubLayer)
+            yield sublayer.connection
+
+    def backbone_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Everything but the connections; the same names and shapes for all variants."""
+        for name, parameter in self.named_parameters():
+            if ".connection." not in name:
+                yield name, parameter
+
+    def parameter_counts(self) -> dict[str, int]:
+        """`total` and `connection` parameters; the tied head is counted once."""
+        total = sum(p.numel() for p in self.parameters())
+        return {
+            "total": total,
+            "connection": total - sum(p.numel() for _, p in self.backbone_parameters()),
+        }
+
+    def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Parameters with and without weight decay, by the rule of the authors' code."""
+        decay = [p for _, p in self.backbone_parameters() if p.dim() >= 2]
+        plain = [p for _, p in self.backbone_parameters() if p.dim() < 2]
+        for connection in self.connections():
+            for name, parameter in connection.named_parameters():
+                (decay if name in connection.decayed else plain).append(parameter)
+        return decay, plain
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token ids (B, T) -> streams (B, T, n, C), all equal."""
+        T = tokens.shape[1]
+        assert self.block_size >= T, (T, self.block_size)
+        x = self.wte(tokens) + self.wpe.weight[:T]
+        return x.unsqueeze(-2).expand(-1, -1, self.n_streams, -1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Token ids (B, T) -> logits (B, T, V)."""
+        x = self.embed(tokens)
+        for sublayer in self.sublayers:
+            x = sublayer(x)
+        return F.linear(self.ln_f(x).sum(-2), self.wte.weight)
+
+    def loss(self, tokens: Tensor) -> Tensor:
+        """Mean cross-entropy in nats per token.
+
+        Args:
+            tokens: (B, T + 1): inputs are the first T, targets the last T of each row.
+        """
+        # Under autocast cross_entropy works in float32, whatever the logits are.
+        return F.cross_entropy(self(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())

@@ -1,0 +1,145 @@
+"""Where a result comes from: source code, versions, hardware."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGE_ROOT = Path(__file__).parent
+
+
+def _path_of(module: str) -> Path | None:
+    """Source file of a module of this package, None for anything else."""
+    parts = module.split(".")
+    if parts[0] != PACKAGE_ROOT.name:
+        return None
+    base = PACKAGE_ROOT.joinpath(*parts[1:])
+    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+@cache
+def _parsed(path: Path) -> tuple[str, frozenset[str]]:
+    """(source without comments and docstrings, modules imported anywhere in it)."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imported: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            imported.add(node.module)
+            imported |= {f"{node.module}.{alias.name}" for alias in node.names}
+        body = getattr(node, "body", None)
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            and ast.get_docstring(node, clean=False) is not None
+            and isinstance(body, list)
+        ):
+            body[0] = ast.Pass()
+    return ast.unparse(tree), frozenset(imported)
+
+
+def source_modules(*modules: str) -> list[str]:
+    """The given modules of this package and all of its modules they import, sorted.
+
+    Imports made by name at run time (the registry of variants) are not followed: whoever needs
+    them names them here.
+    """
+    found: set[str] = set()
+    pending = list(modules)
+    while pending:
+        module = pending.pop()
+        path = _path_of(module)
+        if path is None or module in found:
+            continue
+        found.add(module)
+        pending.extend(_parsed(path)[1])
+    return sorted(found)
+
+
+@cache
+def code_digest(*modules: str) -> str:
+    """Digest of what `modules` and the modules they import compute.
+
+    Comments, docstrings and layout do not count: editing them reruns nothing.
+    """
+    digest = hashlib.sha256()
+    for module in source_modules(*modules):
+        path = _path_of(module)
+        assert path is not None
+        digest.update(f"{module}\n{_parsed(path)[0]}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the checkout that the code runs from, and whether it has uncommitted changes."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(PACKAGE_ROOT), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Version of Python and of each installed package named."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory; GPU where torch is loaded and sees one."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                cpu = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    found: dict[str, Any] = {"cpu": cpu, "cores": os.cpu_count()}
+    if hasattr(os, "sysconf"):
+        found["memory_gib"] = round(
+            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1
+        )
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+        found["gpus"] = torch.cuda.device_count()
+    return found
+
+
+def provenance() -> dict[str, Any]:
+    """Code, versions and hardware of this process."""
+    return {
+        "git": git_state(),
+        "versions": versions("torch", "numpy", "mhclite"),
+        "hardware": hardware(),
+        "platform": platform.platform(),
+    }

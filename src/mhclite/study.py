@@ -1,0 +1,405 @@
+"""A study: corpora x models x variants x seeds, and the settings they share.
+
+The pydantic models below are the one description of a study file. Everything else (the DAG, the
+parameter table in docs/configuration.md) is derived from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import glob
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mhclite.connections import VARIANTS, check_streams
+from mhclite.errors import UserError
+from mhclite.files import digest_of
+
+# Names become folder names, tags and axis labels. No hyphen: it separates the parts of a run's id.
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")]
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys are refused, values cannot change afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Corpus(Settings):
+    """Where the text comes from."""
+
+    source: Literal["embedded", "files", "hub"] = Field(
+        description="`embedded`: the corpus inside the package; `files`: local files; "
+        "`hub`: a dataset repository read through `datasets`"
+    )
+    files: str | None = Field(
+        None, description="`files` only: glob of .txt (a document each), .jsonl[.gz] or .parquet"
+    )
+    text_field: str = Field("text", description="name of the text column in JSONL and parquet")
+    repository: str | None = Field(None, description="`hub` only: dataset repository")
+    subset: str | None = Field(None, description="`hub` only: name of the dataset's configuration")
+    revision: str | None = Field(
+        None,
+        description="`hub` only: 40-digit commit. Left out: resolved at first use and recorded in "
+        "the corpora lock file, which later runs must match",
+    )
+    expected_documents: PositiveInt | None = Field(
+        None, description="number of documents that the corpus must have; another number stops"
+    )
+    max_documents: PositiveInt | None = Field(
+        None, description="take only the first documents of the corpus"
+    )
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.05, description="share of documents, chosen by hash of their text, kept for validation"
+    )
+
+    @model_validator(mode="after")
+    def _fields_fit_source(self) -> Self:
+        if (self.files is None) == (self.source == "files"):
+            raise ValueError("`files` is needed with source `files`, and only there")
+        if (self.repository is None) == (self.source == "hub"):
+            raise ValueError("`repository` is needed with source `hub`, and only there")
+        if self.source != "hub" and (self.subset or self.revision):
+            raise ValueError("`subset` and `revision` belong to source `hub`")
+        if self.source == "files" and not glob.glob(str(self.files), recursive=True):
+            raise ValueError(f"no file matches {self.files!r} (looked in {Path.cwd()})")
+        return self
+
+    @field_validator("revision")
+    @classmethod
+    def _full_commit(cls, value: str | None) -> str | None:
+        if value is not None and (len(value) != 40 or set(value) - set("0123456789abcdef")):
+            raise ValueError(
+                f"{value!r} is not a full commit (40 hex digits); a branch or tag can move"
+            )
+        return value
+
+
+class Tokenizer(Settings):
+    """How text becomes tokens; the same for all corpora of a study."""
+
+    kind: Literal["bpe", "gpt2"] = Field(
+        description="`bpe`: byte-level BPE trained on the train split; `gpt2`: GPT-2's own merges"
+    )
+    vocab_size: Annotated[int, Field(ge=258, le=65536)] = Field(
+        description="size of the embedding; for `gpt2` at least 50257, the paper pads to 50304"
+    )
+
+    @model_validator(mode="after")
+    def _gpt2_fits(self) -> Self:
+        if self.kind == "gpt2" and self.vocab_size < 50257:
+            raise ValueError(f"vocab_size = {self.vocab_size}: GPT-2's tokenizer has 50257 tokens")
+        return self
+
+
+class Model(Settings):
+    """One model size."""
+
+    n_layer: PositiveInt = Field(description="blocks; each has two sub-layers")
+    n_head: PositiveInt = Field(description="attention heads; must divide `n_embd`")
+    n_embd: PositiveInt = Field(description="width C of a stream")
+    block_size: PositiveInt = Field(description="context length T in tokens")
+    learning_rate: PositiveFloat = Field(
+        description="peak learning rate, the same for all variants"
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.n_embd % self.n_head:
+            divisors = [d for d in range(1, self.n_embd + 1) if self.n_embd % d == 0]
+            nearest = min(divisors, key=lambda d: abs(d - self.n_head))
+            raise ValueError(
+                f"n_head = {self.n_head} does not divide n_embd = {self.n_embd}; "
+                f"the nearest that does is {nearest}"
+            )
+        return self
+
+
+class Connections(Settings):
+    """Settings of the residual variants."""
+
+    n_streams: Annotated[int, Field(ge=1, le=64)] = Field(
+        4, description="residual streams n of every variant but the plain residual"
+    )
+    sinkhorn_iterations: PositiveInt = Field(20, description="mhc: Sinkhorn-Knopp iterations")
+    cayley_iterations: Annotated[int, Field(ge=0)] = Field(
+        2, description="jpmhc: fixed-point iterations of the Cayley transform; 0 solves exactly"
+    )
+
+
+class Training(Settings):
+    """The training loop; the same for every run."""
+
+    steps: PositiveInt = Field(description="optimizer steps")
+    batch_size: PositiveInt = Field(description="sequences a step, over all processes")
+    micro_batch_size: PositiveInt | None = Field(
+        None, description="sequences a forward pass; left out: the whole share of a process"
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(description="linear warm-up, in steps")
+    min_lr_ratio: Fraction = Field(0.1, description="last learning rate over the peak (cosine)")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="AdamW's betas")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="AdamW's weight decay")
+    grad_clip: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="largest gradient norm; 0 switches clipping off"
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 means autocast")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="`auto`: a GPU where there is one"
+    )
+    threads: PositiveInt = Field(1, description="CPU threads of one process")
+    processes: PositiveInt = Field(1, description="processes of one run, started by torchrun")
+    evaluation_interval: PositiveInt = Field(description="steps between evaluations")
+    evaluation_sequences: PositiveInt = Field(
+        description="validation windows of `block_size` tokens, the same at every evaluation"
+    )
+    checkpoint_interval: PositiveInt = Field(description="steps between checkpoints")
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        if self.batch_size % self.processes:
+            raise ValueError(
+                f"batch_size = {self.batch_size} is not a multiple of processes = {self.processes}"
+            )
+        share = self.batch_size // self.processes
+        if self.micro_batch_size and share % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size = {self.micro_batch_size} does not divide the {share} sequences "
+                "that each process takes of a step"
+            )
+        if self.warmup_steps >= self.steps:
+            raise ValueError(
+                f"warmup_steps = {self.warmup_steps} must be below steps = {self.steps}"
+            )
+        return self
+
+
+class Probe(Settings):
+    """The measurement of H_res on held-out text."""
+
+    sequences: PositiveInt = Field(64, description="validation windows (the paper: 64)")
+
+
+class Throughput(Settings):
+    """Timing of training steps, alone on the device."""
+
+    rounds: Annotated[int, Field(ge=2)] = Field(
+        9, description="timed rounds; each takes one step of every variant"
+    )
+    warmup_rounds: Annotated[int, Field(ge=1)] = Field(3, description="rounds before, not counted")
+    batch_size: PositiveInt | None = Field(
+        None, description="sequences a step; left out: training's micro-batch"
+    )
+
+
+class Stability(Settings):
+    """What counts as an instability (the spike rule is OLMo-core's stability monitor's)."""
+
+    spike_window: Annotated[int, Field(ge=2)] = Field(
+        128, description="a value is compared with this many values before it"
+    )
+    spike_sigmas: PositiveFloat = Field(
+        6.0, description="a spike lies this many standard deviations above their mean"
+    )
+    fluctuation_window: Annotated[int, Field(ge=2)] = Field(
+        200, description="steps over which gradient-norm mean and fluctuation are taken"
+    )
+
+
+class Statistics(Settings):
+    """How uncertainty is stated."""
+
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(
+        0.95, description="level of the Student t intervals over seeds"
+    )
+
+
+class Tracking(Settings):
+    """MLflow."""
+
+    uri: str | None = Field(
+        None, description="MLflow tracking URI; left out: SQLite under results/"
+    )
+
+
+class Study(Settings):
+    """A study file."""
+
+    name: Name = Field(description="the study's folder under results/ and its MLflow experiment")
+    corpora: dict[Name, Corpus] = Field(description="corpora by name", min_length=1)
+    tokenizer: Tokenizer
+    models: dict[Name, Model] = Field(description="model sizes by name", min_length=1)
+    variants: list[str] = Field(description="residual variants", min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
+        description="each seed fixes backbone and batches, for all variants alike", min_length=1
+    )
+    connections: Connections = Connections()
+    training: Training
+    probe: Probe = Probe()
+    throughput: Throughput = Throughput()
+    stability: Stability = Stability()
+    statistics: Statistics = Statistics()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _grid_is_possible(self) -> Self:
+        for what, values in (("variants", self.variants), ("seeds", self.seeds)):
+            if len(set(map(str, values))) < len(values):
+                raise ValueError(f"{what} has an entry twice: {values}")
+        for variant in self.variants:
+            if variant not in VARIANTS:
+                close = difflib.get_close_matches(variant, VARIANTS, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise ValueError(
+                    f"variants: {variant!r} is unknown; known are {', '.join(VARIANTS)}{hint}"
+                )
+            check_streams(variant, self.n_streams(variant))
+        return self
+
+    def n_streams(self, variant: str) -> int:
+        """Streams of a variant: 1 for the plain residual."""
+        return 1 if variant == "residual" else self.connections.n_streams
+
+    # --- the grid ---------------------------------------------------------------------------
+
+    def corpus_settings(self, corpus: str) -> dict[str, Any]:
+        """What `prepare` needs to know, as JSON."""
+        return {
+            "name": corpus,
+            "corpus": self.corpora[corpus].model_dump(mode="json"),
+            "tokenizer": self.tokenizer.model_dump(mode="json"),
+        }
+
+    def corpus_folder(self, corpus: str) -> str:
+        """Folder of a prepared corpus under results/: its name and a digest of its settings."""
+        return f"corpora/{corpus}-{digest_of(self.corpus_settings(corpus))[:8]}"
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """Every run of the grid: id -> its resolved configuration, plain JSON for `train`."""
+        return {
+            f"{corpus}-{model}-{variant}-s{seed}": self._run(corpus, model, variant, seed)
+            for corpus in self.corpora
+            for model in self.models
+            for variant in self.variants
+            for seed in self.seeds
+        }
+
+    def _run(self, corpus: str, model: str, variant: str, seed: int) -> dict[str, Any]:
+        return {
+            "run": f"{corpus}-{model}-{variant}-s{seed}",
+            "corpus": corpus,
+            "seed": seed,
+            "model": self.model_settings(model),
+            "connection": self.connection_settings(variant),
+            "training": self.training.model_dump(mode="json"),
+        }
+
+    def model_settings(self, model: str) -> dict[str, Any]:
+        """A model size with its name and vocabulary, as JSON."""
+        return {
+            "name": model,
+            "vocab_size": self.tokenizer.vocab_size,
+            **self.models[model].model_dump(mode="json"),
+        }
+
+    def connection_settings(self, variant: str) -> dict[str, Any]:
+        """A variant with only the options that it reads, as JSON."""
+        settings: dict[str, Any] = {"variant": variant, "n_streams": self.n_streams(variant)}
+        for option in VARIANTS[variant].options:
+            settings[option] = getattr(self.connections, option)
+        return settings
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first problem of a validation, as `where: what`, and how many more there are."""
+    problems = error.errors()
+    first = problems[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        owner: Any = Study
+        for part in first["loc"][:-1]:
+            field = owner.model_fields.get(part) if hasattr(owner, "model_fields") else None
+            owner = _settings_in(field.annotation) if field is not None else owner
+        known = list(getattr(owner, "model_fields", {}))
+        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        what = "unknown key" + (f"; did you mean {close[0]!r}?" if close else "")
+        if not close and known:
+            what += f"; known are {', '.join(known)}"
+    elif first["type"] == "missing":
+        what = "this key is missing"
+    elif first["type"] == "value_error":
+        what = str(first["ctx"]["error"])
+    elif first["type"] == "string_pattern_mismatch":
+        what = f"{first['input']!r} may have only lower-case letters, digits and _, at most 40"
+    else:
+        what = f"{first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    line = f"{where}: {what}{more}" if where else f"{what}{more}"
+    return " ".join(line.split())
+
+
+def _settings_in(annotation: Any) -> Any:
+    """The settings class inside an annotation such as `dict[Name, Corpus]`."""
+    for part in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(part, type) and issubclass(part, Settings):
+            return part
+    return annotation
+
+
+def parse_study(config: Any, source: str = "study") -> Study:
+    """Validate a study given as a dictionary; `UserError` in one line if it is not possible."""
+    if not isinstance(config, dict):
+        raise UserError(f"{source}: a study is a mapping of keys to values, not {config!r:.60}")
+    try:
+        return Study.model_validate(config)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_one_line(error)}") from None
+
+
+def load_study(path: str | Path) -> Study:
+    """Read and validate a study file (YAML)."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"study file {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"study file {path} is not UTF-8 text: {error}") from None
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"study file {path} is not YAML: {' '.join(str(error).split())}") from None
+    return parse_study(config, str(path))
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m mhclite check`."""
+    parser.add_argument("study", nargs="+", type=Path, help="study file (YAML)")
+    parser.add_argument("--runs", action="store_true", help="print each run's configuration, JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print one line a study; the first bad one ends with its error."""
+    for path in args.study:
+        study = load_study(path)
+        if args.runs:
+            for config in study.runs().values():
+                print(json.dumps(config))
+            continue
+        runs = len(study.runs())
+        tokens = [
+            study.training.steps * study.training.batch_size * m.block_size
+            for m in study.models.values()
+        ]
+        print(
+            f"{path}: study {study.name!r} is valid: {runs} runs ({len(study.corpora)} corpora x "
+            f"{len(study.models)} models x {len(study.variants)} variants x {len(study.seeds)} "
+            f"seeds), {study.training.steps} steps and up to {max(tokens):,} tokens each"
+        )
+    return 0

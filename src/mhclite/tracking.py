@@ -1,0 +1,137 @@
+"""`python -m mhclite track`: bring one study's results into MLflow.
+
+MLflow is a view of results/: what is in the study is in the experiment, once, and nothing else of
+ours is. A run that is there with the same digest is left alone, any other is deleted and made
+again, so that a second import changes nothing, an interrupted one is completed by the next, and a
+deleted store is rebuilt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from mhclite.errors import UserError
+from mhclite.files import write_json
+from mhclite.tracking_content import TrackedRun
+from mhclite.tracking_store import (
+    DEFAULT_URI,
+    RUN_TAG,
+    Store,
+    database_of,
+    open_store,
+    without_password,
+)
+from mhclite.tracking_study import tracked_runs
+from mhclite.tracking_view import experiment_tags
+
+SCHEMA = 1
+DIGEST_TAG = "mhclite.digest"  # set last: a run without it was not imported to its end
+BATCH = 900  # metrics sent at once: MLflow takes 1000 entities, the parameters among them
+REPORT_SECONDS = 5  # between two lines of progress
+
+log = logging.getLogger(__name__)
+
+
+def import_run(store: Store, experiment: str, run: TrackedRun) -> str:
+    """Make the MLflow run of `run`; returns its id."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    client = store.client
+    tags = {RUN_TAG: run.name, "mlflow.user": "mhclite", **run.tags}
+    run_id = str(client.create_run(experiment, run.start, tags, run.name).info.run_id)
+    params = [Param(key, value) for key, value in run.params.items()]
+    metrics = [Metric(name, value, at, step) for name, value, at, step in run.metrics]
+    for first in range(0, len(metrics), BATCH):
+        client.log_batch(run_id, metrics[first : first + BATCH], params)
+        params = []
+    for path, file in run.artifacts.items():
+        folder = Path(path).parent.as_posix()
+        client.log_artifact(run_id, str(file), None if folder == "." else folder)
+    # FINISHED also if it diverged: that is a result. The tag `status` says so.
+    client.set_terminated(run_id, "FINISHED", run.end)
+    client.log_batch(run_id, tags=[RunTag(DIGEST_TAG, run.digest)])
+    return run_id
+
+
+def synchronise(store: Store, study: dict[str, Any], runs: list[TrackedRun]) -> dict[str, Any]:
+    """Make the study's experiment hold exactly `runs`; returns the receipt."""
+    name = study["name"]
+    cells = list(dict.fromkeys(run.tags["cell"] for run in runs if "cell" in run.tags))
+    description = experiment_tags(study.get("title", name), cells, created=runs[0].end)
+    experiment = store.experiment(name, description)
+    wanted = {run.name: run for run in runs}
+    kept: dict[str, str] = {}  # run -> its id in MLflow
+    removed = replaced = 0
+    for old in store.runs(experiment):
+        run_name, tags = old.data.tags[RUN_TAG], old.data.tags
+        wants = wanted.get(run_name)
+        same = wants is not None and tags.get(DIGEST_TAG) == wants.digest
+        if same and run_name not in kept and old.info.lifecycle_stage == "active":
+            kept[run_name] = old.info.run_id
+            continue
+        store.purge(old)
+        replaced += wants is not None
+        removed += wants is None
+    store.remove_orphans(experiment)
+
+    unchanged, reported = len(kept), time.monotonic()
+    for number, run in enumerate(runs, start=1):
+        if run.name not in kept:
+            kept[run.name] = import_run(store, experiment, run)
+        if time.monotonic() - reported > REPORT_SECONDS:
+            log.info("%d of %d runs", number, len(runs))
+            reported = time.monotonic()
+    log.info(
+        "%s: %d runs imported (%d of them again), %d unchanged, %d removed; look: make ui",
+        name,
+        len(runs) - unchanged,
+        replaced,
+        unchanged,
+        removed,
+    )
+    return {
+        "schema": SCHEMA,
+        "uri": without_password(store.uri),
+        "experiment": {"name": name, "id": experiment},
+        "runs": {run.name: {"id": kept[run.name], "digest": run.digest} for run in runs},
+    }
+
+
+def track(folder: Path, uri: str, receipt: Path) -> None:
+    """Bring results/<study> into the store at `uri` and write the receipt."""
+    database_of(uri)  # before the runs, which take longer: is it a store?
+    study, runs = tracked_runs(folder)
+    with open_store(uri, folder / ".mlflow.lock") as store:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            result = synchronise(store, study, runs)
+        except MlflowException as error:
+            if store.database is not None:
+                raise
+            reason = without_password(str(error).strip().splitlines()[0])
+            raise UserError(
+                f"the MLflow server {without_password(uri)} failed ({reason}); the results are "
+                "complete without it: run the same command again, it goes on where it stopped"
+            ) from None
+    write_json(receipt, result)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m mhclite track`."""
+    parser.add_argument(
+        "--results", required=True, type=Path, metavar="DIR", help="the study's folder: results/..."
+    )
+    parser.add_argument("--uri", default=DEFAULT_URI, help="MLflow store (default: %(default)s)")
+    parser.add_argument(
+        "--receipt", type=Path, metavar="FILE", help="default: mlflow.json in the study's folder"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Track one study."""
+    track(args.results, args.uri, args.receipt or args.results / "mlflow.json")

@@ -1,0 +1,91 @@
+"""The processes of one run: one, or several started by torchrun."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mhclite.errors import UserError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which process this is, of how many, and its device."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over all processes, in place."""
+        if self.count > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def sum_gradients(self, model: torch.nn.Module) -> None:
+        """Sum every gradient over all processes, in one message."""
+        if self.count == 1:
+            return
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients])):
+            gradient.copy_(part.view_as(gradient))
+
+    def broadcast(self, value: Any) -> Any:
+        """The main process's value, in every process."""
+        if self.count == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
+    """The device named in the study: `auto` takes a GPU where there is one."""
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("training.device is cuda but torch sees no GPU; set it to auto or cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"{local_rank + 1} processes on this machine but torch sees only "
+            f"{torch.cuda.device_count()} GPUs; lower training.processes"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def deterministic() -> None:
+    """Ask torch for the same bits every time; must come before the first use of a GPU."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+
+
+@contextmanager
+def processes(device: str, threads: int) -> Iterator[Processes]:
+    """Set up this process: torchrun's environment, threads, device."""
+    torch.set_num_threads(threads)
+    deterministic()
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield Processes(0, 1, choose_device(device))
+        return
+    chosen = choose_device(device, int(os.environ["LOCAL_RANK"]))
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Processes(dist.get_rank(), count, chosen)
+    finally:
+        dist.destroy_process_group()

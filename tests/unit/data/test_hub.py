@@ -1,0 +1,308 @@
+"""Hub corpora: always the recorded commit, or one clear line; never another corpus."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fake_hub import COMMIT, REPOSITORY, fake_hub
+from huggingface_hub import constants, snapshot_download
+from small_corpora import documents, settings
+
+from mhclite.data import hub
+from mhclite.data.corpora import open_source
+from mhclite.data.hub import HubDataset, connect
+from mhclite.data.lock import CorporaLock
+from mhclite.data.prepare import prepare
+from mhclite.errors import UserError
+
+TEXTS = documents(60)
+CARD = """---
+license: cc0-1.0
+configs:
+- config_name: small
+  data_files:
+  - split: train
+    path: data/small/*
+- config_name: other
+  data_files: data/other/*
+---
+"""
+OTHER_COMMIT = "f" * 40
+
+
+def hub_settings(**corpus: Any) -> dict[str, Any]:
+    return settings(**{"source": "hub", "repository": REPOSITORY, "subset": "small", **corpus})
+
+
+def parquet(texts: list[str]) -> bytes:
+    buffer = io.BytesIO()
+    table = pa.table({"id": range(len(texts)), "text": texts})
+    pq.write_table(table, buffer, row_group_size=7)
+    return buffer.getvalue()
+
+
+FILES = {
+    "README.md": CARD.encode(),
+    "data/other/0.parquet": parquet(["another corpus"] * 9),
+    "data/small/0.parquet": parquet(TEXTS[:40]),
+    "data/small/1.parquet": parquet(TEXTS[40:]),
+}
+
+
+def command(
+    out: Path, lock: Path, chosen: dict[str, Any], **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """The step as the DAG calls it; the hub's client reads its environment when it is imported."""
+    return subprocess.run(
+        [sys.executable, "-m", "mhclite", "prepare", "--settings", json.dumps(chosen),
+         "--out", str(out), "--lock", str(lock)],
+        env={**os.environ, "HF_HUB_OFFLINE": "0", "HF_HOME": str(out.parent / "hf"), **environment},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def online(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `out` prepared from a hub, the lock file, and a cache of one subset."""
+    folder = tmp_path_factory.mktemp("hub")
+    with fake_hub(FILES) as address:
+        done = command(folder / "out", folder / "lock.json", hub_settings(), HF_ENDPOINT=address)
+        assert done.returncode == 0, done.stderr
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(constants, "HF_HUB_OFFLINE", False)
+            snapshot_download(
+                REPOSITORY,
+                repo_type="dataset",
+                allow_patterns=["README.md", "data/small/*"],
+                cache_dir=folder / "cache",
+                endpoint=address,
+                token=False,
+            )
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def hub_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever HF_HUB_OFFLINE says where the tests run."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+
+@pytest.fixture
+def offline(online: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As with HF_HUB_OFFLINE=1, with the cache of one subset."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(online / "cache"))
+    return online
+
+
+def test_a_hub_corpus_is_prepared_and_its_commit_recorded(online: Path, tmp_path: Path) -> None:
+    manifest = json.loads((online / "out" / "manifest.json").read_text())
+    assert manifest["source"] == {
+        "kind": "hub",
+        "description": f"{REPOSITORY}, subset small, split train",
+        "repository": REPOSITORY,
+        "revision": COMMIT,
+        "files": [],
+        "license": "cc0-1.0",
+    }
+    entry = CorporaLock(online / "lock.json").entry(REPOSITORY, "small")
+    assert entry["revision"] == COMMIT
+    assert entry["documents"] == 60
+    assert entry["bytes"] == sum(len(text.encode()) for text in TEXTS)
+
+    lines = "\n".join(json.dumps({"text": text}) for text in TEXTS)
+    (tmp_path / "a.jsonl").write_text(lines)
+    local = prepare(settings(f"{tmp_path}/a.jsonl"), tmp_path / "out", tmp_path / "lock.json")
+    assert local["digest"] == manifest["digest"]
+
+
+def test_what_is_prepared_needs_no_network(online: Path, no_network: None) -> None:
+    before = (online / "out" / "manifest.json").read_bytes()
+    prepare(hub_settings(), online / "out", online / "lock.json")
+    assert (online / "out" / "manifest.json").read_bytes() == before
+
+
+def test_another_commit_in_the_lock_file_stops(online: Path, tmp_path: Path) -> None:
+    lock = CorporaLock(tmp_path / "lock.json")
+    lock.record(REPOSITORY, "small", revision=OTHER_COMMIT)
+    with pytest.raises(
+        UserError, match=f"prepared from {REPOSITORY} at {COMMIT}, but .*{'f' * 40}"
+    ):
+        prepare(hub_settings(), online / "out", lock.path)
+    with pytest.raises(UserError, match=f"revision is {COMMIT}, but .* has {OTHER_COMMIT}"):
+        connect(REPOSITORY, "small", COMMIT, lock)
+
+
+def test_the_cache_gives_the_same_bytes(offline: Path, tmp_path: Path) -> None:
+    prepare(hub_settings(), tmp_path / "out", tmp_path / "lock.json")
+    for path in (offline / "out").iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+    assert CorporaLock(tmp_path / "lock.json").entry(REPOSITORY, "small")["revision"] == COMMIT
+
+
+def test_an_incomplete_cache_is_refused(offline: Path, tmp_path: Path) -> None:
+    lock = CorporaLock(tmp_path / "lock.json")
+    for subset, revision in (("other", None), ("small", OTHER_COMMIT), (None, None)):
+        with pytest.raises(
+            UserError, match="not, or not wholly, in the Hugging Face cache"
+        ) as error:
+            connect(REPOSITORY, subset, revision, lock)
+        assert hub.WAYS_OUT in str(error.value)
+    assert not lock.path.exists()
+
+
+def test_a_corpus_that_changed_under_its_commit_stops(offline: Path, tmp_path: Path) -> None:
+    lock = CorporaLock(tmp_path / "lock.json")
+    lock.record(REPOSITORY, "small", revision=COMMIT, documents=61)
+    with pytest.raises(UserError, match=r"documents is 60, but .* has 61"):
+        prepare(hub_settings(), tmp_path / "out", lock.path)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_the_first_documents_are_no_fact_about_the_corpus(offline: Path, tmp_path: Path) -> None:
+    lock = CorporaLock(tmp_path / "lock.json")
+    manifest = prepare(hub_settings(max_documents=50), tmp_path / "out", lock.path)
+    assert manifest["train"]["documents"] + manifest["validation"]["documents"] == 50
+    assert set(lock.entry(REPOSITORY, "small")) == {"revision", "first_used"}
+
+
+@pytest.mark.parametrize(
+    ("corpus", "what"),
+    [
+        ({"text_field": "body"}, "no text in field 'body'; it has id, text: set `text_field`"),
+        ({"text_field": "id"}, "no text in field 'id'; it has id, text"),
+    ],
+)
+def test_a_missing_field_is_one_clear_line(
+    offline: Path, tmp_path: Path, corpus: dict[str, str], what: str
+) -> None:
+    source = open_source(hub_settings(**corpus)["corpus"], tmp_path / "lock.json")
+    with pytest.raises(UserError) as error:
+        next(source.read())
+    assert what in str(error.value)
+    assert not (tmp_path / "lock.json").exists()
+
+
+def test_a_missing_subset_is_one_clear_line(offline: Path) -> None:
+    dataset = connect(REPOSITORY, "small", None, CorporaLock(offline / "lock.json"))
+    wrong = HubDataset(REPOSITORY, "nope", COMMIT, None, dataset.location)
+    with pytest.raises(UserError, match="BuilderConfig 'nope' not found") as error:
+        list(wrong.read("text"))
+    assert "\n" not in str(error.value)
+
+
+# --- the hub's answers --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with fake_hub(FILES) as address:
+        yield address
+
+
+@pytest.fixture
+def at(monkeypatch: pytest.MonkeyPatch, address: str) -> str:
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    return address
+
+
+def test_the_newest_commit_is_resolved_and_a_pinned_one_kept(at: str, tmp_path: Path) -> None:
+    lock = CorporaLock(tmp_path / "lock.json")
+    for revision in (None, COMMIT):
+        dataset = connect(REPOSITORY, "small", revision, lock)
+        assert (dataset.revision, dataset.license) == (COMMIT, "cc0-1.0")
+
+
+@pytest.mark.parametrize(
+    ("repository", "revision", "what"),
+    [
+        ("someone/else", None, "dataset someone/else is not on http://127.0.0.1"),
+        ("some one/else", None, "dataset some one/else is not on http://127.0.0.1"),
+        (REPOSITORY, OTHER_COMMIT, f"has no commit {OTHER_COMMIT}"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_one_clear_line(
+    at: str, tmp_path: Path, repository: str, revision: str | None, what: str
+) -> None:
+    with pytest.raises(UserError, match=what) as error:
+        connect(repository, "small", revision, CorporaLock(tmp_path / "lock.json"))
+    assert "\n" not in str(error.value)
+
+
+# --- no network ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+
+
+def test_without_a_network_there_is_one_line_within_ten_seconds(tmp_path: Path) -> None:
+    start = time.monotonic()
+    token = "hf_secret"
+    done = command(
+        tmp_path / "out", tmp_path / "lock.json", hub_settings(),
+        HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=token,
+    )  # fmt: skip
+    assert time.monotonic() - start < 10
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: dataset {REPOSITORY}: http://127.0.0.1:9 cannot be used")
+    for way_out in ("network", "source: files", "source: embedded", "HF_HUB_OFFLINE=1"):
+        assert way_out in line
+    assert token not in line
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "lock.json").exists()
+
+
+def test_a_hub_that_never_answers_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert hub.ANSWER_SECONDS < 8  # which leaves the rest of the ten for starting Python
+    monkeypatch.setattr(hub, "ANSWER_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        start = time.monotonic()
+        with pytest.raises(UserError, match=r"cannot be used \(TimeoutError\); ways out: "):
+            connect(REPOSITORY, "small", None, CorporaLock(tmp_path / "lock.json"))
+        assert time.monotonic() - start < 3
+
+
+def test_waiting_ends_even_for_a_call_that_does_not() -> None:
+    release = threading.Event()
+    with pytest.raises(TimeoutError):
+        hub._within(0.05, lambda: release.wait(30))
+    release.set()
+    assert hub._within(5, lambda: 42) == 42
+    with pytest.raises(ZeroDivisionError):
+        hub._within(5, lambda: 1 / 0)
+
+
+def test_a_connection_lost_while_reading_is_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def texts(self: HubDataset, field: str) -> Iterator[str]:
+        yield "one"
+        raise ConnectionResetError("https://cdn/x?signature=secret")
+
+    monkeypatch.setattr(HubDataset, "_texts", texts)
+    reading = HubDataset(REPOSITORY, "small", COMMIT, None, REPOSITORY).read("text")
+    assert next(reading) == "one"
+    with pytest.raises(UserError, match=r"stopped after 1 documents \(ConnectionResetError\)") as e:
+        next(reading)
+    assert "secret" not in str(e.value)

@@ -1,0 +1,69 @@
+"""The corpora lock file: facts are recorded once and must stay the same."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mhclite.data.lock import CorporaLock
+from mhclite.errors import UserError
+
+
+def test_facts_are_added_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "config" / "corpora.lock.json"
+    lock = CorporaLock(path)
+    assert lock.entry("some/one", "small") == {}
+    assert not path.exists()
+    lock.record("some/one", "small", revision="a" * 40)
+    lock.record("some/one", None, revision="b" * 40)
+    lock.record("some/one", "small", documents=3, bytes=9)
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    assert json.loads(path.read_text()) == {
+        "some/one": {
+            "small": {"revision": "a" * 40, "first_used": today, "documents": 3, "bytes": 9},
+            "default": {"revision": "b" * 40, "first_used": today},
+        }
+    }
+    assert lock.entry("some/one", "small")["documents"] == 3
+
+    before = path.stat().st_mtime_ns
+    lock.record("some/one", "small", revision="a" * 40, documents=3)
+    assert path.stat().st_mtime_ns == before
+
+
+def test_another_fact_is_an_error_that_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "lock.json"
+    lock = CorporaLock(path)
+    lock.record("some/one", "small", revision="a" * 40, documents=3)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"some/one \(small\): documents is 4, but .* has 3 since"):
+        lock.record("some/one", "small", documents=4)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"a": {"b": {}}}', '{"a": {"b": "c"}}', "\xff"])
+def test_a_damaged_lock_file_is_one_clear_line(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "lock.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=r"lock\.json is damaged") as error:
+        CorporaLock(path).record("some/one", None, revision="a" * 40)
+    assert "\n" not in str(error.value)
+
+
+def test_processes_at_once_lose_nothing(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from mhclite.data.lock import CorporaLock\n"
+        "for i in range(20):\n"
+        "    CorporaLock(Path(sys.argv[1])).record(f'{sys.argv[2]}/{i}', None, revision='a')\n"
+    )
+    path = tmp_path / "lock.json"
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, str(path), name]) for name in ("x", "y", "z")
+    ]
+    assert [process.wait(timeout=30) for process in running] == [0, 0, 0]
+    assert len(json.loads(path.read_text())) == 60

@@ -1,0 +1,393 @@
+"""A complete synthetic results folder, as the steps before `collect` write it.
+
+Every number is a pure function of (corpus, model, variant, seed), so that a test can say what a
+table must contain: `final_loss`, `gain`, `row_sum_deviation`. `build_results` writes the files and
+then runs the real `stability` and `collect`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mhclite.evidence.collect import collect
+from mhclite.files import digest_of, write_json
+from mhclite.measure import stability
+from mhclite.study import Study, parse_study
+
+ALL_VARIANTS = ("residual", "identity", "hc", "mhc", "mhc_lite", "kromhc", "jpmhc")
+STEPS = 60
+EVALUATION_INTERVAL = 20
+GRAD_NORM_SPIKE = 40  # step of HC's one spike in every run
+DIVERGED = "sotu-d4-hc-s1"  # diverges at step DIVERGED_STEP
+DIVERGED_STEP = 45
+UNIGRAM, BIGRAM = 5.25, 4.5
+BYTES_PER_TOKEN = 3.0
+QUANTILE_LEVELS = [0, 0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1]
+
+# Advantage over the residual in nats per token.
+ADVANTAGE = {
+    "residual": 0.0,
+    "identity": 0.01,
+    "hc": 0.03,
+    "mhc": 0.04,
+    "mhc_lite": 0.05,
+    "kromhc": 0.035,
+    "jpmhc": 0.02,
+}
+
+
+def make_study(
+    corpora: Sequence[str] = ("sotu",),
+    models: dict[str, int] | None = None,
+    variants: Sequence[str] = ALL_VARIANTS,
+    seeds: Sequence[int] = (0, 1, 2),
+    steps: int = STEPS,
+) -> Study:
+    """A small valid study; `models` maps names to depths."""
+    return parse_study(
+        {
+            "name": "synthetic",
+            "corpora": {name: {"source": "embedded"} for name in corpora},
+            "tokenizer": {"kind": "bpe", "vocab_size": 1024},
+            "models": {
+                name: {
+                    "n_layer": depth,
+                    "n_head": 4,
+                    "n_embd": 64,
+                    "block_size": 64,
+                    "learning_rate": 1e-3,
+                }
+                for name, depth in (models or {"d2": 2, "d4": 4}).items()
+            },
+            "variants": list(variants),
+            "seeds": list(seeds),
+            "training": {
+                "steps": steps,
+                "batch_size": 16,
+                "warmup_steps": 10,
+                "evaluation_interval": EVALUATION_INTERVAL,
+                "evaluation_sequences": 32,
+                "checkpoint_interval": 50,
+            },
+            "stability": {"spike_window": 16, "spike_sigmas": 6.0, "fluctuation_window": 20},
+        }
+    )
+
+
+def noise(*parts: Any) -> float:
+    """A number in [-1, 1) that depends on `parts` only."""
+    return int(digest_of(list(parts))[:8], 16) / 2**31 - 1
+
+
+def final_loss(corpus: str, n_layer: int, variant: str, seed: int) -> float:
+    """Last validation loss of a run, nats per token: depth, variant, seed, and a rest."""
+    return (
+        3.6
+        - 0.1 * math.log2(n_layer)
+        - ADVANTAGE[variant]
+        + 0.03 * noise(corpus, seed)  # shared by the variants of a seed
+        + 0.004 * noise(corpus, n_layer, variant, seed)
+    )
+
+
+def bits_per_byte(loss: float) -> float:
+    """Bits per byte of a loss on the synthetic corpora."""
+    return loss / BYTES_PER_TOKEN / math.log(2)
+
+
+def row_sum_deviation(variant: str, product: bool) -> float:
+    """Largest |row sum - 1| of a run's probe."""
+    single = {"hc": 0.8, "mhc": 0.03}.get(variant, 2e-7)
+    return single * (10 if product else 1)
+
+
+def gain(variant: str, sublayer: int) -> float:
+    """Composite forward gain after sub-layer `sublayer` (from 1); backward is 1.1 times this."""
+    return {"hc": 1.3, "mhc": 1.005}.get(variant, 1.0) ** sublayer
+
+
+def metrics_of(run: dict[str, Any], diverged: bool) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl of one run."""
+    corpus, seed = run["corpus"], run["seed"]
+    model, variant = run["model"], run["connection"]["variant"]
+    training = run["training"]
+    end = final_loss(corpus, model["n_layer"], variant, seed)
+    start = math.log(model["vocab_size"])
+    steps = training["steps"]
+    tokens_per_step = training["batch_size"] * model["block_size"]
+
+    def validation(step: int) -> dict[str, float]:
+        # Exponential decay that reaches `end` exactly on the last step.
+        progress = (1 - math.exp(-4 * step / steps)) / (1 - math.exp(-4))
+        loss = start + (end - start) * progress
+        return {"validation_loss": loss, "validation_bits_per_byte": bits_per_byte(loss)}
+
+    lines: list[dict[str, Any]] = [{"step": 0, "tokens": 0, **validation(0)}]
+    for step in range(1, steps + 1):
+        grad_norm = 1.0 + 0.1 * noise("grad", run["run"], step)
+        if variant == "hc" and step == GRAD_NORM_SPIKE:
+            grad_norm = 30.0
+        line = {
+            "step": step,
+            "loss": validation(step)["validation_loss"] + 0.05 * noise("loss", run["run"], step),
+            "grad_norm": grad_norm,
+            "learning_rate": model["learning_rate"] * min(1.0, step / training["warmup_steps"]),
+            "tokens": step * tokens_per_step,
+        }
+        if diverged and step == DIVERGED_STEP:
+            lines.append({**line, "loss": None, "grad_norm": None})
+            break
+        if step % training["evaluation_interval"] == 0 or step == steps:
+            line |= validation(step)
+        lines.append(line)
+    return lines
+
+
+def summary_of(run: dict[str, Any], metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """summary.json of one run."""
+    diverged = metrics[-1]["loss"] is None
+    evaluated = [line for line in metrics if "validation_loss" in line]
+    losses = [line["loss"] for line in metrics[1:] if line["loss"] is not None]
+    return {
+        "schema": 1,
+        "run": run["run"],
+        "key": digest_of(run),
+        "status": "diverged" if diverged else "completed",
+        "steps": metrics[-1]["step"],
+        "diverged_step": metrics[-1]["step"] if diverged else None,
+        "tokens": metrics[-1]["tokens"],
+        "train_loss": None if diverged else float(np.mean(losses[-50:])),
+        "validation_loss": None if diverged else evaluated[-1]["validation_loss"],
+        "validation_bits_per_byte": (
+            None if diverged else evaluated[-1]["validation_bits_per_byte"]
+        ),
+        "best_validation_loss": min(line["validation_loss"] for line in evaluated),
+        "seconds": 12.5,
+        "tokens_per_second": 40_000.0 + 1000 * noise("speed", run["run"]),
+        "attempts": 1,
+        "metrics_sha256": digest_of(metrics),
+        "weights_sha256": None if diverged else digest_of(run["run"]),
+    }
+
+
+def parameters_of(n_layer: int, variant: str) -> dict[str, int]:
+    """Parameters of the whole model and of its residual connections."""
+    connection = 0 if variant == "residual" else n_layer * 1000 * (1 + ALL_VARIANTS.index(variant))
+    return {"total": 100_000 * n_layer + connection, "connection": connection}
+
+
+def probe_of(run: dict[str, Any], diverged: bool) -> dict[str, Any]:
+    """probes/<run>.json of one run."""
+    variant, sublayers = run["connection"]["variant"], 2 * run["model"]["n_layer"]
+    head = {
+        "schema": 1,
+        "run": run["run"],
+        "variant": variant,
+        "n_streams": run["connection"]["n_streams"],
+    }
+    if diverged:
+        return {**head, "skipped": "the run diverged: there is no trained model"}
+    if variant == "residual":
+        return {**head, "skipped": "the plain residual has no H_res"}
+
+    def sums(width: float) -> list[float]:
+        return [1 + width * (2 * level - 1) for level in QUANTILE_LEVELS]
+
+    single, product = (row_sum_deviation(variant, product=kind) for kind in (False, True))
+    growing = [single + (product - single) * i / (sublayers - 1) for i in range(sublayers)]
+    forward = [gain(variant, layer + 1) for layer in range(sublayers)]
+    sinkhorn = None
+    if variant == "mhc":
+        sinkhorn = {
+            "bin_edges": [0, 10, 20, 30, 40],  # left edges: the last bin is open
+            "counts": [100, 300, 250, 40, 10],
+            "share_above_30": 50 / 700,
+            "max": 43.5,
+        }
+    return {
+        **head,
+        "sequences": 64,
+        "tokens": 64 * run["model"]["block_size"],
+        "n_sublayers": sublayers,
+        "quantile_levels": QUANTILE_LEVELS,
+        "single": {
+            "row_sum": [sums(single)] * sublayers,
+            "column_sum": [sums(single / 2)] * sublayers,
+            "row_sum_all": sums(single),
+            "column_sum_all": sums(single / 2),
+            "max_deviation": single,
+        },
+        "product": {
+            "row_sum": [sums(width) for width in growing],
+            "column_sum": [sums(width / 2) for width in growing],
+            "max_deviation": product,
+            "gain_forward": forward,
+            "gain_backward": [1.1 * value for value in forward],
+            "gain_forward_max": [1.5 * value for value in forward],
+            "gain_backward_max": [1.6 * value for value in forward],
+        },
+        "identity_distance": [0.1 * (layer + 1) for layer in range(sublayers)],
+        "sinkhorn_input": sinkhorn,
+    }
+
+
+def throughput_of(study: Study, model: str) -> dict[str, Any]:
+    """throughput/<model>.json of one model size."""
+    settings = study.models[model]
+    variants = {}
+    for position, variant in enumerate(study.variants):
+        slower = 1 + 0.25 * position
+        parameters = parameters_of(settings.n_layer, variant)
+        median = 40_000 / slower
+        variants[variant] = {
+            "step_seconds": [0.025 * slower * (1 + 0.01 * r) for r in range(9)],
+            "ratio": [slower * (1 + 0.001 * r) for r in range(9)],
+            "tokens_per_second": {"median": median, "q1": 0.98 * median, "q3": 1.01 * median},
+            "ratio_quartiles": {"median": slower, "q1": 0.99 * slower, "q3": 1.02 * slower},
+            "peak_memory_bytes": 2**27 + position * 2**20,
+            "flops_per_token": 1.2e6 * slower,
+            "parameters": parameters["total"],
+            "extra_parameters": parameters["connection"],
+        }
+    return {
+        "schema": 1,
+        "model": model,
+        "device": "cpu",
+        "hardware": {"cpu": "Synthetic CPU", "cores": 2, "memory_gib": 8.0},
+        "threads": 1,
+        "precision": "fp32",
+        "batch_size": 16,
+        "block_size": settings.block_size,
+        "rounds": 9,
+        "warmup_rounds": 3,
+        "variants": variants,
+    }
+
+
+def manifest_of(study: Study, corpus: str) -> dict[str, Any]:
+    """manifest.json of one prepared corpus."""
+    part = {"documents": 100, "bytes": 3_000_000, "tokens": 1_000_000}
+    assert part["bytes"] / part["tokens"] == BYTES_PER_TOKEN
+    shard = {"tokens": 1_000_000, "sha256": digest_of(corpus)}
+    return {
+        "schema": 1,
+        "name": corpus,
+        "settings": study.corpus_settings(corpus),
+        "source": {
+            "kind": "embedded",
+            "description": "Synthetic text",
+            "repository": None,
+            "revision": None,
+            "files": [{"path": "text.jsonl", "sha256": digest_of("text"), "bytes": 12}],
+            "license": "public domain",
+        },
+        "tokenizer": {
+            "kind": "bpe",
+            "vocab_size": 1024,
+            "n_tokens": 1024,
+            "sha256": digest_of("tokenizer"),
+            "eot_id": 0,
+        },
+        "split": {"rule": "sha256 of the text", "validation_fraction": 0.05},
+        "train": {**part, "shards": [{"file": "train-00000.bin", **shard}]},
+        "validation": {**part, "shards": [{"file": "validation-00000.bin", **shard}]},
+        "baselines": {"unigram": UNIGRAM, "bigram": BIGRAM},
+        "digest": digest_of([corpus, "content"]),
+    }
+
+
+def write_run(folder: Path, run: dict[str, Any], diverged: bool, corpus_digest: str) -> None:
+    """A finished run folder."""
+    metrics = metrics_of(run, diverged)
+    n_layer, variant = run["model"]["n_layer"], run["connection"]["variant"]
+    write_json(
+        folder / "run.json",
+        {
+            "schema": 1,
+            "key": digest_of(run),
+            "config": run,
+            "corpus": {
+                "name": run["corpus"],
+                "digest": corpus_digest,
+                "manifest": f"results/corpora/{run['corpus']}/manifest.json",
+            },
+            "code": "0123456789abcdef",
+            "provenance": {
+                "git": {"commit": "f" * 40, "dirty": False},
+                "versions": {"python": "3.11.0", "torch": "2.13.0"},
+                "hardware": {"cpu": "Synthetic CPU", "cores": 2, "memory_gib": 8.0},
+                "platform": "Synthetic",
+            },
+            "parameters": parameters_of(n_layer, variant),
+        },
+    )
+    write_lines(folder / "metrics.jsonl", metrics)
+    write_lines(
+        folder / "timing.jsonl",
+        [
+            {"step": line["step"], "seconds": 0.025, "wall": 1.7e9 + line["step"]}
+            for line in metrics[1:]
+        ],
+    )
+    write_json(folder / "summary.json", summary_of(run, metrics))
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    """A file of one JSON object a line."""
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+
+
+def description_of(study: Study, results: Path) -> dict[str, Any]:
+    """What `collect --study` is given."""
+    return {
+        "study": study.model_dump(mode="json"),
+        "runs": study.runs(),
+        "corpora": {name: str(results / study.corpus_folder(name)) for name in study.corpora},
+    }
+
+
+def run_stability(study: Study, folder: Path) -> None:
+    """The real `stability` step over all runs of the study."""
+    stability.run(
+        argparse.Namespace(
+            settings=study.stability.model_dump_json(),
+            runs=folder / "runs",
+            run=list(study.runs()),
+            out=folder / "stability.json",
+        )
+    )
+
+
+def build_results(
+    results: Path,
+    study: Study | None = None,
+    diverged: Sequence[str] = (DIVERGED,),
+    collected: bool = True,
+) -> Path:
+    """Write results/<study>, complete; returns that folder.
+
+    `collected=False` leaves out what `stability` and `collect` write.
+    """
+    study = study or make_study()
+    folder = results / study.name
+    runs = study.runs()
+    for corpus in study.corpora:
+        manifest = manifest_of(study, corpus)
+        write_json(results / study.corpus_folder(corpus) / "manifest.json", manifest)
+    for name, run in runs.items():
+        manifest = manifest_of(study, run["corpus"])
+        write_run(folder / "runs" / name, run, name in diverged, manifest["digest"])
+        write_json(folder / "probes" / f"{name}.json", probe_of(run, name in diverged))
+    for model in study.models:
+        write_json(folder / "throughput" / f"{model}.json", throughput_of(study, model))
+    if collected:
+        run_stability(study, folder)
+        collect(description_of(study, results), folder)
+    return folder

@@ -1,0 +1,443 @@
+"""The report: one page that needs nothing else, with the numbers of runs.csv."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from builder import (
+    ALL_VARIANTS,
+    BIGRAM,
+    DIVERGED,
+    DIVERGED_STEP,
+    UNIGRAM,
+    bits_per_byte,
+    build_results,
+    make_study,
+)
+
+from mhclite.cli import STEPS, main
+from mhclite.connections import VARIANTS
+from mhclite.errors import UserError
+from mhclite.evidence import captions
+from mhclite.evidence.figures import FIGURES
+from mhclite.evidence.report import page, with_minus_signs
+from mhclite.evidence.report_methods import VARIANT_NOTES, counted, listed
+from mhclite.evidence.report_origin import origin_rows, rerun_rows, training_dates
+from mhclite.evidence.results import Results, load_results
+from mhclite.evidence.statistics import paired_differences, summarise
+from mhclite.evidence.tables import all_tables
+from mhclite.files import read_json, write_json, write_text
+from mhclite.study import Study, parse_study
+
+VOID = {"meta", "link", "img", "br"}
+DRAWING = '<svg xmlns="http://www.w3.org/2000/svg"/>'
+SMALL: dict[str, Any] = {"models": {"d1": 1}, "seeds": (0, 1), "steps": 30}
+
+
+class Page(HTMLParser):
+    """Checks that elements are closed in order; gathers tables, text, images and ids."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self.images: list[dict[str, str]] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.landmarks: set[str] = set()
+        self.head_cells: list[dict[str, str]] = []
+        self.text = ""
+        self._table: list[list[str]] | None = None
+        self._cell: str | None = None
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attributes}
+        if tag not in VOID:
+            self.open.append(tag)
+        if "id" in values:
+            self.ids.append(values["id"])
+        if tag == "table":
+            self._table = self.tables[values["id"].removeprefix("table-")] = []
+        elif tag == "tr":
+            assert self._table is not None
+            self._table.append([])
+        elif tag in ("td", "th"):
+            self._cell = ""
+            if tag == "th":
+                self.head_cells.append(values)
+        elif tag == "img":
+            self.images.append(values)
+        elif tag == "a":
+            self.links.append(values["href"])
+        elif tag in ("header", "nav", "main", "footer"):
+            self.landmarks.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+        if tag in ("td", "th"):
+            assert self._table is not None
+            assert self._cell is not None
+            self._table[-1].append(" ".join(self._cell.split()))
+            self._cell = None
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "title"):
+            self.text += data
+        if self._cell is not None:
+            self._cell += data
+
+
+def with_drawings(folder: Path) -> Results:
+    """The results, with a stand-in for each drawing: what is in them does not matter here."""
+    for name in FIGURES:
+        write_text(folder / "figures" / f"{name}.svg", DRAWING)
+    return load_results(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The builder's study: two depths, seven variants, three seeds; one run diverged."""
+    return build_results(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Page of a study of two corpora, two depths and three seeds; one run diverged."""
+    study = make_study(corpora=("sotu", "other"))
+    return page(with_drawings(build_results(tmp_path_factory.mktemp("corpora"), study)))
+
+
+def rows_by_name(parsed: Page, table: str, keys: Sequence[str]) -> dict[Any, dict[str, str]]:
+    """Rows of a table by the columns `keys`; a blank key is that of the row above."""
+    headings, *rows = parsed.tables[table]
+    found = {}
+    above: dict[str, str] = {}
+    for row in rows:
+        cells = dict(zip(headings, row, strict=True))
+        above = {key: cells[key] or above[key] for key in keys}
+        found[tuple(above.values())] = cells
+    assert len(found) == len(rows)
+    return found
+
+
+# --- numbers ------------------------------------------------------------------------------------
+
+
+def test_losses_on_the_page_are_those_of_runs_csv(folder: Path) -> None:
+    results = with_drawings(folder)
+    parsed = Page(page(results))
+    runs = pd.read_csv(folder / "runs.csv")
+    completed = runs[runs["status"] == "completed"]
+    found = rows_by_name(parsed, "results", ("Corpus", "Model", "Variant"))
+    residual = completed[completed["variant"] == "residual"].set_index(["model", "seed"])
+    for (model, variant), cell in completed.groupby(["model", "variant"]):
+        row = found["sotu", model, VARIANTS[variant].label]
+        mean, half = row["Validation loss (nats/token)"].split(" ± ")
+        assert mean == f"{cell['validation_loss'].mean():.4f}"
+        assert row["Bits per byte"].startswith(f"{cell['validation_bits_per_byte'].mean():.4f} ± ")
+        assert row["Seeds (n)"] == str(len(cell))
+        assert row["Diverged"] == str(len(results.seeds) - len(cell))
+        assert float(half) > 0
+        if variant != "residual":
+            base = residual.loc[[(model, s) for s in cell["seed"]], "validation_loss"].to_numpy()
+            difference = (cell["validation_loss"] - base).mean()
+            text = row["Difference to residual (nats/token)"]
+            assert text.startswith(f"{difference:.4f} ± ".replace("-", "−"))
+    assert (
+        found["sotu", "–", "Unigram baseline"]["Bits per byte"] == f"{bits_per_byte(UNIGRAM):.4f}"
+    )
+    bigram = found["sotu", "–", "Bigram baseline"]
+    assert bigram["Validation loss (nats/token)"] == f"{BIGRAM:.4f}"
+
+
+def test_every_run_has_its_loss_on_the_page(folder: Path) -> None:
+    parsed = Page(page(with_drawings(folder)))
+    found = rows_by_name(parsed, "seeds", ("Corpus", "Model", "Variant"))
+    runs = pd.read_csv(folder / "runs.csv")
+    assert len(runs) == 2 * 7 * 3
+    for run in runs.to_dict("records"):
+        text = found["sotu", run["model"], VARIANTS[run["variant"]].label][f"Seed {run['seed']}"]
+        expected = f"{run['validation_loss']:.4f}"
+        assert text == ("diverged" if run["status"] == "diverged" else expected)
+    assert f"Diverged: {DIVERGED} at step {DIVERGED_STEP}." in parsed.text
+
+
+def test_intervals_on_the_page_are_those_of_the_statistics(folder: Path) -> None:
+    results = with_drawings(folder)
+    found = rows_by_name(Page(page(results)), "results", ("Corpus", "Model", "Variant"))
+    for table, column in (
+        (summarise(results.runs), "Validation loss (nats/token)"),
+        (paired_differences(results.runs), "Difference to residual (nats/token)"),
+    ):
+        assert len(table)
+        for row in table.to_dict("records"):
+            text = found[row["corpus"], row["model"], VARIANTS[row["variant"]].label][column]
+            expected = f"{row['mean']:.4f} ± {row['half_width']:.4f}".replace("-", "−")
+            assert text.removesuffix(" (n = 2)") == expected
+
+
+def test_all_tables_are_there_as_they_are_in_the_files(folder: Path) -> None:
+    results = with_drawings(folder)
+    parsed = Page(page(results))
+    for table in all_tables(results, results.confidence):
+        rows = [
+            [with_minus_signs(str(cell)) for cell in row]
+            for row in table.display.to_numpy().tolist()
+        ]
+        assert parsed.tables[table.name] == [list(table.display.columns), *rows]
+        assert " ".join(table.notes.split()) in " ".join(parsed.text.split())
+
+
+def test_minus_signs() -> None:
+    assert with_minus_signs("-0.0118 ± 0.0063") == "−0.0118 ± 0.0063"
+    assert with_minus_signs("2.20e-07") == "2.20e-07"
+    assert with_minus_signs("mHC-2, 2026-01-02") == "mHC-2, 2026-01-02"
+
+
+# --- one page that needs nothing else -----------------------------------------------------------
+
+
+def test_page_refers_to_nothing_outside_itself(html: str) -> None:
+    outside = re.sub(r"data:image/svg\+xml;base64,[A-Za-z0-9+/=]+", "DATA", html)
+    for pattern in (
+        r"https?:",
+        r"[\"'(]//",
+        r"@import",
+        r"url\(",
+        r"<script",
+        r"<iframe",
+        r"file:",
+    ):
+        assert not re.search(pattern, outside), pattern
+    parsed = Page(html)
+    assert all(link.startswith("#") and link[1:] in parsed.ids for link in parsed.links)
+    assert len(parsed.links) == 6
+    assert str(Path(__file__).parents[3]) not in outside
+    assert tempfile.gettempdir() not in outside
+
+
+def test_page_is_well_formed_and_accessible(html: str) -> None:
+    parsed = Page(html)
+    assert html.startswith("<!DOCTYPE html>\n<html lang=")
+    assert len(set(parsed.ids)) == len(parsed.ids)
+    assert parsed.landmarks == {"header", "nav", "main", "footer"}
+    assert all(cell["scope"] in ("col", "row") for cell in parsed.head_cells)
+    for target in re.findall(r'aria-labelledby="([^"]+)"', html):
+        assert target in parsed.ids
+    assert len(parsed.images) == len(FIGURES)
+    for image, caption in zip(parsed.images, captions.FIGURES.values(), strict=True):
+        assert image["alt"] == caption.alt
+        assert image["src"].startswith("data:image/svg+xml;base64,")
+
+
+def test_every_figure_has_its_caption_and_files(html: str) -> None:
+    text = Page(html).text
+    study = make_study().model_dump(mode="json")
+    for name, caption in captions.FIGURES.items():
+        assert caption.title in text
+        assert captions.render(caption, study) in text
+        assert f"figures/{name}.png, figures/{name}.svg" in text
+
+
+def test_step_writes_the_same_bytes_twice(folder: Path) -> None:
+    with_drawings(folder)
+    assert main(["report", "--results", str(folder)]) == 0
+    first = (folder / "report.html").read_bytes()
+    assert main(["report", "--results", str(folder)]) == 0
+    assert (folder / "report.html").read_bytes() == first
+    assert list(folder.glob(".*")) == []  # nothing half written is left
+
+
+def test_missing_figure_names_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = build_results(tmp_path, make_study(**SMALL), diverged=())
+    assert main(["report", "--results", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert "loss_vs_depth.svg does not exist" in error
+    assert f"python -m mhclite figures --results {folder}" in error
+    assert not (folder / "report.html").exists()
+
+
+def test_text_from_the_study_is_escaped(tmp_path: Path) -> None:
+    folder = build_results(tmp_path, make_study(**SMALL), diverged=())
+    study = read_json(folder / "study.json")
+    study["title"] = "A <b>title</b> & more"
+    study["corpora"]["sotu"]["manifest"]["source"]["description"] = "<script>alert(1)</script>"
+    write_json(folder / "study.json", study)
+    html = page(with_drawings(folder))
+    assert "<script" not in html
+    assert "A &lt;b&gt;title&lt;/b&gt; &amp; more" in html
+
+
+# --- methods and origin -------------------------------------------------------------------------
+
+
+def test_methods_follow_the_settings(folder: Path) -> None:
+    study = read_json(folder / "study.json")
+    results = with_drawings(folder)
+    settings = results.settings
+    changes = {
+        "training": {
+            "steps": 71_003,
+            "batch_size": 31,
+            "warmup_steps": 29,
+            "min_lr_ratio": 0.123,
+            "betas": [0.81, 0.82],
+            "weight_decay": 0.456,
+            "grad_clip": 0.789,
+            "precision": "bf16",
+            "evaluation_interval": 37,
+            "evaluation_sequences": 41,
+            "threads": 43,
+            "processes": 47,
+        },
+        "connections": {"n_streams": 53, "sinkhorn_iterations": 59, "cayley_iterations": 61},
+        "probe": {"sequences": 67},
+        "stability": {"spike_window": 73, "spike_sigmas": 7.9, "fluctuation_window": 83},
+        "throughput": {"rounds": 89, "warmup_rounds": 97},
+        "statistics": {"confidence": 0.875},
+    }
+    changed = {**settings, **{name: settings[name] | part for name, part in changes.items()}}
+    other = Results(
+        results.folder,
+        {**study, "study": changed},
+        results.runs,
+        results.curves,
+        results.probes,
+        results.throughput,
+    )
+    text = Page(page(other)).text
+    methods = text[text.index("Corpus sotu") : text.rindex("How to rerun")]
+    for part in changes.values():
+        for name, value in part.items():
+            if name == "confidence":
+                value = "87.5 %"
+            for number in value if isinstance(value, list) else [value]:
+                shown = f"{number:,}" if isinstance(number, int) else str(number)
+                assert shown in methods, name
+
+
+def test_corpus_is_described_from_its_manifest(html: str) -> None:
+    text = " ".join(Page(html).text.split())
+    assert (
+        "Synthetic text. License: public domain. Training: 100 documents, 3,000,000 bytes of text, "
+        "1,000,000 tokens. Validation: 100 documents, 3,000,000 bytes of text, 1,000,000 tokens. "
+        "Documents are assigned by sha256 of the text; validation fraction 0.05." in text
+    )
+    assert "42 training runs over 1 corpus" not in text
+    assert "84 training runs over 2 corpora (sotu and other)" in text
+    assert "1 of the runs diverged" in text
+
+
+def test_study_file_on_the_page_is_the_study(folder: Path) -> None:
+    results = with_drawings(folder)
+    html = page(results)
+    (block,) = re.findall(r'<pre id="study-file">(.*?)</pre>', html, flags=re.DOTALL)
+    parser = Page(f"<pre>{block}</pre>")
+    assert parse_study(yaml.safe_load(parser.text)) == Study.model_validate(results.settings)
+
+
+def test_origin_names_the_runs_where_they_differ(tmp_path: Path) -> None:
+    study = make_study(**SMALL, variants=("residual", "mhc"))
+    folder = build_results(tmp_path, study, diverged=())
+    results = load_results(folder)
+    _, rows = origin_rows(results)
+    assert ["Commit", "f" * 40, "all 4"] in rows
+    assert ["Versions", "python 3.11.0, torch 2.13.0", "all 4"] in rows
+    assert ["Hardware", "Synthetic CPU, 2 cores, 8 GiB memory", "all 4"] in rows
+
+    path = folder / "runs" / "sotu-d1-mhc-s1" / "run.json"
+    run = read_json(path)
+    run["provenance"]["git"] = {"commit": "e" * 40, "dirty": True}
+    run["provenance"]["hardware"] |= {"gpu": "A GPU", "gpus": 8}
+    write_json(path, run)
+    _, rows = origin_rows(results)
+    others = "sotu-d1-residual-s0, sotu-d1-residual-s1, sotu-d1-mhc-s0"
+    assert ["Commit", "f" * 40, f"3 of 4: {others}"] in rows
+    assert ["Commit", f"{'e' * 40} with uncommitted changes", "1 of 4: sotu-d1-mhc-s1"] in rows
+    gpu = "8 × A GPU, Synthetic CPU, 2 cores, 8 GiB memory"
+    assert ["Hardware", gpu, "1 of 4: sotu-d1-mhc-s1"] in rows
+
+
+def test_dates_of_training_come_from_the_timing_files(tmp_path: Path) -> None:
+    folder = build_results(tmp_path, make_study(**SMALL), diverged=())
+    results = load_results(folder)
+    assert training_dates(results) == "2023-11-14"  # 1.7e9 seconds after 1970
+    timings = sorted(folder.glob("runs/*/timing.jsonl"))
+    write_text(timings[0], '{"step": 1, "seconds": 1, "wall": 1700100000}\n')
+    assert training_dates(results) == "2023-11-14 to 2023-11-16"
+    for path in timings:
+        path.unlink()
+    assert training_dates(results) == ""
+    assert "Trained (UTC)" not in page(with_drawings(folder))
+
+
+def test_commands_to_rerun_exist(results: Results) -> None:
+    _, rows = rerun_rows(results)
+    steps = [match[1] for row in rows if (match := re.search(r"mhclite (\w+)", row[2]))]
+    assert steps == ["tables", "figures", "report"]
+    assert set(steps) <= STEPS.keys()
+    assert all("results/synthetic" in row[1] for row in rows)
+
+
+def test_every_variant_is_explained() -> None:
+    assert VARIANT_NOTES.keys() == VARIANTS.keys()
+
+
+def test_words() -> None:
+    assert counted(1, "seed") == "1 seed"
+    assert counted(12_000, "step") == "12,000 steps"
+    assert counted(2, "process", "processes") == "2 processes"
+    assert listed(["a"]) == "a"
+    assert listed(["a", "b", "c"]) == "a, b and c"
+
+
+# --- pieces that are missing --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "all_diverge"),
+    [
+        ({"seeds": (7,)}, False),
+        ({"variants": ("residual", "mhc_lite")}, False),
+        ({"variants": ("mhc", "jpmhc")}, False),
+        ({"variants": ("residual",)}, False),
+        ({"variants": ALL_VARIANTS}, True),
+    ],
+    ids=["one seed", "no mhc", "no residual", "residual only", "all diverge"],
+)
+def test_page_of_an_unusual_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], all_diverge: bool
+) -> None:
+    monkeypatch.setattr("builder.DIVERGED_STEP", 12)
+    study = make_study(**(SMALL | options))
+    diverged = list(study.runs()) if all_diverge else []
+    parsed = Page(page(with_drawings(build_results(tmp_path, study, diverged=diverged))))
+    text = parsed.text
+    for missing in ("nan", "None", "<NA>", "inf"):
+        assert not re.search(rf"\b{re.escape(missing)}\b", text[: text.rindex("How to rerun")])
+    assert len(parsed.tables["seeds"]) == 1 + len(study.variants)
+    assert ("With a single seed there is no interval" in text) == (len(study.seeds) == 1)
+    assert ("Sinkhorn-Knopp iterations." in text) == ("mhc" in study.variants)
+    if all_diverge:
+        assert "14 of the runs diverged" in text
+        assert "diverged" in parsed.tables["seeds"][1]
+
+
+def test_missing_run_description_is_a_user_error(tmp_path: Path) -> None:
+    folder = build_results(tmp_path, make_study(**SMALL), diverged=())
+    (folder / "runs" / "sotu-d1-hc-s0" / "run.json").unlink()
+    with pytest.raises(UserError, match="run sotu-d1-hc-s0"):
+        page(with_drawings(folder))

@@ -1,0 +1,268 @@
+"""The spike rule against a direct reading of its definition, and the step around it."""
+
+from __future__ import annotations
+
+import json
+import math
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mhclite import cli
+from mhclite.errors import UserError
+from mhclite.measure.inputs import FinishedRun, finished_run, json_argument, run_arguments
+from mhclite.measure.stability import judge, spikes, trailing
+
+SETTINGS = {"spike_window": 4, "spike_sigmas": 3.0, "fluctuation_window": 5}
+WAVE = [0.0, 1.0]  # mean 1/2, standard deviation 1/2 over every even window
+
+
+# --- the rule -------------------------------------------------------------------------------
+
+
+def margin(values: list[float], at: int, window: int, sigmas: int) -> Fraction | None:
+    """How far value `at` lies above the threshold, in squared units with a sign; exact.
+
+    None where the rule gives no verdict.
+    """
+    before = values[max(0, at - window) : at]
+    if len(before) < window or not all(map(math.isfinite, [*before, values[at]])):
+        return None
+    exact = [Fraction(value) for value in before]
+    mean = sum(exact) / window
+    variance = sum((value - mean) ** 2 for value in exact) / window
+    above = Fraction(values[at]) - mean
+    if variance == 0:
+        return None
+    return above * abs(above) - sigmas**2 * variance
+
+
+@given(
+    values=st.lists(
+        st.one_of(
+            st.integers(-20, 20).map(float),
+            st.sampled_from([500.0, 1e6, math.nan, math.inf, -math.inf]),
+        ),
+        max_size=40,
+    ),
+    window=st.integers(2, 8),
+    sigmas=st.integers(1, 6),
+)
+def test_spikes_are_those_of_the_definition(values: list[float], window: int, sigmas: int) -> None:
+    found = spikes(values, window, sigmas)
+    for at in range(len(values)):
+        exact = margin(values, at, window, sigmas)
+        if exact is None:
+            assert at not in found
+        elif abs(exact) > 1e-6:  # closer than rounding, either answer is right
+            assert (at in found) == (exact > 0)
+    assert found == sorted(found)
+
+
+@given(values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30), window=st.integers(1, 10))
+def test_trailing_window_against_each_window_alone(values: list[float], window: int) -> None:
+    mean, deviation = trailing(values, window)
+    assert len(mean) == len(deviation) == len(values)
+    for at in range(len(values)):
+        if at < window - 1:
+            assert math.isnan(mean[at])
+            assert math.isnan(deviation[at])
+        else:
+            part = np.array(values[at - window + 1 : at + 1])
+            assert mean[at] == pytest.approx(part.sum() / window, abs=1e-6)
+            assert deviation[at] == pytest.approx(
+                math.sqrt(((part - part.mean()) ** 2).sum() / window), abs=1e-6
+            )
+
+
+def test_no_verdict_before_the_window_is_full() -> None:
+    # Four values: the fifth, at position 4, is the first that has a full window before it.
+    assert spikes([0.0, 1.0, 0.0, 99.0, 0.0], window=4, sigmas=3) == []
+    assert spikes([0.0, 1.0, 0.0, 1.0, 99.0], window=4, sigmas=3) == [4]
+
+
+def test_threshold_is_strict_and_counts_population_deviations() -> None:
+    # Mean 0.5, population deviation 0.5: the threshold at 3 deviations is 2.
+    assert spikes([*WAVE * 4, 2.0], window=8, sigmas=3) == []
+    assert spikes([*WAVE * 4, 2.0 + 1e-9], window=8, sigmas=3) == [8]
+    # The sample form would put it at 2.1.
+    assert spikes([*WAVE * 4, 2.05], window=8, sigmas=3) == [8]
+
+
+def test_only_values_above_count() -> None:
+    assert spikes([*WAVE * 4, -99.0], window=8, sigmas=3) == []
+
+
+def test_a_spike_enters_the_windows_after_it() -> None:
+    # The second jump comes while the first is in the window, the third long after.
+    series = [*WAVE * 8, 50.0, *WAVE * 2, 50.0, *WAVE * 8, 50.0]
+    assert spikes(series, window=8, sigmas=3) == [16, 38]
+
+
+def test_a_new_level_counts_once() -> None:
+    series = [*WAVE * 16, *(100 + value for value in WAVE * 16)]
+    assert spikes(series, window=16, sigmas=6) == [32]
+
+
+def test_flat_window_has_no_spike() -> None:
+    assert spikes([0.1] * 8 + [5.0], window=8, sigmas=6) == []
+    assert spikes([0.0] * 8 + [5.0], window=8, sigmas=6) == []
+    # Rounding noise is flat, whatever the scale; a real fluctuation of a small series is not.
+    noise = [1e6 * (1 + 1e-15 * (at % 3)) for at in range(8)]
+    assert spikes([*noise, 2e6], window=8, sigmas=6) == []
+    assert spikes([1e-9 * value for value in [*WAVE * 4, 9.0]], window=8, sigmas=6) == [8]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e308])
+def test_what_is_not_finite_is_no_spike(value: float) -> None:
+    assert spikes([*WAVE * 4, value, *WAVE * 4], window=8, sigmas=3) == (
+        [8] if math.isfinite(value) else []
+    )
+
+
+def test_nothing_is_judged_against_a_window_with_a_gap() -> None:
+    series = [*WAVE * 4, math.nan, 0.0, 99.0, *WAVE * 4, 99.0]
+    assert spikes(series, window=4, sigmas=3) == [19]
+
+
+def test_short_series() -> None:
+    assert spikes([], window=4, sigmas=3) == []
+    assert spikes([1.0], window=4, sigmas=3) == []
+
+
+# --- one run --------------------------------------------------------------------------------
+
+
+def finished(
+    loss: list[float | None], grad_norm: list[float | None], diverged: bool = False
+) -> FinishedRun:
+    """A run with these metrics, evaluated before training as every run is."""
+    metrics: list[dict[str, Any]] = [{"step": 0, "tokens": 0, "validation_loss": 7.0}]
+    for step, (one, other) in enumerate(zip(loss, grad_norm, strict=True), start=1):
+        metrics.append({"step": step, "loss": one, "grad_norm": other})
+    summary = {
+        "status": "diverged" if diverged else "completed",
+        "diverged_step": len(loss) if diverged else None,
+    }
+    return FinishedRun(run="a", description={}, summary=summary, metrics=metrics)
+
+
+def test_judge_names_steps_and_counts_a_step_once() -> None:
+    calm: list[float | None] = [*WAVE * 8]
+    # Both spike at step 11, the loss alone at step 16: two steps out of 12 with a full window.
+    loss = [*calm[:10], 60.0, *calm[11:15], 900.0]
+    grad_norm = [*calm[:10], 70.0, *calm[11:]]
+    verdict = judge(finished(loss, grad_norm), SETTINGS)
+    assert verdict["loss_spikes"] == [11, 16]
+    assert verdict["grad_norm_spikes"] == [11]
+    assert verdict["steps"] == 16
+    assert verdict["judged_steps"] == 12
+    assert verdict["spikes_per_1000_steps"] == pytest.approx(1000 * 2 / 12)
+    assert not verdict["too_few_steps"]
+    assert not verdict["diverged"]
+    assert verdict["grad_norm_mean"] == pytest.approx(3 / 5)  # 1 0 1 0 1
+    assert verdict["grad_norm_fluctuation"] == pytest.approx(math.sqrt(6) / 5)
+
+
+def test_judge_says_that_there_were_too_few_steps() -> None:
+    verdict = judge(finished([1.0, 2.0, 1.0, 900.0], [1.0, 2.0, 1.0, 900.0]), SETTINGS)
+    assert verdict["too_few_steps"]
+    assert verdict["judged_steps"] == 0
+    assert verdict["loss_spikes"] == []
+    assert verdict["spikes_per_1000_steps"] is None
+    assert verdict["grad_norm_mean"] is None  # 4 steps, a window of 5
+    assert verdict["grad_norm_fluctuation"] is None
+
+
+def test_judge_a_diverged_run_up_to_its_end() -> None:
+    grad_norm: list[float | None] = [1.0, 9.0, 2.0, 4.0, 2.0, 4.0, 3.0, None]
+    loss: list[float | None] = [*WAVE * 3, 0.0, None]
+    verdict = judge(finished(loss, grad_norm, diverged=True), SETTINGS)
+    assert verdict["diverged"]
+    assert verdict["diverged_step"] == 8
+    assert verdict["judged_steps"] == 3  # steps 5, 6, 7: the last has no value to judge
+    assert verdict["grad_norm_spikes"] == []
+    assert verdict["grad_norm_mean"] == pytest.approx(3.0)  # 2 4 2 4 3
+    assert verdict["grad_norm_fluctuation"] == pytest.approx(math.sqrt(4 / 5))
+
+
+# --- the step -------------------------------------------------------------------------------
+
+
+def write_run(folder: Path, run: FinishedRun, schema: int = 1) -> None:
+    """A finished run folder with what the step reads."""
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in run.metrics))
+    (folder / "run.json").write_text(json.dumps({"schema": 1}))
+    (folder / "summary.json").write_text(json.dumps({"schema": schema, **run.summary}))
+
+
+def call(tmp_path: Path, *runs: str, settings: dict[str, Any] | None = None) -> int:
+    """`python -m mhclite stability` on tmp_path/runs."""
+    arguments = ["--settings", json.dumps(SETTINGS if settings is None else settings)]
+    arguments += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "stability.json")]
+    return cli.main(["stability", *arguments, "--run", *runs])
+
+
+def test_step_writes_every_run(tmp_path: Path) -> None:
+    run = finished([*WAVE * 4, 99.0], [*WAVE * 4, 0.5])
+    for name in ("a", "b", "c"):
+        write_run(tmp_path / "runs" / name, run)
+    (tmp_path / "list.txt").write_text("b\nc\n")
+    assert call(tmp_path, "a", f"@{tmp_path / 'list.txt'}") == 0
+    written = json.loads((tmp_path / "stability.json").read_text())
+    assert written["schema"] == 1
+    assert written["settings"] == SETTINGS
+    assert list(written["runs"]) == ["a", "b", "c"]
+    assert written["runs"]["c"] == judge(run, SETTINGS)
+    assert written["runs"]["c"]["loss_spikes"] == [9]
+
+
+def test_unfinished_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    assert call(tmp_path, "a") == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "run a is not finished" in message
+    assert "snakemake --cores all" in message
+    assert not (tmp_path / "stability.json").exists()
+
+
+def test_summary_of_another_version_is_named(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "a", finished([1.0], [1.0]), schema=0)
+    with pytest.raises(UserError, match=r"summary of run a .* schema 0, expected 1; delete .*/a "):
+        finished_run(tmp_path / "runs", "a")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"spike_window": 1}, "spike_window = 1 must be a whole number, at least 2"),
+        ({"fluctuation_window": 2.5}, "fluctuation_window = 2.5 must be a whole number"),
+        ({"spike_sigmas": 0}, "spike_sigmas = 0 must be a number above 0"),
+        ({"spike_sigmas": True}, "spike_sigmas = True must be a number above 0"),
+        ({"spike_sigma": 6}, "unknown key 'spike_sigma'"),
+    ],
+)
+def test_bad_settings_give_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], message: str
+) -> None:
+    write_run(tmp_path / "runs" / "a", finished([1.0], [1.0]))
+    assert call(tmp_path, "a", settings=SETTINGS | change) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_arguments_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--study is not JSON"):
+        json_argument("{", "--study")
+    with pytest.raises(UserError, match="must be a JSON object, not 3"):
+        json_argument("3", "--study")
+    with pytest.raises(UserError, match=r"cannot read .*missing\.json"):
+        json_argument(f"@{tmp_path / 'missing.json'}", "--study")
+    with pytest.raises(UserError, match="a is given twice"):
+        run_arguments(["a", "b", "a"])

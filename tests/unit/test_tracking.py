@@ -1,0 +1,630 @@
+"""The import into MLflow, with a real SQLite store: what is in it, and that it stays a view."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "evidence"))
+from builder import (
+    DIVERGED,
+    DIVERGED_STEP,
+    build_results,
+    description_of,
+    make_study,
+    run_stability,
+)
+
+from mhclite import tracking
+from mhclite.errors import UserError
+from mhclite.evidence import tables
+from mhclite.evidence.collect import collect
+from mhclite.files import read_json, read_jsonl, sha256_of, write_json
+from mhclite.study import Study
+from mhclite.tracking_content import CURVE_POINTS, step_times, thinned
+from mhclite.tracking_store import (
+    database_of,
+    locked,
+    moved_from,
+    tracked_studies,
+    without_password,
+)
+
+ROOT = Path(__file__).parents[2]
+RUN = "sotu-d4-mhc-s0"
+VARIANTS = ("residual", "hc", "mhc")
+
+
+def study_of(seeds: tuple[int, ...] = (0, 1)) -> Study:
+    """12 runs, one of which (`DIVERGED`) diverges."""
+    return make_study(variants=VARIANTS, seeds=seeds)
+
+
+def finish(folder: Path) -> None:
+    """What `figures`, `tables` and `report` write; the figures are only names here."""
+    tables.run(Namespace(results=folder, confidence=0.95, show=False))
+    for suffix in ("png", "svg"):
+        (folder / "figures").mkdir(exist_ok=True)
+        (folder / "figures" / f"loss.{suffix}").write_text(f"a figure as {suffix}")
+    (folder / "report.html").write_text("<h1>report</h1>")
+
+
+def track(results: Path) -> dict[str, Any]:
+    """Import results/synthetic; returns the receipt."""
+    folder = results / "synthetic"
+    tracking.track(folder, f"sqlite:///{results}/mlflow.db", folder / "mlflow.json")
+    return dict(read_json(folder / "mlflow.json"))
+
+
+def query(results: Path, text: str, *values: Any) -> list[Any]:
+    """Rows of the store's database."""
+    with closing(sqlite3.connect(results / "mlflow.db")) as connection:
+        return connection.execute(text, values).fetchall()
+
+
+def content(results: Path) -> dict[str, Any]:
+    """Everything in the store, with names in place of the ids that MLflow chooses."""
+    names = dict(query(results, "SELECT run_uuid, name FROM runs"))
+    # Duplicate names, rows without a run and folders without a run would all show up here.
+    found: dict[str, Any] = {
+        "names": sorted(names.values()),
+        "runs": sorted(
+            query(results, "SELECT name, status, start_time, end_time, lifecycle_stage FROM runs")
+        ),
+        "experiments": sorted(query(results, "SELECT name, lifecycle_stage FROM experiments")),
+        "experiment_tags": sorted(query(results, "SELECT * FROM experiment_tags")),
+    }
+    for table, columns in (
+        ("tags", "key, value"),
+        ("params", "key, value"),
+        ("metrics", "key, value, timestamp, step, is_nan"),
+        ("latest_metrics", "key, value, timestamp, step, is_nan"),
+    ):
+        rows = query(results, f"SELECT run_uuid, {columns} FROM {table}")
+        found[table] = sorted((names[run], *rest) for run, *rest in rows)
+    root = results / "mlartifacts" / "synthetic"
+    found["artifacts"] = sorted(
+        (names[file.relative_to(root).parts[0]], *file.relative_to(root).parts[1:], sha256_of(file))
+        for file in root.rglob("*")
+        if file.is_file()
+    )
+    found["folders"] = sorted(names[folder.name] for folder in root.iterdir())
+    return found
+
+
+def values_of(results: Path, run: str) -> dict[str, float]:
+    """Latest value of each metric of a run."""
+    return dict(
+        query(
+            results,
+            "SELECT key, value FROM latest_metrics JOIN runs USING (run_uuid) WHERE name = ?",
+            run,
+        )
+    )
+
+
+def tags_of(results: Path, run: str) -> dict[str, str]:
+    """Tags of a run."""
+    return dict(
+        query(results, "SELECT key, value FROM tags JOIN runs USING (run_uuid) WHERE name = ?", run)
+    )
+
+
+def curve_of(results: Path, run: str, metric: str) -> list[tuple[int, float]]:
+    """(step, value) of a run's metric, by step."""
+    return query(
+        results,
+        "SELECT step, value FROM metrics JOIN runs USING (run_uuid) "
+        "WHERE name = ? AND key = ? ORDER BY step",
+        run,
+        metric,
+    )
+
+
+@pytest.fixture(scope="module")
+def untracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """results/ of a complete study, not yet in MLflow: read only."""
+    results = tmp_path_factory.mktemp("untracked") / "results"
+    finish(build_results(results, study_of()))
+    return results
+
+
+@pytest.fixture(scope="module")
+def tracked(untracked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, imported once: read only."""
+    results = tmp_path_factory.mktemp("tracked") / "results"
+    shutil.copytree(untracked, results)
+    track(results)
+    return results
+
+
+@pytest.fixture
+def results(tracked: Path, tmp_path: Path) -> Path:
+    """A copy of the imported study that a test may change."""
+    shutil.copytree(tracked, tmp_path / "results")
+    return tmp_path / "results"
+
+
+# --- what is in the store ---------------------------------------------------------------------
+
+
+def test_every_run_once_and_flat(tracked: Path) -> None:
+    expected = sorted(["study", *study_of().runs()])
+    assert content(tracked)["names"] == expected
+    assert query(tracked, "SELECT count(*) FROM tags WHERE key = 'mlflow.parentRunId'") == [(0,)]
+    assert {row[1] for row in content(tracked)["runs"]} == {"FINISHED"}
+    assert [row[0] for row in content(tracked)["experiments"]] == ["Default", "synthetic"]
+
+
+def test_numbers_are_those_of_the_run_folder(tracked: Path) -> None:
+    for run in study_of().runs():
+        summary = read_json(tracked / "synthetic/runs" / run / "summary.json")
+        found = values_of(tracked, run)
+        for metric, key in (
+            ("final/validation_loss", "validation_loss"),
+            ("final/validation_bits_per_byte", "validation_bits_per_byte"),
+            ("final/train_loss", "train_loss"),
+            ("cost/tokens_per_second", "tokens_per_second"),
+            ("stability/diverged_step", "diverged_step"),
+        ):
+            assert found.get(metric) == summary[key], (run, metric)
+        assert found["stability/diverged"] == (summary["status"] == "diverged")
+
+
+def test_numbers_of_probe_and_stability(tracked: Path) -> None:
+    found = values_of(tracked, RUN)
+    probe = read_json(tracked / f"synthetic/probes/{RUN}.json")
+    assert found["mixing/gain_forward"] == probe["product"]["gain_forward"][-1]
+    assert found["mixing/product_max_deviation"] == probe["product"]["max_deviation"]
+    assert found["mixing/sinkhorn_share_above_30"] == probe["sinkhorn_input"]["share_above_30"]
+    verdict = read_json(tracked / "synthetic/stability.json")["runs"]["sotu-d2-hc-s0"]
+    spikes = values_of(tracked, "sotu-d2-hc-s0")["stability/grad_norm_spikes"]
+    assert spikes == len(verdict["grad_norm_spikes"]) == 1
+    assert "mixing/gain_forward" not in values_of(tracked, "sotu-d2-residual-s0")
+
+
+def test_curves(tracked: Path) -> None:
+    lines = read_jsonl(tracked / f"synthetic/runs/{RUN}/metrics.jsonl")
+    trained = [line for line in lines if line["step"] > 0]
+    for metric, key in (("train/loss", "loss"), ("train/learning_rate", "learning_rate")):
+        assert curve_of(tracked, RUN, metric) == [(line["step"], line[key]) for line in trained]
+    assert curve_of(tracked, RUN, "validation/loss") == [
+        (line["step"], line["validation_loss"]) for line in lines if "validation_loss" in line
+    ]
+    assert curve_of(tracked, RUN, "validation/loss")[0][0] == 0
+
+
+def test_times_are_those_of_the_training(tracked: Path) -> None:
+    start, end = query(tracked, "SELECT start_time, end_time FROM runs WHERE name = ?", RUN)[0]
+    # The builder's clock starts at 1.7e9 s: a step a second, each 0.025 s long.
+    assert (start, end) == (1_700_000_000_975, 1_700_000_060_000)
+    times = query(
+        tracked,
+        "SELECT step, timestamp FROM metrics JOIN runs USING (run_uuid) "
+        "WHERE name = ? AND key = 'train/loss'",
+        RUN,
+    )
+    assert all(at == 1_700_000_000_000 + 1000 * step for step, at in times)
+
+
+def test_diverged_run_has_its_place_and_no_non_finite_value(tracked: Path) -> None:
+    assert query(tracked, "SELECT count(*) FROM metrics WHERE is_nan OR abs(value) > 1e300") == [
+        (0,)
+    ]
+    found, tags = values_of(tracked, DIVERGED), tags_of(tracked, DIVERGED)
+    assert (found["stability/diverged"], found["stability/diverged_step"]) == (1, DIVERGED_STEP)
+    assert "final/validation_loss" not in found
+    assert (tags["status"], tags["diverged_step"]) == ("diverged", str(DIVERGED_STEP))
+    assert f"Diverged at step {DIVERGED_STEP}" in tags["mlflow.note.content"]
+    assert curve_of(tracked, DIVERGED, "train/loss")[-1][0] == DIVERGED_STEP - 1
+    assert tags_of(tracked, RUN)["status"] == "completed"
+
+
+def test_tags_and_parameters(tracked: Path) -> None:
+    tags = tags_of(tracked, RUN)
+    expected = {
+        "mhclite.run": RUN,
+        "kind": "training",
+        "cell": "d4 mhc",
+        "corpus": "sotu",
+        "model": "d4",
+        "depth": "4",
+        "variant": "mhc",
+        "seed": "0",
+        "n_streams": "4",
+        "git_commit": "f" * 40,
+        "git_dirty": "false",
+        "hardware": "Synthetic CPU, 2 cores",
+    }
+    assert expected.items() <= tags.items()
+    digest = read_json(tracked / f"synthetic/runs/{RUN}/run.json")["corpus"]["digest"]
+    assert digest.startswith(tags["corpus_digest"])
+    assert len(tags["corpus_digest"]) == 12
+    params = dict(
+        query(tracked, "SELECT key, value FROM params JOIN runs USING (run_uuid) WHERE name=?", RUN)
+    )
+    assert params["training.batch_size"] == "16"
+    assert params["connection.sinkhorn_iterations"] == "20"
+
+
+def test_study_run_holds_report_figures_and_tables(tracked: Path) -> None:
+    files = {
+        "/".join(row[2:-1]): row[-1] for row in content(tracked)["artifacts"] if row[0] == "study"
+    }
+    for name in ("report.html", "study.json", "figures/loss.png", "figures/loss.svg"):
+        assert files[name] == sha256_of(tracked / "synthetic" / name)
+    assert {"tables/results.csv", "tables/results.md", "throughput/d2.json"} <= files.keys()
+    found = values_of(tracked, "study")
+    assert (found["study/runs"], found["study/diverged_runs"]) == (12, 1)
+    losses = [
+        values_of(tracked, f"sotu-d4-mhc-s{seed}")["final/validation_loss"] for seed in (0, 1)
+    ]
+    assert found["mean_validation_loss/d4 mhc"] == pytest.approx(sum(losses) / 2, rel=1e-12)
+    assert "| mHC |" in tags_of(tracked, "study")["mlflow.note.content"]
+
+
+def test_views_fit_the_runs(tracked: Path) -> None:
+    tags = dict(query(tracked, "SELECT key, value FROM experiment_tags"))
+    assert max(map(len, tags.values())) < 20_000  # MLflow's limit
+    view = json.loads(tags["mlflow.sharedViewState.variants"])
+    state = json.loads(view["state"])
+    cells = {row[0] for row in query(tracked, "SELECT value FROM tags WHERE key = 'cell'")}
+    assert set(state["groupsExpanded"]) == {f"tag.cell.{cell}" for cell in cells}
+    metrics = {row[0] for row in query(tracked, "SELECT DISTINCT key FROM metrics")}
+    of_the_study = {name for name in metrics if name.startswith(("study/", "mean_"))}
+    assert {chart["metricKey"] for chart in state["compareRunCharts"]} == metrics - of_the_study
+    columns = json.loads(json.loads(tags["mlflow.sharedViewState.runs"])["state"])[
+        "selectedColumns"
+    ]
+    known = {f"metrics.`{name}`" for name in metrics}
+    known |= {f"tags.`{key}`" for (key,) in query(tracked, "SELECT DISTINCT key FROM tags")}
+    assert set(columns) <= known
+
+
+def test_client_lists_and_downloads_artifacts(tracked: Path, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tracked}/mlflow.db")
+    run = read_json(tracked / "synthetic/mlflow.json")["runs"][RUN]["id"]
+    names = {item.path for item in client.list_artifacts(run)}
+    assert names == {"run.json", "summary.json", "metrics.jsonl", "probes"}
+    copy = client.download_artifacts(run, f"probes/{RUN}.json", str(tmp_path))
+    assert sha256_of(Path(copy)) == sha256_of(tracked / f"synthetic/probes/{RUN}.json")
+
+
+def test_long_curves_are_thinned_with_their_ends() -> None:
+    lines = [{"step": step} for step in range(1, 10_001)]
+    kept = [line["step"] for line in thinned(lines)]
+    assert len(kept) == CURVE_POINTS
+    assert (kept[0], kept[-1]) == (1, 10_000)
+    assert max(b - a for a, b in pairwise(kept)) <= math.ceil(10_000 / (CURVE_POINTS - 1))
+    assert thinned(lines[:CURVE_POINTS]) == lines[:CURVE_POINTS]
+
+
+def test_times_without_a_timing_file(tracked: Path, tmp_path: Path) -> None:
+    shutil.copy(tracked / f"synthetic/runs/{RUN}/summary.json", tmp_path)
+    os.utime(tmp_path / "summary.json", (2e9, 2e9))
+    times = step_times(tmp_path)
+    # 12.5 seconds for 60 steps, says the builder's summary.
+    assert (times[0], times[30], times[60]) == (1_999_999_987_500, 1_999_999_993_750, 2 * 10**12)
+
+
+# --- a view: once, twice, after a change, after a deletion -------------------------------------
+
+
+def test_importing_twice_changes_nothing(results: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = track(results)
+    receipt, before = (results / "synthetic/mlflow.json").read_bytes(), content(results)
+    ids = query(results, "SELECT run_uuid FROM runs ORDER BY run_uuid")
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "mhclite"):
+        assert track(results) == first
+    assert content(results) == before
+    assert (results / "synthetic/mlflow.json").read_bytes() == receipt
+    assert query(results, "SELECT run_uuid FROM runs ORDER BY run_uuid") == ids
+    assert caplog.messages == [
+        "synthetic: 0 runs imported (0 of them again), 13 unchanged, 0 removed; look: make ui"
+    ]
+
+
+def test_receipt_is_in_the_study_s_order(tracked: Path) -> None:
+    receipt = read_json(tracked / "synthetic/mlflow.json")
+    assert list(receipt["runs"]) == ["study", *study_of().runs()]
+    ids = {run_id for (run_id,) in query(tracked, "SELECT run_uuid FROM runs")}
+    assert {entry["id"] for entry in receipt["runs"].values()} == ids
+
+
+def test_changed_run_is_replaced(results: Path) -> None:
+    before, receipt = content(results), read_json(results / "synthetic/mlflow.json")["runs"]
+    lines = read_jsonl(results / f"synthetic/runs/{RUN}/metrics.jsonl")
+    lines[7]["loss"] = 99.0
+    text = "".join(f"{json.dumps(line)}\n" for line in lines)
+    (results / f"synthetic/runs/{RUN}/metrics.jsonl").write_text(text)
+    after = track(results)["runs"]
+    assert {run for run in receipt if receipt[run] != after[run]} == {RUN}
+    assert curve_of(results, RUN, "train/loss")[6] == (7, 99.0)
+    # As many rows as before, everywhere: nothing was appended, nothing was left behind.
+    assert {k: len(v) for k, v in content(results).items()} == {
+        k: len(v) for k, v in before.items()
+    }
+    assert content(results)["folders"] == before["folders"]
+
+
+def test_changed_report_replaces_the_study_run_alone(results: Path) -> None:
+    before = read_json(results / "synthetic/mlflow.json")["runs"]
+    (results / "synthetic/report.html").write_text("another report")
+    after = track(results)["runs"]
+    assert {run for run in before if before[run] != after[run]} == {"study"}
+
+
+def test_deleted_store_is_rebuilt(results: Path) -> None:
+    before = content(results)
+    (results / "mlflow.db").unlink()  # its artifacts stay, and must not pile up
+    track(results)
+    assert content(results) == before
+
+
+def test_interrupted_import_is_completed(
+    untracked: Path, tracked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(untracked, results)
+    real, calls = tracking.import_run, []
+
+    def failing(*arguments: Any) -> str:
+        calls.append(arguments)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "import_run", failing)
+        with pytest.raises(KeyboardInterrupt):
+            track(results)
+    assert not (results / "synthetic/mlflow.json").exists()
+    # And one more that was interrupted between its metrics and its artifacts.
+    from mlflow import MlflowClient
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifact", lambda *_: (_ for _ in ()).throw(OSError()))
+        with pytest.raises(OSError):  # noqa: PT011 - raised by this test
+            track(results)
+    assert len(content(results)["names"]) == 5
+    track(results)
+    assert content(results) == content(tracked)
+
+
+def test_killed_import_is_completed(untracked: Path, tracked: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(untracked, results)
+    process = start_track(results)
+    try:
+        wait_for(lambda: digests(results) >= 2, process)
+        os.kill(process.pid, signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    assert 2 <= digests(results) < 13
+    track(results)
+    assert content(results) == content(tracked)
+
+
+def start_track(results: Path, study: str = "synthetic") -> subprocess.Popen[bytes]:
+    """The command line, in a process of its own."""
+    command = [sys.executable, "-m", "mhclite", "track", "--results", f"{results}/{study}"]
+    with (results / f"{study}.log").open("wb") as log:
+        return subprocess.Popen(
+            [*command, "--uri", f"sqlite:///{results}/mlflow.db"],
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+        )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    """Wait until the condition holds while the process runs."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def digests(results: Path) -> int:
+    """Runs whose import was completed."""
+    if not (results / "mlflow.db").exists():
+        return 0
+    return int(query(results, "SELECT count(*) FROM tags WHERE key = 'mhclite.digest'")[0][0])
+
+
+def test_two_studies_at_once_into_a_new_store(
+    untracked: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(untracked, results)
+    shutil.copytree(results / "synthetic", results / "other")
+    study = read_json(results / "other/study.json")
+    write_json(results / "other/study.json", {**study, "name": "other"})
+    process = start_track(results, "other")
+    try:
+        # It has the lock, and creates the database.
+        wait_for((results / ".mlflow.db.lock").exists, process)
+        with caplog.at_level(logging.INFO, "mhclite"):
+            track(results)
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+        process.wait()
+    log = (results / "other.log").read_text()
+    assert "waiting" in log + caplog.text
+    assert "creating" in log
+    assert len(log.splitlines()) <= 4, log  # MLflow's own lines would drown ours
+    counts = query(results, "SELECT experiment_id, count(*) FROM runs GROUP BY experiment_id")
+    assert sorted(count for _, count in counts) == [13, 13]
+    assert [name for name, *_ in tracked_studies(results / "mlflow.db")] == ["other", "synthetic"]
+
+
+def test_removed_seed_is_removed_from_the_store(results: Path) -> None:
+    smaller, folder = study_of(seeds=(0,)), results / "synthetic"
+    run_stability(smaller, folder)
+    collect(description_of(smaller, results), folder)
+    finish(folder)
+    track(results)
+    assert content(results)["names"] == sorted(["study", *smaller.runs()])
+    assert content(results)["folders"] == content(results)["names"]
+
+
+def test_what_others_did_in_the_store(results: Path) -> None:
+    """A run deleted in the UI comes back; a run of the user's own is left alone."""
+    from mlflow import MlflowClient
+
+    before = content(results)
+    client = MlflowClient(f"sqlite:///{results}/mlflow.db")
+    receipt = read_json(results / "synthetic/mlflow.json")
+    client.delete_run(receipt["runs"][RUN]["id"])
+    track(results)
+    assert content(results) == before
+    own = client.create_run(receipt["experiment"]["id"], run_name="my own").info.run_id
+    client.log_text(own, "mine", "note.txt")
+    track(results)
+    assert sorted([*before["names"], "my own"]) == content(results)["names"]
+    assert content(results)["folders"] == content(results)["names"]
+
+
+def test_deleted_experiment_comes_back(results: Path) -> None:
+    from mlflow import MlflowClient
+
+    before = content(results)
+    client = MlflowClient(f"sqlite:///{results}/mlflow.db")
+    client.delete_experiment(read_json(results / "synthetic/mlflow.json")["experiment"]["id"])
+    track(results)
+    assert content(results) == before
+
+
+def test_moved_store_finds_its_artifacts(tracked: Path, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    results = tmp_path / "a folder, moved ü%20#1" / "results"
+    shutil.copytree(tracked, results)
+    assert moved_from(results / "mlflow.db") == {(tracked / "mlartifacts").as_uri()}
+    before = read_json(results / "synthetic/mlflow.json")["runs"]
+    assert track(results)["runs"] == before
+    assert moved_from(results / "mlflow.db") == set()
+    client = MlflowClient(f"sqlite:///{results}/mlflow.db")
+    assert client.get_run(before[RUN]["id"]).info.artifact_uri.startswith(results.as_uri())
+    (
+        results / "mlartifacts/synthetic" / before["study"]["id"] / "artifacts/report.html"
+    ).write_text("this one")
+    (tmp_path / "copy").mkdir()
+    copy = client.download_artifacts(before["study"]["id"], "report.html", str(tmp_path / "copy"))
+    assert Path(copy).read_text() == "this one"
+    # And what is written there now is written there.
+    (results / "synthetic/report.html").write_text("another report")
+    again = track(results)["runs"]["study"]["id"]
+    files = list((results / "mlartifacts").rglob("report.html"))
+    assert [file.relative_to(results).parts[2] for file in files] == [again]
+
+
+def test_two_stores_in_one_folder_leave_each_other_alone(results: Path) -> None:
+    before, folder = content(results), results / "synthetic"
+    uri = f"sqlite:///{results}/second.db"
+    tracking.track(folder, uri, results / "second.json")
+    assert content(results) == before
+    second = {file.name for file in (results / "second-artifacts/synthetic").iterdir()}
+    (folder / "report.html").write_text("another report")
+    track(results)
+    assert {file.name for file in (results / "second-artifacts/synthetic").iterdir()} == second
+    assert second == {entry["id"] for entry in read_json(results / "second.json")["runs"].values()}
+
+
+# --- mistakes --------------------------------------------------------------------------------
+
+
+def test_server_that_is_down_is_one_line_and_quick(results: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        uri = f"http://user:secret@127.0.0.1:{free.getsockname()[1]}"
+        start = time.monotonic()
+        with pytest.raises(UserError, match=r"cannot be reached \(.*refused\)") as caught:
+            tracking.track(results / "synthetic", uri, results / "receipt.json")
+    assert time.monotonic() - start < 10
+    assert "127.0.0.1" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert not (results / "receipt.json").exists()
+
+
+@pytest.mark.parametrize(
+    "uri", ["mlruns", "file:///tmp/mlruns", "sqlite://", "sqlite:///:memory:", "http://", "ftp://x"]
+)
+def test_unusable_uri_is_one_line(uri: str) -> None:
+    with pytest.raises(UserError, match="expected a file as sqlite:///"):
+        database_of(uri)
+
+
+def test_uris() -> None:
+    assert database_of("sqlite:///results/mlflow.db") == Path.cwd() / "results/mlflow.db"
+    assert database_of("sqlite:////data/mlflow.db") == Path("/data/mlflow.db")
+    assert database_of("https://host:5000/path") is None
+    assert without_password("https://me:pw@host/x") == "https://host/x"
+
+
+def test_damaged_store_is_one_line(results: Path) -> None:
+    (results / "mlflow.db").write_text("this is not a database, whatever its name says")
+    with pytest.raises(UserError, match=r"mlflow\.db cannot be used as an MLflow store .*rebuilt"):
+        track(results)
+
+
+def test_store_of_another_mlflow_is_one_line(results: Path) -> None:
+    with closing(sqlite3.connect(results / "mlflow.db")) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'cfd24bdc0731'")
+    with pytest.raises(UserError, match=r"out-of-date database schema .*run the same command"):
+        track(results)
+
+
+@pytest.mark.parametrize(
+    "missing", ["report.html", "tables/results.csv", f"runs/{RUN}/summary.json"]
+)
+def test_incomplete_study_is_one_line(untracked: Path, tmp_path: Path, missing: str) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(untracked, results)
+    (results / "synthetic" / missing).unlink()
+    with pytest.raises(UserError, match=r"snakemake --cores all"):
+        track(results)
+    assert not (results / "mlflow.db").exists()
+
+
+def test_second_writer_waits_with_a_message(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    entered = threading.Event()
+
+    def second() -> None:
+        with locked(tmp_path / "lock"):
+            entered.set()
+
+    with caplog.at_level(logging.INFO, "mhclite"):
+        thread = threading.Thread(target=second)
+        with locked(tmp_path / "lock"):
+            thread.start()
+            assert not entered.wait(0.3)
+        assert entered.wait(10)
+        thread.join()
+    assert any("waiting" in message for message in caplog.messages)

@@ -1,0 +1,203 @@
+"""The MLflow UI: the real server on a free port, asked through its REST API, and stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from test_tracking import DIVERGED, ROOT, RUN, content, finish, study_of, track
+from test_tracking import build_results as build
+
+from mhclite import cli, tracking, ui
+from mhclite.errors import UserError
+from mhclite.files import read_json, sha256_of, write_json
+
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+@dataclass(frozen=True)
+class Running:
+    """A UI that is up, on the store under `results`, which was moved since it was written."""
+
+    results: Path
+    port: int
+    process: subprocess.Popen[str]
+    printed: list[str]
+
+    def ask(self, path: str, body: dict[str, Any] | None = None) -> bytes:
+        """The server's answer to a GET, or to a POST of `body`."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/{path}",
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with OPENER.open(request, timeout=30) as answer:
+            return bytes(answer.read())
+
+    def runs(self, experiment: str, text: str = "") -> dict[str, dict[str, Any]]:
+        """Active runs of an experiment by name."""
+        body = {"experiment_ids": [experiment], "filter": text, "max_results": 100}
+        answer = json.loads(self.ask("api/2.0/mlflow/runs/search", body))
+        return {run["info"]["run_name"]: run for run in answer.get("runs", [])}
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """`python -m mhclite ui` on a study that was imported at another place."""
+    written = tmp_path_factory.mktemp("written") / "results"
+    finish(build(written, study_of()))
+    track(written)
+    results = tmp_path_factory.mktemp("moved") / "results"
+    shutil.move(written, results)
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mhclite", "ui", "--port", str(port)],
+        cwd=results.parent,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        printed = []
+        for line in process.stdout:
+            printed.append(line.rstrip())
+            if "Ctrl-C" in line:
+                break
+        yield Running(results, port, process, printed)
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+        process.stdout.close()
+
+
+def test_prints_where_to_look(running: Running) -> None:
+    receipt = read_json(running.results / "synthetic/mlflow.json")
+    text = "\n".join(running.printed)
+    experiment, study = receipt["experiment"]["id"], receipt["runs"]["study"]["id"]
+    page = f"http://127.0.0.1:{running.port}/#/experiments/{experiment}/runs"
+    assert "study synthetic:" in text
+    assert f"{page}?workflowType=machine_learning&viewStateShareKey=variants" in text
+    assert f"{page}/{study}/artifacts/report.html" in text
+    # The page itself is there.
+    assert b"<title>MLflow</title>" in running.ask("")
+
+
+def test_rest_api_has_the_runs(running: Running) -> None:
+    experiment = read_json(running.results / "synthetic/mlflow.json")["experiment"]["id"]
+    runs = running.runs(experiment)
+    assert sorted(runs) == sorted(["study", *study_of().runs()])
+    assert list(running.runs(experiment, "tags.status = 'diverged'")) == [DIVERGED]
+    metrics = {entry["key"]: entry["value"] for entry in runs[RUN]["data"]["metrics"]}
+    summary = read_json(running.results / f"synthetic/runs/{RUN}/summary.json")
+    assert metrics["final/validation_loss"] == summary["validation_loss"]
+
+
+def test_rest_api_has_the_artifacts(running: Running) -> None:
+    run = read_json(running.results / "synthetic/mlflow.json")["runs"]["study"]["id"]
+    listing = json.loads(running.ask(f"api/2.0/mlflow/artifacts/list?run_id={run}&path=figures"))
+    assert [file["path"] for file in listing["files"]] == ["figures/loss.png", "figures/loss.svg"]
+    page = running.ask(f"get-artifact?path=report.html&run_uuid={run}")
+    assert page == (running.results / "synthetic/report.html").read_bytes()
+
+
+def test_port_of_a_running_ui_is_refused(running: Running) -> None:
+    with pytest.raises(UserError, match=f"port {running.port} cannot be used .*--port 5001"):
+        ui.serve(running.results / "mlflow.db", running.port)
+
+
+def test_importing_through_a_server(running: Running, tmp_path: Path) -> None:
+    """Another study, to the server: made, unchanged, replaced; its artifacts go through it."""
+    study = tmp_path / "other"
+    shutil.copytree(running.results / "synthetic", study)
+    write_json(study / "study.json", {**read_json(study / "study.json"), "name": "other"})
+    uri, receipt = f"http://127.0.0.1:{running.port}", tmp_path / "receipt.json"
+    tracking.track(study, uri, receipt)
+    first = read_json(receipt)
+    experiment = first["experiment"]["id"]
+    assert sorted(running.runs(experiment)) == sorted(first["runs"])
+    tracking.track(study, uri, receipt)
+    assert read_json(receipt) == first
+
+    (study / "report.html").write_text("another report")
+    tracking.track(study, uri, receipt)
+    second = read_json(receipt)["runs"]
+    assert {run for run in second if second[run] != first["runs"][run]} == {"study"}
+    assert sorted(running.runs(experiment)) == sorted(second)
+    run = second["study"]["id"]
+    assert running.ask(f"get-artifact?path=report.html&run_uuid={run}") == b"another report"
+    assert sha256_of(next((running.results / "mlartifacts").rglob(f"{run}/artifacts/study.json")))
+    # The study that was there before is as it was.
+    assert content(running.results)["names"].count("sotu-d2-hc-s0") == 2
+
+
+def test_ctrl_c_leaves_no_process_behind(running: Running) -> None:
+    servers = psutil.Process(running.process.pid).children(recursive=True)
+    assert len(servers) >= 2  # mlflow, and the web server that it starts
+    os.kill(running.process.pid, signal.SIGINT)
+    assert running.process.wait(timeout=30) == 0
+    assert running.process.stdout is not None
+    assert "has stopped" in running.process.stdout.read()
+    assert psutil.wait_procs(servers, timeout=5)[1] == []
+    ui.check_port(running.port)  # it is free again
+
+
+# --- without a server --------------------------------------------------------------------------
+
+
+def test_no_store_yet_says_what_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    with pytest.raises(UserError, match="run `make replicate` first"):
+        ui.check_store(tmp_path / "mlflow.db")
+    write_json(tmp_path / "laptop/mlflow.json", {})
+    assert cli.main(["ui", "--uri", uri]) == cli.EXIT_USER_ERROR
+    error = capsys.readouterr().err
+    assert f"`python -m mhclite track --results {tmp_path}/laptop`" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_store_that_is_none_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("this is not a database, whatever its name says")
+    with pytest.raises(UserError, match="is not an MLflow store"):
+        ui.check_store(tmp_path / "mlflow.db")
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_impossible_port_is_one_line(port: int) -> None:
+    with pytest.raises(UserError, match=f"port {port}: expected a number from 1 to 65535"):
+        ui.check_port(port)
+
+
+def test_server_that_does_not_start_says_why(tmp_path: Path) -> None:
+    output = tmp_path / "log"
+    output.write_text("one line\nthe reason\n")
+    with subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]) as server:
+        server.wait()
+        with pytest.raises(UserError, match=r"did not start: the reason \(all of it: .*log\)"):
+            ui.wait_until_up(server, free_port(), output)
+
+
+def test_a_server_elsewhere_shows_its_own_ui(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["ui", "--uri", "https://me:secret@host/"]) == 0
+    shown = capsys.readouterr().out
+    assert "https://host/" in shown
+    assert "secret" not in shown

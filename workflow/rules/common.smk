@@ -1,0 +1,84 @@
+# The only helpers of the workflow: the study, its runs, and what each job's result depends on.
+import fcntl
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+# Jobs run the Python that runs Snakemake, with this checkout's source.
+SOURCE = str(Path(workflow.basedir) / "src")
+sys.path.insert(0, SOURCE)
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [SOURCE, os.environ.get("PYTHONPATH")])
+)
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+from mhclite.errors import UserError
+from mhclite.files import write_json, write_text
+from mhclite.provenance import code_digest
+from mhclite.study import parse_study
+
+try:
+    STUDY = parse_study(config)
+except UserError as error:
+    # Not WorkflowError: its place in this file would hide the one line that matters.
+    sys.exit(f"error: {error}")
+
+RUNS = STUDY.runs()
+OUT = f"results/{STUDY.name}"
+GPUS = 0 if STUDY.training.device == "cpu" else STUDY.training.processes
+
+
+wildcard_constraints:
+    run="[a-z0-9_-]+",
+    model="[a-z0-9_]+",
+    corpus="[a-z0-9_-]+",
+
+
+def as_json(value):
+    """A setting as it stands on a job's command line; a change of it reruns the job."""
+    return json.dumps(value, sort_keys=True)
+
+
+def code_of(module, *variants):
+    """Digest of the source that a step uses; a change of what it computes reruns the job.
+
+    Snakemake alone sees neither imported modules nor the difference between an edit and a touch.
+    """
+    return code_digest(module, *(f"mhclite.connections.{variant}" for variant in variants))
+
+
+def corpus_folder(corpus):
+    """Folder of a prepared corpus."""
+    return f"results/{STUDY.corpus_folder(corpus)}"
+
+
+def manifest_of_run(wildcards):
+    """Manifest of the corpus that a run trains on."""
+    return f"{corpus_folder(RUNS[wildcards.run]['corpus'])}/manifest.json"
+
+
+def variant_of_run(wildcards):
+    """Residual variant of a run."""
+    return RUNS[wildcards.run]["connection"]["variant"]
+
+
+def run_folder(wildcards):
+    """Run folder: undeclared, so that a failed job keeps its checkpoints."""
+    return f"{OUT}/runs/{wildcards.run}"
+
+
+onstart:
+    # Snakemake's own lock stays behind when it is killed, and the next invocation fails. This one
+    # falls with the process. profiles/default switches the other off.
+    os.makedirs(".snakemake", exist_ok=True)
+    workflow_lock = open(".snakemake/mhclite.lock", "a")
+    try:
+        fcntl.flock(workflow_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise WorkflowError(
+            f"another snakemake is working in {os.getcwd()}: wait for it to end, or stop it"
+        )

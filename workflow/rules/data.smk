@@ -1,0 +1,38 @@
+rule resolve_study:
+    output:
+        study=f"{OUT}/resolved.json",
+        runs=f"{OUT}/runs.txt",
+    log:
+        f"{OUT}/logs/resolve_study.log",
+    conda:
+        "../../environment.yml"
+    params:
+        study=STUDY.model_dump(mode="json"),
+        code=code_of("mhclite.study"),
+    localrule: True
+    run:
+        write_json(
+            output.study,
+            {
+                "study": params.study,
+                "runs": RUNS,
+                "corpora": {name: corpus_folder(name) for name in STUDY.corpora},
+            },
+        )
+        write_text(output.runs, "\n".join(RUNS) + "\n")
+
+
+rule prepare_data:
+    output:
+        "results/corpora/{corpus}/manifest.json",
+    log:
+        "results/corpora/logs/{corpus}.log",
+    conda:
+        "../../environment.yml"
+    params:
+        settings=lambda w: as_json(STUDY.corpus_settings(w.corpus.split("-")[0])),
+        folder=subpath(output[0], parent=True),
+        code=code_of("mhclite.data.prepare"),
+    shell:
+        "python -m mhclite prepare --settings {params.settings:q} --out {params.folder:q}"
+        " --lock config/corpora.lock.json > {log:q} 2>&1"

@@ -1,0 +1,67 @@
+rule probe_mixing:
+    input:
+        summary=f"{OUT}/runs/{{run}}/summary.json",
+        manifest=manifest_of_run,
+    output:
+        f"{OUT}/probes/{{run}}.json",
+    log:
+        f"{OUT}/logs/probe_mixing/{{run}}.log",
+    conda:
+        "../../environment.yml"
+    params:
+        folder=run_folder,
+        corpus=subpath(input.manifest, parent=True),
+        sequences=STUDY.probe.sequences,
+        code=lambda w: code_of("mhclite.measure.mixing", variant_of_run(w)),
+    threads: STUDY.training.threads
+    resources:
+        gpu=min(GPUS, 1),
+    shell:
+        "python -m mhclite probe --run {params.folder:q} --corpus {params.corpus:q}"
+        " --sequences {params.sequences} --threads {threads} --out {output:q} > {log:q} 2>&1"
+
+
+# All cores: on one machine nothing else runs beside it.
+rule measure_throughput:
+    output:
+        f"{OUT}/throughput/{{model}}.json",
+    log:
+        f"{OUT}/logs/measure_throughput/{{model}}.log",
+    conda:
+        "../../environment.yml"
+    params:
+        config=lambda w: as_json(
+            {
+                "model": STUDY.model_settings(w.model),
+                "connections": [STUDY.connection_settings(v) for v in STUDY.variants],
+                "training": STUDY.training.model_dump(mode="json"),
+                "throughput": STUDY.throughput.model_dump(mode="json"),
+            }
+        ),
+        code=code_of("mhclite.measure.throughput", "residual", *STUDY.variants),
+    threads: workflow.cores or 1
+    resources:
+        gpu=min(GPUS, 1),
+    shell:
+        "python -m mhclite throughput --config {params.config:q} --threads {threads}"
+        " --out {output:q} > {log:q} 2>&1"
+
+
+rule detect_instability:
+    input:
+        runs=rules.resolve_study.output.runs,
+        summaries=expand(rules.train.output, run=RUNS),
+    output:
+        f"{OUT}/stability.json",
+    log:
+        f"{OUT}/logs/detect_instability.log",
+    conda:
+        "../../environment.yml"
+    params:
+        settings=as_json(STUDY.stability.model_dump(mode="json")),
+        folder=subpath(input.summaries[0], ancestor=2),
+        code=code_of("mhclite.measure.stability"),
+    localrule: True
+    shell:
+        "python -m mhclite stability --settings {params.settings:q} --runs {params.folder:q}"
+        " --run @{input.runs:q} --out {output:q} > {log:q} 2>&1"

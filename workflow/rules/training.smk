@@ -1,0 +1,27 @@
+# Only summary.json is declared: it is written last, and Snakemake deletes the declared outputs of a
+# job that failed, which must not be the checkpoints.
+rule train:
+    input:
+        manifest=manifest_of_run,
+    output:
+        f"{OUT}/runs/{{run}}/summary.json",
+    log:
+        f"{OUT}/logs/train/{{run}}.log",
+    conda:
+        "../../environment.yml"
+    params:
+        config=lambda w: as_json(RUNS[w.run]),
+        corpus=subpath(input.manifest, parent=True),
+        folder=run_folder,
+        code=lambda w: code_of("mhclite.training.loop", variant_of_run(w)),
+        torchrun=(
+            ""
+            if STUDY.training.processes == 1
+            else f"torch.distributed.run --standalone --nproc-per-node {STUDY.training.processes} -m"
+        ),
+    threads: STUDY.training.threads * STUDY.training.processes
+    resources:
+        gpu=GPUS,
+    shell:
+        "python -m {params.torchrun} mhclite train --config {params.config:q}"
+        " --corpus {params.corpus:q} --out {params.folder:q} > {log:q} 2>&1"
