@@ -9,9 +9,8 @@ from snakemake.utils import min_version
 min_version("9.0")
 
 
-# Snakemake merges what --configfile names *over* this default: only a study without a name is one
-# that the user did not choose.
-if "name" not in config:
+# Snakemake merges what --configfile names *over* this default: it is for those who name nothing.
+if not workflow.overwrite_configfiles:
 
     configfile: "config/config.yaml"
 
@@ -25,10 +24,10 @@ include: "workflow/rules/tracking.smk"
 
 
 rule all:
+    default_target: True
     input:
         f"{OUT}/report.html",
         f"{OUT}/mlflow.json",
-    default_target: True
 
 
 report: "workflow/report/study.rst"

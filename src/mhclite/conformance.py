@@ -192,7 +192,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare every file; exit code 1 if one disagrees."""
-    report = []
+    report: list[dict[str, Any]] = []
     for path in args.file:
         kind, errors = check_file(path)
         tolerance = args.tolerance if args.tolerance is not None else TOLERANCE[kind]

@@ -224,8 +224,10 @@ class Statistics(Settings):
 class Tracking(Settings):
     """MLflow."""
 
-    uri: str | None = Field(
-        None, description="MLflow tracking URI; left out: SQLite under results/"
+    uri: Annotated[str, Field(pattern=r"^(sqlite:///|https?://).+")] | None = Field(
+        None,
+        description="MLflow store: `sqlite:///FILE` or `http(s)://HOST`; left out: "
+        "`sqlite:///results/mlflow.db`",
     )
 
 
@@ -336,6 +338,8 @@ def _one_line(error: ValidationError) -> str:
         what = "this key is missing"
     elif first["type"] == "value_error":
         what = str(first["ctx"]["error"])
+    elif first["loc"][-1:] == ("uri",):
+        what = f"{first['input']!r} is neither sqlite:///FILE nor http(s)://HOST"
     elif first["type"] == "string_pattern_mismatch":
         what = f"{first['input']!r} may have only lower-case letters, digits and _, at most 40"
     else:

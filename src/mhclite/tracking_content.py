@@ -113,7 +113,7 @@ def step_times(folder: Path) -> dict[int, int]:
     speed of the run.
     """
     if (folder / "timing.jsonl").is_file():
-        times = {}
+        times: dict[int, int] = {}
         for line in read_jsonl(folder / "timing.jsonl"):
             if not times:
                 times[0] = round(1000 * (line["wall"] - line["seconds"]))

@@ -9,12 +9,12 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 # Jobs run the Python that runs Snakemake, with this checkout's source.
-SOURCE = str(Path(workflow.basedir) / "src")
-sys.path.insert(0, SOURCE)
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    filter(None, [SOURCE, os.environ.get("PYTHONPATH")])
+SOURCE = Path(workflow.basedir) / "src"
+sys.path.insert(0, str(SOURCE))
+shell.prefix(
+    f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+    f" PYTHONPATH={shlex.quote(str(SOURCE))}; "
 )
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 from mhclite.errors import UserError
 from mhclite.files import write_json, write_text
@@ -43,12 +43,14 @@ def as_json(value):
     return json.dumps(value, sort_keys=True)
 
 
-def code_of(module, *variants):
+def code_of(entry, *variants):
     """Digest of the source that a step uses; a change of what it computes reruns the job.
 
     Snakemake alone sees neither imported modules nor the difference between an edit and a touch.
     """
-    return code_digest(module, *(f"mhclite.connections.{variant}" for variant in variants))
+    return code_digest(
+        entry, *(f"mhclite.connections.{variant}" for variant in variants)
+    )
 
 
 def corpus_folder(corpus):
@@ -69,6 +71,35 @@ def variant_of_run(wildcards):
 def run_folder(wildcards):
     """Run folder: undeclared, so that a failed job keeps its checkpoints."""
     return f"{OUT}/runs/{wildcards.run}"
+
+
+def resolved_study():
+    """The study, its runs and the folders of its corpora, as `collect` reads them."""
+    return {
+        "study": STUDY.model_dump(mode="json"),
+        "runs": RUNS,
+        "corpora": {name: corpus_folder(name) for name in STUDY.corpora},
+    }
+
+
+def figure(name, heading):
+    """A figure with its caption, under a heading of the report."""
+    return report(
+        f"{OUT}/figures/{name}.png",
+        caption=f"../report/{name}.rst",
+        category=heading,
+        labels={"item": name.replace("_", " ")},
+    )
+
+
+def table(name, heading):
+    """A table with its caption, under a heading of the report."""
+    return report(
+        f"{OUT}/tables/{name}.html",
+        caption=f"../report/{name}.rst",
+        category=heading,
+        labels={"item": f"table of {name}"},
+    )
 
 
 onstart:

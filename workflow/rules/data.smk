@@ -4,21 +4,14 @@ rule resolve_study:
         runs=f"{OUT}/runs.txt",
     log:
         f"{OUT}/logs/resolve_study.log",
+    localrule: True
     conda:
         "../../environment.yml"
     params:
         study=STUDY.model_dump(mode="json"),
         code=code_of("mhclite.study"),
-    localrule: True
     run:
-        write_json(
-            output.study,
-            {
-                "study": params.study,
-                "runs": RUNS,
-                "corpora": {name: corpus_folder(name) for name in STUDY.corpora},
-            },
-        )
+        write_json(output.study, resolved_study())
         write_text(output.runs, "\n".join(RUNS) + "\n")
 
 

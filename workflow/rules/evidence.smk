@@ -11,34 +11,14 @@ rule collect:
         curves=f"{OUT}/curves.csv",
     log:
         f"{OUT}/logs/collect.log",
+    localrule: True
     conda:
         "../../environment.yml"
     params:
         folder=subpath(output[0], parent=True),
         code=code_of("mhclite.evidence.collect"),
-    localrule: True
     shell:
         "python -m mhclite collect --study @{input.study:q} --out {params.folder:q} > {log:q} 2>&1"
-
-
-def figure(name, heading):
-    """A figure with its caption, under a heading of the report."""
-    return report(
-        f"{OUT}/figures/{name}.png",
-        caption=f"../report/{name}.rst",
-        category=heading,
-        labels={"figure": name.replace("_", " ")},
-    )
-
-
-def table(name, heading):
-    """A table with its caption, under a heading of the report."""
-    return report(
-        f"{OUT}/tables/{name}.html",
-        caption=f"../report/{name}.rst",
-        category=heading,
-        labels={"figure": f"table: {name}"},
-    )
 
 
 rule figures:
@@ -70,13 +50,13 @@ rule figures:
         ),
     log:
         f"{OUT}/logs/figures.log",
+    localrule: True
     conda:
         "../../environment.yml"
     params:
         confidence=STUDY.statistics.confidence,
         folder=subpath(output[0], ancestor=2),
         code=code_of("mhclite.evidence.figures"),
-    localrule: True
     shell:
         "python -m mhclite figures --results {params.folder:q} --confidence {params.confidence}"
         " > {log:q} 2>&1"
@@ -96,15 +76,16 @@ rule tables:
             name=["results", "stability", "parameters"],
             format=["csv", "md", "tex"],
         ),
+        f"{OUT}/tables/results_seeds.csv",
     log:
         f"{OUT}/logs/tables.log",
+    localrule: True
     conda:
         "../../environment.yml"
     params:
         confidence=STUDY.statistics.confidence,
         folder=subpath(output[0], ancestor=2),
         code=code_of("mhclite.evidence.tables"),
-    localrule: True
     shell:
         "python -m mhclite tables --results {params.folder:q} --confidence {params.confidence}"
         " > {log:q} 2>&1"
@@ -114,20 +95,21 @@ rule report:
     input:
         rules.figures.output,
         rules.tables.output,
+        template=workflow.source_path("../../src/mhclite/evidence/report.html.j2"),
     output:
         report(
             f"{OUT}/report.html",
             caption="../report/report.rst",
             category="0 The whole study on one page",
-            labels={"figure": "report"},
+            labels={"item": "report"},
         ),
     log:
         f"{OUT}/logs/report.log",
+    localrule: True
     conda:
         "../../environment.yml"
     params:
         folder=subpath(output[0], parent=True),
         code=code_of("mhclite.evidence.report"),
-    localrule: True
     shell:
         "python -m mhclite report --results {params.folder:q} > {log:q} 2>&1"

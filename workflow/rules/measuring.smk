@@ -8,14 +8,14 @@ rule probe_mixing:
         f"{OUT}/logs/probe_mixing/{{run}}.log",
     conda:
         "../../environment.yml"
+    threads: STUDY.training.threads
+    resources:
+        gpu=min(GPUS, 1),
     params:
         folder=run_folder,
         corpus=subpath(input.manifest, parent=True),
         sequences=STUDY.probe.sequences,
         code=lambda w: code_of("mhclite.measure.mixing", variant_of_run(w)),
-    threads: STUDY.training.threads
-    resources:
-        gpu=min(GPUS, 1),
     shell:
         "python -m mhclite probe --run {params.folder:q} --corpus {params.corpus:q}"
         " --sequences {params.sequences} --threads {threads} --out {output:q} > {log:q} 2>&1"
@@ -29,6 +29,9 @@ rule measure_throughput:
         f"{OUT}/logs/measure_throughput/{{model}}.log",
     conda:
         "../../environment.yml"
+    threads: workflow.cores or 1
+    resources:
+        gpu=min(GPUS, 1),
     params:
         config=lambda w: as_json(
             {
@@ -39,9 +42,6 @@ rule measure_throughput:
             }
         ),
         code=code_of("mhclite.measure.throughput", "residual", *STUDY.variants),
-    threads: workflow.cores or 1
-    resources:
-        gpu=min(GPUS, 1),
     shell:
         "python -m mhclite throughput --config {params.config:q} --threads {threads}"
         " --out {output:q} > {log:q} 2>&1"
@@ -55,13 +55,13 @@ rule detect_instability:
         f"{OUT}/stability.json",
     log:
         f"{OUT}/logs/detect_instability.log",
+    localrule: True
     conda:
         "../../environment.yml"
     params:
         settings=as_json(STUDY.stability.model_dump(mode="json")),
-        folder=subpath(input.summaries[0], ancestor=2),
+        folder=subpath(input.runs, parent=True),
         code=code_of("mhclite.measure.stability"),
-    localrule: True
     shell:
-        "python -m mhclite stability --settings {params.settings:q} --runs {params.folder:q}"
+        "python -m mhclite stability --settings {params.settings:q} --runs {params.folder:q}/runs"
         " --run @{input.runs:q} --out {output:q} > {log:q} 2>&1"

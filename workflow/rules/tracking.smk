@@ -5,12 +5,16 @@ rule track:
         f"{OUT}/mlflow.json",
     log:
         f"{OUT}/logs/track.log",
+    localrule: True
     conda:
         "../../environment.yml"
     params:
-        uri="" if STUDY.tracking.uri is None else f"--uri {shlex.quote(STUDY.tracking.uri)}",
+        uri=(
+            ""
+            if STUDY.tracking.uri is None
+            else f"--uri {shlex.quote(STUDY.tracking.uri)}"
+        ),
         folder=subpath(output[0], parent=True),
         code=code_of("mhclite.tracking"),
-    localrule: True
     shell:
         "python -m mhclite track --results {params.folder:q} {params.uri} --receipt {output:q} > {log:q} 2>&1"

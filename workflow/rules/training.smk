@@ -9,6 +9,9 @@ rule train:
         f"{OUT}/logs/train/{{run}}.log",
     conda:
         "../../environment.yml"
+    threads: STUDY.training.threads * STUDY.training.processes
+    resources:
+        gpu=GPUS,
     params:
         config=lambda w: as_json(RUNS[w.run]),
         corpus=subpath(input.manifest, parent=True),
@@ -19,9 +22,6 @@ rule train:
             if STUDY.training.processes == 1
             else f"torch.distributed.run --standalone --nproc-per-node {STUDY.training.processes} -m"
         ),
-    threads: STUDY.training.threads * STUDY.training.processes
-    resources:
-        gpu=GPUS,
     shell:
         "python -m {params.torchrun} mhclite train --config {params.config:q}"
         " --corpus {params.corpus:q} --out {params.folder:q} > {log:q} 2>&1"

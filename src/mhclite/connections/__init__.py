@@ -60,5 +60,4 @@ def check_streams(variant: str, n_streams: int) -> None:
 def connection_class(variant: str) -> type[Connection]:
     """The class of a variant: `connections/<variant>.py` defines it as `Connection`."""
     assert variant in VARIANTS, variant
-    module = importlib.import_module(f"mhclite.connections.{variant}")
-    return module.ConnectionClass  # type: ignore[no-any-return]
+    return importlib.import_module(f"mhclite.connections.{variant}").ConnectionClass

@@ -40,7 +40,7 @@ def flops_per_token(model: dict[str, Any], connection: dict[str, Any]) -> float:
     gpt = GPT(model, connection, seed=0).to("meta")
     tokens = torch.zeros(1, model["block_size"] + 1, dtype=torch.int64, device="meta")
     with FlopCounterMode(display=False) as counter:
-        gpt.loss(tokens).backward()  # type: ignore[no-untyped-call]
+        gpt.loss(tokens).backward()
     return counter.get_total_flops() / int(model["block_size"])
 
 
@@ -69,7 +69,7 @@ class Stepper:
         enabled = self.training["precision"] == "bf16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
             loss = self.model.loss(self.tokens)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         apply_update(self.model, self.optimizer, self.rate, self.training["grad_clip"])
 
     def timed_step(self) -> float:
@@ -107,7 +107,8 @@ def cpu_peak_of(work: Callable[[], None]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     held = peak = 0
-    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+    assert profiler.profiler is not None
+    assert profiler.profiler.kineto_results is not None
     changes = [
         (event.start_ns(), event.nbytes())
         for event in profiler.profiler.kineto_results.events()

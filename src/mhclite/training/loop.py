@@ -22,7 +22,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -48,14 +48,21 @@ FREE_SETTINGS = ("processes", "checkpoint_interval")
 log = logging.getLogger(__name__)
 
 
+def code_of(config: dict[str, Any]) -> str:
+    """Digest of the source that decides a run's result."""
+    variant = config["connection"]["variant"]
+    return code_digest("mhclite.training.loop", f"mhclite.connections.{variant}")
+
+
 def run_key(config: dict[str, Any], corpus_digest: str) -> str:
     """What decides a run's result: configuration, code and corpus. Another key, another run."""
     training = {k: v for k, v in config["training"].items() if k not in FREE_SETTINGS}
-    code = code_digest(
-        "mhclite.training.loop", f"mhclite.connections.{config['connection']['variant']}"
-    )
     return digest_of(
-        {"config": {**config, "training": training}, "code": code, "corpus": corpus_digest}
+        {
+            "config": {**config, "training": training},
+            "code": code_of(config),
+            "corpus": corpus_digest,
+        }
     )
 
 
@@ -71,7 +78,7 @@ class StepFile:
                 f"delete {path.parent} to train this run again"
             )
         os.truncate(path, size)
-        self._file: IO[str] = open(path, "a", encoding="utf-8")  # noqa: PTH123, SIM115
+        self._file: IO[str] = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
     def write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
@@ -170,7 +177,7 @@ class Trainer:
         for windows in self._windows(self.train_split, starts):
             with self._autocast():
                 loss = self.model.loss(windows) * (len(windows) / batch_size)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += loss.detach()
         self.group.sum_gradients(self.model)
         rate = learning_rate(
@@ -265,17 +272,22 @@ def _train(trainer: Trainer, folder: Path, key: str, stopped: list[int]) -> None
             diverged = metrics["validation_loss"] is None
             rate = (step - first) / (time.monotonic() - began)
             log.info(
-                "step %d of %d: loss %.4f, validation %.4f, %.1f steps/s, %.0f s left",
-                step, settings["steps"], metrics["loss"], metrics["validation_loss"] or float("nan"),
-                rate, (settings["steps"] - step) / rate,
-            )  # fmt: skip
+                "step %d of %d: loss %.4f, validation %s, %.1f steps/s, %.0f s left",
+                step,
+                settings["steps"],
+                metrics["loss"],
+                metrics["validation_loss"],
+                rate,
+                (settings["steps"] - step) / rate,
+            )
         write("metrics", metrics)
         write("timing", {"step": step, "seconds": seconds, "wall": time.time()})
         if group.broadcast(bool(stopped)) and not (last or diverged):
             checkpoint()
+            name = signal.Signals(stopped[0]).name if stopped else "a signal"
             raise Interrupted(
-                f"{signal.Signals(stopped[0]).name if stopped else 'a signal'} after step {step} of "
-                f"{settings['steps']}; saved, run the same command to continue"
+                f"{name} after step {step} of {settings['steps']}; saved, run the same command to "
+                "continue"
             )
         if not (last or diverged) and step % settings["checkpoint_interval"] == 0:
             checkpoint()
@@ -336,15 +348,14 @@ def _begin(folder: Path, trainer: Trainer, key: str, corpus: Path) -> int:
         else:
             log.info("configuration, code or corpus differ from what %s holds: starting", folder)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    attempts.append(
-        {"started": datetime.now(timezone.utc).isoformat(timespec="seconds"), **provenance()}
-    )
+    attempts.append({"started": datetime.now(UTC).isoformat(timespec="seconds"), **provenance()})
     config = trainer.config
     write_json(
         path,
         {
             "schema": SCHEMA,
             "key": key,
+            "code": code_of(config),
             "config": config,
             "corpus": {
                 "name": config["corpus"],

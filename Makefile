@@ -1,0 +1,56 @@
+# What a newcomer types. `make replicate` and `make test` set up everything they need.
+PYTHON ?= python3
+CORES ?= all
+STUDY ?= laptop
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: replicate test check report ui lock clean
+
+replicate: $(READY)
+	$(BIN)/snakemake --cores $(CORES)
+	$(BIN)/snakemake --report results/laptop/snakemake-report.html > results/laptop/logs/snakemake-report.log 2>&1
+	@$(BIN)/python -m mhclite tables --results results/laptop --show
+	@echo
+	@echo "Next:"
+	@echo "  open results/laptop/report.html    the whole study on one page"
+	@echo "  make ui                            the MLflow UI: every run, curve and artifact"
+
+# Format, lint, types, then every test: a pipeline run from end to end is among them.
+test: check
+	$(BIN)/pytest
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/mypy
+
+ui: $(READY)
+	$(BIN)/python -m mhclite ui
+
+# The environment: plain pip, every version pinned. Made again when the pins change.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $$($(PYTHON) --version) is too old: Python 3.11 or newer is needed; name one with PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' || \
+		{ echo "error: this Python cannot make virtual environments; on Debian or Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "Installing the pinned packages of requirements.lock into $(VENV)/ (one to five minutes, once)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install -qq $$(grep '^uv==' requirements.lock)
+	@# uv is several times faster; pip does the same where uv does not find the packages.
+	@UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install -q --python $(BIN)/python --no-deps -r requirements.lock || \
+		$(BIN)/python -m pip install -q --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Pin again what is installed in the environment, after a change of the versions in pyproject.toml.
+lock:
+	$(BIN)/python -m pip install -qq --editable '.[dev]'
+	{ echo "# Every package of the environment, pinned. Made by \`make lock\`; see docs/reproducibility.md."; \
+	  $(BIN)/python -m pip freeze --exclude-editable --exclude mhclite | sed 's/+cpu$$//'; } > requirements.lock
+
+clean:
+	rm -rf $(VENV)

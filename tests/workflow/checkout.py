@@ -1,0 +1,61 @@
+"""The real DAG in a copy of the checkout, so that tests may edit and break it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+COPIED = ("Snakefile", "workflow", "profiles", "config", "src", "environment.yml")
+
+
+class Checkout:
+    """A copy of the project in which Snakemake can be run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "corpora.lock.json")
+        for name in COPIED:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+            else:
+                shutil.copy2(ROOT / name, folder / name)
+        # Captions are read by path; the editable install must not win over this copy.
+        path = [str(Path(sys.executable).parent), os.environ["PATH"]]
+        self.environment = {**os.environ, "PATH": os.pathsep.join(path)}
+
+    def command(self, *arguments: str, study: str = "config/smoke.yaml") -> list[str]:
+        return [
+            sys.executable,
+            *("-m", "snakemake", "--cores", "2", "--configfile", study),
+            *arguments,
+        ]
+
+    def start(self, *arguments: str, study: str = "config/smoke.yaml") -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command(*arguments, study=study),
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def snakemake(self, *arguments: str, study: str = "config/smoke.yaml") -> tuple[int, str]:
+        """Exit code and everything printed."""
+        process = self.start(*arguments, study=study)
+        output, _ = process.communicate(timeout=600)
+        return process.returncode, output
+
+    def planned(self, *arguments: str, study: str = "config/smoke.yaml") -> dict[str, int]:
+        """Jobs that a dry run plans, by rule; empty if there is nothing to do."""
+        code, output = self.snakemake("--dry-run", *arguments, study=study)
+        assert code == 0, output
+        if "Nothing to be done" in output:
+            return {}
+        lines = output.split("Job stats:", 1)[1].split("total", 1)[0].splitlines()[3:]
+        return {rule: int(count) for rule, count in (line.split() for line in lines if line)}

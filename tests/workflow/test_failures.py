@@ -1,0 +1,144 @@
+"""Kills, bad studies, two workflows at once: each through Snakemake, as a user meets them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from checkout import ROOT, Checkout
+
+from mhclite.files import sha256_of
+
+RUNS = ("sotu-d1-residual-s0", "sotu-d1-mhc_lite-s0")
+TARGETS = [f"results/kill/runs/{run}/summary.json" for run in RUNS]
+
+
+def write_study(path: Path, **changes: object) -> None:
+    study = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())
+    study.update(changes)
+    path.write_text(yaml.safe_dump(study))
+
+
+def fingerprints(checkout: Checkout) -> dict[str, str]:
+    """SHA-256 of the metrics and final weights of every run."""
+    folder = checkout.folder / "results/kill/runs"
+    return {
+        f"{run}/{name}": sha256_of(folder / run / name)
+        for run in RUNS
+        for name in ("metrics.jsonl", "weights.pt")
+    }
+
+
+def wait_for_checkpoint(checkout: Checkout, process: subprocess.Popen[str]) -> int:
+    """Wait until a run has a checkpoint; returns the process id that trains it."""
+    deadline = time.monotonic() + 120
+    folder = checkout.folder / "results/kill/runs"
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        for run in RUNS:
+            unfinished = not (folder / run / "summary.json").exists()
+            if unfinished and list((folder / run / "checkpoints").glob("*.json")):
+                return int((folder / run / "lock").read_text())
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint in two minutes")
+
+
+def test_kills_change_no_bit_of_the_result(tmp_path: Path) -> None:
+    """kill -9 of a training process, then of all of Snakemake; the same command goes on."""
+    training = {
+        **yaml.safe_load((ROOT / "config/smoke.yaml").read_text())["training"],
+        **{"steps": 150, "evaluation_interval": 40, "checkpoint_interval": 20},
+    }
+    changes = {"name": "kill", "variants": ["residual", "mhc_lite"], "seeds": [0]}
+    undisturbed, killed = (Checkout(tmp_path / name) for name in ("undisturbed", "killed"))
+    for checkout in (undisturbed, killed):
+        write_study(checkout.folder / "config/kill.yaml", training=training, **changes)
+    code, output = undisturbed.snakemake(*TARGETS, study="config/kill.yaml")
+    assert code == 0, output
+
+    # A training process dies: Snakemake reports it, and what it had saved stays.
+    process = killed.start(*TARGETS, study="config/kill.yaml")
+    os.kill(wait_for_checkpoint(killed, process), signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0, output
+
+    # Snakemake itself dies, its jobs go on without it: the same command waits for them.
+    process = killed.start(*TARGETS, study="config/kill.yaml")
+    wait_for_checkpoint(killed, process)
+    process.kill()
+    process.communicate(timeout=120)
+    code, output = killed.snakemake(*TARGETS, study="config/kill.yaml")
+    assert code == 0, output
+    assert fingerprints(killed) == fingerprints(undisturbed)
+    logs = list((killed.folder / "results/kill/runs").glob("*/checkpoints"))
+    assert logs == [], "a finished run keeps no checkpoints"
+
+
+BAD_STUDIES = {
+    "unknown key": ({"stepz": 3}, "stepz: unknown key"),
+    "heads": (
+        {"models": {"m": {"n_layer": 1, "n_head": 5, "n_embd": 32, "block_size": 8,
+                          "learning_rate": 0.1}}},
+        "n_head = 5 does not divide n_embd = 32",
+    ),
+    "kromhc with three": ({"connections": {"n_streams": 3}}, "n_streams = 3: kromhc"),
+    "permutations": ({"connections": {"n_streams": 8}}, "40,320 permutations"),
+    "no such files": (
+        {"corpora": {"mine": {"source": "files", "files": "nowhere/*.txt"}}},
+        "no file matches 'nowhere/*.txt'",
+    ),
+    "unknown corpus": ({"corpora": {"mine": {"source": "wikipedia"}}}, "not 'wikipedia'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_STUDIES)
+def test_a_bad_study_stops_before_the_dag_with_one_line(name: str, tmp_path: Path) -> None:
+    changes, expected = BAD_STUDIES[name]
+    checkout = Checkout(tmp_path)
+    write_study(tmp_path / "bad.yaml", **changes)
+    code, output = checkout.snakemake(study="bad.yaml")
+    lines = [line for line in output.splitlines() if not line.startswith("Using workflow")]
+    assert code != 0
+    assert len(lines) == 1, output
+    assert lines[0].startswith("error: ")
+    assert expected in lines[0]
+
+
+def test_an_empty_study_file_is_not_the_default_study(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path)
+    (tmp_path / "empty.yaml").write_text("{}\n")
+    code, output = checkout.snakemake("--dry-run", study="empty.yaml")
+    assert code != 0
+    assert "this key is missing" in output
+
+
+@pytest.mark.parametrize("study", sorted(path.name for path in (ROOT / "config").glob("*.yaml")))
+def test_every_study_plans(study: str, tmp_path: Path) -> None:
+    planned = Checkout(tmp_path).planned(study=f"config/{study}")
+    assert planned["train"] == planned["probe_mixing"] >= 14
+
+
+def test_snakemake_lint_is_clean() -> None:
+    checked = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--lint"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert "good condition" in checked.stdout + checked.stderr
+    assert checked.returncode == 0
+
+
+def test_two_workflows_in_one_folder(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path)
+    (tmp_path / ".snakemake").mkdir()
+    with (tmp_path / ".snakemake/mhclite.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, output = checkout.snakemake()
+    assert code != 0
+    assert "another snakemake is working in" in output
+    assert "prepare_data" not in output.split("another snakemake")[1]

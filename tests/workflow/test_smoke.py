@@ -1,0 +1,153 @@
+"""The smoke study from end to end: every variant on real text, up to the report and MLflow.
+
+Tests that change the checkout put it back; they share one run of the study.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sqlite3
+
+import pandas as pd
+from checkout import Checkout
+
+from mhclite.connections import VARIANTS
+from mhclite.files import read_jsonl, sha256_of
+
+OUT = "results/smoke"
+EVIDENCE = {"collect": 1, "figures": 1, "tables": 1, "report": 1, "track": 1, "all": 1}
+
+
+def tracked(checkout: Checkout) -> dict[str, list[float]]:
+    """Run name -> every final validation loss that MLflow holds for it."""
+    with sqlite3.connect(checkout.folder / "results/mlflow.db") as database:
+        rows = database.execute(
+            "select runs.name, latest_metrics.value from runs"
+            " left join latest_metrics on runs.run_uuid = latest_metrics.run_uuid"
+            " and latest_metrics.key = 'final/validation_loss'"
+            " where runs.lifecycle_stage = 'active'"
+        ).fetchall()
+    found: dict[str, list[float]] = {}
+    for name, value in rows:
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def test_every_variant_is_there_and_all_views_say_the_same_numbers(finished: Checkout) -> None:
+    out = finished.folder / OUT
+    runs = pd.read_csv(out / "runs.csv")
+    assert sorted(set(runs["variant"])) == sorted(VARIANTS)
+    assert len(runs) == 2 * len(VARIANTS)
+    page = (out / "report.html").read_text()
+    in_mlflow = tracked(finished)
+    for row in runs.itertuples():
+        summary = json.loads((out / "runs" / row.run / "summary.json").read_text())
+        metrics = read_jsonl(out / "runs" / row.run / "metrics.jsonl")
+        assert summary["metrics_sha256"] == sha256_of(out / "runs" / row.run / "metrics.jsonl")
+        assert summary["weights_sha256"] == sha256_of(out / "runs" / row.run / "weights.pt")
+        assert metrics[-1]["validation_loss"] == summary["validation_loss"] == row.validation_loss
+        assert in_mlflow[row.run] == [summary["validation_loss"]]
+    means = runs.groupby("variant")["validation_loss"].mean()
+    for variant, mean in means.items():
+        assert f"{mean:.3f}" in page, f"the report lacks the mean loss of {variant}"
+    assert len(in_mlflow) == len(runs) + 1, "one MLflow run a training run, and the study's"
+
+
+def test_models_learn(finished: Checkout) -> None:
+    runs = pd.read_csv(finished.folder / OUT / "runs.csv")
+    first = [
+        read_jsonl(finished.folder / OUT / "runs" / run / "metrics.jsonl")[0]["validation_loss"]
+        for run in runs["run"]
+    ]
+    assert (runs["validation_loss"] < pd.Series(first) - 0.5).all()
+
+
+def test_variants_of_one_seed_share_data_and_backbone(finished: Checkout) -> None:
+    """identity and mhc differ only in H_res, near I at first: their first losses nearly agree."""
+    folder = finished.folder / OUT / "runs"
+    losses = {
+        variant: read_jsonl(folder / f"sotu-d1-{variant}-s0" / "metrics.jsonl")[1]["loss"]
+        for variant in ("identity", "mhc", "kromhc")
+    }
+    other_seed = read_jsonl(folder / "sotu-d1-identity-s1" / "metrics.jsonl")[1]["loss"]
+    assert abs(losses["mhc"] - losses["identity"]) < 1e-3
+    assert abs(losses["kromhc"] - losses["identity"]) < 1e-3
+    assert abs(other_seed - losses["identity"]) > 1e-3
+
+
+def test_second_invocation_does_nothing(finished: Checkout) -> None:
+    assert finished.planned() == {}
+
+
+def test_snakemake_report_holds_every_figure_and_table(finished: Checkout) -> None:
+    code, output = finished.snakemake("--report", "snakemake-report.html")
+    assert code == 0, output
+    page = (finished.folder / "snakemake-report.html").read_text()
+    for item in ("validation_loss", "row_sums", "sinkhorn_inputs", "throughput", "results"):
+        assert item in page
+
+
+def test_touching_or_commenting_a_module_reruns_nothing(finished: Checkout) -> None:
+    module = finished.folder / "src/mhclite/connections/mhc_lite.py"
+    before = module.read_text()
+    try:
+        module.touch()
+        assert finished.planned() == {}
+        module.write_text(before + "\n# a remark\n")
+        assert finished.planned() == {}
+    finally:
+        module.write_text(before)
+
+
+def test_editing_one_variant_reruns_that_variant(finished: Checkout) -> None:
+    module = finished.folder / "src/mhclite/connections/kromhc.py"
+    before = module.read_text()
+    try:
+        module.write_text(before.replace("[0.0, -8.0]", "[0.0, -7.0]"))
+        planned = finished.planned()
+    finally:
+        module.write_text(before)
+    assert planned == {
+        "train": 2,
+        "probe_mixing": 2,
+        "measure_throughput": 1,
+        "detect_instability": 1,
+        **EVIDENCE,
+    }
+
+
+def test_editing_a_figure_module_trains_nothing(finished: Checkout) -> None:
+    module = finished.folder / "src/mhclite/evidence/figures_training.py"
+    before = module.read_text()
+    try:
+        module.write_text(before + "\nUNUSED = 1\n")
+        planned = finished.planned()
+    finally:
+        module.write_text(before)
+    assert set(planned) == {"figures", "report", "track", "all"}
+
+
+def test_a_setting_reruns_exactly_what_depends_on_it(finished: Checkout) -> None:
+    threshold = finished.planned("--config", "stability={spike_sigmas: 5.0}")
+    assert threshold == {"resolve_study": 1, "detect_instability": 1, **EVIDENCE}
+    seed = finished.planned("--config", "seeds=[0, 7]")
+    assert seed["train"] == seed["probe_mixing"] == len(VARIANTS)
+    assert "measure_throughput" not in seed
+    assert "prepare_data" not in seed
+    iterations = finished.planned("--config", "connections={sinkhorn_iterations: 10}")
+    assert iterations["train"] == iterations["probe_mixing"] == 2
+
+
+def test_mlflow_store_is_rebuilt_from_results(finished: Checkout) -> None:
+    before = tracked(finished)
+    results = finished.folder / "results"
+    (results / "mlflow.db").unlink()
+    shutil.rmtree(results / "mlartifacts")
+    (finished.folder / OUT / "mlflow.json").unlink()
+    code, output = finished.snakemake()
+    assert code == 0, output
+    assert re.search(r"track\s+1", output)
+    assert not re.search(r"train\s+\d", output)
+    assert tracked(finished) == before
