@@ -29,11 +29,9 @@ class Checkout:
         self.environment = {**os.environ, "PATH": os.pathsep.join(path)}
 
     def command(self, *arguments: str, study: str = "config/smoke.yaml") -> list[str]:
-        return [
-            sys.executable,
-            *("-m", "snakemake", "--cores", "2", "--configfile", study),
-            *arguments,
-        ]
+        # --configfile takes all words up to the next option, so it comes last.
+        options = ("--cores", "2", "--configfile", study)
+        return [sys.executable, "-m", "snakemake", *arguments, *options]
 
     def start(self, *arguments: str, study: str = "config/smoke.yaml") -> subprocess.Popen[str]:
         return subprocess.Popen(
