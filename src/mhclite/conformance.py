@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,20 @@ Arrays = dict[str, Any]
 def read_golden(path: Path) -> tuple[dict[str, Any], Arrays]:
     """(meta, arrays) of a golden file; `UserError` if it is damaged or something else."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: numpy leaves a file open that turns out not to be a whole archive.
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise UserError(f"golden file {path} does not exist") from None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (
+        ValueError,
+        TypeError,  # a bare .npy is an array, no archive
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+    ) as error:
         reason = str(error).split(".")[0]
         raise UserError(f"{path} is not a readable .npz file of plain numbers: {reason}") from None
     try:

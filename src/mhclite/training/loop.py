@@ -33,7 +33,7 @@ from torch import Tensor
 from mhclite.data.batches import Tokens, batch_starts, evaluation_starts, read_windows
 from mhclite.data.shards import TokenSplit, bits_per_byte, load_manifest, open_split
 from mhclite.errors import Interrupted, UserError
-from mhclite.files import digest_of, read_json, sha256_of, write_json
+from mhclite.files import digest_of, read_json, read_jsonl, sha256_of, write_json
 from mhclite.model import GPT
 from mhclite.provenance import code_digest, provenance
 from mhclite.training.checkpoint import load_checkpoint, save_checkpoint, save_tensors
@@ -300,10 +300,8 @@ def _train(trainer: Trainer, folder: Path, key: str, stopped: list[int]) -> None
 
 def _summarise(trainer: Trainer, folder: Path, key: str, attempts: int) -> dict[str, Any]:
     """What a finished run comes to, from its own files."""
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").open(encoding="utf-8")]
-    seconds = [
-        json.loads(line)["seconds"] for line in (folder / "timing.jsonl").open(encoding="utf-8")
-    ]
+    metrics = read_jsonl(folder / "metrics.jsonl")
+    seconds = [record["seconds"] for record in read_jsonl(folder / "timing.jsonl")]
     steps = metrics[1:]
     # The last line holds a null exactly if the run diverged there.
     diverged = None in steps[-1].values()

@@ -1,0 +1,189 @@
+"""Our implementation against golden vectors of the authors' code, through the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mhclite.cli import main
+from mhclite.conformance import TOLERANCE, check_file
+from mhclite.errors import UserError
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+FILES = sorted(GOLDEN.glob("*.npz"))
+CONNECTION = GOLDEN / "connection_mhc_lite_n2.npz"
+TRAJECTORY = GOLDEN / "trajectory_residual.npz"
+
+
+def contents(path: Path) -> dict[str, Any]:
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
+
+
+def test_there_are_files_of_both_kinds() -> None:
+    assert {path.name.split("_")[0] for path in FILES} == set(TOLERANCE)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_agrees(path: Path) -> None:
+    kind, errors = check_file(path)
+    assert path.name.startswith(kind)
+    assert errors
+    assert max(errors.values()) <= TOLERANCE[kind]
+
+
+def test_command_agrees(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["conformance", str(CONNECTION)]) == 0
+    out = capsys.readouterr().out
+    assert "output.H_res" in out
+    assert "agrees within 1e-09" in out
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["conformance", "--json", str(CONNECTION), str(GOLDEN / FILES[0].name)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [entry["agrees"] for entry in report] == [True, True]
+    assert report[0]["relative_errors"]["grad.w_res"] < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        (CONNECTION, "output.H_res"),
+        (CONNECTION, "grad.b_res"),
+        (TRAJECTORY, "losses"),
+    ],
+)
+def test_disagrees(
+    source: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays = contents(source)
+    arrays[name] = arrays[name] * (1 + 1e-5)
+    changed = tmp_path / "changed.npz"
+    np.savez(changed, **arrays)
+    # A good file before and after does not hide it.
+    assert main(["conformance", "--json", str(CONNECTION), str(changed), str(CONNECTION)]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert [entry["agrees"] for entry in report] == [True, False, True]
+    worst = max(report[1]["relative_errors"], key=report[1]["relative_errors"].__getitem__)
+    assert worst == name
+
+
+def test_tolerance_can_be_chosen(tmp_path: Path) -> None:
+    arrays = contents(CONNECTION)
+    arrays["output.h"] = arrays["output.h"] * (1 + 1e-5)
+    changed = tmp_path / "changed.npz"
+    np.savez(changed, **arrays)
+    assert main(["conformance", str(changed)]) == 1
+    assert main(["conformance", "--tolerance", "1e-3", str(changed)]) == 0
+
+
+def test_not_a_number_disagrees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arrays = contents(CONNECTION)
+    arrays["input.y"] = np.full_like(arrays["input.y"], np.nan)
+    np.savez(tmp_path / "nan.npz", **arrays)
+    assert main(["conformance", "--json", str(tmp_path / "nan.npz")]) == 1
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert entry["relative_errors"]["output.out"] is None
+
+
+def cut(path: Path) -> None:
+    data = CONNECTION.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(CONNECTION.read_bytes())
+    data[len(data) // 3 : len(data) // 3 + 40] = bytes(40)
+    path.write_bytes(data)
+
+
+def flip_compressed(path: Path) -> None:
+    np.savez_compressed(path, **contents(CONNECTION))
+    data = bytearray(path.read_bytes())
+    data[200:260] = bytes([0xAA]) * 60
+    path.write_bytes(data)
+
+
+def foreign(path: Path) -> None:
+    np.savez(path, weights=np.zeros(3))
+
+
+def pickled(path: Path) -> None:
+    np.savez(path, **contents(CONNECTION), extra=np.array([{"a": 1}], dtype=object))
+
+
+def text(path: Path) -> None:
+    path.write_text("not numbers\n")
+
+
+def empty(path: Path) -> None:
+    path.touch()
+
+
+def one_array(path: Path) -> None:
+    with open(path, "wb") as file:
+        np.save(file, np.zeros(3))
+
+
+def without_parameter(path: Path) -> None:
+    arrays = contents(CONNECTION)
+    del arrays["param.w_res"]
+    np.savez(path, **arrays)
+
+
+def without_output(path: Path) -> None:
+    arrays = contents(CONNECTION)
+    del arrays["output.h"]
+    np.savez(path, **arrays)
+
+
+def unknown_variant(path: Path) -> None:
+    arrays = contents(CONNECTION)
+    arrays["meta"] = np.array(str(arrays["meta"]).replace("mhc_lite", "mhc_heavy"))
+    np.savez(path, **arrays)
+
+
+def misshapen(path: Path) -> None:
+    arrays = contents(CONNECTION)
+    arrays["output.h"] = arrays["output.h"][:, :1]
+    np.savez(path, **arrays)
+
+
+def missing(path: Path) -> None:
+    """Nothing is written."""
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        cut,
+        flip,
+        flip_compressed,
+        foreign,
+        pickled,
+        text,
+        empty,
+        one_array,
+        without_parameter,
+        without_output,
+        unknown_variant,
+        misshapen,
+        missing,
+    ],
+)
+def test_bad_file_is_one_line(
+    damage: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.npz"
+    damage(path)
+    with pytest.raises(UserError) as caught:
+        check_file(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert main(["conformance", str(path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,124 @@
+"""The GPT around the connections: sizes, initial weights, decay groups, causality."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import MODEL, VARIANTS, connection
+
+from mhclite.connections import connection_class
+from mhclite.model import GPT
+
+SIZES = {"S": (6, 8, 512), "M": (12, 12, 768), "L": (24, 16, 1024)}
+BACKBONE = {"S": 45_160_960, "M": 124_373_760, "L": 354_599_936}
+EXTRA = {
+    "hc": {"S": 43_320, "M": 129_648, "L": 345_312},
+    "mhc": {"S": 614_724, "M": 1_843_848, "L": 4_916_496},
+    "mhc_lite": {"S": 811_428, "M": 2_433_864, "L": 6_489_744},
+    "kromhc": {"S": 319_668, "M": 958_824, "L": 2_556_624},
+}
+
+
+def paper_model(size: str) -> dict[str, int]:
+    n_layer, n_head, n_embd = SIZES[size]
+    return {
+        "vocab_size": 50304,
+        "n_layer": n_layer,
+        "n_head": n_head,
+        "n_embd": n_embd,
+        "block_size": 1024,
+    }
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_plain_residual_has_the_papers_size(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The large models hold gigabytes: on the meta device they hold nothing.
+    monkeypatch.setattr(GPT, "_initialise", lambda *_: None)
+    with torch.device("meta"):
+        counts = GPT(paper_model(size), connection("residual"), seed=0).parameter_counts()
+    assert counts == {"total": BACKBONE[size], "connection": 0}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("variant", EXTRA)
+def test_connections_have_the_papers_size(size: str, variant: str) -> None:
+    n_layer, _, n_embd = SIZES[size]
+    options = {k: v for k, v in connection(variant).items() if k not in ("variant", "n_streams")}
+    one = connection_class(variant)(4, n_embd, 0, **options)
+    assert 2 * n_layer * sum(p.numel() for p in one.parameters()) == EXTRA[variant][size]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_counts_are_those_of_the_parameters(variant: str) -> None:
+    model = GPT(MODEL, connection(variant), seed=0)
+    counts = model.parameter_counts()
+    plain = GPT(MODEL, connection("residual"), seed=0).parameter_counts()
+    assert counts["total"] - counts["connection"] == plain["total"]
+    held = sum(p.numel() for c in model.connections() for p in c.parameters())
+    assert counts["connection"] == held
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_backbone_does_not_depend_on_the_variant(variant: str) -> None:
+    ours = dict(GPT(MODEL, connection(variant), seed=7).backbone_parameters())
+    plain = dict(GPT(MODEL, connection("residual"), seed=7).backbone_parameters())
+    assert ours.keys() == plain.keys()
+    assert all(torch.equal(ours[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_initial_weights_follow_the_seed(variant: str) -> None:
+    first, again, other = (GPT(MODEL, connection(variant), seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    differing = {name for name in first if not torch.equal(first[name], other[name])}
+    matrices = {"wte.weight", "wpe.weight"} | {
+        name for name in first if ".body." in name or (variant == "jpmhc" and name.endswith(".w"))
+    }
+    assert differing == matrices
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_decay_groups_partition_the_parameters(variant: str) -> None:
+    model = GPT(MODEL, connection(variant), seed=0)
+    decay, plain = model.decay_groups()
+    ids = [id(p) for p in (*decay, *plain)]
+    assert len(set(ids)) == len(ids)
+    assert set(ids) == {id(p) for p in model.parameters()}
+    decayed = {name for name, p in model.named_parameters() if any(p is d for d in decay)}
+    assert "wte.weight" in decayed
+    assert "ln_f.weight" not in decayed
+    for k, one in enumerate(model.connections()):
+        prefix = f"sublayers.{k}.connection."
+        found = {name.removeprefix(prefix) for name in decayed if name.startswith(prefix)}
+        assert found == one.decayed  # every name in the set is a parameter
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_later_tokens_do_not_change_earlier_logits(variant: str) -> None:
+    model = GPT(MODEL, connection(variant), seed=0).double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # away from the start, where most mixing weights are zero
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    tokens = torch.randint(MODEL["vocab_size"], (2, 6), generator=generator)
+    before = model(tokens)
+    for place in (1, 5):
+        changed = tokens.clone()
+        changed[:, place] = (changed[:, place] + 1) % MODEL["vocab_size"]
+        after = model(changed)
+        torch.testing.assert_close(after[:, :place], before[:, :place], rtol=1e-12, atol=1e-12)
+        moved = (after[:, place:] - before[:, place:]).abs().amax((0, 2))
+        assert moved.min() > 1e-6
+
+
+def test_loss_is_the_mean_cross_entropy() -> None:
+    model = GPT(MODEL, connection("mhc_lite"), seed=0).double()
+    tokens = torch.arange(14).view(2, 7)
+    logs = model(tokens[:, :-1]).log_softmax(-1)
+    by_hand = [-logs[b, t, tokens[b, t + 1]] for b in range(2) for t in range(6)]
+    torch.testing.assert_close(model.loss(tokens), torch.stack(by_hand).mean())
+
+
+def test_home_streams_go_round() -> None:
+    model = GPT({**MODEL, "n_layer": 3}, connection("hc"), seed=0)
+    assert [c.home_stream for c in model.connections()] == [0, 1, 2, 3, 0, 1]

@@ -1,0 +1,186 @@
+"""Study files: what is refused, in which words, and the grid of those that are not."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mhclite.cli import main
+from mhclite.connections import VARIANTS
+from mhclite.errors import UserError
+from mhclite.study import load_study, parse_study
+
+CONFIG = Path(__file__).parents[2] / "config"
+SMOKE = yaml.safe_load((CONFIG / "smoke.yaml").read_text())
+
+
+def smoke(**changes: Any) -> dict[str, Any]:
+    return {**copy.deepcopy(SMOKE), **changes}
+
+
+def change(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    """Sets a key; `value` ... removes it."""
+
+    def apply(study: dict[str, Any]) -> None:
+        inner = study
+        for key in path[:-1]:
+            inner = inner.setdefault(key, {})
+        if value is ...:
+            del inner[path[-1]]
+        else:
+            inner[path[-1]] = value
+
+    return apply
+
+
+BAD = {
+    "unknown key": (change("sedes", value=[0]), ["sedes", "did you mean 'seeds'?"]),
+    "unknown inner key": (
+        change("training", "warmup", value=3),
+        ["training.warmup", "did you mean 'warmup_steps'?"],
+    ),
+    "unknown key of a model": (
+        change("models", "d1", "n_heads", value=2),
+        ["models.d1.n_heads", "did you mean 'n_head'?"],
+    ),
+    "n_head": (change("models", "d1", "n_head", value=5), ["models.d1", "n_head = 5", "32"]),
+    "kromhc with 3": (
+        change("connections", "n_streams", value=3),
+        ["n_streams = 3", "kromhc", "power of two"],
+    ),
+    "mhc_lite with 8": (
+        change("connections", "n_streams", value=8),
+        ["n_streams = 8", "mhc_lite", "40,320", "kromhc"],
+    ),
+    "no files": (
+        change("corpora", "sotu", value={"source": "files", "files": "nowhere/*.txt"}),
+        ["corpora.sotu", "nowhere/*.txt"],
+    ),
+    "source without files": (
+        change("corpora", "sotu", value={"source": "files"}),
+        ["corpora.sotu", "`files`"],
+    ),
+    "moving revision": (
+        change("corpora", "sotu", value={"source": "hub", "repository": "a/b", "revision": "main"}),
+        ["corpora.sotu.revision", "'main'"],
+    ),
+    "duplicate seed": (change("seeds", value=[0, 1, 0]), ["seeds", "twice"]),
+    "duplicate variant": (change("variants", value=["hc", "hc"]), ["variants", "twice"]),
+    "unknown variant": (
+        change("variants", value=["residual", "mch"]),
+        ["variants", "'mch'", "did you mean 'mhc'?"],
+    ),
+    "no variants": (change("variants", value=[]), ["variants"]),
+    "missing key": (change("training", "steps", value=...), ["training.steps", "missing"]),
+    "missing section": (change("models", value=...), ["models", "missing"]),
+    "wrong type": (change("training", "steps", value="many"), ["training.steps", "'many'"]),
+    "negative": (change("training", "batch_size", value=-1), ["training.batch_size", "-1"]),
+    "warm-up": (change("training", "warmup_steps", value=40), ["training", "warmup_steps = 40"]),
+    "processes": (change("training", "processes", value=3), ["training", "processes = 3"]),
+    "micro-batch": (
+        change("training", "micro_batch_size", value=3),
+        ["training", "micro_batch_size = 3"],
+    ),
+    "name": (change("name", value="My Study"), ["name", "'My Study'"]),
+    "name of a model": (
+        change("models", value={"d-1": SMOKE["models"]["d1"]}),
+        ["models.d-1", "lower-case"],
+    ),
+    "store": (change("tracking", "uri", value="mysql://x"), ["tracking.uri", "'mysql://x'"]),
+    "gpt2 vocabulary": (
+        change("tokenizer", value={"kind": "gpt2", "vocab_size": 1000}),
+        ["tokenizer", "vocab_size = 1000"],
+    ),
+    "infinite": (
+        change("models", "d1", "learning_rate", value=float("inf")),
+        ["models.d1.learning_rate", "inf"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_study_is_one_line_that_names_the_key(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    apply, said = BAD[name]
+    study = smoke()
+    apply(study)
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study))
+    assert main(["check", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith(f"error: {path}: ")
+    for words in said:
+        assert words in error
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", "mapping"),
+        (b"- a\n- b\n", "mapping"),
+        (b"name: [unclosed\n", "not YAML"),
+        (b"\xff\xfe\x00", "UTF-8"),
+    ],
+)
+def test_file_that_is_no_study(text: bytes, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_bytes(text)
+    with pytest.raises(UserError, match=said) as caught:
+        load_study(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(UserError, match="study file") as caught:
+            load_study(path)
+        assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_studies_are_valid(path: Path) -> None:
+    study = load_study(path)
+    assert len(study.runs()) == len(study.corpora) * len(study.models) * len(study.variants) * len(
+        study.seeds
+    )
+
+
+def test_runs_are_unique_and_stable() -> None:
+    first, again = parse_study(smoke()).runs(), parse_study(smoke()).runs()
+    assert first == again
+    assert list(first)[:3] == ["sotu-d1-residual-s0", "sotu-d1-residual-s1", "sotu-d1-identity-s0"]
+    assert all(run == config["run"] for run, config in first.items())
+    more = parse_study(smoke(seeds=[0, 1, 2])).runs()
+    assert {run: more[run] for run in first} == first  # another seed changes no other run
+
+
+def test_a_run_knows_only_the_options_that_it_reads() -> None:
+    study = parse_study(smoke(connections={"n_streams": 2, "sinkhorn_iterations": 7}))
+    expected: dict[str, dict[str, Any]] = {
+        variant: {"variant": variant, "n_streams": 2} for variant in VARIANTS
+    }
+    expected["residual"]["n_streams"] = 1
+    expected["mhc"]["sinkhorn_iterations"] = 7
+    expected["jpmhc"]["cayley_iterations"] = 2
+    assert {v: study.connection_settings(v) for v in VARIANTS} == expected
+
+
+def test_corpus_folder_follows_its_settings() -> None:
+    before = parse_study(smoke()).corpus_folder("sotu")
+    assert parse_study(smoke(seeds=[5])).corpus_folder("sotu") == before
+    other = smoke()
+    other["tokenizer"]["vocab_size"] = 385
+    assert parse_study(other).corpus_folder("sotu") != before
+
+
+def test_check_prints_the_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--runs", str(CONFIG / "smoke.yaml")]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 14

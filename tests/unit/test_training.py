@@ -1,0 +1,318 @@
+"""Training: batches, schedule, checkpoints, interruption, divergence, several processes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import configuration, write_corpus
+
+from mhclite.data.batches import batch_starts, evaluation_starts
+from mhclite.errors import UserError
+from mhclite.files import read_json, read_jsonl, sha256_of
+from mhclite.training.checkpoint import load_checkpoint, save_checkpoint
+from mhclite.training.loop import run_key, train
+from mhclite.training.optimizer import learning_rate
+
+STEPS = 200  # some seconds: time enough to interrupt them
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def arguments(config: dict[str, Any], corpus: Path, folder: Path) -> list[str]:
+    """`train` as the workflow calls it, after the interpreter."""
+    options = ["--config", json.dumps(config), "--corpus", str(corpus), "--out", str(folder)]
+    return ["-m", "mhclite", "train", *options]
+
+
+def interrupt(command: list[str], folder: Path, line: int, number: signal.Signals) -> int:
+    """Start training, send the signal once `line` metrics are written; returns the exit code."""
+    process = subprocess.Popen([sys.executable, *command], stderr=subprocess.DEVNULL)
+    metrics = folder / "metrics.jsonl"
+    try:
+        deadline = time.monotonic() + 60
+        while not metrics.exists() or metrics.read_bytes().count(b"\n") < line:
+            assert process.poll() is None, "it ended before the signal"
+            assert time.monotonic() < deadline, "it did not start"
+            time.sleep(0.005)
+        process.send_signal(number)
+        return process.wait(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+
+
+# --- batches ----------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None, database=None)
+@given(
+    length=st.integers(1, 50),
+    spare=st.integers(0, 1000),
+    seed=st.integers(0, 2**32 - 1),
+    steps=st.lists(st.integers(0, 10**6), min_size=1, max_size=4),
+)
+def test_batches_are_a_function_of_seed_and_step(
+    length: int, spare: int, seed: int, steps: list[int]
+) -> None:
+    n_tokens = length + spare
+    forwards = {step: batch_starts(n_tokens, length, 8, seed, step) for step in steps}
+    for step in reversed(steps):  # whatever was drawn before
+        again = batch_starts(n_tokens, length, 8, seed, step)
+        assert np.array_equal(again, forwards[step])
+        assert again.shape == (8,)
+        assert again.min() >= 0
+        assert again.max() + length <= n_tokens
+
+
+def test_batches_differ_between_steps_and_seeds_and_reach_both_ends() -> None:
+    draws = {
+        (seed, step): batch_starts(10**9, 65, 16, seed, step).tolist()
+        for seed in range(3)
+        for step in range(3)
+    }
+    assert len({tuple(draw) for draw in draws.values()}) == 9
+    assert set(batch_starts(12, 10, 200, 0, 0).tolist()) == {0, 1, 2}
+
+
+def test_evaluation_windows_are_fixed_and_spread() -> None:
+    starts = evaluation_starts(1000, 10, 100)
+    assert np.array_equal(starts, evaluation_starts(1000, 10, 100))
+    assert (starts[0], starts[-1]) == (0, 990)
+    assert np.diff(starts).min() >= 9
+    assert evaluation_starts(10, 10, 3).tolist() == [0, 0, 0]
+
+
+# --- schedule ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0, 1 / 5),
+        (3, 4 / 5),
+        (4, 1.0),  # cosine begins
+        (9, 0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2),
+        (14, 0.55),  # half way between 1 and 0.1
+        (23, 0.1 + 0.9 * (1 + math.cos(math.pi * 19 / 20)) / 2),
+        (24, 0.1),
+        (1000, 0.1),
+    ],
+)
+def test_learning_rate(step: int, expected: float) -> None:
+    assert learning_rate(step, 1.0, 0.1, 4, 24) == pytest.approx(expected, rel=1e-12)
+
+
+# --- checkpoints ------------------------------------------------------------------------------
+
+
+def saved(folder: Path, *steps: int, key: str = "k") -> None:
+    for step in steps:
+        save_checkpoint(folder, step, key, {"step": step, "w": torch.full((3,), float(step))})
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_checkpoint_round_trip_and_two_kept(tmp_path: Path) -> None:
+    assert load_checkpoint(tmp_path / "none", "k") is None
+    saved(tmp_path, 5, 10, 100)
+    state = load_checkpoint(tmp_path, "k")
+    assert state is not None
+    assert state["step"] == 100
+    assert torch.equal(state["w"], torch.full((3,), 100.0))
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == [f"step_{s:09d}.{end}" for s in (10, 100) for end in ("json", "pt")]
+
+
+@pytest.mark.parametrize("what", ["flipped", "cut", "gone", "json"])
+def test_damaged_checkpoint_falls_back(
+    what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved(tmp_path, 5, 10)
+    newest = tmp_path / "step_000000010.pt"
+    if what == "flipped":
+        damage(newest)
+    elif what == "cut":
+        newest.write_bytes(newest.read_bytes()[:100])
+    elif what == "gone":
+        newest.unlink()
+    else:
+        newest.with_suffix(".json").write_text("{")
+    with caplog.at_level(logging.WARNING):
+        state = load_checkpoint(tmp_path, "k")
+    assert state is not None
+    assert state["step"] == 5
+    assert str(newest) in caplog.text
+
+
+def test_all_checkpoints_damaged(tmp_path: Path) -> None:
+    saved(tmp_path, 5, 10)
+    for path in tmp_path.glob("*.pt"):
+        damage(path)
+    with pytest.raises(UserError, match=r"step_000000010\.pt, step_000000005\.pt") as caught:
+        load_checkpoint(tmp_path, "k")
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_checkpoint_of_another_key_and_state_without_json_do_not_count(tmp_path: Path) -> None:
+    saved(tmp_path, 5)
+    saved(tmp_path, 10, key="other")
+    state = load_checkpoint(tmp_path, "k")
+    assert state is not None
+    assert state["step"] == 5
+    (tmp_path / "step_000000005.json").unlink()  # as if killed between the two files
+    assert load_checkpoint(tmp_path, "k") is None
+
+
+# --- whole runs -------------------------------------------------------------------------------
+
+
+def test_files_of_a_run_and_doing_it_again(corpus: Path, tmp_path: Path) -> None:
+    config = configuration()
+    train(config, corpus, tmp_path)
+    summary, record = read_json(tmp_path / "summary.json"), read_json(tmp_path / "run.json")
+    metrics = read_jsonl(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in metrics] == list(range(7))
+    assert [line["step"] for line in metrics if "validation_loss" in line] == [0, 3, 6]
+    assert metrics[-1]["tokens"] == summary["tokens"] == 6 * 4 * 6
+    bits = metrics[-1]["validation_loss"] / 3 / math.log(2)  # three bytes a token
+    assert summary["validation_bits_per_byte"] == pytest.approx(bits)
+    assert (summary["status"], summary["steps"], summary["attempts"]) == ("completed", 6, 1)
+    assert summary["metrics_sha256"] == sha256_of(tmp_path / "metrics.jsonl")
+    assert summary["weights_sha256"] == sha256_of(tmp_path / "weights.pt")
+    assert record["config"] == config
+    assert not (tmp_path / "checkpoints").exists()
+
+    before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.glob("*.*")}
+    train(config, corpus, tmp_path)
+    assert before == {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.glob("*.*")}
+
+    train(configuration(steps=4), corpus, tmp_path)  # another configuration trains anew
+    assert read_json(tmp_path / "summary.json")["steps"] == 4
+    assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 5
+
+
+def test_free_settings_do_not_make_another_run() -> None:
+    key = run_key(configuration(), "c")
+    assert run_key(configuration(checkpoint_interval=9, processes=2), "c") == key
+    others = [configuration(seed=1), configuration("hc"), configuration(steps=7)]
+    keys = {key, run_key(configuration(), "d"), *(run_key(config, "c") for config in others)}
+    assert len(keys) == 5
+
+
+def test_micro_batches_give_the_same_losses(corpus: Path, tmp_path: Path) -> None:
+    for name, size in (("whole", None), ("parts", 1)):
+        train(configuration(micro_batch_size=size), corpus, tmp_path / name)
+    assert_same_losses(tmp_path / "whole", tmp_path / "parts")
+
+
+def assert_same_losses(first: Path, second: Path) -> None:
+    ours, theirs = (read_jsonl(folder / "metrics.jsonl") for folder in (first, second))
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            assert value == pytest.approx(other[name], rel=1e-5), (one["step"], name)
+
+
+def test_interrupted_runs_end_as_undisturbed_ones(corpus: Path, tmp_path: Path) -> None:
+    """SIGTERM saves and says so with exit code 75; SIGKILL costs only what came after the last
+    checkpoint. Either way the same bits come out."""
+    config = configuration(steps=STEPS, checkpoint_interval=7, evaluation_interval=50)
+    undisturbed = tmp_path / "undisturbed"
+    train(config, corpus, undisturbed)
+    expected = read_json(undisturbed / "summary.json")
+
+    folder = tmp_path / "disturbed"
+    command = arguments(config, corpus, folder)
+    assert interrupt(command, folder, 20, signal.SIGTERM) == 75
+    assert not (folder / "summary.json").exists()
+    newest = max((folder / "checkpoints").glob("*.json"))
+    assert read_json(newest)["step"] == len(read_jsonl(folder / "metrics.jsonl")) - 1
+    for line in sorted(np.random.default_rng(0).integers(50, 130, size=2).tolist()):
+        assert interrupt(command, folder, line, signal.SIGKILL) == -signal.SIGKILL
+    train(config, corpus, folder)
+
+    summary = read_json(folder / "summary.json")
+    assert summary["attempts"] == 4
+    for name in ("metrics_sha256", "weights_sha256", "validation_loss", "train_loss"):
+        assert summary[name] == expected[name]
+    assert sha256_of(folder / "metrics.jsonl") == expected["metrics_sha256"]
+    assert [line["step"] for line in read_jsonl(folder / "timing.jsonl")] == list(
+        range(1, STEPS + 1)
+    )
+
+
+def test_divergence_is_a_result(corpus: Path, tmp_path: Path) -> None:
+    config = configuration("hc", steps=60, grad_clip=0.0, warmup_steps=0)
+    config["model"] = {**config["model"], "learning_rate": 1e6}
+    train(config, corpus, tmp_path)  # ends without an exception: exit code 0
+    summary, metrics = read_json(tmp_path / "summary.json"), read_jsonl(tmp_path / "metrics.jsonl")
+    last = metrics[-1]
+    assert summary["status"] == "diverged"
+    assert summary["diverged_step"] == summary["steps"] == last["step"] < 60
+    assert None in (last["loss"], last["grad_norm"])
+    assert summary["validation_loss"] is summary["train_loss"] is summary["weights_sha256"] is None
+    assert not (tmp_path / "weights.pt").exists()
+
+
+def test_corpus_too_small_for_one_window(corpus: Path, tmp_path: Path) -> None:
+    config = configuration()
+    config["model"] = {**config["model"], "block_size": 500}
+    with pytest.raises(UserError, match=r"validation split .* 300 tokens.* 501"):
+        train(config, corpus, tmp_path)
+
+
+def test_training_imports_torch_and_numpy_alone(corpus: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from mhclite.cli import main\n"
+        "assert main(sys.argv[1:]) == 0\n"
+        "print(*sorted({name.split('.')[0] for name in sys.modules}))\n"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        *arguments(configuration(steps=3), corpus, tmp_path)[2:],
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    loaded = set(done.stdout.split())
+    assert {"torch", "numpy", "mhclite"} <= loaded
+    others = "pydantic yaml pandas mlflow snakemake scipy matplotlib tokenizers datasets tabulate"
+    assert not loaded & set(others.split())
+
+
+def test_two_processes_train_as_one(corpus: Path, tmp_path: Path) -> None:
+    config = configuration(processes=2)
+    train(configuration(), corpus, tmp_path / "one")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run(
+        [sys.executable, *launcher, *arguments(config, corpus, tmp_path / "two")],
+        check=True,
+        capture_output=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert_same_losses(tmp_path / "one", tmp_path / "two")
+    assert read_json(tmp_path / "two" / "summary.json")["status"] == "completed"

@@ -1,0 +1,95 @@
+"""A tiny corpus, model and run configuration for the tests of training and measuring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mhclite.data.shards import SPLITS, ShardWriter, content_digest, write_manifest
+
+VARIANTS = ("residual", "identity", "hc", "mhc", "mhc_lite", "kromhc", "jpmhc")
+MIXING = ("hc", "mhc", "mhc_lite", "kromhc", "jpmhc")
+OPTIONS: dict[str, dict[str, Any]] = {
+    "mhc": {"sinkhorn_iterations": 20},
+    "jpmhc": {"cayley_iterations": 2},
+}
+MODEL = {
+    "name": "tiny",
+    "vocab_size": 31,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_embd": 8,
+    "block_size": 6,
+    "learning_rate": 1e-2,
+}
+
+
+def connection(variant: str, n_streams: int = 4) -> dict[str, Any]:
+    """The resolved connection of a variant."""
+    n = 1 if variant == "residual" else n_streams
+    return {"variant": variant, "n_streams": n, **OPTIONS.get(variant, {})}
+
+
+def configuration(variant: str = "mhc_lite", seed: int = 0, **training: Any) -> dict[str, Any]:
+    """A resolved run configuration; keywords replace training settings."""
+    return {
+        "run": f"tiny-tiny-{variant}-s{seed}",
+        "corpus": "tiny",
+        "seed": seed,
+        "model": MODEL,
+        "connection": connection(variant),
+        "training": {
+            "steps": 6,
+            "batch_size": 4,
+            "micro_batch_size": None,
+            "warmup_steps": 2,
+            "min_lr_ratio": 0.1,
+            "betas": [0.9, 0.95],
+            "weight_decay": 0.1,
+            "grad_clip": 1.0,
+            "precision": "fp32",
+            "device": "cpu",
+            "threads": 1,
+            "processes": 1,
+            "evaluation_interval": 3,
+            "evaluation_sequences": 4,
+            "checkpoint_interval": 2,
+            **training,
+        },
+    }
+
+
+def write_corpus(folder: Path) -> Path:
+    """A prepared corpus of random tokens that follow one another more often than by chance."""
+    generator = np.random.default_rng(0)
+    manifest: dict[str, Any] = {
+        "schema": 1,
+        "name": "tiny",
+        "settings": {"name": "tiny", "corpus": {}, "tokenizer": {}},
+        "source": {"kind": "files", "description": "random", "files": []},
+        "tokenizer": {
+            "kind": "bpe",
+            "vocab_size": MODEL["vocab_size"],
+            "n_tokens": MODEL["vocab_size"],
+            "sha256": "0" * 64,
+            "eot_id": 0,
+        },
+        "split": {"rule": "none", "validation_fraction": 0.1},
+        "baselines": {"unigram": 3.4, "bigram": 3.0},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in zip(SPLITS, (2000, 300), strict=True):
+        ids = np.cumsum(generator.integers(1, 4, size=count)) % MODEL["vocab_size"]
+        with ShardWriter(folder, split, shard_tokens=700) as writer:
+            writer.append(ids.astype(np.uint16))
+        manifest[split] = {
+            "documents": 1,
+            "bytes": 3 * count,
+            "tokens": count,
+            "shards": writer.shards,
+        }
+    manifest["digest"] = content_digest(manifest)
+    write_manifest(folder, manifest)
+    return folder
