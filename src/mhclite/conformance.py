@@ -18,10 +18,11 @@ import torch
 from tabulate import tabulate
 
 from mhclite import authors
-from mhclite.connections import VARIANTS, check_streams, connection_class
+from mhclite.connections import connection_class
+from mhclite.connections.registry import VARIANTS, check_streams
 from mhclite.errors import UserError
 from mhclite.model import GPT
-from mhclite.training.optimizer import apply_update, learning_rate, make_optimizer
+from mhclite.training.optimizer import AdamW, apply_update, learning_rate
 
 TOLERANCE = {"connection": 1e-9, "trajectory": 1e-6}
 
@@ -152,7 +153,7 @@ def trajectory_errors(meta: dict[str, Any], arrays: Arrays) -> dict[str, float]:
     logits = model(first[:, :-1])
     model.zero_grad(set_to_none=True)
 
-    optimizer = make_optimizer(model, meta, fused=False)
+    optimizer = AdamW(model, tuple(meta["betas"]), meta["weight_decay"])
     losses, grad_norms, rates = [], [], []
     for step, batches in enumerate(tokens):
         total = 0.0

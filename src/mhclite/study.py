@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mhclite.connections import VARIANTS, check_streams
+from mhclite.connections.registry import VARIANTS, check_streams
 from mhclite.errors import UserError
 from mhclite.files import digest_of
 

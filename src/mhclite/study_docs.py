@@ -24,7 +24,7 @@ starts, with one line that says what and why: `python -m mhclite check FILE` say
 Snakemake. A single value can be set on the command line, for example
 `snakemake --cores all --config 'seeds=[0, 1]'`.
 
-<!-- Generated from src/mhclite/study.py by `python -m mhclite.study_docs docs/configuration.md`. -->
+<!-- Generated from study.py by `python -m mhclite.study_docs docs/configuration.md`. -->
 """
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mhclite import provenance
-from mhclite.connections import VARIANTS
+from mhclite.connections.registry import VARIANTS
 from mhclite.provenance import code_digest, source_modules
 
 

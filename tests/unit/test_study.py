@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from mhclite.cli import main
-from mhclite.connections import VARIANTS
+from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
 from mhclite.study import load_study, parse_study
 

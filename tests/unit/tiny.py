@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from mhclite.connections.registry import VARIANTS as REGISTRY
 from mhclite.data.shards import SPLITS, ShardWriter, content_digest, write_manifest
+from mhclite.study import Connections
 
-VARIANTS = ("residual", "identity", "hc", "mhc", "mhc_lite", "kromhc", "jpmhc")
-MIXING = ("hc", "mhc", "mhc_lite", "kromhc", "jpmhc")
+VARIANTS = tuple(REGISTRY)
+MIXING = tuple(v for v in VARIANTS if v not in ("residual", "identity"))
 OPTIONS: dict[str, dict[str, Any]] = {
-    "mhc": {"sinkhorn_iterations": 20},
-    "jpmhc": {"cayley_iterations": 2},
+    variant: {option: getattr(Connections(), option) for option in entry.options}
+    for variant, entry in REGISTRY.items()
 }
 MODEL = {
     "name": "tiny",

@@ -13,7 +13,7 @@ import sqlite3
 import pandas as pd
 from checkout import Checkout
 
-from mhclite.connections import VARIANTS
+from mhclite.connections.registry import VARIANTS
 from mhclite.files import read_jsonl, sha256_of
 
 OUT = "results/smoke"

@@ -60,6 +60,10 @@ class Connection(nn.Module):
         """Mixing weights for streams x (B, T, n, C)."""
         raise NotImplementedError
 
+    def sinkhorn_input(self, x: Tensor) -> Tensor | None:
+        """Logits that Sinkhorn-Knopp is given, (B, T, n, n); None for variants without it."""
+        return None
+
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         """Streams after this sub-layer.
 
@@ -125,10 +129,6 @@ class DynamicConnection(Connection):
     def residual_logits(self, u: Tensor) -> Tensor:
         """scale_res u w_res + b_res, (B, T, *b_res.shape); row-major where b_res is a matrix."""
         return self.scale_res * (u @ self.w_res).unflatten(-1, self.b_res.shape) + self.b_res
-
-    def mixing_logits(self, x: Tensor) -> Tensor:
-        """The logits from which H_res is made, for streams x (B, T, n, C)."""
-        return self.residual_logits(self.normalised(x))
 
     def mixing_matrix(self, logits: Tensor) -> Tensor:
         """H_res, (B, T, n, n), from the residual logits."""

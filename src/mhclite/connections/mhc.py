@@ -30,5 +30,8 @@ class ManifoldHC(DynamicConnection):
     def mixing_matrix(self, logits: Tensor) -> Tensor:
         return sinkhorn_knopp(logits, self.sinkhorn_iterations)
 
+    def sinkhorn_input(self, x: Tensor) -> Tensor:
+        return self.residual_logits(self.normalised(x))
+
 
 ConnectionClass = ManifoldHC

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mhclite.connections import VARIANTS
+from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
 from mhclite.evidence.results import CURVE_COLUMNS, RUN_COLUMNS
 from mhclite.files import write_json, write_text

@@ -20,10 +20,10 @@ import pandas as pd
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
 from mhclite.evidence.captions import FIGURES, Caption, render
 from mhclite.evidence.report_methods import (
-    VARIANT_NOTES,
     introduction,
     methods,
     model_rows,
@@ -195,7 +195,7 @@ def page(results: Results) -> str:
         "title": results.study.get("title", results.name),
         "name": results.name,
         "introduction": introduction(results),
-        "variants": [(results.label(name), VARIANT_NOTES[name]) for name in results.variants],
+        "variants": [(results.label(name), VARIANTS[name].note) for name in results.variants],
         "results": tables.pop("results"),
         "seeds": html_of(seeds_table(results)),
         "figures": [html_figure(results, *item) for item in FIGURES.items()],

@@ -8,23 +8,6 @@ from mhclite.evidence.results import Results
 from mhclite.evidence.table_format import percent_of
 
 # What each variant is, for readers who know none of the papers.
-VARIANT_NOTES = {
-    "residual": "The ordinary residual connection: one stream, to which each sub-layer adds its "
-    "output. The baseline.",
-    "identity": "Several streams that each sub-layer reads and writes with learned weights, but "
-    "that are never mixed with each other (H_res is the identity). It shows what mixing itself "
-    "buys.",
-    "hc": "Hyper-Connections (arXiv 2409.19606): the streams are mixed by an unconstrained matrix "
-    "H_res, computed for each token.",
-    "mhc": "Manifold-constrained Hyper-Connections (arXiv 2512.24880): Sinkhorn-Knopp iterations "
-    "bring H_res close to a doubly stochastic matrix (all rows and columns sum to 1).",
-    "mhc_lite": "The method replicated here (arXiv 2601.05732): H_res is a convex combination of "
-    "all permutation matrices, and so exactly doubly stochastic.",
-    "kromhc": "H_res is a Kronecker product of doubly stochastic 2 × 2 matrices (arXiv "
-    "2601.21579): exactly doubly stochastic, with few parameters.",
-    "jpmhc": "H_res is orthogonal, through a Cayley transform (arXiv 2602.18308).",
-}
-
 Entry = tuple[str, str]  # a term and its description
 
 

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from mhclite.connections.registry import VARIANTS
 from mhclite.files import atomic_write
 
 mpl.use("Agg")
@@ -32,31 +33,35 @@ FORMATS = ("png", "svg")
 INK = "#222222"  # text and axes
 FAINT = "#8a8a8a"  # reference lines and notes
 
-# variant -> colour, marker, dashes (on, off in points; empty: solid)
-_LOOKS: dict[str, tuple[str, str, tuple[float, ...]]] = {
-    "residual": ("#000000", "o", ()),
-    "identity": ("#56B4E9", "s", (4, 1.2)),
-    "hc": ("#E69F00", "^", (1.2, 1.2)),
-    "mhc": ("#0072B2", "D", (6, 1.2, 1.2, 1.2)),
-    "mhc_lite": ("#D55E00", "v", ()),
-    "kromhc": ("#009E73", "P", (3, 1.2)),
-    "jpmhc": ("#CC79A7", "X", (6, 1.5)),
-}
+# Colour, marker, dashes (on, off in points; empty: solid), for the registry's variants in order.
+_LOOKS: tuple[tuple[str, str, tuple[float, ...]], ...] = (
+    ("#000000", "o", ()),
+    ("#56B4E9", "s", (4, 1.2)),
+    ("#E69F00", "^", (1.2, 1.2)),
+    ("#0072B2", "D", (6, 1.2, 1.2, 1.2)),
+    ("#D55E00", "v", ()),
+    ("#009E73", "P", (3, 1.2)),
+    ("#CC79A7", "X", (6, 1.5)),
+    ("#7F7F7F", "<", (2, 1)),
+    ("#8C564B", ">", (8, 1.5)),
+    ("#332288", "p", (4, 1, 1, 1, 1, 1)),
+)
+_PLACES = {variant: place % len(_LOOKS) for place, variant in enumerate(VARIANTS)}
 
 
 def colour(variant: str) -> str:
     """The variant's colour."""
-    return _LOOKS[variant][0]
+    return _LOOKS[_PLACES[variant]][0]
 
 
 def marker(variant: str) -> str:
     """The variant's marker."""
-    return _LOOKS[variant][1]
+    return _LOOKS[_PLACES[variant]][1]
 
 
 def line_style(variant: str) -> tuple[float, Sequence[float]]:
     """The variant's dashes, as matplotlib's `linestyle`."""
-    return (0, _LOOKS[variant][2])
+    return (0, _LOOKS[_PLACES[variant]][2])
 
 
 @contextmanager

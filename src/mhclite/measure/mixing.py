@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mhclite.connections.mhc import ManifoldHC
 from mhclite.data.batches import evaluation_starts, read_windows
 from mhclite.data.shards import open_split
 from mhclite.errors import UserError
@@ -134,9 +133,9 @@ def probe(model: GPT, windows: npt.NDArray[np.int64], device: torch.device) -> d
         for connection, sublayer in zip(connections, model.sublayers):
             H_res = connection.coefficients(x).H_res
             matrices.append(H_res.flatten(0, 1).double().cpu().numpy())
-            if isinstance(connection, ManifoldHC):
-                logits = connection.mixing_logits(x).flatten(0, 1).double().cpu().numpy()
-                spreads.append(log_inverse_nu(logits))
+            logits = connection.sinkhorn_input(x)
+            if logits is not None:
+                spreads.append(log_inverse_nu(logits.flatten(0, 1).double().cpu().numpy()))
             x = sublayer(x)
         statistics.add(matrices)
     sinkhorn_input = None
@@ -173,6 +172,7 @@ def probe_run(folder: Path, corpus: Path, sequences: int) -> dict[str, Any]:
             "summary and run the workflow again to train this run anew"
         )
     device = choose_device(config["training"]["device"])
+    deterministic(device)
     model = GPT(config["model"], config["connection"], config["seed"])
     model.load_state_dict(torch.load(weights, weights_only=True))
     model = model.to(device).eval()
@@ -200,7 +200,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Probe the run and write the file."""
     torch.set_num_threads(args.threads)
-    deterministic()
     result = probe_run(args.run, args.corpus, args.sequences)
     write_json(args.out, result)
     log.info("%s: %s", args.out, result.get("skipped", "H_res measured"))

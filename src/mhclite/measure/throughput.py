@@ -25,7 +25,7 @@ from mhclite.errors import UserError
 from mhclite.files import write_json
 from mhclite.model import GPT
 from mhclite.provenance import hardware
-from mhclite.training.optimizer import apply_update, make_optimizer
+from mhclite.training.optimizer import AdamW, apply_update
 from mhclite.training.processes import choose_device
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Stepper:
         self.device = device
         self.training = training
         self.model = GPT(model, connection, seed=0).to(device)
-        self.optimizer = make_optimizer(self.model, training, fused=device.type == "cuda")
+        self.optimizer = AdamW(self.model, tuple(training["betas"]), training["weight_decay"])
         generator = torch.Generator().manual_seed(0)
         self.tokens = torch.randint(
             model["vocab_size"], (batch_size, model["block_size"] + 1), generator=generator
@@ -85,9 +85,11 @@ class Stepper:
 
     def persistent_bytes(self) -> int:
         """Parameters, buffers and optimizer state."""
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        for state in self.optimizer.state.values():
-            tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
+        tensors = [
+            *self.model.parameters(),
+            *self.model.buffers(),
+            *self.optimizer.tensors(),
+        ]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def peak_bytes(self) -> int:

@@ -37,7 +37,7 @@ from mhclite.files import digest_of, read_json, read_jsonl, sha256_of, write_jso
 from mhclite.model import GPT
 from mhclite.provenance import code_digest, provenance
 from mhclite.training.checkpoint import load_checkpoint, save_checkpoint, save_tensors
-from mhclite.training.optimizer import apply_update, learning_rate, make_optimizer
+from mhclite.training.optimizer import AdamW, apply_update, learning_rate
 from mhclite.training.processes import Processes, processes
 
 SCHEMA = 1
@@ -149,8 +149,8 @@ class Trainer:
                     f"window of block_size + 1 = {self.window}"
                 )
         self.model = GPT(config["model"], config["connection"], config["seed"]).to(group.device)
-        self.optimizer = make_optimizer(
-            self.model, self.settings, fused=group.device.type == "cuda"
+        self.optimizer = AdamW(
+            self.model, tuple(self.settings["betas"]), self.settings["weight_decay"]
         )
 
     def _autocast(self) -> Any:
@@ -212,11 +212,11 @@ class Trainer:
         return {"validation_loss": loss, "validation_bits_per_byte": bits}
 
     def state(self) -> dict[str, Any]:
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.tensors()}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load(state["optimizer"])
 
 
 def finite(value: float) -> float | None:

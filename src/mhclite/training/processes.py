@@ -66,22 +66,26 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def deterministic() -> None:
-    """Ask torch for the same bits every time; must come before the first use of a GPU."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
+def deterministic(device: torch.device) -> None:
+    """Ask for the same bits every time; must come before the first use of a GPU.
+
+    On a CPU nothing that is used here varies, and asking would import torch's compiler: seconds.
+    """
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
 
 
 @contextmanager
 def processes(device: str, threads: int) -> Iterator[Processes]:
     """Set up this process: torchrun's environment, threads, device."""
     torch.set_num_threads(threads)
-    deterministic()
     count = int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    deterministic(chosen)
     if count == 1:
-        yield Processes(0, 1, choose_device(device))
+        yield Processes(0, 1, chosen)
         return
-    chosen = choose_device(device, int(os.environ["LOCAL_RANK"]))
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")

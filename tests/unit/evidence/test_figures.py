@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from mhclite.cli import main
-from mhclite.connections import VARIANTS
+from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
 from mhclite.evidence import captions, style
 from mhclite.evidence.figures import FIGURES, draw

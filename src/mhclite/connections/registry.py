@@ -1,0 +1,80 @@
+"""What is known of each variant without importing it.
+
+This module imports no torch: study files are checked with it on machines that have none.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+# 6! = 720 permutations cost 720 projection columns a sub-layer; 7! = 5,040 would be the bulk of
+# the model at the paper's sizes.
+MAX_PERMUTATION_STREAMS = 6
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A variant's entry."""
+
+    label: str  # in figures and tables
+    note: str  # what it is, for readers of the report
+    options: tuple[str, ...] = ()  # keys of study.Connections that it reads
+
+
+VARIANTS = {
+    "residual": Variant(
+        "Residual",
+        "The ordinary residual connection: one stream, to which each sub-layer adds its output. "
+        "The baseline.",
+    ),
+    "identity": Variant(
+        "Identity HC",
+        "Several streams that each sub-layer reads and writes with learned weights, but that are "
+        "never mixed with each other (H_res is the identity). It shows what mixing itself buys.",
+    ),
+    "hc": Variant(
+        "HC",
+        "Hyper-Connections (arXiv 2409.19606): the streams are mixed by an unconstrained matrix "
+        "H_res, computed for each token.",
+    ),
+    "mhc": Variant(
+        "mHC",
+        "Manifold-constrained Hyper-Connections (arXiv 2512.24880): Sinkhorn-Knopp iterations "
+        "bring H_res close to a doubly stochastic matrix (all rows and columns sum to 1).",
+        ("sinkhorn_iterations",),
+    ),
+    "mhc_lite": Variant(
+        "mHC-lite",
+        "The method replicated here (arXiv 2601.05732): H_res is a convex combination of all "
+        "permutation matrices, and so exactly doubly stochastic.",
+    ),
+    "kromhc": Variant(
+        "KromHC",
+        "H_res is a Kronecker product of doubly stochastic 2 × 2 matrices (arXiv 2601.21579): "
+        "exactly doubly stochastic, with few parameters.",
+    ),
+    "jpmhc": Variant(
+        "JPmHC",
+        "H_res is orthogonal, through a Cayley transform (arXiv 2602.18308).",
+        ("cayley_iterations",),
+    ),
+}
+
+
+def check_streams(variant: str, n_streams: int) -> None:
+    """Raise `ValueError` if the variant cannot have this many streams."""
+    if variant == "residual" and n_streams != 1:
+        raise ValueError(f"the plain residual has one stream, not {n_streams}")
+    if variant == "kromhc" and n_streams & (n_streams - 1):
+        raise ValueError(
+            f"n_streams = {n_streams}: kromhc is a Kronecker product of 2 x 2 factors and needs a "
+            "power of two (2, 4, 8, ...)"
+        )
+    if variant == "mhc_lite" and n_streams > MAX_PERMUTATION_STREAMS:
+        raise ValueError(
+            f"n_streams = {n_streams}: mhc_lite would mix {n_streams}! = "
+            f"{math.factorial(n_streams):,} permutations, one projection column of n_streams * "
+            f"n_embd weights each in every sub-layer; at most {MAX_PERMUTATION_STREAMS} streams "
+            f"({math.factorial(MAX_PERMUTATION_STREAMS)} permutations), or use kromhc"
+        )
