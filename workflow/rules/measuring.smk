@@ -21,7 +21,7 @@ rule probe_mixing:
         " --sequences {params.sequences} --threads {threads} --out {output:q} > {log:q} 2>&1"
 
 
-# All cores: on one machine nothing else runs beside it.
+# All cores: on one machine nothing else runs beside it (`snakemake --report` knows of none).
 rule measure_throughput:
     output:
         f"{OUT}/throughput/{{model}}.json",
@@ -29,7 +29,7 @@ rule measure_throughput:
         f"{OUT}/logs/measure_throughput/{{model}}.log",
     conda:
         "../../environment.yml"
-    threads: workflow.cores or 1
+    threads: workflow.resource_settings.cores or 1
     resources:
         gpu=min(GPUS, 1),
     params:
