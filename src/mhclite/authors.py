@@ -1,4 +1,4 @@
-"""The authors' names: tensors of their GPT (FFTYYY/mhc-lite) as ours.
+"""The authors' names: tensors of their GPT (FFTYYY/mhc-lite) as ours, and back.
 
 Their code keeps b_pre and b_res in one tensor (`static_alpha`), w_pre and w_res in another
 (`dynamic_alpha_fn`), and stores mixing matrices as alpha[s, t], the transpose of H_res[t, s].
@@ -38,7 +38,10 @@ _CONNECTION = {
 }
 
 
-def parts_of(name: str, variant: str, n: int) -> list[str]:
+VARIANTS = ("residual", "hc", "mhc", "mhc_lite", "kromhc")  # those that they have code for
+
+
+def parts_of(name: str) -> list[str]:
     """Our names for one tensor of the authors' GPT: two where they keep two of ours in one.
 
     Raises:
@@ -68,7 +71,7 @@ def to_ours(name: str, array: Array, variant: str, n: int) -> dict[str, Array]:
         variant: hc, mhc, mhc_lite, kromhc or residual.
         n: streams.
     """
-    names = parts_of(name, variant, n)
+    names = parts_of(name)
     if len(names) == 1:
         # They hold some scales as (1,), some as ().
         return {names[0]: array.reshape(()) if array.size == 1 else array}
@@ -85,6 +88,73 @@ def to_ours(name: str, array: Array, variant: str, n: int) -> dict[str, Array]:
     else:
         pre, res = array[:, :n], array[:, n:]
     return dict(zip(names, (pre, res), strict=True))
+
+
+def to_theirs(state: dict[str, Array], variant: str, n: int) -> dict[str, Array]:
+    """A whole state of our GPT under their names, in their shapes and orientation.
+
+    Their repeated entries (the tied head, `hc_*.branch.*`) are included, as in their checkpoints.
+
+    Args:
+        state: our names and values.
+        variant: one of `VARIANTS`.
+        n: streams.
+    """
+    result: dict[str, Array] = {}
+    for theirs, ours in _BACKBONE.items():
+        result[theirs] = state[ours]
+    result["lm_head.weight"] = state["wte.weight"]
+    n_sublayers = len(
+        [name for name in state if re.fullmatch(r"sublayers\.\d+\.norm\.weight", name)]
+    )
+    for index in range(n_sublayers):
+        prefix = f"sublayers.{index}."
+        kind = "mlp" if index % 2 else "attn"
+        block = f"transformer.h.{index // 2}."
+        for theirs, ours in _BRANCH.items():
+            if prefix + ours in state:
+                result[f"{block}branch_{kind}.{theirs}"] = state[prefix + ours]
+                result[f"{block}hc_{kind}.branch.{theirs}"] = state[prefix + ours]
+        own = {
+            name.removeprefix(f"{prefix}connection."): value
+            for name, value in state.items()
+            if name.startswith(f"{prefix}connection.")
+        }
+        for theirs, value in _connection_to_theirs(own, variant, n).items():
+            result[f"{block}hc_{kind}.{theirs}"] = value
+    return result
+
+
+def _connection_to_theirs(own: dict[str, Array], variant: str, n: int) -> dict[str, Array]:
+    """One connection's tensors."""
+    if variant == "residual":
+        return {}
+    pre, res, w_pre, w_res = (own[name] for name in ("b_pre", "b_res", "w_pre", "w_res"))
+    matrices = variant in ("hc", "mhc")
+    if variant == "hc":
+        dynamic = np.concatenate((w_pre[:, None], w_res), axis=1)
+    elif variant == "mhc":
+        by_stream = w_res.reshape(-1, n, n).swapaxes(1, 2)  # (nC, s, t)
+        dynamic = np.concatenate((w_pre[..., None], by_stream), axis=2).reshape(len(w_pre), -1)
+    else:
+        dynamic = np.concatenate((w_pre, w_res), axis=1)
+    result = {
+        "static_alpha": np.concatenate((pre[:, None], res.T), axis=1)
+        if matrices
+        else np.concatenate((pre, res)),
+        "dynamic_alpha_fn": dynamic,
+        "static_beta": own["b_post"],
+        "dynamic_beta_fn": own["w_post"],
+        "norm.gamma": own["norm_gain"],
+    }
+    if variant == "hc":
+        result["dynamic_alpha_scale"] = own["scale_alpha"]
+        result["dynamic_beta_scale"] = own["scale_post"]
+    else:
+        result["pre_branch_scale"] = own["scale_pre"].reshape(1)
+        result["residual_scale"] = own["scale_res"].reshape(1)
+        result["h_post_scale"] = own["scale_post"]
+    return result
 
 
 def is_repeated(name: str) -> bool:

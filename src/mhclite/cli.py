@@ -21,6 +21,7 @@ STEPS = {
     "prepare": ("mhclite.data.prepare", "turn a corpus into token shards and a manifest"),
     "train": ("mhclite.training.loop", "train one run, or continue it"),
     "probe": ("mhclite.measure.mixing", "measure H_res of a trained run on held-out text"),
+    "sinkhorn": ("mhclite.measure.sinkhorn", "measure the error of Sinkhorn-Knopp iterations"),
     "throughput": ("mhclite.measure.throughput", "time every variant of one model size"),
     "stability": ("mhclite.measure.stability", "find spikes and divergence in all runs"),
     "collect": ("mhclite.evidence.collect", "gather all runs into one tidy table"),
@@ -29,6 +30,12 @@ STEPS = {
     "report": ("mhclite.evidence.report", "write the self-contained HTML report"),
     "track": ("mhclite.tracking", "bring a study's results into MLflow"),
     "ui": ("mhclite.ui", "open the MLflow UI on the tracked results"),
+    "evaluate": (
+        "mhclite.measure.evaluation",
+        "loss of a trained run on held-out text",
+    ),
+    "exchange": ("mhclite.exchange", "import and export checkpoints of the authors' repository"),
+    "describe": ("mhclite.describe", "what a study will train, and what it costs"),
     "conformance": ("mhclite.conformance", "compare with golden vectors of the authors' code"),
 }
 

@@ -21,7 +21,7 @@ from mhclite import authors
 from mhclite.connections import connection_class
 from mhclite.connections.registry import VARIANTS, check_streams
 from mhclite.errors import UserError
-from mhclite.model import GPT
+from mhclite.model import DEFAULTS, GPT
 from mhclite.training.optimizer import AdamW, apply_update, learning_rate
 
 TOLERANCE = {"connection": 1e-9, "trajectory": 1e-6}
@@ -87,9 +87,16 @@ def _tensor(array: Any, **options: Any) -> torch.Tensor:
     return torch.tensor(array, dtype=torch.float64, **options)
 
 
+def options_of(meta: dict[str, Any]) -> dict[str, Any]:
+    """Options of the variant that the file states; the authors' 20 iterations if it is silent."""
+    known = [name for name in VARIANTS[meta["variant"]].options if name not in DEFAULTS]
+    options = {name: meta[name] for name in known if name in meta}
+    return {"sinkhorn_iterations": 20, **options} if meta["variant"] == "mhc" else options
+
+
 def connection_errors(meta: dict[str, Any], arrays: Arrays) -> dict[str, float]:
     """Relative errors of one connection's outputs and gradients."""
-    options = {name: meta[name] for name in VARIANTS[meta["variant"]].options}
+    options = options_of(meta)
     connection = connection_class(meta["variant"])(meta["n_streams"], meta["n_embd"], 0, **options)
     connection = connection.double()
     connection.load_state_dict(
@@ -119,8 +126,7 @@ def connection_errors(meta: dict[str, Any], arrays: Arrays) -> dict[str, float]:
 def golden_model(meta: dict[str, Any], arrays: Arrays) -> GPT:
     """Our GPT with the initial weights of a trajectory file, in float64."""
     variant, n = meta["variant"], meta["n_streams"]
-    connection = {"variant": variant, "n_streams": n}
-    connection |= {name: meta.get(name, 20) for name in VARIANTS[variant].options}
+    connection = {"variant": variant, "n_streams": n, **options_of(meta)}
     model = GPT(meta, connection, seed=0).double()
     state: dict[str, torch.Tensor] = {}
     for name, array in arrays.items():
@@ -147,7 +153,7 @@ def trajectory_errors(meta: dict[str, Any], arrays: Arrays) -> dict[str, float]:
     norms = json.loads(str(arrays["grad_norm_names"]))
     pairs: dict[str, tuple[Any, Any]] = {}
     for name, theirs in norms.items():
-        parts = authors.parts_of(name, meta["variant"], meta["n_streams"])
+        parts = authors.parts_of(name)
         pairs[f"grad_norm.{name}"] = (sum(squares[part] for part in parts) ** 0.5, theirs)
     errors = relative_errors(pairs)
     logits = model(first[:, :-1])

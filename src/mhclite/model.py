@@ -2,8 +2,9 @@
 
 nanoGPT's decoder: learned positions, pre-LayerNorm without bias, exact GELU, tied head. The
 embedding is copied into n streams before the first block; the streams pass through all blocks;
-after the last the final LayerNorm is applied to each stream *before* the sum, as in the authors'
-code.
+after the last they are normalised and summed. Where the authors' code confounds the comparison of
+variants, a setting departs from it (docs/deviations.md); the defaults here are theirs, except that
+the home streams can be repeated.
 
 Shapes: B batch, T tokens, n streams, C width, V vocabulary.
 """
@@ -14,12 +15,21 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mhclite.connections import connection_class
 from mhclite.connections.base import Connection
 from mhclite.seeding import generator_for
+
+# Settings of a connection that the model carries out itself; the others go to the variant's class.
+DEFAULTS = {
+    "home_stream": "alternate",
+    "decay_logits": "authors",
+    "stream_dtype": "authors",
+    "final_norm": "per_stream",
+}
 
 
 class CausalSelfAttention(nn.Module):
@@ -56,11 +66,12 @@ class MLP(nn.Module):
 class SubLayer(nn.Module):
     """A branch with its LayerNorm, and the connection around both."""
 
-    def __init__(self, connection: Connection, body: nn.Module) -> None:
+    def __init__(self, connection: Connection, body: nn.Module, stream_dtype: str) -> None:
         super().__init__()
         self.connection = connection
         self.norm = nn.LayerNorm(connection.n_embd, bias=False)
         self.body = body
+        self.stream_dtype = stream_dtype
 
     def branch(self, h: Tensor) -> Tensor:
         """What the sub-layer computes from what it reads, (B, T, C) -> (B, T, C)."""
@@ -68,8 +79,25 @@ class SubLayer(nn.Module):
         return out
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.connection(x, self.branch)
-        return out
+        kind = x.device.type
+        if self.stream_dtype != "fp32" or not torch.is_autocast_enabled(kind):
+            # The authors' way: under autocast the mixing product is bf16, so what is carried on is
+            # rounded in every sub-layer; the sum with what is written is fp32 again.
+            out: Tensor = self.connection(x, self.branch)
+            return rounded_to_bf16(out) if self.stream_dtype == "bf16" else out
+        dtype = torch.get_autocast_dtype(kind)
+
+        def branch(h: Tensor) -> Tensor:
+            with torch.autocast(kind, dtype):
+                return self.branch(h).float()
+
+        with torch.autocast(kind, enabled=False):
+            return self.connection(x, branch)
+
+
+def rounded_to_bf16(x: Tensor) -> Tensor:
+    """bf16 under autocast; else the same rounding, forward and backward, in the dtype of x."""
+    return x.bfloat16() if torch.is_autocast_enabled(x.device.type) else x.bfloat16().to(x.dtype)
 
 
 class GPT(nn.Module):
@@ -78,7 +106,7 @@ class GPT(nn.Module):
     Args:
         model: `vocab_size`, `n_layer`, `n_head`, `n_embd`, `block_size` of a resolved run
             configuration.
-        connection: `variant`, `n_streams` and the variant's options.
+        connection: `variant`, `n_streams`, the variant's options, and any of `DEFAULTS`.
         seed: fixes the initial weights. The backbone's do not depend on the variant.
     """
 
@@ -87,20 +115,34 @@ class GPT(nn.Module):
         n_layer, n_embd = model["n_layer"], model["n_embd"]
         self.n_streams: int = connection["n_streams"]
         self.block_size: int = model["block_size"]
+        settings = DEFAULTS | connection
         options = {k: v for k, v in connection.items() if k not in ("variant", "n_streams")}
+        options = {k: v for k, v in options.items() if k not in DEFAULTS}
         make = connection_class(connection["variant"])
+        self.decay_logits: str = settings["decay_logits"]
+        self.stream_dtype: str = settings["stream_dtype"]
+        self.final_norm: str = settings["final_norm"]
+        homes = self._home_streams(settings["home_stream"], 2 * n_layer, seed)
 
         self.wte = nn.Embedding(model["vocab_size"], n_embd)
         self.wpe = nn.Embedding(self.block_size, n_embd)
         self.sublayers = nn.ModuleList(
             SubLayer(
-                make(self.n_streams, n_embd, k % self.n_streams, **options),
+                make(self.n_streams, n_embd, home, **options),
                 MLP(n_embd) if k % 2 else CausalSelfAttention(n_embd, model["n_head"]),
+                stream_dtype=self.stream_dtype,
             )
-            for k in range(2 * n_layer)
+            for k, home in enumerate(homes)
         )
         self.ln_f = nn.LayerNorm(n_embd, bias=False)
         self._initialise(n_layer, seed)
+
+    def _home_streams(self, policy: str, n_sublayers: int, seed: int) -> list[int]:
+        """Home stream of each sub-layer: `alternate` (arXiv 2409.19606: k mod n) or `random`."""
+        if policy == "alternate":
+            return [k % self.n_streams for k in range(n_sublayers)]
+        generator = generator_for(seed, "home_streams")
+        return torch.randint(self.n_streams, (n_sublayers,), generator=generator).tolist()
 
     def _initialise(self, n_layer: int, seed: int) -> None:
         """nanoGPT's: normal, sd 0.02; output projections 0.02 / sqrt(2 n_layer)."""
@@ -134,12 +176,21 @@ class GPT(nn.Module):
         }
 
     def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Parameters with and without weight decay, by the rule of the authors' code."""
+        """Parameters with and without weight decay.
+
+        The rule of the authors' code, or with `decay_logits` the same for every variant's static
+        logits.
+        """
         decay = [p for _, p in self.backbone_parameters() if p.dim() >= 2]
         plain = [p for _, p in self.backbone_parameters() if p.dim() < 2]
         for connection in self.connections():
+            decayed = connection.decayed
+            if self.decay_logits != "authors":
+                decayed -= connection.logits
+            if self.decay_logits == "always":
+                decayed |= connection.logits
             for name, parameter in connection.named_parameters():
-                (decay if name in connection.decayed else plain).append(parameter)
+                (decay if name in decayed else plain).append(parameter)
         return decay, plain
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -147,6 +198,8 @@ class GPT(nn.Module):
         T = tokens.shape[1]
         assert self.block_size >= T, (T, self.block_size)
         x = self.wte(tokens) + self.wpe.weight[:T]
+        if self.stream_dtype == "bf16":
+            x = rounded_to_bf16(x)
         return x.unsqueeze(-2).expand(-1, -1, self.n_streams, -1)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -154,7 +207,8 @@ class GPT(nn.Module):
         x = self.embed(tokens)
         for sublayer in self.sublayers:
             x = sublayer(x)
-        return F.linear(self.ln_f(x).sum(-2), self.wte.weight)
+        x = self.ln_f(x).sum(-2) if self.final_norm == "per_stream" else self.ln_f(x.sum(-2))
+        return F.linear(x, self.wte.weight)
 
     def loss(self, tokens: Tensor) -> Tensor:
         """Mean cross-entropy in nats per token.

@@ -22,6 +22,7 @@ from mhclite.files import digest_of
 
 # Names become folder names, tags and axis labels. No hyphen: it separates the parts of a run's id.
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")]
+BASE = "base"  # the condition of the study's own settings
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -133,6 +134,33 @@ class Connections(Settings):
     cayley_iterations: Annotated[int, Field(ge=0)] = Field(
         2, description="jpmhc: fixed-point iterations of the Cayley transform; 0 solves exactly"
     )
+    home_stream: Literal["alternate", "random"] = Field(
+        "alternate",
+        description="stream that a sub-layer reads and writes at first: `alternate` takes k mod n "
+        "for the k-th; `random` draws it from the run's seed (the authors: unseeded)",
+    )
+    initial_logit: Annotated[float, Field(allow_inf_nan=False)] = Field(
+        -8.0,
+        description="mhc, mhc_lite, kromhc: residual logits of all but the identity at first, "
+        "whose own are 0",
+    )
+    decay_logits: Literal["authors", "always", "never"] = Field(
+        "authors",
+        description="weight decay on the static logits b_pre and b_res; `authors`: hc and mhc only",
+    )
+    stream_dtype: Literal["authors", "fp32", "bf16"] = Field(
+        "authors",
+        description="`fp32`; `bf16`: rounded after every sub-layer in any `precision`; `authors`: "
+        "under bf16 all but the plain residual's are rounded by the mixing product",
+    )
+    final_norm: Literal["per_stream", "after_sum"] = Field(
+        "per_stream", description="final LayerNorm of each stream (the authors), or of their sum"
+    )
+
+
+def n_streams(variant: str, connections: Connections) -> int:
+    """Streams of a variant: 1 for the plain residual."""
+    return 1 if variant == "residual" else connections.n_streams
 
 
 class Training(Settings):
@@ -181,10 +209,43 @@ class Training(Settings):
         return self
 
 
+class Condition(Settings):
+    """A change of settings for some variants, compared with the study's own, seed by seed."""
+
+    title: str = Field(description="what is changed, for figures and tables")
+    variants: list[str] = Field(description="variants that it is tried on", min_length=1)
+    connections: dict[str, Any] = Field(
+        {}, description="keys of the section `connections` with other values"
+    )
+    training: dict[str, Any] = Field(
+        {}, description="keys of the section `training` with other values"
+    )
+    learning_rate_factor: PositiveFloat = Field(
+        1.0, description="the model's peak learning rate is multiplied by this"
+    )
+
+
 class Probe(Settings):
     """The measurement of H_res on held-out text."""
 
     sequences: PositiveInt = Field(64, description="validation windows (the paper: 64)")
+
+
+class Sinkhorn(Settings):
+    """The Sinkhorn-Knopp experiment on random logits; left out: not made."""
+
+    iterations: list[PositiveInt] = Field(
+        [1, 2, 5, 10, 20, 40, 80], description="numbers of iterations", min_length=1
+    )
+    logit_ranges: list[PositiveFloat] = Field(
+        [1.0, 5.0, 10.0, 20.0, 30.0, 40.0],
+        description="logits are uniform over such a range",
+        min_length=1,
+    )
+    depths: list[PositiveInt] = Field(
+        [12, 24, 48], description="how many matrices are multiplied", min_length=1
+    )
+    matrices: PositiveInt = Field(2000, description="random matrices of each depth")
 
 
 class Throughput(Settings):
@@ -244,7 +305,13 @@ class Study(Settings):
     )
     connections: Connections = Connections()
     training: Training
+    conditions: dict[Name, Condition] = Field(
+        {}, description="further runs, each group with some settings changed"
+    )
     probe: Probe = Probe()
+    sinkhorn: Sinkhorn | None = Field(
+        None, description="experiment of its own on random logits; left out: not made"
+    )
     throughput: Throughput = Throughput()
     stability: Stability = Stability()
     statistics: Statistics = Statistics()
@@ -262,12 +329,49 @@ class Study(Settings):
                 raise ValueError(
                     f"variants: {variant!r} is unknown; known are {', '.join(VARIANTS)}{hint}"
                 )
-            check_streams(variant, self.n_streams(variant))
+            check_streams(variant, n_streams(variant, self.connections))
+        if BASE in self.conditions:
+            raise ValueError(f"conditions: {BASE!r} names the study's own settings; choose another")
+        for name, condition in self.conditions.items():
+            self._condition_is_possible(name, condition)
         return self
 
-    def n_streams(self, variant: str) -> int:
-        """Streams of a variant: 1 for the plain residual."""
-        return 1 if variant == "residual" else self.connections.n_streams
+    def _condition_is_possible(self, name: str, condition: Condition) -> None:
+        for section in ("connections", "training"):
+            unknown = set(getattr(condition, section)) - set(getattr(self, section).model_dump())
+            if unknown:
+                key = sorted(unknown)[0]
+                known = list(getattr(self, section).model_dump())
+                close = difflib.get_close_matches(key, known, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else f"; known are {known}"
+                raise ValueError(f"conditions.{name}.{section}.{key}: unknown key{hint}")
+        try:
+            changed = self.under(name)
+        except ValidationError as error:
+            raise ValueError(f"conditions.{name}: {_one_line(error)}") from None
+        for variant in condition.variants:
+            if variant not in self.variants:
+                raise ValueError(
+                    f"conditions.{name}: {variant!r} is none of the study's variants: "
+                    f"{', '.join(self.variants)}"
+                )
+            check_streams(variant, n_streams(variant, changed.connections))
+            if (
+                changed.connection_settings(variant) == self.connection_settings(variant)
+                and changed.training == self.training
+                and changed.models == self.models
+            ):
+                raise ValueError(f"conditions.{name} changes nothing for {variant}")
+
+    def under(self, condition: str) -> Study:
+        """This study with the settings of one of its conditions, and without any conditions."""
+        change = self.conditions[condition]
+        settings = self.model_dump() | {"conditions": {}}
+        settings["connections"] |= change.connections
+        settings["training"] |= change.training
+        for model in settings["models"].values():
+            model["learning_rate"] *= change.learning_rate_factor
+        return Study.model_validate(settings)
 
     # --- the grid ---------------------------------------------------------------------------
 
@@ -285,23 +389,29 @@ class Study(Settings):
 
     def runs(self) -> dict[str, dict[str, Any]]:
         """Every run of the grid: id -> its resolved configuration, plain JSON for `train`."""
-        return {
-            f"{corpus}-{model}-{variant}-s{seed}": self._run(corpus, model, variant, seed)
+        runs = self._runs(BASE, self.variants)
+        for name, condition in self.conditions.items():
+            runs |= self.under(name)._runs(name, condition.variants)
+        return runs
+
+    def _runs(self, condition: str, variants: list[str]) -> dict[str, dict[str, Any]]:
+        place = "" if condition == BASE else f"-{condition}"
+        runs = [
+            {
+                "run": f"{corpus}-{model}-{variant}{place}-s{seed}",
+                "corpus": corpus,
+                "condition": condition,
+                "seed": seed,
+                "model": self.model_settings(model),
+                "connection": self.connection_settings(variant),
+                "training": self.training.model_dump(mode="json"),
+            }
             for corpus in self.corpora
             for model in self.models
-            for variant in self.variants
+            for variant in variants
             for seed in self.seeds
-        }
-
-    def _run(self, corpus: str, model: str, variant: str, seed: int) -> dict[str, Any]:
-        return {
-            "run": f"{corpus}-{model}-{variant}-s{seed}",
-            "corpus": corpus,
-            "seed": seed,
-            "model": self.model_settings(model),
-            "connection": self.connection_settings(variant),
-            "training": self.training.model_dump(mode="json"),
-        }
+        ]
+        return {str(run["run"]): run for run in runs}
 
     def model_settings(self, model: str) -> dict[str, Any]:
         """A model size with its name and vocabulary, as JSON."""
@@ -313,7 +423,10 @@ class Study(Settings):
 
     def connection_settings(self, variant: str) -> dict[str, Any]:
         """A variant with only the options that it reads, as JSON."""
-        settings: dict[str, Any] = {"variant": variant, "n_streams": self.n_streams(variant)}
+        settings: dict[str, Any] = {
+            "variant": variant,
+            "n_streams": n_streams(variant, self.connections),
+        }
         for option in VARIANTS[variant].options:
             settings[option] = getattr(self.connections, option)
         return settings
@@ -401,9 +514,11 @@ def run(args: argparse.Namespace) -> int:
             study.training.steps * study.training.batch_size * m.block_size
             for m in study.models.values()
         ]
+        number = len(study.conditions)
+        further = f", and {number} condition{'s' * (number != 1)}" if number else ""
         print(
             f"{path}: study {study.name!r} is valid: {runs} runs ({len(study.corpora)} corpora x "
             f"{len(study.models)} models x {len(study.variants)} variants x {len(study.seeds)} "
-            f"seeds), {study.training.steps} steps and up to {max(tokens):,} tokens each"
+            f"seeds{further}), {study.training.steps} steps and up to {max(tokens):,} tokens each"
         )
     return 0

@@ -17,6 +17,7 @@ import numpy as np
 from mhclite.evidence.collect import run_row
 from mhclite.files import digest_of, read_json, read_jsonl, sha256_of
 from mhclite.measure.inputs import FinishedRun, read_schema
+from mhclite.study import BASE
 
 CURVE_POINTS = (
     250  # steps kept of a training curve (the UI draws at most 320); metrics.jsonl has all
@@ -163,14 +164,16 @@ def run_tags(run: FinishedRun, configuration: dict[str, Any], corpora: int) -> d
     provenance = run.description["provenance"]
     git = provenance["git"]
     corpus, model = configuration["corpus"], configuration["model"]["name"]
-    variant = configuration["connection"]["variant"]
+    variant, condition = configuration["connection"]["variant"], configuration["condition"]
+    changed = "" if condition == BASE else f" {condition}"
     tags = {
         "kind": "training",
-        "cell": cell_of(corpus, model, variant, corpora),
+        "cell": cell_of(corpus, model, variant, corpora) + changed,
         "corpus": corpus,
         "model": model,
         "depth": str(configuration["model"]["n_layer"]),
         "variant": variant,
+        "condition": condition,
         "seed": str(configuration["seed"]),
         "n_streams": str(configuration["connection"]["n_streams"]),
         "status": run.summary["status"],

@@ -21,7 +21,7 @@ TAG_LIMIT = 8000  # characters that MLflow keeps of a run's tag
 def study_artifacts(folder: Path) -> dict[str, Path]:
     """The study's own files: report, figures, tables and what they were made of."""
     single = ["report.html", "study.json", "runs.csv", "stability.json"]
-    several = ["figures/*.png", "figures/*.svg", "tables/*", "throughput/*.json"]
+    several = ["figures/*.png", "figures/*.svg", "tables/*", "throughput/*.json", "sinkhorn.json"]
     for name in (*single, "tables/results.md", "tables/results.csv"):
         if not (folder / name).is_file():
             raise UserError(

@@ -11,7 +11,7 @@ from tiny import MODEL, configuration, connection, write_corpus
 
 from mhclite.errors import UserError
 from mhclite.measure.mixing import QUANTILE_LEVELS, probe, probe_run
-from mhclite.measure.throughput import cpu_peak_of, flops_per_token, measure
+from mhclite.measure.throughput import counts, cpu_peak_of, measure
 from mhclite.model import GPT
 from mhclite.training.loop import train
 
@@ -122,7 +122,7 @@ def test_flops_of_the_plain_residual_are_known() -> None:
     model = {**MODEL, "block_size": 4}
     C, V = 8, MODEL["vocab_size"]
     products = 6 * (MODEL["n_layer"] * 12 * C * C + V * C)
-    found = flops_per_token(model, connection("residual"))
+    _, found = counts(model, connection("residual"))
     attention = 12 * 4 * C * MODEL["n_layer"]
     assert products + attention <= found <= products + 1.5 * attention
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import MODEL, VARIANTS, connection
+from tiny import MODEL, OPTIONS, VARIANTS, connection
 
 from mhclite.connections import connection_class
-from mhclite.model import GPT
+from mhclite.model import DEFAULTS, GPT
+from mhclite.study import Connections
 
 SIZES = {"S": (6, 8, 512), "M": (12, 12, 768), "L": (24, 16, 1024)}
 BACKBONE = {"S": 45_160_960, "M": 124_373_760, "L": 354_599_936}
@@ -43,8 +44,7 @@ def test_plain_residual_has_the_papers_size(size: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("variant", EXTRA)
 def test_connections_have_the_papers_size(size: str, variant: str) -> None:
     n_layer, _, n_embd = SIZES[size]
-    options = {k: v for k, v in connection(variant).items() if k not in ("variant", "n_streams")}
-    one = connection_class(variant)(4, n_embd, 0, **options)
+    one = connection_class(variant)(4, n_embd, 0, **OPTIONS[variant])
     assert 2 * n_layer * sum(p.numel() for p in one.parameters()) == EXTRA[variant][size]
 
 
@@ -122,3 +122,118 @@ def test_loss_is_the_mean_cross_entropy() -> None:
 def test_home_streams_go_round() -> None:
     model = GPT({**MODEL, "n_layer": 3}, connection("hc"), seed=0)
     assert [c.home_stream for c in model.connections()] == [0, 1, 2, 3, 0, 1]
+
+
+# --- what docs/deviations.md calls a switch ---------------------------------------------------
+
+
+def test_defaults_are_those_of_the_study_file() -> None:
+    assert Connections().model_dump().items() >= DEFAULTS.items()
+
+
+def test_random_home_streams_are_the_seeds() -> None:
+    def homes(seed: int) -> list[int]:
+        settings = connection("mhc") | {"home_stream": "random"}
+        model = GPT({**MODEL, "n_layer": 20}, settings, seed=seed)
+        return [c.home_stream for c in model.connections()]
+
+    assert homes(0) == homes(0) != homes(1)
+    assert set(homes(0)) == {0, 1, 2, 3}
+
+
+def perturbed(variant: str, **settings: str) -> GPT:
+    """A model away from its initial values, the same for any settings."""
+    model = GPT(MODEL, connection(variant) | settings, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def test_final_norm_by_hand() -> None:
+    tokens = torch.arange(12).view(2, 6)
+    for where in ("per_stream", "after_sum"):
+        model = perturbed("mhc", final_norm=where)
+        x = model.embed(tokens)
+        for sublayer in model.sublayers:
+            x = sublayer(x)
+        if where == "after_sum":
+            out = model.ln_f(x.sum(2))
+        else:
+            out = sum(model.ln_f(x[:, :, s]) for s in range(4))
+        torch.testing.assert_close(model(tokens), out @ model.wte.weight.T)
+    sums = [perturbed("mhc", final_norm=w)(tokens) for w in ("per_stream", "after_sum")]
+    assert (sums[0] - sums[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("variant", ["residual", "identity", "hc", "mhc", "mhc_lite", "kromhc"])
+def test_decay_of_logits(variant: str) -> None:
+    def decayed(policy: str) -> set[str]:
+        model = GPT(MODEL, connection(variant) | {"decay_logits": policy}, seed=0)
+        ids = {id(p) for p in model.decay_groups()[0]}
+        return {
+            name.split("connection.")[1]
+            for name, p in model.named_parameters()
+            if "connection." in name and id(p) in ids
+        }
+
+    logits = {"b_pre", "b_res"} if variant != "identity" else {"b_pre"}
+    logits = logits if variant != "residual" else set()
+    authors = decayed("authors")
+    assert authors & logits == (logits if variant in ("hc", "mhc") else set())
+    assert decayed("never") == authors - logits
+    assert decayed("always") == authors | logits
+    assert not any(name.startswith(("scale", "b_post")) for name in decayed("always"))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("wanted", ["authors", "fp32", "bf16"])
+def test_dtype_of_the_streams_under_autocast(variant: str, wanted: str) -> None:
+    model = perturbed(variant, stream_dtype=wanted)
+    branches: list[torch.dtype] = []
+    for sublayer in model.sublayers:
+        sublayer.body.register_forward_hook(lambda *a: branches.append(a[2].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        x = model.embed(torch.arange(12).view(2, 6))
+        for sublayer in model.sublayers:
+            x = sublayer(x)
+        silent = model.sublayers[0].connection(x, torch.zeros_like)
+    assert x.dtype == (torch.bfloat16 if wanted == "bf16" else torch.float32)
+    assert set(branches) == {torch.bfloat16}  # the matrix products are bf16 all the same
+    # What is carried on is rounded in the authors' code, except for the plain residual.
+    rounded = torch.equal(silent.bfloat16().float(), silent.float())
+    assert rounded == (variant != "residual" or wanted == "bf16")
+
+
+def test_rounding_without_autocast() -> None:
+    x = perturbed("mhc_lite", stream_dtype="bf16").embed(torch.arange(12).view(2, 6))
+    for sublayer in perturbed("mhc_lite", stream_dtype="bf16").sublayers:
+        x = sublayer(x)
+        assert x.dtype == torch.float32
+        assert torch.equal(x, x.bfloat16().float())
+
+
+def test_streams_in_fp32_are_closer_to_fp32() -> None:
+    tokens = torch.arange(12).view(2, 6)
+    exact = perturbed("mhc_lite")(tokens)
+    errors = {}
+    for wanted in ("authors", "fp32"):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = perturbed("mhc_lite", stream_dtype=wanted)(tokens).float()
+        errors[wanted] = (out - exact).abs().mean().item()
+    assert 0 < errors["fp32"] < errors["authors"]
+
+
+@pytest.mark.parametrize(
+    ("variant", "logit", "expected"),
+    [("mhc", -8.0, 0.938), ("mhc_lite", -8.0, 0.680), ("mhc_lite", -9.79, 0.938)],
+)
+def test_contraction_of_stream_differences(variant: str, logit: float, expected: float) -> None:
+    """What is left of a difference between streams after the 48 sub-layers of the paper's L."""
+    options = OPTIONS[variant] | {"initial_logit": logit}
+    one = connection_class(variant)(4, 8, 0, **options).double()
+    H_res = one.coefficients(torch.randn(1, 1, 4, 8, dtype=torch.float64)).H_res[0, 0]
+    difference = torch.tensor([1.0, -1.0, 0.0, 0.0], dtype=torch.float64)
+    left = torch.linalg.matrix_power(H_res.detach(), 48) @ difference
+    assert (left.norm() / difference.norm()).item() == pytest.approx(expected, abs=2e-3)

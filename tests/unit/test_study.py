@@ -148,9 +148,9 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(CONFIG.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_studies_are_valid(path: Path) -> None:
     study = load_study(path)
-    assert len(study.runs()) == len(study.corpora) * len(study.models) * len(study.variants) * len(
-        study.seeds
-    )
+    cells = len(study.corpora) * len(study.models) * len(study.seeds)
+    variants = [study.variants, *(one.variants for one in study.conditions.values())]
+    assert len(study.runs()) == cells * sum(map(len, variants))
 
 
 def test_runs_are_unique_and_stable() -> None:
@@ -164,13 +164,64 @@ def test_runs_are_unique_and_stable() -> None:
 
 def test_a_run_knows_only_the_options_that_it_reads() -> None:
     study = parse_study(smoke(connections={"n_streams": 2, "sinkhorn_iterations": 7}))
-    expected: dict[str, dict[str, Any]] = {
-        variant: {"variant": variant, "n_streams": 2} for variant in VARIANTS
-    }
-    expected["residual"]["n_streams"] = 1
-    expected["mhc"]["sinkhorn_iterations"] = 7
-    expected["jpmhc"]["cayley_iterations"] = 2
-    assert {v: study.connection_settings(v) for v in VARIANTS} == expected
+    defaults = study.connections.model_dump()
+    for variant, entry in VARIANTS.items():
+        options = {option: defaults[option] for option in entry.options}
+        n = 1 if variant == "residual" else 2
+        expected = {"variant": variant, "n_streams": n, **options}
+        assert study.connection_settings(variant) == expected
+    assert study.connection_settings("mhc")["sinkhorn_iterations"] == 7
+    for variant in ("residual", "hc", "mhc_lite", "kromhc", "jpmhc"):
+        assert "sinkhorn_iterations" not in study.connection_settings(variant)
+    assert "cayley_iterations" in study.connection_settings("jpmhc")
+
+
+NORM = {"title": "norm", "variants": ["mhc"], "connections": {"final_norm": "after_sum"}}
+
+
+def test_conditions_add_runs_and_change_no_other() -> None:
+    base = parse_study(smoke()).runs()
+    rate = {"title": "rate", "variants": ["residual", "hc"], "learning_rate_factor": 2}
+    runs = parse_study(smoke(conditions={"norm": NORM, "rate": rate})).runs()
+    assert {run: runs[run] for run in base} == base
+    added = {run: runs[run] for run in runs if run not in base}
+    assert list(added) == [
+        *(f"sotu-d1-mhc-norm-s{seed}" for seed in (0, 1)),
+        *(f"sotu-d1-{variant}-rate-s{seed}" for variant in ("residual", "hc") for seed in (0, 1)),
+    ]
+    changed, plain = added["sotu-d1-mhc-norm-s0"], base["sotu-d1-mhc-s0"]
+    assert changed["connection"] == {**plain["connection"], "final_norm": "after_sum"}
+    assert {k for k in plain if changed[k] != plain[k]} == {"run", "condition", "connection"}
+    faster, plain = added["sotu-d1-hc-rate-s1"], base["sotu-d1-hc-s1"]
+    assert faster["model"]["learning_rate"] == 2 * plain["model"]["learning_rate"]
+    assert {k for k in plain if faster[k] != plain[k]} == {"run", "condition", "model"}
+
+
+BAD_CONDITIONS = {
+    "unknown key": ({"connections": {"final_norms": 1}}, ["final_norms", "'final_norm'"]),
+    "unknown training key": ({"training": {"step": 1}}, ["conditions.norm.training.step"]),
+    "bad value": ({"connections": {"final_norm": "never"}}, ["conditions.norm", "final_norm"]),
+    "other variant": ({"variants": ["nope"]}, ["conditions.norm", "nope"]),
+    "changes nothing": ({"variants": ["residual"]}, ["changes nothing for residual"]),
+    "same value": ({"connections": {"final_norm": "per_stream"}}, ["changes nothing for mhc"]),
+    "streams": ({"variants": ["kromhc"], "connections": {"n_streams": 3}}, ["n_streams = 3"]),
+    "no variants": ({"variants": []}, ["conditions.norm.variants"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CONDITIONS)
+def test_bad_conditions(name: str) -> None:
+    changes, said = BAD_CONDITIONS[name]
+    with pytest.raises(UserError) as caught:
+        parse_study(smoke(conditions={"norm": {**NORM, **changes}}))
+    assert "\n" not in str(caught.value)
+    for words in said:
+        assert words in str(caught.value)
+
+
+def test_base_is_no_name_for_a_condition() -> None:
+    with pytest.raises(UserError, match="base"):
+        parse_study(smoke(conditions={"base": NORM}))
 
 
 def test_corpus_folder_follows_its_settings() -> None:

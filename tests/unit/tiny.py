@@ -9,12 +9,16 @@ import numpy as np
 
 from mhclite.connections.registry import VARIANTS as REGISTRY
 from mhclite.data.shards import SPLITS, ShardWriter, content_digest, write_manifest
+from mhclite.model import DEFAULTS
 from mhclite.study import Connections
 
 VARIANTS = tuple(REGISTRY)
 MIXING = tuple(v for v in VARIANTS if v not in ("residual", "identity"))
+# What a variant's class is given; the model carries out the other settings of a connection.
 OPTIONS: dict[str, dict[str, Any]] = {
-    variant: {option: getattr(Connections(), option) for option in entry.options}
+    variant: {
+        option: getattr(Connections(), option) for option in entry.options if option not in DEFAULTS
+    }
     for variant, entry in REGISTRY.items()
 }
 MODEL = {

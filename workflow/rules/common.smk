@@ -17,6 +17,8 @@ shell.prefix(
 )
 
 from mhclite.errors import UserError
+from mhclite.evidence import captions
+from mhclite.evidence.captions import shown
 from mhclite.files import write_json, write_text
 from mhclite.provenance import code_digest
 from mhclite.study import parse_study
@@ -28,8 +30,10 @@ except UserError as error:
     sys.exit(f"error: {error}")
 
 RUNS = STUDY.runs()
+FIGURES = shown(captions.FIGURES, STUDY.model_dump())
+TABLES = shown(captions.TABLES, STUDY.model_dump())
 OUT = f"results/{STUDY.name}"
-GPUS = 0 if STUDY.training.device == "cpu" else STUDY.training.processes
+GPUS = 0 if STUDY.training.device == "cpu" else 1  # of a measuring job
 
 
 wildcard_constraints:
@@ -68,6 +72,23 @@ def variant_of_run(wildcards):
     return RUNS[wildcards.run]["connection"]["variant"]
 
 
+def training_of(wildcards):
+    """Training settings of a run."""
+    return RUNS[wildcards.run]["training"]
+
+
+def gpus_of(training):
+    """GPUs of a training job."""
+    return 0 if training["device"] == "cpu" else training["processes"]
+
+
+def torchrun(processes):
+    """What stands between `python -m` and the module for a run of several processes."""
+    if processes == 1:
+        return ""
+    return f"torch.distributed.run --standalone --nproc-per-node {processes} -m"
+
+
 def run_folder(wildcards):
     """Run folder: undeclared, so that a failed job keeps its checkpoints."""
     return f"{OUT}/runs/{wildcards.run}"
@@ -82,22 +103,22 @@ def resolved_study():
     }
 
 
-def figure(name, heading):
-    """A figure with its caption, under a heading of the report."""
+def figure(name):
+    """A figure with its caption, under its heading of the report."""
     return report(
         f"{OUT}/figures/{name}.png",
         caption=f"../report/{name}.rst",
-        category=heading,
+        category=FIGURES[name].heading,
         labels={"item": name.replace("_", " ")},
     )
 
 
-def table(name, heading):
-    """A table with its caption, under a heading of the report."""
+def table(name):
+    """A table with its caption, under its heading of the report."""
     return report(
         f"{OUT}/tables/{name}.html",
         caption=f"../report/{name}.rst",
-        category=heading,
+        category=TABLES[name].heading,
         labels={"item": f"table of {name}"},
     )
 

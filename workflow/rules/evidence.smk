@@ -26,28 +26,10 @@ rule figures:
         collected=rules.collect.output,
         probes=expand(rules.probe_mixing.output, run=RUNS),
         throughput=expand(rules.measure_throughput.output, model=STUDY.models),
+        sinkhorn=rules.measure_sinkhorn.output if STUDY.sinkhorn else [],
     output:
-        figure("validation_loss", "1 Loss"),
-        figure("loss_vs_depth", "1 Loss"),
-        figure("gradient_norm", "2 Stability"),
-        figure("composite_gain", "2 Stability"),
-        figure("row_sums", "3 Mixing matrices"),
-        figure("sinkhorn_inputs", "3 Mixing matrices"),
-        figure("identity_distance", "3 Mixing matrices"),
-        figure("throughput", "4 Cost"),
-        expand(
-            f"{OUT}/figures/{{name}}.svg",
-            name=[
-                "validation_loss",
-                "loss_vs_depth",
-                "gradient_norm",
-                "composite_gain",
-                "row_sums",
-                "sinkhorn_inputs",
-                "identity_distance",
-                "throughput",
-            ],
-        ),
+        [figure(name) for name in FIGURES],
+        expand(f"{OUT}/figures/{{name}}.svg", name=FIGURES),
     log:
         f"{OUT}/logs/figures.log",
     localrule: True
@@ -67,13 +49,12 @@ rule tables:
         collected=rules.collect.output,
         probes=expand(rules.probe_mixing.output, run=RUNS),
         throughput=expand(rules.measure_throughput.output, model=STUDY.models),
+        sinkhorn=rules.measure_sinkhorn.output if STUDY.sinkhorn else [],
     output:
-        table("results", "1 Loss"),
-        table("stability", "2 Stability"),
-        table("parameters", "4 Cost"),
+        [table(name) for name in TABLES],
         expand(
             f"{OUT}/tables/{{name}}.{{format}}",
-            name=["results", "stability", "parameters"],
+            name=TABLES,
             format=["csv", "md", "tex"],
         ),
         f"{OUT}/tables/results_seeds.csv",

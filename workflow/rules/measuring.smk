@@ -10,7 +10,7 @@ rule probe_mixing:
         "../../environment.yml"
     threads: STUDY.training.threads
     resources:
-        gpu=min(GPUS, 1),
+        gpu=GPUS,
     params:
         folder=run_folder,
         corpus=subpath(input.manifest, parent=True),
@@ -21,7 +21,23 @@ rule probe_mixing:
         " --sequences {params.sequences} --threads {threads} --out {output:q} > {log:q} 2>&1"
 
 
-# All cores: on one machine nothing else runs beside it (`snakemake --report` knows of none).
+rule measure_sinkhorn:
+    output:
+        f"{OUT}/sinkhorn.json",
+    log:
+        f"{OUT}/logs/measure_sinkhorn.log",
+    conda:
+        "../../environment.yml"
+    threads: STUDY.training.threads
+    params:
+        settings=as_json(STUDY.sinkhorn and STUDY.sinkhorn.model_dump(mode="json")),
+        code=code_of("mhclite.measure.sinkhorn"),
+    shell:
+        "python -m mhclite sinkhorn --settings {params.settings:q} --threads {threads}"
+        " --out {output:q} > {log:q} 2>&1"
+
+
+# All cores: on one machine nothing else runs beside it.
 rule measure_throughput:
     output:
         f"{OUT}/throughput/{{model}}.json",
@@ -29,9 +45,9 @@ rule measure_throughput:
         f"{OUT}/logs/measure_throughput/{{model}}.log",
     conda:
         "../../environment.yml"
-    threads: workflow.resource_settings.cores or 1
+    threads: workflow.resource_settings.cores or 1  # `snakemake --report` has none
     resources:
-        gpu=min(GPUS, 1),
+        gpu=GPUS,
     params:
         config=lambda w: as_json(
             {

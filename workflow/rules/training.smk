@@ -9,19 +9,15 @@ rule train:
         f"{OUT}/logs/train/{{run}}.log",
     conda:
         "../../environment.yml"
-    threads: STUDY.training.threads * STUDY.training.processes
+    threads: lambda w: training_of(w)["threads"] * training_of(w)["processes"]
     resources:
-        gpu=GPUS,
+        gpu=lambda w: gpus_of(training_of(w)),
     params:
         config=lambda w: as_json(RUNS[w.run]),
         corpus=subpath(input.manifest, parent=True),
         folder=run_folder,
         code=lambda w: code_of("mhclite.training.loop", variant_of_run(w)),
-        torchrun=(
-            ""
-            if STUDY.training.processes == 1
-            else f"torch.distributed.run --standalone --nproc-per-node {STUDY.training.processes} -m"
-        ),
+        torchrun=lambda w: torchrun(training_of(w)["processes"]),
     shell:
         "python -m {params.torchrun} mhclite train --config {params.config:q}"
         " --corpus {params.corpus:q} --out {params.folder:q} > {log:q} 2>&1"

@@ -37,14 +37,15 @@ class Connection(nn.Module):
     Args:
         n_streams: n.
         n_embd: C.
-        home_stream: the stream that the branch mainly reads and writes at initialisation. The
-            k-th sub-layer takes k mod n (Hyper-Connections, arXiv 2409.19606); the authors of
-            mHC-lite draw it from an unseeded generator.
+        home_stream: the stream that the branch mainly reads and writes at initialisation; the
+            model chooses it.
     """
 
     # Parameters that get weight decay. The authors decay whatever has two or more dimensions *in
     # their code*; these sets keep that outcome, whatever the shapes here (docs/architecture.md).
     decayed: ClassVar[frozenset[str]] = frozenset()
+    # Static logits, which their code keeps as a matrix in some variants and as a vector in others.
+    logits: ClassVar[frozenset[str]] = frozenset({"b_pre", "b_res"})
 
     def __init__(self, n_streams: int, n_embd: int, home_stream: int) -> None:
         super().__init__()

@@ -28,7 +28,8 @@ class IdentityHC(DynamicConnection):
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         H_pre, H_post = self.read_write(self.normalised(x))
         y = branch(torch.einsum("bts,btsc->btc", H_pre, x))
-        return x + torch.einsum("btc,bts->btsc", y, H_post)
+        # Under autocast the mixing variants round what they carry on to bf16: so here.
+        return x.to(y.dtype) + torch.einsum("btc,bts->btsc", y, H_post)
 
 
 ConnectionClass = IdentityHC

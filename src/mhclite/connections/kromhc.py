@@ -14,15 +14,18 @@ class KroneckerHC(DynamicConnection):
 
     H_res = U_1 kron ... kron U_K, U_k = [[p, 1 - p], [1 - p, p]], where (p, 1 - p) is the softmax
     of the k-th pair of scale_res u w_res + b_res. Kronecker products of doubly stochastic matrices
-    are doubly stochastic (theorem 4.2). Each pair of b_res is (0, -8) at initialisation.
+    are doubly stochastic (theorem 4.2). Each pair of b_res is (0, `initial_logit`) at first.
     """
 
     decayed = frozenset({"w_pre", "w_post", "w_res"})
 
-    def __init__(self, n_streams: int, n_embd: int, home_stream: int) -> None:
+    def __init__(
+        self, n_streams: int, n_embd: int, home_stream: int, initial_logit: float = -8.0
+    ) -> None:
         factors = n_streams.bit_length() - 1
         assert n_streams == 2**factors
-        super().__init__(n_streams, n_embd, home_stream, torch.tensor([0.0, -8.0] * factors))
+        pairs = torch.tensor([0.0, initial_logit] * factors)
+        super().__init__(n_streams, n_embd, home_stream, pairs)
 
     def mixing_matrix(self, logits: Tensor) -> Tensor:
         return kronecker_factors(torch.softmax(logits.unflatten(-1, (-1, 2)), dim=-1))

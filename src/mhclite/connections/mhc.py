@@ -14,16 +14,21 @@ class ManifoldHC(DynamicConnection):
 
     H_res = Sinkhorn-Knopp of exp(scale_res mat(u w_res) + b_res), `sinkhorn_iterations` times;
     `mat` fills H_res[t, s] from column t * n + s. The columns of H_res sum to 1, its rows carry
-    the error of having stopped. b_res = 0 on the diagonal and -8 off it at initialisation.
+    the error of having stopped. b_res = 0 on the diagonal and `initial_logit` off it at first.
     """
 
     # b_pre and b_res are one matrix in the authors' code.
     decayed = frozenset({"w_pre", "w_post", "w_res", "b_pre", "b_res"})
 
     def __init__(
-        self, n_streams: int, n_embd: int, home_stream: int, sinkhorn_iterations: int
+        self,
+        n_streams: int,
+        n_embd: int,
+        home_stream: int,
+        sinkhorn_iterations: int,
+        initial_logit: float = -8.0,
     ) -> None:
-        b_res = torch.full((n_streams, n_streams), -8.0).fill_diagonal_(0.0)
+        b_res = torch.full((n_streams, n_streams), initial_logit).fill_diagonal_(0.0)
         super().__init__(n_streams, n_embd, home_stream, b_res)
         self.sinkhorn_iterations = sinkhorn_iterations
 

@@ -133,6 +133,26 @@ class TokenSplit:
         return tokens
 
 
+def open_tokens(path: Path, vocab_size: int) -> TokenSplit:
+    """A file of raw little-endian uint16 tokens from elsewhere, such as nanoGPT's `val.bin`.
+
+    Raises:
+        UserError: missing, empty, not whole tokens, or with ids beyond the vocabulary.
+    """
+    if not path.is_file():
+        raise UserError(f"token file {path} does not exist")
+    size = path.stat().st_size
+    if size == 0 or size % SHARD_DTYPE.itemsize:
+        raise UserError(f"{path} has {size} bytes: that is no file of 2-byte tokens")
+    largest = int(np.memmap(path, SHARD_DTYPE, mode="r").max())
+    if largest >= vocab_size:
+        raise UserError(
+            f"{path} has token {largest}, the model's vocabulary ends at {vocab_size - 1}: the "
+            "file is of another tokenizer"
+        )
+    return TokenSplit([path])
+
+
 def content_digest(manifest: dict[str, Any]) -> str:
     """Digest of what decides training: the tokens of both splits and the tokenizer."""
     return digest_of(

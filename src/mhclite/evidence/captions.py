@@ -41,13 +41,33 @@ _VARIABLES = {
 }
 
 
+LOSS, STABILITY, MIXING, COST, CHANGES = (
+    "1 Loss",
+    "2 Stability",
+    "3 Mixing matrices",
+    "4 Cost",
+    "5 Changed settings",
+)
+
+
 @dataclass(frozen=True)
 class Caption:
-    """A figure's or table's heading, its caption, and for a figure what is drawn (alt text)."""
+    """A figure's or table's title, its caption, and for a figure what is drawn (alt text)."""
 
     title: str
     text: str
     alt: str = ""
+    heading: str = ""  # in Snakemake's report
+    needs: str = ""  # section of the study file without which there is nothing to show
+
+
+def shown(captions: dict[str, Caption], settings: dict[str, Any]) -> dict[str, Caption]:
+    """The captions of what a study (its file, or `Study.model_dump`) has to show."""
+    return {
+        name: caption
+        for name, caption in captions.items()
+        if not caption.needs or settings.get(caption.needs)
+    }
 
 
 FIGURES = {
@@ -60,6 +80,7 @@ FIGURES = {
         "Runs that diverged have no final loss and are left out. Source: runs.csv.",
         "Points with error bars, a group for each depth, a colour and marker for each variant; on "
         "the right the same as differences around a line at zero, which is the plain residual.",
+        heading=LOSS,
     ),
     "validation_loss": Caption(
         "Validation loss over training",
@@ -70,6 +91,7 @@ FIGURES = {
         "the last step is in the figure of final loss against depth. Source: curves.csv.",
         "Falling curves that almost coincide; below them the differences to the plain residual, "
         "one colour and line style for each variant.",
+        heading=LOSS,
     ),
     "gradient_norm": Caption(
         "Gradient norm and its fluctuation",
@@ -80,6 +102,7 @@ FIGURES = {
         "is where a run diverged. Source: curves.csv.",
         "Curves with bands on a logarithmic axis, one colour and line style for each variant; "
         "beside them the width of the bands as curves of their own.",
+        heading=STABILITY,
     ),
     "throughput": Caption(
         "Training throughput",
@@ -89,6 +112,7 @@ FIGURES = {
         "plain residual in the same round (median). Each variant is computed operator by operator, "
         "as in the authors' code. Source: the files in throughput/.",
         "Horizontal bars, one for each variant, a panel for each depth.",
+        heading=COST,
     ),
     "row_sums": Caption(
         "Row sums of the mixing matrices",
@@ -99,6 +123,7 @@ FIGURES = {
         "and whiskers are medians over {{ seeds }} of each seed's quantiles; the dots are the "
         "extremes over all seeds. Source: the files in probes/.",
         "Horizontal box plots around a line at exactly one, a row for each variant.",
+        heading=MIXING,
     ),
     "sinkhorn_inputs": Caption(
         "Inputs of the Sinkhorn-Knopp iterations",
@@ -108,6 +133,7 @@ FIGURES = {
         "1e13) is the paper's threshold, beyond which 20 iterations leave a gap. Source: the files "
         "in probes/.",
         "Histogram with a dashed line at 30; the share above it is written beside the line.",
+        heading=MIXING,
     ),
     "composite_gain": Caption(
         "Composite gain over depth",
@@ -116,6 +142,7 @@ FIGURES = {
         "over the tokens of held-out text. Operator orientation. 1 keeps the size of a signal. "
         "Bold: mean over {{ seeds }}; thin: each seed. Source: the files in probes/.",
         "Curves over the number of matrices multiplied on a logarithmic axis, with a line at one.",
+        heading=STABILITY,
     ),
     "identity_distance": Caption(
         "Distance of the mixing matrices from identity",
@@ -124,6 +151,29 @@ FIGURES = {
         "alternate between attention and MLP, from the input to the output. Bold: mean over "
         "{{ seeds }}; thin: each seed. Source: the files in probes/.",
         "Curves over the sub-layers on a logarithmic axis, one colour and line style a variant.",
+        heading=MIXING,
+    ),
+    "changes": Caption(
+        "What each change of settings does",
+        "Final validation loss with one setting changed minus that without the change, of the same "
+        "variant and seed. Marker and bar: mean with its {{ level }} % Student t interval over "
+        "{{ seeds }}; faint points: each seed. Where one change moves the variants differently, a "
+        "difference between variants is partly the setting. Source: runs.csv.",
+        "Points with horizontal error bars around a line at zero, a group for each change, a "
+        "colour and marker for each variant.",
+        heading=CHANGES,
+        needs="conditions",
+    ),
+    "sinkhorn_error": Caption(
+        "Error of the Sinkhorn-Knopp iterations",
+        "How far the sums on the inexact side lie from 1 after Sinkhorn-Knopp in float32 and the "
+        "log domain, for random 4 by 4 logits uniform over a range. Left: single matrices, against "
+        "iterations. Right: products of independent matrices after 20 iterations each. Solid: "
+        "median, dotted: largest; the axis ends at float32's rounding. Source: sinkhorn.json.",
+        "Falling curves on logarithmic axes, one colour for each logit range; on the right curves "
+        "that rise with the number of matrices.",
+        heading=MIXING,
+        needs="sinkhorn",
     ),
 }
 
@@ -134,18 +184,44 @@ TABLES = {
         "completed runs of {{ seeds }} with the half-width of the {{ level }} % Student t "
         "interval, and the difference to the plain residual paired by seed. Unigram and bigram "
         "are counting models of the same text. Source: runs.csv.",
+        heading=LOSS,
     ),
     "stability": Caption(
         "Stability of training and of the mixing over depth",
         "Spikes of loss and gradient norm, diverged runs, the gradient norm over the last "
         "{{ window }} steps, and what H_res (operator orientation) does on held-out text, over "
         "{{ seeds }}. Source: runs.csv.",
+        heading=STABILITY,
     ),
     "parameters": Caption(
         "Parameters, arithmetic and speed",
         "Parameters, FLOPs per token, throughput, step time relative to the plain residual and "
         "peak memory of every variant; medians and quartiles over {{ rounds }} timed rounds. "
         "Source: the files in throughput/.",
+        heading=COST,
+    ),
+    "conditions": Caption(
+        "What each change of settings does",
+        "Final validation loss with one setting changed, against the same variant and seed "
+        "without the change, and the differences between variants before and after it; mean over "
+        "{{ seeds }} with the half-width of the {{ level }} % Student t interval. Source: "
+        "runs.csv.",
+        heading=CHANGES,
+        needs="conditions",
+    ),
+    "sinkhorn": Caption(
+        "What Sinkhorn-Knopp leaves after so many iterations",
+        "Median and largest deviation of the inexact sums from 1 by logit range, iterations, "
+        "precision and domain, single and multiplied. Source: sinkhorn.json.",
+        heading=MIXING,
+        needs="sinkhorn",
+    ),
+    "sinkhorn_example": Caption(
+        "The paper's 3 × 3 example",
+        "Column sums of the example of arXiv 2601.05732 after so many iterations. Source: "
+        "sinkhorn.json.",
+        heading=MIXING,
+        needs="sinkhorn",
     ),
 }
 

@@ -78,6 +78,7 @@ def run_row(
         "n_layer": configuration["model"]["n_layer"],
         "n_embd": configuration["model"]["n_embd"],
         "variant": configuration["connection"]["variant"],
+        "condition": configuration["condition"],
         "n_streams": configuration["connection"]["n_streams"],
         "seed": configuration["seed"],
         "parameters": parameters["total"],
@@ -119,6 +120,7 @@ def curve(run: FinishedRun, configuration: dict[str, Any], window: int) -> pd.Da
     table["corpus"] = configuration["corpus"]
     table["model"] = configuration["model"]["name"]
     table["variant"] = configuration["connection"]["variant"]
+    table["condition"] = configuration["condition"]
     table["seed"] = configuration["seed"]
     # Evaluation before training (step 0) is a line of its own, without a gradient norm.
     trained = table["step"] > 0

@@ -10,11 +10,15 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from mhclite.errors import UserError
+from mhclite.evidence.captions import FIGURES as CAPTIONS
+from mhclite.evidence.captions import shown
+from mhclite.evidence.figures_conditions import changes
 from mhclite.evidence.figures_depth import composite_gain, identity_distance
 from mhclite.evidence.figures_mixing import row_sums, sinkhorn_inputs
 from mhclite.evidence.figures_summary import loss_vs_depth, throughput
 from mhclite.evidence.figures_training import gradient_norm, validation_loss
 from mhclite.evidence.results import Results, load_results
+from mhclite.evidence.sinkhorn_error import sinkhorn_error
 from mhclite.evidence.style import save, style
 
 log = logging.getLogger(__name__)
@@ -29,6 +33,8 @@ FIGURES: dict[str, Callable[[Results, float], Figure]] = {
     "sinkhorn_inputs": sinkhorn_inputs,
     "composite_gain": composite_gain,
     "identity_distance": identity_distance,
+    "changes": changes,
+    "sinkhorn_error": sinkhorn_error,
 }
 
 
@@ -57,11 +63,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Draw the figures into <results>/figures."""
-    names = args.only or list(FIGURES)
-    for name in names:
+    for name in args.only or []:
         if name not in FIGURES:
             raise UserError(f"--only: no figure {name!r}; there are {', '.join(FIGURES)}")
     results = load_results(args.results)
+    names = args.only or list(shown(CAPTIONS, results.settings))
     confidence = results.confidence if args.confidence is None else args.confidence
     if not 0.5 < confidence < 1:
         raise UserError(f"--confidence {confidence}: must lie between 0.5 and 1, e.g. 0.95")

@@ -22,7 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
-from mhclite.evidence.captions import FIGURES, Caption, render
+from mhclite.evidence.captions import FIGURES, Caption, render, shown
 from mhclite.evidence.report_methods import (
     introduction,
     methods,
@@ -198,7 +198,9 @@ def page(results: Results) -> str:
         "variants": [(results.label(name), VARIANTS[name].note) for name in results.variants],
         "results": tables.pop("results"),
         "seeds": html_of(seeds_table(results)),
-        "figures": [html_figure(results, *item) for item in FIGURES.items()],
+        "figures": [
+            html_figure(results, *item) for item in shown(FIGURES, results.settings).items()
+        ],
         "tables": list(tables.values()),
         "methods": methods(results),
         "models": plain_table(

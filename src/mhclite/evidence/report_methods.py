@@ -7,7 +7,11 @@ from typing import Any
 from mhclite.evidence.results import Results
 from mhclite.evidence.table_format import percent_of
 
-# What each variant is, for readers who know none of the papers.
+FINAL_NORM = {
+    "per_stream": "of each stream, before the sum (as in the authors' code)",
+    "after_sum": "of the sum of the streams",
+}
+
 Entry = tuple[str, str]  # a term and its description
 
 
@@ -95,6 +99,27 @@ def connections_text(results: Results) -> str:
         parts.append(
             f"{results.label('jpmhc')}: {how if iterations else 'Cayley transform solved exactly'}."
         )
+    parts.append(
+        f"Final LayerNorm {FINAL_NORM[settings['final_norm']]}; weight decay on static logits: "
+        f"{settings['decay_logits']}; dtype of the streams: {settings['stream_dtype']}; home "
+        f"streams: {settings['home_stream']}."
+    )
+    return " ".join(parts)
+
+
+def conditions_text(results: Results) -> str:
+    """What each condition changes."""
+    parts = []
+    for condition in results.settings["conditions"].values():
+        changes = [
+            f"{section}.{key} = {value}"
+            for section in ("connections", "training")
+            for key, value in condition[section].items()
+        ]
+        if condition["learning_rate_factor"] != 1:
+            changes.append(f"peak learning rate times {condition['learning_rate_factor']:g}")
+        names = listed([results.label(variant) for variant in condition["variants"]])
+        parts.append(f"{condition['title'].capitalize()} ({names}): {', '.join(changes)}.")
     return " ".join(parts)
 
 
@@ -146,6 +171,12 @@ def introduction(results: Results) -> str:
         f"{counted(len(results.models), 'model size')} "
         f"({listed([results.model_label(model) for model in results.models])}) and "
         f"{counted(len(results.seeds), 'seed')}; {ended}."
+        + (
+            f" {counted(len(results.all_runs) - len(runs), 'further run')} change one setting at a "
+            "time."
+            if len(results.all_runs) > len(runs)
+            else ""
+        )
     )
 
 
@@ -155,6 +186,11 @@ def methods(results: Results) -> list[Entry]:
         *((f"Corpus {corpus}", corpus_text(results, corpus)) for corpus in results.corpora),
         ("Training", training_text(results)),
         ("Residual variants", connections_text(results)),
+        *(
+            [("Changed settings", conditions_text(results))]
+            if results.settings["conditions"]
+            else []
+        ),
         ("Measurements", measurement_text(results)),
         ("Statistics", statistics_text(results)),
     ]

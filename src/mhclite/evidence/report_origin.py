@@ -50,7 +50,7 @@ def origin_rows(results: Results) -> tuple[list[str], list[list[str]]]:
         run: read_schema(
             results.folder / "runs" / run / "run.json", f"the description of run {run}", "train"
         )
-        for run in results.runs["run"]
+        for run in results.all_runs["run"]
     }
     rows = []
     for fact, value_of in _FACTS.items():
@@ -69,7 +69,7 @@ def origin_rows(results: Results) -> tuple[list[str], list[list[str]]]:
 def training_dates(results: Results) -> str:
     """First and last day of training, from the timing files; empty where there are none."""
     walls: list[float] = []
-    for run in results.runs["run"]:
+    for run in results.all_runs["run"]:
         path = results.folder / "runs" / run / "timing.jsonl"
         if path.is_file() and (lines := read_jsonl(path)):
             walls += [lines[0]["wall"], lines[-1]["wall"]]

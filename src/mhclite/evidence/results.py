@@ -16,6 +16,7 @@ import pandas as pd
 
 from mhclite.errors import UserError
 from mhclite.measure.inputs import read_schema
+from mhclite.study import BASE
 
 # column -> pandas type. "order" becomes an ordered categorical in the study's order.
 # Losses in nats per token; `seconds` of training; counts are integers, empty where there is none.
@@ -26,6 +27,7 @@ RUN_COLUMNS = {
     "n_layer": "int64",
     "n_embd": "int64",
     "variant": "order",
+    "condition": "order",  # "base": the study's own settings
     "n_streams": "int64",
     "seed": "int64",
     "status": "str",  # completed | diverged
@@ -61,6 +63,7 @@ CURVE_COLUMNS = {
     "corpus": "order",
     "model": "order",
     "variant": "order",
+    "condition": "order",
     "seed": "int64",
     "step": "int64",  # 0: evaluated before training, no loss
     "tokens": "int64",
@@ -78,17 +81,20 @@ CURVE_COLUMNS = {
 class Results:
     """One study's results.
 
-    Lists and categories follow the study's order. `runs` has the columns of `RUN_COLUMNS` and one
-    row a run; `curves` those of `CURVE_COLUMNS` and one row a step kept. `probes` has an entry for
+    Lists and categories follow the study's order. `all_runs` has the columns of `RUN_COLUMNS` and
+    one row a run, `runs` those of the study's own settings; `curves` has the columns of
+    `CURVE_COLUMNS` and one row a step kept of the latter. `probes` has an entry for
     every run; those of the plain residual and of diverged runs carry `skipped` and no arrays.
     """
 
     folder: Path
     study: dict[str, Any]  # content of study.json
     runs: pd.DataFrame
+    all_runs: pd.DataFrame
     curves: pd.DataFrame
     probes: dict[str, dict[str, Any]]  # run -> content of probes/<run>.json
     throughput: dict[str, dict[str, Any]]  # model -> content of throughput/<model>.json
+    sinkhorn: dict[str, Any] | None  # content of sinkhorn.json, if the study has the experiment
 
     @property
     def name(self) -> str:
@@ -215,16 +221,20 @@ def load_results(folder: str | Path) -> Results:
         "corpus": list(settings["corpora"]),
         "model": list(settings["models"]),
         "variant": list(settings["variants"]),
+        "condition": [BASE, *settings["conditions"]],
     }
-    runs = _read_table(folder / "runs.csv", RUN_COLUMNS, orders)
+    all_runs = _read_table(folder / "runs.csv", RUN_COLUMNS, orders)
+    runs = all_runs[all_runs["condition"] == BASE].reset_index(drop=True)
+    curves = _read_table(folder / "curves.csv", CURVE_COLUMNS, orders)
     return Results(
         folder=folder,
         study=study,
         runs=runs,
-        curves=_read_table(folder / "curves.csv", CURVE_COLUMNS, orders),
+        all_runs=all_runs,
+        curves=curves[curves["condition"] == BASE].reset_index(drop=True),
         probes={
             run: read_schema(folder / "probes" / f"{run}.json", f"the probe of run {run}", "probe")
-            for run in runs["run"]
+            for run in all_runs["run"]
         },
         throughput={
             model: read_schema(
@@ -234,4 +244,9 @@ def load_results(folder: str | Path) -> Results:
             )
             for model in orders["model"]
         },
+        sinkhorn=(
+            read_schema(folder / "sinkhorn.json", "the Sinkhorn-Knopp experiment", "sinkhorn")
+            if settings["sinkhorn"]
+            else None
+        ),
     )

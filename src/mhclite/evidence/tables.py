@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
 from mhclite.errors import UserError
+from mhclite.evidence.captions import TABLES, shown
 from mhclite.evidence.results import Results, load_results
+from mhclite.evidence.sinkhorn_error import example_table, sinkhorn_table
+from mhclite.evidence.table_conditions import conditions_table
 from mhclite.evidence.table_costs import parameters_table
 from mhclite.evidence.table_format import (
     Table,
@@ -26,11 +30,16 @@ from mhclite.evidence.table_stability import stability_table
 
 def all_tables(results: Results, confidence: float) -> list[Table]:
     """Every table of the study, in the order of the report."""
-    return [
-        results_table(results, confidence),
-        parameters_table(results),
-        stability_table(results, confidence),
-    ]
+    tables: dict[str, Callable[[], Table]] = {
+        "results": lambda: results_table(results, confidence),
+        "conditions": lambda: conditions_table(results, confidence),
+        "sinkhorn": lambda: sinkhorn_table(results),
+        "sinkhorn_example": lambda: example_table(results),
+        "parameters": lambda: parameters_table(results),
+        "stability": lambda: stability_table(results, confidence),
+    }
+    wanted = shown(TABLES, results.settings)
+    return [table() for name, table in tables.items() if name in wanted]
 
 
 def terminal_table(results: Results, confidence: float | None = None) -> str:

@@ -17,12 +17,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mhclite.data.batches import evaluation_starts, read_windows
-from mhclite.data.shards import open_split
-from mhclite.errors import UserError
-from mhclite.files import read_json, sha256_of, write_json
+from mhclite.files import write_json
+from mhclite.measure.trained import (
+    add_text_arguments,
+    held_out,
+    load_trained,
+    read_run,
+    windows_of,
+)
 from mhclite.model import GPT
-from mhclite.training.processes import choose_device, deterministic
 
 QUANTILE_LEVELS = [0, 0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1]
 # log(1/nu) of the Sinkhorn inputs: 20 iterations do not mend spreads above about 30 (1/nu = 1e13).
@@ -151,10 +154,15 @@ def probe(model: GPT, windows: npt.NDArray[np.int64], device: torch.device) -> d
     return {**statistics.summary(), "sinkhorn_input": sinkhorn_input}
 
 
-def probe_run(folder: Path, corpus: Path, sequences: int) -> dict[str, Any]:
-    """Probe a finished run; runs without anything to probe say why in `skipped`."""
-    record, summary = read_json(folder / "run.json"), read_json(folder / "summary.json")
-    config = record["config"]
+def probe_run(folder: Path, text: Path, sequences: int) -> dict[str, Any]:
+    """Probe a finished run; runs without anything to probe say why in `skipped`.
+
+    Args:
+        folder: run folder.
+        text: folder of a prepared corpus, or a file of raw tokens.
+        sequences: windows of the validation split, or of the file.
+    """
+    config, summary = read_run(folder)
     result = {
         "schema": 1,
         "run": config["run"],
@@ -165,20 +173,10 @@ def probe_run(folder: Path, corpus: Path, sequences: int) -> dict[str, Any]:
         return {**result, "skipped": "the run diverged: it has no final weights"}
     if config["connection"]["n_streams"] == 1:
         return {**result, "skipped": "one stream: there is nothing to mix"}
-    weights = folder / "weights.pt"
-    if not weights.exists() or sha256_of(weights) != summary["weights_sha256"]:
-        raise UserError(
-            f"{weights} is missing or not what {folder / 'summary.json'} recorded; delete the "
-            "summary and run the workflow again to train this run anew"
-        )
-    device = choose_device(config["training"]["device"])
-    deterministic(device)
-    model = GPT(config["model"], config["connection"], config["seed"])
-    model.load_state_dict(torch.load(weights, weights_only=True))
-    model = model.to(device).eval()
-    split = open_split(corpus, "validation", verify=True)
+    model, device = load_trained(folder)
     length = config["model"]["block_size"]
-    windows = read_windows(split, evaluation_starts(len(split), length, sequences), length)
+    split = held_out(text, config["model"]["vocab_size"])
+    windows = windows_of(split, sequences, length)
     return {
         **result,
         "sequences": sequences,
@@ -191,7 +189,7 @@ def probe_run(folder: Path, corpus: Path, sequences: int) -> dict[str, Any]:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite probe`."""
     parser.add_argument("--run", required=True, type=Path, help="run folder")
-    parser.add_argument("--corpus", required=True, type=Path, help="folder of a prepared corpus")
+    add_text_arguments(parser)
     parser.add_argument("--sequences", required=True, type=int, help="validation windows")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--out", required=True, type=Path, help="probe file to write")
@@ -200,6 +198,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Probe the run and write the file."""
     torch.set_num_threads(args.threads)
-    result = probe_run(args.run, args.corpus, args.sequences)
+    result = probe_run(args.run, args.corpus or args.tokens, args.sequences)
     write_json(args.out, result)
     log.info("%s: %s", args.out, result.get("skipped", "H_res measured"))

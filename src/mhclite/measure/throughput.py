@@ -31,17 +31,19 @@ from mhclite.training.processes import choose_device
 log = logging.getLogger(__name__)
 
 
-def flops_per_token(model: dict[str, Any], connection: dict[str, Any]) -> float:
-    """FLOPs of forward and backward per token, counted by torch operator by operator.
+def counts(model: dict[str, Any], connection: dict[str, Any]) -> tuple[int, float]:
+    """(parameters, FLOPs of forward and backward per token) of a model.
 
-    Counted on the meta device with one sequence. Only matrix products count; attention counts in
-    full although half of it is masked.
+    FLOPs are counted by torch, operator by operator, on the meta device with one sequence. Only
+    matrix products count; attention counts in full although half of it is masked.
     """
-    gpt = GPT(model, connection, seed=0).to("meta")
-    tokens = torch.zeros(1, model["block_size"] + 1, dtype=torch.int64, device="meta")
+    with torch.device("meta"):
+        gpt = GPT(model, connection, seed=0)
+        tokens = torch.zeros(1, model["block_size"] + 1, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
         gpt.loss(tokens).backward()
-    return counter.get_total_flops() / int(model["block_size"])
+    flops = counter.get_total_flops() / int(model["block_size"])
+    return gpt.parameter_counts()["total"], flops
 
 
 class Stepper:
@@ -172,7 +174,7 @@ def measure(
             "tokens_per_second": quartiles([tokens / s for s in seconds[variant]]),
             "ratio_quartiles": quartiles(ratio),
             "peak_memory_bytes": stepper.peak_bytes(),
-            "flops_per_token": flops_per_token(model, by_variant[variant]),
+            "flops_per_token": counts(model, by_variant[variant])[1],
             "parameters": total,
             "extra_parameters": total - base,
         }

@@ -49,8 +49,9 @@ def make_study(
     variants: Sequence[str] = ALL_VARIANTS,
     seeds: Sequence[int] = (0, 1, 2),
     steps: int = STEPS,
+    **more: Any,
 ) -> Study:
-    """A small valid study; `models` maps names to depths."""
+    """A small valid study; `models` maps names to depths, `more` are further sections."""
     return parse_study(
         {
             "name": "synthetic",
@@ -77,6 +78,7 @@ def make_study(
                 "checkpoint_interval": 50,
             },
             "stability": {"spike_window": 16, "spike_sigmas": 6.0, "fluctuation_window": 20},
+            **more,
         }
     )
 
@@ -95,6 +97,13 @@ def final_loss(corpus: str, n_layer: int, variant: str, seed: int) -> float:
         + 0.03 * noise(corpus, seed)  # shared by the variants of a seed
         + 0.004 * noise(corpus, n_layer, variant, seed)
     )
+
+
+def condition_effect(condition: str, variant: str, seed: int) -> float:
+    """What a condition adds to the final loss: by variant, and a little by seed."""
+    if condition == "base":
+        return 0.0
+    return 0.05 * noise(condition, variant) + 0.001 * noise(condition, variant, seed)
 
 
 def bits_per_byte(loss: float) -> float:
@@ -119,6 +128,7 @@ def metrics_of(run: dict[str, Any], diverged: bool) -> list[dict[str, Any]]:
     model, variant = run["model"], run["connection"]["variant"]
     training = run["training"]
     end = final_loss(corpus, model["n_layer"], variant, seed)
+    end += condition_effect(run["condition"], variant, seed)
     start = math.log(model["vocab_size"])
     steps = training["steps"]
     tokens_per_step = training["batch_size"] * model["block_size"]

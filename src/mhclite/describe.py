@@ -1,0 +1,164 @@
+"""`python -m mhclite describe STUDY`: what a study trains, and what that costs.
+
+Parameters and FLOPs are counted on the models themselves, without memory for their weights. What
+was measured or prepared before (throughput, tokens of a corpus) is used where it is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from mhclite.data.shards import MANIFEST, load_manifest
+from mhclite.files import read_json
+from mhclite.measure.throughput import counts
+from mhclite.study import Study, load_study
+
+BYTES_PER_PARAMETER = 3 * 4  # weights and AdamW's two averages, in float32
+
+log = logging.getLogger(__name__)
+
+
+def _speeds(results: Path, study: Study, model: str) -> dict[str, float]:
+    """variant -> measured training tokens per second of one device; empty where not measured."""
+    path = results / study.name / "throughput" / f"{model}.json"
+    if not path.is_file():
+        return {}
+    measured = read_json(path, "throughput")
+    return {
+        variant: row["tokens_per_second"]["median"] for variant, row in measured["variants"].items()
+    }
+
+
+def describe(study: Study, results: Path) -> dict[str, Any]:
+    """The study in numbers: `rows` a model and variant, `corpora`, `totals`.
+
+    `hours` are of one device for one run, from the measured throughput; None where there is none.
+    """
+    training = study.training
+    runs = list(study.runs().values())
+    rows: list[dict[str, Any]] = []
+    total_hours: float | None = 0.0
+    for model in study.models:
+        settings = study.model_settings(model)
+        tokens = training.steps * training.batch_size * settings["block_size"]
+        speeds = _speeds(results, study, model)
+        plain, _ = counts(settings, {"variant": "residual", "n_streams": 1})
+        for variant in study.variants:
+            parameters, flops = counts(settings, study.connection_settings(variant))
+            speed = speeds.get(variant)
+            hours = None if speed is None else tokens / speed / 3600
+            number = sum(
+                run["model"]["name"] == model and run["connection"]["variant"] == variant
+                for run in runs
+            )
+            total_hours = (
+                None if hours is None or total_hours is None else total_hours + number * hours
+            )
+            rows.append(
+                {
+                    "model": model,
+                    "variant": variant,
+                    "parameters": parameters,
+                    "extra_parameters": parameters - plain,
+                    "flops_per_token": flops,
+                    "steps": training.steps,
+                    "tokens": tokens,
+                    "runs": number,
+                    "checkpoint_bytes": BYTES_PER_PARAMETER * parameters,
+                    "tokens_per_second": speed,
+                    "hours": hours,
+                }
+            )
+    corpora: dict[str, dict[str, Any]] = {}
+    for corpus in study.corpora:
+        folder = results / study.corpus_folder(corpus)
+        known = load_manifest(folder)["train"]["tokens"] if (folder / MANIFEST).is_file() else None
+        corpora[corpus] = {
+            "train_tokens": known,
+            "epochs": {
+                row["model"]: None if known is None else row["tokens"] / known for row in rows
+            },
+        }
+    return {
+        "study": study.name,
+        "rows": rows,
+        "corpora": corpora,
+        "totals": {
+            "runs": len(runs),
+            "tokens": sum(
+                run["training"]["steps"]
+                * run["training"]["batch_size"]
+                * run["model"]["block_size"]
+                for run in runs
+            ),
+            "device_hours": total_hours,
+        },
+    }
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The same for readers."""
+
+    def number(value: float | None, form: str) -> str:
+        return "not measured" if value is None else format(value, form)
+
+    rows = [
+        [
+            row["model"],
+            row["variant"],
+            f"{row['parameters']:,}",
+            f"{row['extra_parameters']:,}",
+            f"{row['flops_per_token'] / 1e6:,.1f}",
+            f"{row['steps']:,}",
+            f"{row['tokens']:,}",
+            f"{row['checkpoint_bytes'] / 2**20:,.1f}",
+            str(row["runs"]),
+            number(row["hours"], ",.2f"),
+        ]
+        for row in found["rows"]
+    ]
+    headings = [
+        *("model", "variant", "parameters", "extra", "MFLOP/token", "steps", "tokens"),
+        *("checkpoint MiB", "runs", "hours/run"),
+    ]
+    numeric = ["left", "left", *["right"] * (len(headings) - 2)]
+    lines = [tabulate(rows, headings, disable_numparse=True, colalign=numeric), ""]
+    for name, corpus in found["corpora"].items():
+        if corpus["train_tokens"] is None:
+            lines.append(f"Corpus {name}: not prepared here, so its epochs are not known.")
+            continue
+        epochs = ", ".join(f"{model} {value:.3g}" for model, value in corpus["epochs"].items())
+        lines.append(f"Corpus {name}: {corpus['train_tokens']:,} train tokens; epochs: {epochs}.")
+    totals = found["totals"]
+    lines.append(
+        f"{totals['runs']:,} runs, {totals['tokens']:,} training tokens in all, device-hours: "
+        f"{number(totals['device_hours'], ',.1f')}"
+        + (
+            ""
+            if totals["device_hours"] is not None
+            else " (`snakemake` measures the throughput of a study's models and variants)"
+        )
+        + "."
+    )
+    return "\n".join(lines)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m mhclite describe`."""
+    parser.add_argument("study", type=Path, help="study file")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="where results are (default: results)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Describe one study."""
+    found = describe(load_study(args.study), args.results)
+    print(json.dumps(found, indent=1) if args.json else as_text(found))

@@ -1,0 +1,55 @@
+"""`python -m mhclite evaluate`: validation loss of a trained or imported run, in float32."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mhclite.measure.trained import (
+    add_text_arguments,
+    held_out,
+    load_trained,
+    read_run,
+    windows_of,
+)
+
+CHUNK = 8  # windows at a time
+
+
+@torch.no_grad()
+def evaluate(folder: Path, text: Path, sequences: int) -> dict[str, Any]:
+    """Mean loss in nats per token over windows spread evenly over the held-out text."""
+    config, _ = read_run(folder)
+    model, device = load_trained(folder)
+    split = held_out(text, config["model"]["vocab_size"])
+    windows = windows_of(split, sequences, config["model"]["block_size"] + 1)
+    total = 0.0
+    for first in range(0, sequences, CHUNK):
+        chunk = torch.from_numpy(windows[first : first + CHUNK]).to(device)
+        total += model.loss(chunk).item() * len(chunk)
+    loss = total / sequences
+    return {
+        "run": config["run"],
+        "variant": config["connection"]["variant"],
+        "sequences": sequences,
+        "tokens": sequences * config["model"]["block_size"],
+        "loss": loss,
+        "perplexity": math.exp(loss),
+    }
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m mhclite evaluate`."""
+    parser.add_argument("--run", required=True, type=Path, help="run folder")
+    add_text_arguments(parser)
+    parser.add_argument("--sequences", type=int, default=128, help="windows (default: 128)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the result as JSON."""
+    print(json.dumps(evaluate(args.run, args.corpus or args.tokens, args.sequences), indent=1))

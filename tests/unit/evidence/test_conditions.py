@@ -1,0 +1,123 @@
+"""Conditions: runs with a changed setting, kept apart from the study's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from builder import build_results, condition_effect, final_loss, make_study
+
+from mhclite.evidence.captions import FIGURES, TABLES, shown
+from mhclite.evidence.figures_conditions import changes
+from mhclite.evidence.report_methods import conditions_text, introduction
+from mhclite.evidence.results import Results, load_results
+from mhclite.evidence.style import save, style
+from mhclite.evidence.table_conditions import conditions_data, conditions_table
+from mhclite.evidence.table_format import markdown
+from mhclite.evidence.table_results import results_data
+from mhclite.evidence.tables import all_tables
+
+SEEDS = (0, 1, 2)
+CONDITIONS: dict[str, Any] = {
+    "norm": {
+        "title": "norm after the sum",
+        "variants": ["mhc", "mhc_lite"],
+        "connections": {"final_norm": "after_sum"},
+    },
+    "rate": {
+        "title": "twice the rate",
+        "variants": ["residual", "mhc_lite"],
+        "learning_rate_factor": 2.0,
+    },
+}
+DIVERGED = "sotu-d2-mhc_lite-rate-s1"
+VARIANTS = ("residual", "mhc", "mhc_lite")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    study = make_study(
+        models={"d2": 2}, variants=VARIANTS, seeds=SEEDS, conditions=CONDITIONS, sinkhorn=None
+    )
+    return load_results(build_results(tmp_path_factory.mktemp("r"), study, diverged=[DIVERGED]))
+
+
+def loss(variant: str, condition: str, seed: int) -> float:
+    return final_loss("sotu", 2, variant, seed) + condition_effect(condition, variant, seed)
+
+
+def test_the_studys_own_results_do_not_see_conditions(results: Results, tmp_path: Path) -> None:
+    plain = make_study(models={"d2": 2}, variants=VARIANTS, seeds=SEEDS)
+    without = load_results(build_results(tmp_path, plain, diverged=()))
+    pd.testing.assert_frame_equal(results_data(results, 0.95), results_data(without, 0.95))
+    assert len(results.all_runs) == len(results.runs) + 4 * len(SEEDS)
+    assert set(results.curves["run"]) == set(results.runs["run"])
+
+
+def test_changes_are_paired_by_seed(results: Results) -> None:
+    rows = {
+        (r["condition"], r["variant"]): r for r in conditions_data(results, 0.95).to_dict("records")
+    }
+    assert list(rows) == [
+        ("norm", "mhc"),
+        ("norm", "mhc_lite"),
+        ("rate", "residual"),
+        ("rate", "mhc_lite"),
+    ]
+    for (condition, variant), row in rows.items():
+        seeds = [s for s in SEEDS if f"sotu-d2-{variant}-{condition}-s{s}" != DIVERGED]
+        assert row["change_n"] == len(seeds)
+        change = [condition_effect(condition, variant, s) for s in seeds]
+        assert row["change_mean"] == pytest.approx(np.mean(change))
+        assert row["change_sd"] == pytest.approx(np.std(change, ddof=1))
+    # The reference has the change too where the condition names it.
+    both = rows["rate", "mhc_lite"]
+    after = [loss("mhc_lite", "rate", s) - loss("residual", "rate", s) for s in (0, 2)]
+    before = [loss("mhc_lite", "base", s) - loss("residual", "base", s) for s in SEEDS]
+    assert both["gap_residual_after_mean"] == pytest.approx(np.mean(after))
+    assert both["gap_residual_before_mean"] == pytest.approx(np.mean(before))
+    one = rows["norm", "mhc_lite"]
+    after = [loss("mhc_lite", "norm", s) - loss("residual", "base", s) for s in SEEDS]
+    assert one["gap_residual_after_mean"] == pytest.approx(np.mean(after))
+    against = [loss("mhc_lite", "norm", s) - loss("mhc", "norm", s) for s in SEEDS]
+    assert one["gap_mhc_after_mean"] == pytest.approx(np.mean(against))
+    assert rows["norm", "mhc"]["gap_mhc_before_n"] == 0  # no gap to itself
+
+
+def test_table_and_figure_say_so(results: Results, tmp_path: Path) -> None:
+    table = conditions_table(results, 0.95)
+    text = markdown(table)
+    assert text.count("norm after the sum") == 1  # named once, in its first row
+    row = conditions_data(results, 0.95).iloc[0]
+    assert f"{row['change_mean']:.4f}" in text
+    with style():
+        figure = changes(results, 0.95)
+        assert len(save(figure, tmp_path / "changes")) == 2
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["norm after the sum", "twice the rate"]
+    assert [table.name for table in all_tables(results, 0.95)].count("conditions") == 1
+
+
+def test_words(results: Results) -> None:
+    text = conditions_text(results)
+    assert "connections.final_norm = after_sum" in text
+    assert "learning rate times 2" in text
+    assert "12 further runs change one setting" in introduction(results)
+
+
+def test_nothing_is_shown_without_them() -> None:
+    settings = make_study().model_dump()
+    assert "changes" not in shown(FIGURES, settings)
+    assert "sinkhorn" not in shown(TABLES, settings)
+
+
+def test_all_diverged_is_an_empty_figure(tmp_path: Path) -> None:
+    one = {"norm": {**CONDITIONS["norm"], "variants": ["mhc"]}}
+    study = make_study(models={"d2": 2}, variants=VARIANTS, seeds=(0,), conditions=one)
+    folder = build_results(tmp_path, study, diverged=["sotu-d2-mhc-norm-s0"])
+    with style():
+        figure = changes(load_results(folder), 0.95)
+    assert "No condition has a completed run" in figure.axes[0].texts[0].get_text()

@@ -1,0 +1,74 @@
+"""The Sinkhorn-Knopp experiment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mhclite.cli import main
+from mhclite.files import read_json
+from mhclite.measure.sinkhorn import deviations, example, measure, sinkhorn_knopp_exp
+
+SETTINGS = {
+    "iterations": [1, 20, 80],
+    "logit_ranges": [1.0, 30.0],
+    "depths": [3, 6],
+    "matrices": 50,
+}
+
+
+def test_the_papers_example() -> None:
+    """By hand, in plain numpy: columns, then rows, 20 times."""
+    a = 1e-13
+    M = np.array([[0.5, a, a], [0.5, a, a], [a, 1, 1]])
+    for _ in range(20):
+        M = M / M.sum(0)
+        M = M / M.sum(1, keepdims=True)
+    (row,) = example([20])
+    np.testing.assert_allclose(row["column_sums"], M.sum(0), rtol=1e-9)
+    np.testing.assert_allclose(row["row_sums"], 1, rtol=1e-14)
+    assert [round(value, 2) for value in row["column_sums"]] == [1.82, 0.59, 0.59]
+    assert sum(row["column_sums"]) == pytest.approx(3)
+
+
+def test_deviations() -> None:
+    matrices = torch.tensor([[[0.5, 0.5], [0.25, 0.5]]], dtype=torch.float64)
+    assert deviations(matrices) == {"median": 0.125, "p95": pytest.approx(0.2375), "max": 0.25}
+
+
+def test_error_falls_with_iterations_and_grows_with_range() -> None:
+    rows = measure(SETTINGS)
+    found = {(r["logit_range"], r["precision"], r["domain"], r["iterations"]): r for r in rows}
+    assert len(found) == len(rows) == 2 * 2 * 2 * 3
+    easy = [found[1.0, "fp32", "log", k]["single"]["max"] for k in (1, 20, 80)]
+    hard = [found[30.0, "fp32", "log", k]["single"]["max"] for k in (1, 20, 80)]
+    assert easy[0] > 1e-3 > 1e-5 > easy[1]
+    assert hard[0] >= hard[1] >= hard[2]
+    assert hard[1] > 0.1 > easy[0]
+    # What the products lose cannot be less than rounding, nor does it shrink with depth.
+    product = found[30.0, "fp32", "log", 20]["product"]
+    assert product.keys() == {"3", "6"}
+    assert found[1.0, "bf16", "log", 80]["single"]["max"] > 1e-3  # bf16 rounds
+
+
+def test_both_domains_agree_where_nothing_is_lost() -> None:
+    logits = torch.randn(100, 4, 4, dtype=torch.float64)
+    from mhclite.connections.mixing import sinkhorn_knopp
+
+    torch.testing.assert_close(
+        sinkhorn_knopp_exp(logits, 20), sinkhorn_knopp(logits, 20), rtol=1e-10, atol=1e-10
+    )
+
+
+def test_step_writes_the_file_and_refuses_other_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "sinkhorn.json"
+    assert main(["sinkhorn", "--settings", json.dumps(SETTINGS), "--out", str(out)]) == 0
+    assert read_json(out)["settings"] == SETTINGS
+    assert main(["sinkhorn", "--settings", "{}", "--out", str(out)]) == 2
+    assert "iterations" in capsys.readouterr().err

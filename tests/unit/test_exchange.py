@@ -1,0 +1,224 @@
+"""Checkpoints of the authors' repository: there and back, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import configuration, write_corpus
+
+from mhclite import authors
+from mhclite.cli import main
+from mhclite.conformance import golden_model, read_golden
+from mhclite.errors import UserError
+from mhclite.exchange import read_checkpoint
+from mhclite.files import read_json, read_jsonl
+from mhclite.training.loop import train
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+TRAJECTORIES = sorted(GOLDEN.glob("trajectory_*.npz"))
+
+
+def their_state(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    meta, arrays = read_golden(path)
+    state = {k[6:]: torch.tensor(v) for k, v in arrays.items() if k.startswith("state.")}
+    state["lm_head.weight"] = state["transformer.wte.weight"]
+    return meta, state
+
+
+def write_ckpt(path: Path, golden: Path, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A ckpt.pt as their training script writes it, of the golden initial weights."""
+    meta, state = their_state(golden)
+    kind = {"residual": "none"}.get(meta["variant"], meta["variant"])
+    sizes = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+    content = {
+        "model": state,
+        "optimizer": None,
+        "model_args": {**{k: meta[k] for k in sizes}, "bias": False, "dropout": 0.0},
+        "iter_num": 7,
+        "best_val_loss": 3.0,
+        "config": {"hyper_conn_type": kind, "hyper_conn_n": meta["n_streams"]},
+        **changes,
+    }
+    torch.save(content, path)
+    return meta, content
+
+
+@pytest.mark.parametrize("golden", TRAJECTORIES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("stated", [True, False])
+def test_import_and_export_give_the_same_bits(tmp_path: Path, golden: Path, stated: bool) -> None:
+    ckpt = tmp_path / "ckpt.pt"
+    meta, content = write_ckpt(ckpt, golden, **({} if stated else {"config": {}}))
+    folder = tmp_path / "runs" / "theirs"
+    assert main(["exchange", "import", str(ckpt), "--out", str(folder)]) == 0
+    record = read_json(folder / "run.json")
+    assert record["config"]["connection"]["variant"] == meta["variant"]
+    assert read_json(folder / "summary.json")["steps"] == 7
+    assert main(["exchange", "export", str(folder), "--out", str(tmp_path / "back.pt")]) == 0
+    back = torch.load(tmp_path / "back.pt", weights_only=True)
+    assert back["model"].keys() == content["model"].keys()
+    for name, tensor in content["model"].items():
+        assert back["model"][name].shape == tensor.shape, name
+        assert torch.equal(back["model"][name], tensor), name
+    assert back["model_args"]["n_layer"] == meta["n_layer"]
+
+
+@pytest.mark.parametrize("golden", TRAJECTORIES, ids=lambda p: p.stem)
+def test_an_imported_model_computes_their_loss(
+    tmp_path: Path, golden: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    meta, arrays = read_golden(golden)
+    write_ckpt(tmp_path / "ckpt.pt", golden, config={})
+    folder = tmp_path / "theirs"
+    main(["exchange", "import", str(tmp_path / "ckpt.pt"), "--out", str(folder)])
+    tokens = arrays["tokens"][0, 0]  # (B, T + 1)
+    (tmp_path / "val.bin").write_bytes(tokens[0].astype("<u2").tobytes())
+    command = ["evaluate", "--run", str(folder), "--tokens", str(tmp_path / "val.bin")]
+    assert main([*command, "--sequences", "1"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    reference = golden_model(meta, arrays).loss(torch.tensor(tokens[:1].astype(np.int64)))
+    assert printed["loss"] == pytest.approx(reference.item(), rel=1e-5)
+    if meta["variant"] != "residual":
+        probe = ["probe", "--run", str(folder), "--tokens", str(tmp_path / "val.bin")]
+        assert main([*probe, "--sequences", "1", "--out", str(tmp_path / "probe.json")]) == 0
+        assert read_json(tmp_path / "probe.json")["n_sublayers"] == 2 * meta["n_layer"]
+
+
+def test_training_continues_as_if_it_had_never_been_theirs(tmp_path: Path) -> None:
+    """Our run, stopped and exported with its optimizer under their names, goes on the same."""
+    corpus = write_corpus(tmp_path / "corpus")
+    config = configuration("mhc", steps=6, checkpoint_interval=2)
+    train(config, corpus, tmp_path / "whole")
+    whole = read_jsonl(tmp_path / "whole" / "metrics.jsonl")
+
+    # A checkpoint of ours at step 4, as a ckpt.pt of theirs.
+    from mhclite.data.shards import load_manifest
+    from mhclite.training.loop import Trainer
+    from mhclite.training.processes import processes
+
+    with processes("cpu", 1) as group:
+        trainer = Trainer(config, corpus, group)
+        for step in range(4):
+            trainer.step(step)
+    assert load_manifest(corpus)["digest"]
+    n = config["connection"]["n_streams"]
+    state = {k: v.detach().numpy() for k, v in trainer.model.state_dict().items()}
+    theirs = {k: torch.tensor(v) for k, v in authors.to_theirs(state, "mhc", n).items()}
+    averages = {}
+    for kind in ("exp_avg", "exp_avg_sq"):
+        names = {id(p): name for name, p in trainer.model.named_parameters()}
+        held = {names[id(p)]: t.numpy() for p, t in getattr(trainer.optimizer, kind).items()}
+        averages[kind] = authors.to_theirs(held, "mhc", n)
+    order = [k for k in theirs if not authors.is_repeated(k)]
+    order = [k for k in order if theirs[k].dim() >= 2] + [k for k in order if theirs[k].dim() < 2]
+    torch.save(
+        {
+            "model": theirs,
+            "optimizer": {
+                "state": {
+                    at: {
+                        "step": torch.tensor(4.0),
+                        **{kind: torch.tensor(averages[kind][name]) for kind in averages},
+                    }
+                    for at, name in enumerate(order)
+                },
+                "param_groups": [{"params": list(range(len(order)))}],
+            },
+            "model_args": {k: v for k, v in config["model"].items() if k != "name"},
+            "iter_num": 4,
+            "config": {"hyper_conn_type": "mhc", "hyper_conn_n": n},
+        },
+        tmp_path / "ckpt.pt",
+    )
+    arguments = ["--config", json.dumps(config), "--corpus", str(corpus)]
+    folder = tmp_path / "continued"
+    command = ["exchange", "import", str(tmp_path / "ckpt.pt"), "--out", str(folder), *arguments]
+    assert main(command) == 0
+    assert main(["train", *arguments, "--out", str(folder)]) == 0
+    assert read_jsonl(folder / "metrics.jsonl") == whole[-2:]
+    assert (
+        read_json(folder / "summary.json")["weights_sha256"]
+        == (read_json(tmp_path / "whole" / "summary.json")["weights_sha256"])
+    )
+    assert "imported" in read_json(folder / "run.json")["attempts"][0]
+    assert main(command) == 2  # there is a run in that folder now
+
+
+def test_unknown_and_missing_tensors_are_named(tmp_path: Path) -> None:
+    golden = GOLDEN / "trajectory_mhc.npz"
+    path = tmp_path / "ckpt.pt"
+    _, state = their_state(golden)
+    write_ckpt(path, golden, model={**state, "transformer.h.0.extra": torch.zeros(1)})
+    with pytest.raises(UserError, match=r"transformer\.h\.0\.extra"):
+        read_checkpoint(path)
+    gone = "transformer.h.1.hc_mlp.static_beta"
+    write_ckpt(path, golden, model={k: v for k, v in state.items() if k != gone})
+    with pytest.raises(UserError, match=r"lacks.*static_beta"):
+        read_checkpoint(path)
+    wide = {**state, "transformer.ln_f.weight": torch.ones(17)}
+    write_ckpt(path, golden, model=wide)
+    with pytest.raises(UserError, match=r"ln_f\.weight has shape \(17,\), expected \(16,\)"):
+        read_checkpoint(path)
+
+
+def test_prefixes_of_compiled_and_distributed_models_are_dropped(tmp_path: Path) -> None:
+    golden = GOLDEN / "trajectory_hc.npz"
+    _, state = their_state(golden)
+    for prefix in ("_orig_mod.", "module.", "module._orig_mod."):
+        write_ckpt(tmp_path / "a.pt", golden, model={prefix + k: v for k, v in state.items()})
+        assert read_checkpoint(tmp_path / "a.pt").connection["variant"] == "hc"
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (print, ("executed",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not a checkpoint", "read safely"),
+        ({"weights": 1}, "lacks 'model'"),
+        ({"model": {}, "model_args": {}, "x": Evil()}, "read safely"),
+    ],
+)
+def test_foreign_files(
+    tmp_path: Path, content: Any, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "ckpt.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    assert main(["exchange", "import", str(path), "--out", str(tmp_path / "run")]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert len(captured.err.strip().splitlines()) == 1
+    assert "executed" not in captured.out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_variant_without_counterpart_is_not_exported(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus")
+    train(configuration("jpmhc", steps=3), corpus, tmp_path / "run")
+    assert main(["exchange", "export", str(tmp_path / "run"), "--out", str(tmp_path / "c.pt")]) == 2
+
+
+def test_token_files_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_ckpt(tmp_path / "ckpt.pt", GOLDEN / "trajectory_hc.npz")
+    main(["exchange", "import", str(tmp_path / "ckpt.pt"), "--out", str(tmp_path / "run")])
+    capsys.readouterr()
+    tokens = tmp_path / "val.bin"
+    for content, message in (
+        (b"", "0 bytes"),
+        (b"abc", "3 bytes"),
+        (np.array([40] * 50, "<u2").tobytes(), "token 40"),
+        (np.array([4] * 5, "<u2").tobytes(), "fewer than one window"),
+    ):
+        tokens.write_bytes(content)
+        assert main(["evaluate", "--run", str(tmp_path / "run"), "--tokens", str(tokens)]) == 2
+        assert message in capsys.readouterr().err
