@@ -27,7 +27,7 @@ from mhclite.files import read_json, sha256_of, write_json
 from mhclite.model import DEFAULTS, GPT
 from mhclite.provenance import provenance
 from mhclite.training.checkpoint import save_checkpoint, save_tensors
-from mhclite.training.loop import SCHEMA, code_of, run_key
+from mhclite.training.loop import SCHEMA, STEP_FILES, code_of, run_key
 from mhclite.training.optimizer import AdamW
 
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
@@ -300,7 +300,7 @@ def import_to_continue(path: Path, folder: Path, config: dict[str, Any], corpus:
             "model": model.state_dict(),
             "optimizer": optimizer.tensors(),
             "step": theirs.steps,
-            "sizes": {"metrics": 0, "timing": 0},
+            "sizes": dict.fromkeys(STEP_FILES, 0),
         },
     )
     data = {

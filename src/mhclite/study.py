@@ -275,10 +275,15 @@ class Stability(Settings):
 
 
 class Statistics(Settings):
-    """How uncertainty is stated."""
+    """How runs are judged and uncertainty is stated."""
 
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(
         0.95, description="level of the Student t intervals over seeds"
+    )
+    failure_margin: PositiveFloat = Field(
+        0.5,
+        description="nats per token: a run fails if it diverges or ends this far above the run of "
+        "the same variant and seed under the study's own settings",
     )
 
 
@@ -345,17 +350,17 @@ class Study(Settings):
                 close = difflib.get_close_matches(key, known, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else f"; known are {known}"
                 raise ValueError(f"conditions.{name}.{section}.{key}: unknown key{hint}")
-        try:
-            changed = self.under(name)
-        except ValidationError as error:
-            raise ValueError(f"conditions.{name}: {_one_line(error)}") from None
         for variant in condition.variants:
             if variant not in self.variants:
                 raise ValueError(
                     f"conditions.{name}: {variant!r} is none of the study's variants: "
                     f"{', '.join(self.variants)}"
                 )
-            check_streams(variant, n_streams(variant, changed.connections))
+        try:
+            changed = self.under(name)
+        except ValidationError as error:
+            raise ValueError(f"conditions.{name}: {_one_line(error)}") from None
+        for variant in condition.variants:
             if (
                 changed.connection_settings(variant) == self.connection_settings(variant)
                 and changed.training == self.training
@@ -364,9 +369,9 @@ class Study(Settings):
                 raise ValueError(f"conditions.{name} changes nothing for {variant}")
 
     def under(self, condition: str) -> Study:
-        """This study with the settings of one of its conditions, and without any conditions."""
+        """A study of one condition: its settings and its variants, no further conditions."""
         change = self.conditions[condition]
-        settings = self.model_dump() | {"conditions": {}}
+        settings = self.model_dump() | {"conditions": {}, "variants": change.variants}
         settings["connections"] |= change.connections
         settings["training"] |= change.training
         for model in settings["models"].values():
@@ -389,12 +394,12 @@ class Study(Settings):
 
     def runs(self) -> dict[str, dict[str, Any]]:
         """Every run of the grid: id -> its resolved configuration, plain JSON for `train`."""
-        runs = self._runs(BASE, self.variants)
-        for name, condition in self.conditions.items():
-            runs |= self.under(name)._runs(name, condition.variants)
+        runs = self._runs(BASE)
+        for name in self.conditions:
+            runs |= self.under(name)._runs(name)
         return runs
 
-    def _runs(self, condition: str, variants: list[str]) -> dict[str, dict[str, Any]]:
+    def _runs(self, condition: str) -> dict[str, dict[str, Any]]:
         place = "" if condition == BASE else f"-{condition}"
         runs = [
             {
@@ -408,10 +413,23 @@ class Study(Settings):
             }
             for corpus in self.corpora
             for model in self.models
-            for variant in variants
+            for variant in self.variants
             for seed in self.seeds
         ]
         return {str(run["run"]): run for run in runs}
+
+    def measured_connections(self) -> dict[str, dict[str, Any]]:
+        """Name -> settings of what throughput is measured for.
+
+        The variants, and `<variant>-<condition>` where a condition changes the number of streams.
+        """
+        found = {variant: self.connection_settings(variant) for variant in self.variants}
+        for name, condition in self.conditions.items():
+            if "n_streams" in condition.connections:
+                changed = self.under(name)
+                for variant in condition.variants:
+                    found[f"{variant}-{name}"] = changed.connection_settings(variant)
+        return found
 
     def model_settings(self, model: str) -> dict[str, Any]:
         """A model size with its name and vocabulary, as JSON."""

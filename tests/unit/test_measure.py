@@ -93,7 +93,7 @@ def test_probe_of_runs(tmp_path: Path) -> None:
 def test_throughput_of_a_tiny_model() -> None:
     training = {**configuration()["training"], "grad_clip": 1.0}
     settings = {"rounds": 2, "warmup_rounds": 1, "batch_size": None}
-    result = measure(MODEL, [connection("hc"), connection("mhc_lite")], training, settings)
+    result = measure(MODEL, {v: connection(v) for v in ("hc", "mhc_lite")}, training, settings)
     variants = result["variants"]
     assert list(variants) == ["residual", "hc", "mhc_lite"]
     assert variants["residual"]["ratio"] == [1.0, 1.0]

@@ -26,6 +26,7 @@ from mhclite.files import read_json, read_jsonl, sha256_of
 from mhclite.training.checkpoint import load_checkpoint, save_checkpoint
 from mhclite.training.loop import run_key, train
 from mhclite.training.optimizer import learning_rate
+from mhclite.training.streams import pairwise_cosine
 
 STEPS = 200  # some seconds: time enough to interrupt them
 
@@ -316,3 +317,24 @@ def test_two_processes_train_as_one(corpus: Path, tmp_path: Path) -> None:
     )
     assert_same_losses(tmp_path / "one", tmp_path / "two")
     assert read_json(tmp_path / "two" / "summary.json")["status"] == "completed"
+
+
+def test_streams_are_looked_at_where_there_are_several(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus")
+    train(configuration("hc", steps=6), corpus, tmp_path / "hc")
+    lines = read_jsonl(tmp_path / "hc" / "mixing.jsonl")
+    assert [line["step"] for line in lines] == [0, 3, 6]
+    for line in lines:
+        assert len(line["identity_distance"]) == len(line["stream_similarity"]) == 4
+    first = lines[0]
+    assert max(first["identity_distance"]) < 0.05  # tanh of zero weights: H_res starts at I
+    assert first["gain_forward"] == pytest.approx(1, abs=0.05)
+    train(configuration("residual", steps=6), corpus, tmp_path / "residual")
+    assert (tmp_path / "residual" / "mixing.jsonl").read_text() == ""
+
+
+def test_pairwise_cosine_by_hand() -> None:
+    x = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]]])  # (1, 3 streams, 2)
+    half = 0.5**0.5
+    assert pairwise_cosine(x).item() == pytest.approx((0 + half + half) / 3)
+    assert pairwise_cosine(torch.ones(2, 4, 3)).tolist() == pytest.approx([1.0, 1.0])

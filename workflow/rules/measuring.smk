@@ -52,7 +52,7 @@ rule measure_throughput:
         config=lambda w: as_json(
             {
                 "model": STUDY.model_settings(w.model),
-                "connections": [STUDY.connection_settings(v) for v in STUDY.variants],
+                "connections": STUDY.measured_connections(),
                 "training": STUDY.training.model_dump(mode="json"),
                 "throughput": STUDY.throughput.model_dump(mode="json"),
             }

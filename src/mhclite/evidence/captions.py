@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from mhclite.files import write_text
-from mhclite.study import Study
+from mhclite.study import Sinkhorn, Study
 
 
 def _setting(group: str, name: str) -> str:
@@ -38,6 +39,7 @@ _VARIABLES = {
     "level": f'"%.6g" | format(100 * {_setting("statistics", "confidence")})',
     "window": _setting("stability", "fluctuation_window"),
     "rounds": _setting("throughput", "rounds"),
+    "matrices": f'snakemake.config["sinkhorn"].get("matrices", {Sinkhorn().matrices})',
 }
 
 
@@ -58,16 +60,26 @@ class Caption:
     text: str
     alt: str = ""
     heading: str = ""  # in Snakemake's report
-    needs: str = ""  # section of the study file without which there is nothing to show
+    needs: str = ""  # of `NEEDS`: without it there is nothing to show
 
 
-def shown(captions: dict[str, Caption], settings: dict[str, Any]) -> dict[str, Caption]:
-    """The captions of what a study (its file, or `Study.model_dump`) has to show."""
-    return {
-        name: caption
-        for name, caption in captions.items()
-        if not caption.needs or settings.get(caption.needs)
-    }
+# What a study (`Study.model_dump`) must have for some figures and tables.
+NEEDS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "": lambda study: True,
+    "sinkhorn": lambda study: bool(study["sinkhorn"]),
+    "conditions": lambda study: bool(study["conditions"]),
+    "rates": lambda study: any(
+        condition["learning_rate_factor"] != 1 for condition in study["conditions"].values()
+    ),
+    "streams": lambda study: any(
+        "n_streams" in condition["connections"] for condition in study["conditions"].values()
+    ),
+}
+
+
+def shown(captions: dict[str, Caption], study: dict[str, Any]) -> dict[str, Caption]:
+    """The captions of what a study (`Study.model_dump`) has to show."""
+    return {name: caption for name, caption in captions.items() if NEEDS[caption.needs](study)}
 
 
 FIGURES = {
@@ -153,6 +165,44 @@ FIGURES = {
         "Curves over the sub-layers on a logarithmic axis, one colour and line style a variant.",
         heading=MIXING,
     ),
+    "loss_against_time": Caption(
+        "Validation loss against training time",
+        "What a user pays: validation loss (mean over the completed runs of {{ seeds }}) against "
+        "the time that so many tokens take at the measured median throughput; the marker is the "
+        "end of training. The throughput was measured alone on the device, with each variant "
+        "computed operator by operator as in the authors' code: a faster implementation moves its "
+        "curve to the left. Source: curves.csv and throughput/.",
+        "Falling curves over seconds, one colour and line style for each variant; those of costly "
+        "variants reach further right.",
+        heading=COST,
+    ),
+    "token_efficiency": Caption(
+        "Tokens to reach the plain residual's final loss",
+        "Share of the training tokens after which a run's validation loss is first as low as that "
+        "of the plain residual of the same seed at the end, interpolated between evaluations. "
+        "Marker and bar: mean with its {{ level }} % Student t interval over {{ seeds }}; faint "
+        "points: each seed. The learning rate falls to its minimum only at the end, so a run that "
+        "had been planned shorter would need fewer. Source: curves.csv.",
+        "Points with horizontal error bars, a row for each variant, and a line at 100 percent.",
+        heading=LOSS,
+    ),
+    "stream_similarity": Caption(
+        "Similarity of the streams over training",
+        "Mean cosine between the residual streams after each sub-layer, over training, on held-out "
+        "text, for the deepest model; mean over the completed runs of {{ seeds }}. At 1 the "
+        "streams are copies of each other. Source: the files mixing.jsonl of the runs.",
+        "A panel for each variant with one line for each sub-layer, coloured by depth.",
+        heading=MIXING,
+    ),
+    "mixing_over_training": Caption(
+        "Distance of the mixing matrices from identity over training",
+        "Frobenius norm of H_res minus the identity in each sub-layer, over training, mean over "
+        "tokens of held-out text, for the deepest model; mean over the completed runs of "
+        "{{ seeds }}. Variants whose H_res is exactly the identity are left out. Source: the files "
+        "mixing.jsonl of the runs.",
+        "A panel for each variant with one line for each sub-layer on a logarithmic axis.",
+        heading=MIXING,
+    ),
     "changes": Caption(
         "What each change of settings does",
         "Final validation loss with one setting changed minus that without the change, of the same "
@@ -167,7 +217,8 @@ FIGURES = {
     "sinkhorn_error": Caption(
         "Error of the Sinkhorn-Knopp iterations",
         "How far the sums on the inexact side lie from 1 after Sinkhorn-Knopp in float32 and the "
-        "log domain, for random 4 by 4 logits uniform over a range. Left: single matrices, against "
+        "log domain, for {{ matrices }} random 4 by 4 matrices of each depth, whose logits are "
+        "uniform over a range. Left: single matrices, against "
         "iterations. Right: products of independent matrices after 20 iterations each. Solid: "
         "median, dotted: largest; the axis ends at float32's rounding. Source: sinkhorn.json.",
         "Falling curves on logarithmic axes, one colour for each logit range; on the right curves "
@@ -208,6 +259,14 @@ TABLES = {
         "runs.csv.",
         heading=CHANGES,
         needs="conditions",
+    ),
+    "streams": Caption(
+        "Numbers of streams",
+        "Final validation loss, parameters, memory and speed of the variants with other numbers of "
+        "streams; loss over {{ seeds }} with the half-width of the {{ level }} % Student t "
+        "interval. Source: runs.csv and throughput/.",
+        heading=CHANGES,
+        needs="streams",
     ),
     "sinkhorn": Caption(
         "What Sinkhorn-Knopp leaves after so many iterations",

@@ -13,8 +13,10 @@ from mhclite.errors import UserError
 from mhclite.evidence.captions import FIGURES as CAPTIONS
 from mhclite.evidence.captions import shown
 from mhclite.evidence.figures_conditions import changes
+from mhclite.evidence.figures_cost import loss_against_time, token_efficiency
 from mhclite.evidence.figures_depth import composite_gain, identity_distance
 from mhclite.evidence.figures_mixing import row_sums, sinkhorn_inputs
+from mhclite.evidence.figures_streams import mixing_over_training, stream_similarity
 from mhclite.evidence.figures_summary import loss_vs_depth, throughput
 from mhclite.evidence.figures_training import gradient_norm, validation_loss
 from mhclite.evidence.results import Results, load_results
@@ -33,6 +35,10 @@ FIGURES: dict[str, Callable[[Results, float], Figure]] = {
     "sinkhorn_inputs": sinkhorn_inputs,
     "composite_gain": composite_gain,
     "identity_distance": identity_distance,
+    "loss_against_time": loss_against_time,
+    "token_efficiency": token_efficiency,
+    "stream_similarity": stream_similarity,
+    "mixing_over_training": mixing_over_training,
     "changes": changes,
     "sinkhorn_error": sinkhorn_error,
 }

@@ -92,7 +92,7 @@ def sinkhorn_error(results: Results, confidence: float) -> Figure:
         Line2D([], [], color="black", label="median"),
         Line2D([], [], color="black", linestyle=":", label="largest"),
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 9))
+    figure.legend(handles=handles, loc="outside upper center", ncols=4)
     return figure
 
 

@@ -26,6 +26,7 @@ from mhclite.evidence.table_format import (
 )
 from mhclite.evidence.table_results import best_rows, results_data, results_table, seeds_data
 from mhclite.evidence.table_stability import stability_table
+from mhclite.evidence.table_streams import streams_table
 
 
 def all_tables(results: Results, confidence: float) -> list[Table]:
@@ -33,6 +34,7 @@ def all_tables(results: Results, confidence: float) -> list[Table]:
     tables: dict[str, Callable[[], Table]] = {
         "results": lambda: results_table(results, confidence),
         "conditions": lambda: conditions_table(results, confidence),
+        "streams": lambda: streams_table(results, confidence),
         "sinkhorn": lambda: sinkhorn_table(results),
         "sinkhorn_example": lambda: example_table(results),
         "parameters": lambda: parameters_table(results),

@@ -132,7 +132,7 @@ def quartiles(values: list[float]) -> dict[str, float]:
 
 def measure(
     model: dict[str, Any],
-    connections: list[dict[str, Any]],
+    connections: dict[str, dict[str, Any]],
     training: dict[str, Any],
     settings: dict[str, Any],
 ) -> dict[str, Any]:
@@ -140,14 +140,14 @@ def measure(
 
     Args:
         model: a resolved model of a study.
-        connections: resolved connections; the plain residual is measured too, named or not.
+        connections: name -> resolved connection, a variant or a variant under a condition
+            (`Study.measured_connections`); the plain residual is measured too, named or not.
         training: the study's training settings.
         settings: the study's throughput settings.
     """
     device = choose_device(training["device"])
     batch_size = settings["batch_size"] or training["micro_batch_size"] or training["batch_size"]
-    by_variant = {"residual": {"variant": "residual", "n_streams": 1}}
-    by_variant |= {connection["variant"]: connection for connection in connections}
+    by_variant = {"residual": {"variant": "residual", "n_streams": 1}, **connections}
     steppers = {
         variant: Stepper(model, connection, training, batch_size, device)
         for variant, connection in by_variant.items()

@@ -4,6 +4,7 @@ The run folder holds
     run.json       the resolved configuration and where the result comes from
     metrics.jsonl  one line an optimizer step; the same bits whenever the run is repeated
     timing.jsonl   seconds and wall time of each step
+    mixing.jsonl   one line an evaluation: the streams and H_res of the model in training
     weights.pt     the final weights
     summary.json   written last: a run that has one is finished
     checkpoints/   while the run is under way
@@ -39,8 +40,11 @@ from mhclite.provenance import code_digest, provenance
 from mhclite.training.checkpoint import load_checkpoint, save_checkpoint, save_tensors
 from mhclite.training.optimizer import AdamW, apply_update, learning_rate
 from mhclite.training.processes import Processes, processes
+from mhclite.training.streams import stream_statistics
 
 SCHEMA = 1
+STEP_FILES = ("metrics", "timing", "mixing")
+STREAM_WINDOWS = 4  # evaluation windows from which mixing.jsonl is computed
 TRAIN_LOSS_STEPS = 50  # the summary's train_loss is the mean over the last so many steps
 # Settings that do not decide the result: a run may be continued with others.
 FREE_SETTINGS = ("processes", "checkpoint_interval")
@@ -211,6 +215,19 @@ class Trainer:
         bits = None if loss is None else bits_per_byte(loss, self.manifest)
         return {"validation_loss": loss, "validation_bits_per_byte": bits}
 
+    def streams(self) -> dict[str, Any]:
+        """Statistics of the streams on the first evaluation windows; None where not finite."""
+        count = min(STREAM_WINDOWS, self.settings["evaluation_sequences"])
+        starts = evaluation_starts(len(self.validation_split), self.window, count)
+        windows = read_windows(self.validation_split, starts, self.window)[:, :-1]
+        self.model.eval()
+        found = stream_statistics(self.model, torch.from_numpy(windows).to(self.group.device))
+        self.model.train()
+        return {
+            name: [finite(v) for v in value] if isinstance(value, list) else finite(value)
+            for name, value in found.items()
+        }
+
     def state(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.tensors()}
 
@@ -233,7 +250,7 @@ def _train(trainer: Trainer, folder: Path, key: str, stopped: list[int]) -> None
     if group.broadcast(saved and saved["step"]) != (saved and saved["step"]):
         raise UserError(f"the processes of this run see different checkpoints in {checkpoints}")
     step = 0
-    sizes = {"metrics": 0, "timing": 0}
+    sizes = dict.fromkeys(STEP_FILES, 0)
     if saved is not None:
         trainer.restore(saved)
         step, sizes = saved["step"], saved["sizes"]
@@ -256,8 +273,13 @@ def _train(trainer: Trainer, folder: Path, key: str, stopped: list[int]) -> None
             }
             save_checkpoint(checkpoints, step, key, state)
 
+    def look_at_streams() -> None:
+        if group.is_main and trainer.model.n_streams > 1:
+            write("mixing", {"step": step, **trainer.streams()})
+
     if step == 0:
         write("metrics", {"step": 0, "tokens": 0, **trainer.evaluate()})
+        look_at_streams()
     began, first = time.monotonic(), step
     diverged = False
     while step < settings["steps"] and not diverged:
@@ -269,6 +291,7 @@ def _train(trainer: Trainer, folder: Path, key: str, stopped: list[int]) -> None
         last = step == settings["steps"]
         if not diverged and (last or step % settings["evaluation_interval"] == 0):
             metrics |= trainer.evaluate()
+            look_at_streams()
             diverged = metrics["validation_loss"] is None
             rate = (step - first) / (time.monotonic() - began)
             log.info(

@@ -252,11 +252,11 @@ def throughput_of(study: Study, model: str) -> dict[str, Any]:
     """throughput/<model>.json of one model size."""
     settings = study.models[model]
     variants = {}
-    for position, variant in enumerate(study.variants):
+    for position, (name, connection) in enumerate(study.measured_connections().items()):
         slower = 1 + 0.25 * position
-        parameters = parameters_of(settings.n_layer, variant)
+        parameters = parameters_of(settings.n_layer, connection["variant"])
         median = 40_000 / slower
-        variants[variant] = {
+        variants[name] = {
             "step_seconds": [0.025 * slower * (1 + 0.01 * r) for r in range(9)],
             "ratio": [slower * (1 + 0.001 * r) for r in range(9)],
             "tokens_per_second": {"median": median, "q1": 0.98 * median, "q3": 1.01 * median},
@@ -344,6 +344,24 @@ def write_run(folder: Path, run: dict[str, Any], diverged: bool, corpus_digest: 
         [
             {"step": line["step"], "seconds": 0.025, "wall": 1.7e9 + line["step"]}
             for line in metrics[1:]
+        ],
+    )
+    sublayers = 2 * n_layer if variant != "residual" else 0
+    write_lines(
+        folder / "mixing.jsonl",
+        [
+            {
+                "step": line["step"],
+                "identity_distance": [
+                    0.0 if variant == "identity" else 0.01 * (layer + 1) * (1 + line["step"])
+                    for layer in range(sublayers)
+                ],
+                "stream_similarity": [1 - 0.05 * layer for layer in range(sublayers)],
+                "gain_forward": gain(variant, sublayers),
+                "gain_backward": 1.1 * gain(variant, sublayers),
+            }
+            for line in metrics
+            if "validation_loss" in line and sublayers
         ],
     )
     write_json(folder / "summary.json", summary_of(run, metrics))

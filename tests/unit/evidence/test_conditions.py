@@ -18,6 +18,7 @@ from mhclite.evidence.style import save, style
 from mhclite.evidence.table_conditions import conditions_data, conditions_table
 from mhclite.evidence.table_format import markdown
 from mhclite.evidence.table_results import results_data
+from mhclite.evidence.table_streams import streams_data
 from mhclite.evidence.tables import all_tables
 
 SEEDS = (0, 1, 2)
@@ -99,6 +100,31 @@ def test_table_and_figure_say_so(results: Results, tmp_path: Path) -> None:
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == ["norm after the sum", "twice the rate"]
     assert [table.name for table in all_tables(results, 0.95)].count("conditions") == 1
+
+
+def test_numbers_of_streams(tmp_path: Path) -> None:
+    conditions = {
+        f"n{n}": {"title": f"{n} streams", "variants": v, "connections": {"n_streams": n}}
+        for n, v in ((2, ["mhc", "mhc_lite"]), (3, ["mhc_lite"]), (8, ["mhc"]))
+    }
+    study = make_study(models={"d2": 2}, variants=VARIANTS, seeds=SEEDS, conditions=conditions)
+    found = load_results(build_results(tmp_path, study, diverged=()))
+    assert {"mhc-n2", "mhc_lite-n2", "mhc_lite-n3", "mhc-n8"} <= found.throughput["d2"][
+        "variants"
+    ].keys()
+    rows = streams_data(found, 0.95).to_dict("records")
+    places = [(row["variant"], row["n_streams"]) for row in rows]
+    assert places == [
+        *(("mhc", n) for n in (2, 4, 8)),
+        *(("mhc_lite", n) for n in (2, 3, 4)),
+    ]
+    three = rows[places.index(("mhc_lite", 3))]
+    change = [condition_effect("n3", "mhc_lite", seed) for seed in SEEDS]
+    assert three["change_mean"] == pytest.approx(np.mean(change))
+    measured = found.throughput["d2"]["variants"]["mhc_lite-n3"]
+    assert three["ratio_median"] == measured["ratio_quartiles"]["median"]
+    assert rows[places.index(("mhc", 4))]["change_n"] == 0
+    assert "streams" in [table.name for table in all_tables(found, 0.95)]
 
 
 def test_words(results: Results) -> None:
