@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: replicate test check report ui lock clean
+.PHONY: replicate figures publish test check ui lock clean
 
 replicate: $(READY)
 	$(BIN)/snakemake --cores $(CORES)
@@ -17,6 +17,16 @@ replicate: $(READY)
 	@echo "Next:"
 	@echo "  open results/laptop/report.html    the whole study on one page"
 	@echo "  make ui                            the MLflow UI: every run, curve and artifact"
+
+# Every figure, table and verdict of a published study again, without training.
+figures: $(READY)
+	$(BIN)/python -m mhclite publish rebuild --published results/published/$(STUDY) --out results/$(STUDY)-rebuilt
+	@echo "open results/$(STUDY)-rebuilt/report.html"
+
+# After a study: keep its small files in the repository, and write the README's part from them.
+publish: $(READY)
+	$(BIN)/python -m mhclite publish make --results results/$(STUDY) --out results/published/$(STUDY)
+	$(BIN)/python -m mhclite publish readme --published results/published/laptop --out results/laptop-rebuilt
 
 # Format, lint, types, then every test: a pipeline run from end to end is among them.
 test: check

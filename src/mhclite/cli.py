@@ -28,6 +28,7 @@ STEPS = {
     "figures": ("mhclite.evidence.figures", "draw the figures"),
     "tables": ("mhclite.evidence.tables", "write the tables"),
     "report": ("mhclite.evidence.report", "write the self-contained HTML report"),
+    "publish": ("mhclite.evidence.publish", "publish a study's small files; rebuild from them"),
     "track": ("mhclite.tracking", "bring a study's results into MLflow"),
     "ui": ("mhclite.ui", "open the MLflow UI on the tracked results"),
     "evaluate": (

@@ -39,7 +39,7 @@ def test_every_variant_is_there_and_all_views_say_the_same_numbers(finished: Che
     out = finished.folder / OUT
     runs = pd.read_csv(out / "runs.csv")
     assert sorted(set(runs["variant"])) == sorted(VARIANTS)
-    assert len(runs) == 2 * len(VARIANTS)
+    assert len(runs) == 2 * len(VARIANTS) + 2  # two seeds, and those of one condition
     page = (out / "report.html").read_text()
     in_mlflow = tracked(finished)
     for row in runs.itertuples():
@@ -49,7 +49,7 @@ def test_every_variant_is_there_and_all_views_say_the_same_numbers(finished: Che
         assert summary["weights_sha256"] == sha256_of(out / "runs" / row.run / "weights.pt")
         assert metrics[-1]["validation_loss"] == summary["validation_loss"] == row.validation_loss
         assert in_mlflow[row.run] == [summary["validation_loss"]]
-    means = runs.groupby("variant")["validation_loss"].mean()
+    means = runs[runs["condition"] == "base"].groupby("variant")["validation_loss"].mean()
     for variant, mean in means.items():
         assert f"{mean:.4f}" in page, f"the report lacks the mean loss of {variant}"
     assert len(in_mlflow) == len(runs) + 1, "one MLflow run a training run, and the study's"
@@ -105,7 +105,7 @@ def test_editing_one_variant_reruns_that_variant(finished: Checkout) -> None:
     module = finished.folder / "src/mhclite/connections/kromhc.py"
     before = module.read_text()
     try:
-        module.write_text(before.replace("[0.0, -8.0]", "[0.0, -7.0]"))
+        module.write_text(before.replace("[0.0, initial_logit]", "[0.5, initial_logit]"))
         planned = finished.planned()
     finally:
         module.write_text(before)
@@ -133,7 +133,7 @@ def test_a_setting_reruns_exactly_what_depends_on_it(finished: Checkout) -> None
     threshold = finished.planned("--config", "stability={spike_sigmas: 5.0}")
     assert threshold == {"resolve_study": 1, "detect_instability": 1, **EVIDENCE}
     seed = finished.planned("--config", "seeds=[0, 7]")
-    assert seed["train"] == seed["probe_mixing"] == len(VARIANTS)
+    assert seed["train"] == seed["probe_mixing"] == len(VARIANTS) + 1  # one under a condition
     assert "measure_throughput" not in seed
     assert "prepare_data" not in seed
     iterations = finished.planned("--config", "connections={sinkhorn_iterations: 10}")

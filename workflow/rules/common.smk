@@ -19,12 +19,14 @@ shell.prefix(
 from mhclite.errors import UserError
 from mhclite.evidence import captions
 from mhclite.evidence.captions import shown
+from mhclite.evidence.claims import load_claims
 from mhclite.files import write_json, write_text
 from mhclite.provenance import code_digest
 from mhclite.study import parse_study
 
 try:
     STUDY = parse_study(config)
+    CLAIMS = load_claims(Path(workflow.basedir) / "config/claims.yaml")
 except UserError as error:
     # Not WorkflowError: its place in this file would hide the one line that matters.
     sys.exit(f"error: {error}")
@@ -100,6 +102,7 @@ def resolved_study():
         "study": STUDY.model_dump(mode="json"),
         "runs": RUNS,
         "corpora": {name: corpus_folder(name) for name in STUDY.corpora},
+        "claims": [claim.model_dump(mode="json") for claim in CLAIMS],
     }
 
 

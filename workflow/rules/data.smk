@@ -8,7 +8,7 @@ rule resolve_study:
     conda:
         "../../environment.yml"
     params:
-        study=STUDY.model_dump(mode="json"),
+        study=as_json(resolved_study()),
         code=code_of("mhclite.study"),
     run:
         write_json(output.study, resolved_study())

@@ -43,7 +43,8 @@ _VARIABLES = {
 }
 
 
-LOSS, STABILITY, MIXING, COST, CHANGES = (
+CLAIMS, LOSS, STABILITY, MIXING, COST, CHANGES = (
+    "0 Claims",
     "1 Loss",
     "2 Stability",
     "3 Mixing matrices",
@@ -83,6 +84,16 @@ def shown(captions: dict[str, Caption], study: dict[str, Any]) -> dict[str, Capt
 
 
 FIGURES = {
+    "forest": Caption(
+        "Paired differences of final losses, with verdicts",
+        "Each row is a claim that compares final validation losses: the first variant's minus the "
+        "second's of the same seed. Marker and bar: mean with its {{ level }} % Student t interval "
+        "over {{ seeds }}; faint points: each seed; dotted: the margin of a claim of no worse. "
+        "Filled markers and black verdicts: decided, after Holm's correction over all claims; "
+        "hollow and grey: inconclusive. Source: runs.csv.",
+        "Rows of points with horizontal error bars around a line at zero, a panel for each depth.",
+        heading=CLAIMS,
+    ),
     "loss_vs_depth": Caption(
         "Final validation loss against depth",
         "Validation loss at the end of training, by depth. Left: the loss itself, with one faint "
@@ -203,6 +214,16 @@ FIGURES = {
         "A panel for each variant with one line for each sub-layer on a logarithmic axis.",
         heading=MIXING,
     ),
+    "stress_rates": Caption(
+        "Final loss against the learning rate",
+        "Final validation loss at multiples of the study's learning rate: lines are means over "
+        "{{ seeds }}, points are runs, crosses are runs that failed (they diverged, or ended far "
+        "above the run of the same seed at the study's own rate). The dotted line is the unigram "
+        "model; runs far above it are drawn at the upper end. Source: runs.csv.",
+        "Rising curves over the learning rate, one colour, marker and line style for each variant.",
+        heading=STABILITY,
+        needs="rates",
+    ),
     "changes": Caption(
         "What each change of settings does",
         "Final validation loss with one setting changed minus that without the change, of the same "
@@ -229,6 +250,19 @@ FIGURES = {
 }
 
 TABLES = {
+    "claims": Caption(
+        "What this study says of each claim",
+        "Verdict for every claim of config/claims.yaml over {{ seeds }}: supported, contradicted "
+        "or inconclusive, with effect, {{ level }} % Student t interval, Holm-corrected and "
+        "sign-flip p values. Source: runs.csv, the files in probes/ and throughput/.",
+        heading=CLAIMS,
+    ),
+    "paper": Caption(
+        "The papers' own figures beside ours",
+        "Figures that the papers are known to give, with how they are known, and what this study "
+        "measures for the same quantity over {{ seeds }}. Source: config/claims.yaml and runs.csv.",
+        heading=CLAIMS,
+    ),
     "results": Caption(
         "Validation loss at the end of training",
         "Final validation loss and bits per byte by corpus, depth and variant: mean over the "
@@ -259,6 +293,21 @@ TABLES = {
         "runs.csv.",
         heading=CHANGES,
         needs="conditions",
+    ),
+    "stress": Caption(
+        "Learning rates that hold and that fail",
+        "For each variant and depth the largest multiple of the learning rate that holds over "
+        "{{ seeds }}, failures and spikes at each, and when runs fail. Source: runs.csv and the "
+        "files metrics.jsonl of the runs.",
+        heading=STABILITY,
+        needs="rates",
+    ),
+    "warnings": Caption(
+        "What warned before a failure",
+        "Signals before the failure of a run: how often, how early, and how often in vain, over "
+        "{{ seeds }}. Source: stability.json and the files metrics.jsonl and mixing.jsonl.",
+        heading=STABILITY,
+        needs="rates",
     ),
     "streams": Caption(
         "Numbers of streams",

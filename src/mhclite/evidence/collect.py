@@ -17,7 +17,7 @@ import pandas as pd
 
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
-from mhclite.evidence.results import CURVE_COLUMNS, RUN_COLUMNS
+from mhclite.evidence.columns import CURVE_COLUMNS, RUN_COLUMNS
 from mhclite.files import write_json, write_text
 from mhclite.measure.inputs import SCHEMA, FinishedRun, finished_run, json_argument, read_schema
 from mhclite.measure.stability import series_of, trailing
@@ -139,12 +139,14 @@ def curve(run: FinishedRun, configuration: dict[str, Any], window: int) -> pd.Da
 def collect(description: dict[str, Any], out: Path) -> None:
     """Write study.json, runs.csv and curves.csv under `out`.
 
-    `description` has `study` (Study.model_dump), `runs` (Study.runs()) and `corpora` (name ->
-    folder of the prepared corpus); optionally `title`.
+    `description` has `study` (Study.model_dump), `runs` (Study.runs()), `corpora` (name -> folder
+    of the prepared corpus) and `claims` (config/claims.yaml); optionally `title`.
     """
     for key in ("study", "runs", "corpora"):
         if not isinstance(description.get(key), dict):
             raise UserError(f"--study: the object needs the key {key!r}, which holds an object")
+    if not isinstance(description.get("claims"), list):
+        raise UserError("--study: the object needs the key 'claims', which holds a list")
     study, runs = description["study"], description["runs"]
     corpora: dict[str, dict[str, Any]] = {
         name: {
@@ -192,6 +194,7 @@ def collect(description: dict[str, Any], out: Path) -> None:
             "study": study,
             "runs": runs,
             "corpora": corpora,
+            "claims": description["claims"],
             "labels": {variant: VARIANTS[variant].label for variant in study["variants"]},
         },
     )

@@ -12,11 +12,13 @@ from matplotlib.figure import Figure
 from mhclite.errors import UserError
 from mhclite.evidence.captions import FIGURES as CAPTIONS
 from mhclite.evidence.captions import shown
+from mhclite.evidence.figures_claims import forest
 from mhclite.evidence.figures_conditions import changes
 from mhclite.evidence.figures_cost import loss_against_time, token_efficiency
 from mhclite.evidence.figures_depth import composite_gain, identity_distance
 from mhclite.evidence.figures_mixing import row_sums, sinkhorn_inputs
 from mhclite.evidence.figures_streams import mixing_over_training, stream_similarity
+from mhclite.evidence.figures_stress import stress
 from mhclite.evidence.figures_summary import loss_vs_depth, throughput
 from mhclite.evidence.figures_training import gradient_norm, validation_loss
 from mhclite.evidence.results import Results, load_results
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 
 # File stem -> how it is drawn from (results, confidence), in the order of the report.
 FIGURES: dict[str, Callable[[Results, float], Figure]] = {
+    "forest": forest,
     "loss_vs_depth": loss_vs_depth,
     "validation_loss": validation_loss,
     "gradient_norm": gradient_norm,
@@ -39,6 +42,7 @@ FIGURES: dict[str, Callable[[Results, float], Figure]] = {
     "token_efficiency": token_efficiency,
     "stream_similarity": stream_similarity,
     "mixing_over_training": mixing_over_training,
+    "stress_rates": stress,
     "changes": changes,
     "sinkhorn_error": sinkhorn_error,
 }

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from mhclite.evidence.figures_training import cell_title, completed
 from mhclite.evidence.results import Results
-from mhclite.evidence.statistics import REFERENCE, t_interval
+from mhclite.evidence.statistics import REFERENCE, t_interval, tokens_to_reach
 from mhclite.evidence.style import (
     FAINT,
     colour,
@@ -24,22 +23,6 @@ from mhclite.evidence.style import (
     variant_legend,
     wrapped_grid,
 )
-
-
-def tokens_to_reach(
-    tokens: npt.NDArray[np.float64], losses: npt.NDArray[np.float64], target: float
-) -> float | None:
-    """Tokens at which a run's validation loss first is at most `target`, interpolated linearly
-    between evaluations; None if it never is.
-    """
-    below = np.flatnonzero(losses <= target)
-    if not len(below):
-        return None
-    at = int(below[0])
-    if at == 0:
-        return float(tokens[0])
-    share = (losses[at - 1] - target) / (losses[at - 1] - losses[at])
-    return float(tokens[at - 1] + share * (tokens[at] - tokens[at - 1]))
 
 
 def token_shares(results: Results) -> pd.DataFrame:

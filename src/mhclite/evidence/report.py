@@ -37,6 +37,14 @@ from mhclite.evidence.tables import all_tables
 from mhclite.files import write_text
 
 TEMPLATE = "report.html.j2"
+# The column that names a row, where it is not the variant.
+ROW_HEADS = {
+    "claims": "Claim",
+    "paper": "Quantity",
+    "sinkhorn": "Logit range",
+    "warnings": "Signal",
+    "sinkhorn_example": "Iterations",
+}
 
 log = logging.getLogger(__name__)
 
@@ -190,12 +198,16 @@ def html_figure(results: Results, name: str, caption: Caption) -> HtmlFigure:
 
 def page(results: Results) -> str:
     """The whole page."""
-    tables = {table.name: html_of(table) for table in all_tables(results, results.confidence)}
+    tables = {
+        table.name: html_of(table, ROW_HEADS.get(table.name, "Variant"))
+        for table in all_tables(results, results.confidence)
+    }
     context: dict[str, Any] = {
         "title": results.study.get("title", results.name),
         "name": results.name,
         "introduction": introduction(results),
         "variants": [(results.label(name), VARIANTS[name].note) for name in results.variants],
+        "claims": tables.pop("claims"),
         "results": tables.pop("results"),
         "seeds": html_of(seeds_table(results)),
         "figures": [

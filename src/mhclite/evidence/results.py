@@ -1,7 +1,7 @@
 """A study's results as every figure, table and report reads them.
 
 `collect` writes study.json, runs.csv and curves.csv; `load_results` reads them back together with
-the probes and the throughput measurements. The columns of both tables are defined here, once.
+the probes and the throughput measurements.
 """
 
 from __future__ import annotations
@@ -15,66 +15,9 @@ from typing import Any
 import pandas as pd
 
 from mhclite.errors import UserError
+from mhclite.evidence.columns import CURVE_COLUMNS, RUN_COLUMNS
 from mhclite.measure.inputs import read_schema
 from mhclite.study import BASE
-
-# column -> pandas type. "order" becomes an ordered categorical in the study's order.
-# Losses in nats per token; `seconds` of training; counts are integers, empty where there is none.
-RUN_COLUMNS = {
-    "run": "str",
-    "corpus": "order",
-    "model": "order",
-    "n_layer": "int64",
-    "n_embd": "int64",
-    "variant": "order",
-    "condition": "order",  # "base": the study's own settings
-    "n_streams": "int64",
-    "seed": "int64",
-    "status": "str",  # completed | diverged
-    "steps": "int64",
-    "diverged_step": "Int64",
-    "tokens": "int64",
-    "train_loss": "float64",
-    "validation_loss": "float64",  # at the end of training; none if it diverged
-    "validation_bits_per_byte": "float64",
-    "best_validation_loss": "float64",
-    "seconds": "float64",
-    "tokens_per_second": "float64",
-    "parameters": "int64",
-    "connection_parameters": "int64",
-    "loss_spikes": "int64",
-    "grad_norm_spikes": "int64",
-    "spikes_per_1000_steps": "float64",  # empty: too few steps for a verdict
-    "grad_norm_mean": "float64",
-    "grad_norm_fluctuation": "float64",
-    "single_max_deviation": "float64",
-    "product_max_deviation": "float64",
-    "gain_forward": "float64",
-    "gain_backward": "float64",
-    "sinkhorn_share_above_30": "float64",
-    "identity_distance": "float64",
-    "unigram": "float64",
-    "bigram": "float64",
-    "key": "str",
-}
-
-CURVE_COLUMNS = {
-    "run": "str",
-    "corpus": "order",
-    "model": "order",
-    "variant": "order",
-    "condition": "order",
-    "seed": "int64",
-    "step": "int64",  # 0: evaluated before training, no loss
-    "tokens": "int64",
-    "loss": "float64",
-    "grad_norm": "float64",  # before clipping
-    "learning_rate": "float64",
-    "validation_loss": "float64",  # on evaluation steps
-    "validation_bits_per_byte": "float64",
-    "grad_norm_window_mean": "float64",  # empty until the window is full
-    "grad_norm_window_sd": "float64",
-}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
@@ -140,6 +141,22 @@ def paired_differences(
         for key, group in pairs.groupby(by, observed=True, sort=True)
     ]
     return _typed(rows, runs, by, list(INTERVAL_COLUMNS))
+
+
+def tokens_to_reach(
+    tokens: npt.NDArray[np.float64], losses: npt.NDArray[np.float64], target: float
+) -> float | None:
+    """Tokens at which a run's validation loss first is at most `target`, interpolated linearly
+    between evaluations; None if it never is.
+    """
+    below = np.flatnonzero(losses <= target)
+    if not len(below):
+        return None
+    at = int(below[0])
+    if at == 0:
+        return float(tokens[0])
+    share = (losses[at - 1] - target) / (losses[at - 1] - losses[at])
+    return float(tokens[at - 1] + share * (tokens[at] - tokens[at - 1]))
 
 
 def by_cell(table: pd.DataFrame) -> dict[tuple[str, str, str], dict[str, Any]]:

@@ -13,6 +13,7 @@ from mhclite.errors import UserError
 from mhclite.evidence.captions import TABLES, shown
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.sinkhorn_error import example_table, sinkhorn_table
+from mhclite.evidence.table_claims import claims_table, paper_table
 from mhclite.evidence.table_conditions import conditions_table
 from mhclite.evidence.table_costs import parameters_table
 from mhclite.evidence.table_format import (
@@ -27,13 +28,18 @@ from mhclite.evidence.table_format import (
 from mhclite.evidence.table_results import best_rows, results_data, results_table, seeds_data
 from mhclite.evidence.table_stability import stability_table
 from mhclite.evidence.table_streams import streams_table
+from mhclite.evidence.table_stress import stress_table, warnings_table
 
 
 def all_tables(results: Results, confidence: float) -> list[Table]:
     """Every table of the study, in the order of the report."""
     tables: dict[str, Callable[[], Table]] = {
+        "claims": lambda: claims_table(results),
+        "paper": lambda: paper_table(results),
         "results": lambda: results_table(results, confidence),
         "conditions": lambda: conditions_table(results, confidence),
+        "stress": lambda: stress_table(results),
+        "warnings": lambda: warnings_table(results),
         "streams": lambda: streams_table(results, confidence),
         "sinkhorn": lambda: sinkhorn_table(results),
         "sinkhorn_example": lambda: example_table(results),

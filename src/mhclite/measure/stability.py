@@ -8,7 +8,8 @@ divided by `window`). What the rule leaves open is decided here:
   is too noisy for a threshold in deviations. A run without a single verdict is marked
   `too_few_steps` and has no spike rate.
 - A spike enters the windows after it like any other value, so the second of two equal jumps is
-  judged against a window that knows the first. A new level counts once, not at every step.
+  judged against a window that knows the first. A new level counts until the window knows it, a
+  few times, not at every step.
 - A value after a flat window (deviation below 1e-10 of its mean's size) is no spike: with no
   fluctuation there is no scale to judge by.
 - A value that is not finite is divergence, never a spike, and nothing is judged against a window

@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from mhclite.evidence.claims import load_claims
 from mhclite.evidence.collect import collect
 from mhclite.files import digest_of, write_json
 from mhclite.measure import stability
 from mhclite.study import Study, parse_study
 
+CLAIMS = Path(__file__).parents[3] / "config" / "claims.yaml"
 ALL_VARIANTS = ("residual", "identity", "hc", "mhc", "mhc_lite", "kromhc", "jpmhc")
 STEPS = 60
 EVALUATION_INTERVAL = 20
@@ -378,6 +380,7 @@ def description_of(study: Study, results: Path) -> dict[str, Any]:
         "study": study.model_dump(mode="json"),
         "runs": study.runs(),
         "corpora": {name: str(results / study.corpus_folder(name)) for name in study.corpora},
+        "claims": [claim.model_dump(mode="json") for claim in load_claims(CLAIMS)],
     }
 
 

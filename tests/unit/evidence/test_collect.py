@@ -33,7 +33,8 @@ from builder import (
 from mhclite import cli, errors
 from mhclite.errors import UserError
 from mhclite.evidence.collect import CURVE_POINTS, FREE_SETTINGS, collect, curve
-from mhclite.evidence.results import CURVE_COLUMNS, RUN_COLUMNS, Results, load_results
+from mhclite.evidence.columns import CURVE_COLUMNS, RUN_COLUMNS
+from mhclite.evidence.results import Results, load_results
 from mhclite.measure.inputs import FinishedRun, finished_run
 
 

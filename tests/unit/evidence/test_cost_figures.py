@@ -12,7 +12,6 @@ from mhclite.evidence.figures_cost import (
     loss_against_time,
     token_efficiency,
     token_shares,
-    tokens_to_reach,
 )
 from mhclite.evidence.figures_streams import (
     mixing_over_training,
@@ -20,6 +19,7 @@ from mhclite.evidence.figures_streams import (
     stream_similarity,
 )
 from mhclite.evidence.results import Results, load_results
+from mhclite.evidence.statistics import tokens_to_reach
 from mhclite.evidence.style import style
 
 DIVERGED = "sotu-d4-hc-s1"

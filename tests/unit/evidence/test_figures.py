@@ -135,7 +135,7 @@ def test_only_draws_the_named_figures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "thruput"], "no figure 'thruput'; there are loss_vs_depth, "),
+        (["--only", "thruput"], "no figure 'thruput'; there are forest, "),
         (["--confidence", "95"], "--confidence 95.0: must lie between 0.5 and 1"),
     ],
 )

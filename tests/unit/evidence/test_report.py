@@ -222,7 +222,7 @@ def test_page_refers_to_nothing_outside_itself(html: str) -> None:
         assert not re.search(pattern, outside), pattern
     parsed = Page(html)
     assert all(link.startswith("#") and link[1:] in parsed.ids for link in parsed.links)
-    assert len(parsed.links) == 6
+    assert len(parsed.links) == 7
     assert str(Path(__file__).parents[3]) not in outside
     assert tempfile.gettempdir() not in outside
 
@@ -265,7 +265,7 @@ def test_missing_figure_names_the_command(
     folder = build_results(tmp_path, make_study(**SMALL), diverged=())
     assert main(["report", "--results", str(folder)]) == 2
     error = capsys.readouterr().err
-    assert "loss_vs_depth.svg does not exist" in error
+    assert "forest.svg does not exist" in error
     assert f"python -m mhclite figures --results {folder}" in error
     assert not (folder / "report.html").exists()
 

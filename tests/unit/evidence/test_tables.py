@@ -32,6 +32,7 @@ from mhclite import cli
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.table_format import (
     NONE,
+    Table,
     fixed,
     latex,
     latex_table,
@@ -43,8 +44,13 @@ from mhclite.evidence.table_format import (
 from mhclite.evidence.table_results import best_rows, results_data, seeds_data
 from mhclite.evidence.tables import all_tables, terminal_table
 
-NAMES = ("results", "parameters", "stability")
+NAMES = ("claims", "paper", "results", "parameters", "stability")
 FORMATS = ("csv", "md", "tex", "html")
+
+
+def table_of(results: Results, name: str) -> Table:
+    """One of a study's tables."""
+    return next(table for table in all_tables(results, 0.95) if table.name == name)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +182,7 @@ def test_seeds_sidecar_has_every_run(folder: Path, results: Results) -> None:
 def test_one_seed_gives_means_without_intervals(tmp_path: Path) -> None:
     study = make_study(models={"d2": 2}, variants=["residual", "mhc"], seeds=[7])
     built = load_results(build_results(tmp_path, study, diverged=()))
-    display = all_tables(built, 0.95)[0].display
+    display = table_of(built, "results").display
     loss, base = (final_loss("sotu", 2, variant, 7) for variant in ("mhc", "residual"))
     assert display.iloc[-1]["Validation loss (nats/token)"] == f"{loss:.4f}"
     assert display.iloc[-1]["Difference to residual (nats/token)"] == f"{loss - base:.4f}"
@@ -187,7 +193,9 @@ def test_all_runs_of_a_variant_diverged_or_no_residual(tmp_path: Path) -> None:
     study = make_study(models={"d4": 4}, variants=["hc", "mhc"], seeds=[0, 1])
     diverged = ("sotu-d4-hc-s0", "sotu-d4-hc-s1")
     built = load_results(build_results(tmp_path, study, diverged=diverged))
-    results_display, _, stability_display = (t.display for t in all_tables(built, 0.95))
+    results_display, stability_display = (
+        table_of(built, name).display for name in ("results", "stability")
+    )
     hc = results_display.iloc[2]
     assert hc["Validation loss (nats/token)"] == NONE
     assert (hc["Seeds (n)"], hc["Diverged"]) == ("0", "2")
@@ -237,7 +245,7 @@ def test_models_measured_differently_are_said_apart(tmp_path: Path) -> None:
     built = build_results(tmp_path, study, diverged=())
     path = built / "throughput" / "d4.json"
     path.write_text(path.read_text().replace('"device": "cpu"', '"device": "Some GPU"'))
-    notes = all_tables(load_results(built), 0.95)[1].notes
+    notes = table_of(load_results(built), "parameters").notes
     assert "d2: Synthetic CPU, 1 thread, fp32" in notes
     assert "; d4: Some GPU, fp32" in notes
 
@@ -286,7 +294,7 @@ def test_stability_traces_to_runs_and_probes(folder: Path) -> None:
 def test_too_few_steps_for_a_verdict_shows_no_rate(tmp_path: Path) -> None:
     study = make_study(models={"d2": 2}, variants=["residual", "mhc"], seeds=[0], steps=12)
     built = load_results(build_results(tmp_path, study, diverged=()))
-    display = all_tables(built, 0.95)[2].display
+    display = table_of(built, "stability").display
     assert set(display["Spikes per 1,000 steps"]) == {NONE}
     assert set(display["Gradient norm, last 20 steps"]) == {NONE}
 
@@ -329,7 +337,7 @@ def test_latex_names_are_escaped(tmp_path: Path) -> None:
     study = make_study(
         corpora=["my_text"], models={"d_2": 2}, variants=["residual", "mhc"], seeds=[0, 1]
     )
-    table = all_tables(load_results(build_results(tmp_path, study, diverged=())), 0.95)[0]
+    table = table_of(load_results(build_results(tmp_path, study, diverged=())), "results")
     text = latex_table(table)
     assert r"my\_text & --" in text
     assert r"d\_2 & 2 & Residual" in text

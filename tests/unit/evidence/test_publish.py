@@ -1,0 +1,80 @@
+"""Published results: everything again without training, and a README that is not stale."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from builder import build_results, description_of, make_study
+
+from mhclite.cli import main
+from mhclite.errors import UserError
+from mhclite.evidence.publish import END, README_FIGURE, publish, readme_block, rebuild, with_block
+from mhclite.evidence.results import load_results
+from mhclite.evidence.table_format import markdown
+from mhclite.evidence.tables import all_tables
+from mhclite.files import write_json
+
+ROOT = Path(__file__).parents[3]
+PUBLISHED = ROOT / "results" / "published" / "laptop"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete synthetic study as Snakemake leaves it."""
+    results = tmp_path_factory.mktemp("published")
+    study = make_study(models={"d1": 1}, variants=("residual", "mhc"), seeds=(0, 1))
+    folder = build_results(results, study, diverged=())
+    write_json(folder / "resolved.json", description_of(study, results))
+    for step in ("tables", "figures", "report"):
+        assert main([step, "--results", str(folder)]) == 0
+    return folder
+
+
+def test_rebuilt_is_what_was_published(folder: Path, tmp_path: Path) -> None:
+    publish(folder, tmp_path / "kept")
+    kept = sorted(p.name for p in (tmp_path / "kept/runs/sotu-d1-mhc-s0").iterdir())
+    assert kept == ["metrics.jsonl", "mixing.jsonl", "run.json", "summary.json"]
+    results = rebuild(tmp_path / "kept", tmp_path / "again")
+    before = load_results(folder)
+    assert [markdown(t) for t in all_tables(results, 0.95)] == [
+        markdown(t) for t in all_tables(before, 0.95)
+    ]
+    for figure in sorted((folder / "figures").iterdir()):
+        assert (tmp_path / "again/figures" / figure.name).read_bytes() == figure.read_bytes()
+    assert (tmp_path / "again/report.html").is_file()
+
+
+def test_an_unfinished_study_is_not_published(folder: Path, tmp_path: Path) -> None:
+    resolved = json.loads((folder / "resolved.json").read_text())
+    resolved["runs"]["sotu-d1-mhc-s9"] = {}
+    write_json(tmp_path / "resolved.json", resolved)
+    with pytest.raises(UserError, match="is not finished"):
+        publish(tmp_path, tmp_path / "kept")
+
+
+def test_readme_block(folder: Path) -> None:
+    results = load_results(folder)
+    block = readme_block(results)
+    row = next(line for line in block.splitlines() if line.startswith("| mHC |"))
+    mean = results.runs.loc[results.runs["variant"] == "mhc", "validation_loss"].mean()
+    assert f"{mean:.3f} ±" in row
+    assert with_block(f"a\n<!-- results:begin -->\nold\n{END}\nb", "new").splitlines() == [
+        "a",
+        "<!-- results:begin -->",
+        "new",
+        END,
+        "b",
+    ]
+    with pytest.raises(UserError, match="no block"):
+        with_block("nothing", "new")
+
+
+def test_readme_is_made_from_the_published_study(tmp_path: Path) -> None:
+    """Stale? `make publish`, or `python -m mhclite publish readme` (see the Makefile)."""
+    results = rebuild(PUBLISHED, tmp_path / "laptop")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert with_block(readme, readme_block(results)) == readme
+    drawn = tmp_path / "laptop" / "figures" / f"{README_FIGURE}.svg"
+    assert drawn.read_bytes() == (ROOT / "docs" / "images" / drawn.name).read_bytes()
