@@ -174,15 +174,15 @@ def evaluate(results: Results, claims: Sequence[Claim]) -> list[Finding]:
     return [
         finding
         if finding.comparison is None
-        else _decided(results, finding, finding.comparison, p_holm.get(at))
+        else _decided(results, finding, finding.comparison, p_holm.get(at), len(tested))
         for at, finding in enumerate(found)
     ]
 
 
 def _decided(
-    results: Results, finding: Finding, comparison: Comparison, p_holm: float | None
+    results: Results, finding: Finding, comparison: Comparison, p_holm: float | None, tests: int
 ) -> Finding:
-    """The finding with its verdict and what goes with it."""
+    """The finding with its verdict and what goes with it; `tests` are corrected for together."""
     claim = finding.claim
     decided = verdict(comparison, p_holm, results.confidence)
     tokens = None
@@ -191,7 +191,9 @@ def _decided(
         tokens = token_difference(
             results, finding.corpus, finding.model, claim.variant, claim.reference
         )
-    needed = seeds_to_decide(comparison, results.confidence) if decided == "inconclusive" else None
+    # The level that Holm's method asks of the smallest p value: a little more than may be needed.
+    level = 1 - (1 - results.confidence) / tests
+    needed = seeds_to_decide(comparison, level) if decided == "inconclusive" else None
     return replace(
         finding, verdict=decided, p_holm=p_holm, tokens_percent=tokens, seeds_needed=needed
     )

@@ -101,7 +101,7 @@ def effect_text(row: dict[Any, Any]) -> str:
 def _with_interval(value: float, half_width: float, metric: str) -> str:
     unit = UNITS.get(metric, "")
     scale = max(abs(value), 0 if missing(half_width) else half_width)
-    if metric == "validation_loss" or 1e-3 <= scale < 1e4:
+    if 1e-3 <= scale < 1e4:
         text = fixed(value, 4)
         text += "" if missing(half_width) else f" ± {fixed(half_width, 4)}"
     else:
@@ -131,7 +131,7 @@ def claims_table(results: Results) -> Table:
                 "n": str(row["n"]) if row["n"] else NONE,
                 "p, Holm": _p(row["p_holm"]),
                 "p, sign flip": _p(row["p_flip"]),
-                "Tokens (%)": fixed(row["tokens_percent"], 1),
+                "Tokens (%)": fixed(round(row["tokens_percent"], 1) + 0.0, 1),  # no minus zero
                 "Seeds to decide": (
                     NONE if not open_question else "> 10,000" if missing(needed) else f"{needed:,}"
                 ),
@@ -152,7 +152,8 @@ def claims_table(results: Results) -> Table:
             f"{percent_of(1 - results.confidence)}; the intervals are not corrected. The sign-flip "
             "p value is exact and assumes no normality, but cannot fall below 2 / 2^n. Tokens: "
             "training tokens that the variant needs beyond its reference for the same loss. Seeds "
-            "to decide: for a single test with 80 % power at the mean and spread observed. "
+            "to decide: with 80 % power at the mean and spread observed, and at the level that the "
+            "correction asks of the smallest p value. "
             "Counts of parameters need no test. config/claims.yaml says where each claim is made."
         ),
         data=data,

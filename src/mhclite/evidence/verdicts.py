@@ -87,8 +87,8 @@ def verdict(comparison: Comparison, p_adjusted: float | None, confidence: float)
 def seeds_to_decide(comparison: Comparison, confidence: float) -> int | None:
     """Seeds with which a single t test would decide, at the mean and spread observed.
 
-    Two-sided at level 1 - confidence with 80 % power, without Holm's correction. None where more
-    than 10,000 would be needed, or nothing is known of the spread.
+    Two-sided at level 1 - confidence with 80 % power. None where more than 10,000 would be needed,
+    or nothing is known of the spread.
     """
     interval = comparison.interval
     if interval.mean is None or not interval.sd:
