@@ -192,7 +192,7 @@ def _decided(
             results, finding.corpus, finding.model, claim.variant, claim.reference
         )
     # The level that Holm's method asks of the smallest p value: a little more than may be needed.
-    level = 1 - (1 - results.confidence) / tests
+    level = 1 - (1 - results.confidence) / max(1, tests)
     needed = seeds_to_decide(comparison, level) if decided == "inconclusive" else None
     return replace(
         finding, verdict=decided, p_holm=p_holm, tokens_percent=tokens, seeds_needed=needed
