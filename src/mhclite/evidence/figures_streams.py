@@ -55,7 +55,8 @@ def _per_layer(results: Results, quantity: str, label: str, log: bool) -> Figure
     for panel, ((corpus, variant), (steps, values)) in zip(panels, found.items(), strict=True):
         palette = sns.color_palette("flare", values.shape[1])
         for layer, series in enumerate(values.T):
-            panel.plot(steps, series, color=palette[layer], linewidth=1.1)
+            shown = np.where(series > 0, series, np.nan) if log else series
+            panel.plot(steps, shown, color=palette[layer], linewidth=1.1)
         title = results.label(variant)
         panel.set_title(title if len(results.corpora) == 1 else f"{title}, {corpus}")
         panel.set_xlabel("training step")
