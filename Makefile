@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: replicate figures publish test check ui lock clean
+.PHONY: replicate figures publish test check ui audit lock clean
 
 replicate: $(READY)
 	$(BIN)/snakemake --cores $(CORES)
@@ -56,11 +56,15 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# Known vulnerabilities of the pinned versions. Needs the network.
+audit: $(READY)
+	$(BIN)/uv tool run pip-audit==2.10.0 -r requirements.lock --no-deps --disable-pip
+
 # Pin again what is installed in the environment, after a change of the versions in pyproject.toml.
 lock:
 	$(BIN)/python -m pip install -qq --editable '.[dev]'
 	{ echo "# Every package of the environment, pinned. Made by \`make lock\`; see docs/reproducibility.md."; \
-	  $(BIN)/python -m pip freeze --exclude-editable --exclude mhclite | sed 's/+cpu$$//'; } > requirements.lock
+	  $(BIN)/python -m pip freeze --all --exclude-editable --exclude pip --exclude mhclite | sed 's/+cpu$$//'; } > requirements.lock
 
 clean:
 	rm -rf $(VENV)

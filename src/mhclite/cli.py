@@ -7,6 +7,7 @@ login node needs neither.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import logging
 import os
@@ -19,10 +20,11 @@ from mhclite.errors import Interrupted, UserError
 STEPS = {
     "check": ("mhclite.study", "validate a study file and list its runs"),
     "prepare": ("mhclite.data.prepare", "turn a corpus into token shards and a manifest"),
-    "train": ("mhclite.training.loop", "train one run, or continue it"),
+    "train": ("mhclite.training.job", "train one run, or continue it"),
     "probe": ("mhclite.measure.mixing", "measure H_res of a trained run on held-out text"),
     "sinkhorn": ("mhclite.measure.sinkhorn", "measure the error of Sinkhorn-Knopp iterations"),
     "throughput": ("mhclite.measure.throughput", "time every variant of one model size"),
+    "status": ("mhclite.status", "where a study stands: finished, under way, failed, time left"),
     "stability": ("mhclite.measure.stability", "find spikes and divergence in all runs"),
     "collect": ("mhclite.evidence.collect", "gather all runs into one tidy table"),
     "figures": ("mhclite.evidence.figures", "draw the figures"),
@@ -40,7 +42,20 @@ STEPS = {
     "conformance": ("mhclite.conformance", "compare with golden vectors of the authors' code"),
 }
 
+# Failures of the storage, which are nobody's bug, and the way out.
+STORAGE = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room within your quota",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "make it accessible",
+    errno.EPERM: "make it accessible",
+    errno.EEXIST: "a folder must be there: move the file away",
+    errno.ENOTDIR: "a folder must be there: move the file away",
+    errno.EIO: "have the storage looked at",
+    errno.ESTALE: "have the storage mounted again",
+}
 EXIT_USER_ERROR = 2
+EXIT_STORAGE = 74  # EX_IOERR
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: saved; run the same command again to continue
 
 
@@ -78,3 +93,13 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno not in STORAGE:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"error: {error.strerror}{where}: {STORAGE[error.errno]}, then run the same command "
+            "again: it goes on from what is saved",
+            file=sys.stderr,
+        )
+        return EXIT_STORAGE

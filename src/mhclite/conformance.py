@@ -30,6 +30,18 @@ TOLERANCE = {"connection": 1e-9, "trajectory": 1e-6}
 # one: some true gradients are 0 (all streams are equal at entry) and hold only rounding.
 RELATIVE_FLOOR = 1e-6
 
+# A file that says more is damaged: it would be computed for hours.
+LARGEST = {
+    "n_streams": 64,
+    "n_embd": 16384,
+    "n_layer": 512,
+    "block_size": 65536,
+    "vocab_size": 262_144,
+    "sinkhorn_iterations": 10_000,
+    "cayley_iterations": 10_000,
+    "steps": 100_000,
+}
+
 Arrays = dict[str, Any]
 
 
@@ -57,6 +69,8 @@ def read_golden(path: Path) -> tuple[dict[str, Any], Arrays]:
         assert meta["kind"] in TOLERANCE
         assert meta["variant"] in VARIANTS
         check_streams(meta["variant"], meta["n_streams"])
+        for name, largest in LARGEST.items():
+            assert 0 <= meta.get(name, 0) <= largest, f"{name} is not within 0 and {largest}"
     except (KeyError, TypeError, AssertionError, ValueError) as error:
         raise UserError(
             f"{path} is not a golden file: its `meta` needs kind ({' or '.join(TOLERANCE)}), a "
@@ -84,6 +98,8 @@ def relative_errors(pairs: dict[str, tuple[Any, Any]]) -> dict[str, float]:
 
 
 def _tensor(array: Any, **options: Any) -> torch.Tensor:
+    if array.dtype.kind not in "fiu":
+        raise UserError(f"it holds numbers of type {array.dtype}, expected real ones")
     return torch.tensor(array, dtype=torch.float64, **options)
 
 

@@ -27,7 +27,8 @@ from mhclite.files import read_json, sha256_of, write_json
 from mhclite.model import DEFAULTS, GPT
 from mhclite.provenance import provenance
 from mhclite.training.checkpoint import save_checkpoint, save_tensors
-from mhclite.training.loop import SCHEMA, STEP_FILES, code_of, run_key
+from mhclite.training.key import code_of, run_key
+from mhclite.training.loop import SCHEMA, STEP_FILES
 from mhclite.training.optimizer import AdamW
 
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")

@@ -50,20 +50,45 @@ def read_json(path: Path, what: str = "file") -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{what} {path} does not exist") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, IsADirectoryError) as error:
+    except (ValueError, RecursionError, IsADirectoryError) as error:
         raise UserError(f"{what} {path} is not readable as JSON: {error}") from None
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read a file of one JSON object a line, e.g. metrics.jsonl."""
     records = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 records.append(json.loads(line))
-            except json.JSONDecodeError as error:
+            except ValueError as error:
                 raise UserError(f"{path} line {number} is not JSON: {error}") from None
     return records
+
+
+def misfit(value: Any, shape: Any, where: str = "") -> str | None:
+    """First place where `value`, as JSON gives it, has not the shape, in words; None if it has.
+
+    A shape is a type or several (`float | None`), a dict of shapes (further keys are allowed), or
+    a list with the shape of its entries.
+    """
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return f"{where or 'its content'} is not an object"
+        for key, inner in shape.items():
+            place = f"{where}.{key}" if where else key
+            problem = misfit(value[key], inner, place) if key in value else f"{place!r} is missing"
+            if problem:
+                return problem
+        return None
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{where} is not a list"
+        return next(filter(None, (misfit(entry, shape[0], where) for entry in value)), None)
+    # An integer will do for a float.
+    wanted = shape | int if shape is float or float in getattr(shape, "__args__", ()) else shape
+    name = getattr(shape, "__name__", str(shape))
+    return None if isinstance(value, wanted) else f"{where} is {value!r:.60}, expected {name}"
 
 
 def sha256_of(path: Path) -> str:

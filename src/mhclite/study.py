@@ -19,12 +19,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from mhclite.connections.registry import VARIANTS, check_streams
 from mhclite.errors import UserError
 from mhclite.files import digest_of
+from mhclite.training.live import EXPERIMENT, URI
 
 # Names become folder names, tags and axis labels. No hyphen: it separates the parts of a run's id.
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")]
+RESULTS = Path("results")
 BASE = "base"  # the condition of the study's own settings
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NO_PASSWORD = (
+    "a password does not belong there: it would be written into results; set "
+    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+)
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -70,8 +76,16 @@ class Corpus(Settings):
             raise ValueError("`repository` is needed with source `hub`, and only there")
         if self.source != "hub" and (self.subset or self.revision):
             raise ValueError("`subset` and `revision` belong to source `hub`")
-        if self.source == "files" and not glob.glob(str(self.files), recursive=True):
-            raise ValueError(f"no file matches {self.files!r} (looked in {Path.cwd()})")
+        if self.source == "files":
+            found = glob.glob(str(self.files), recursive=True)
+            if not found:
+                raise ValueError(f"no file matches {self.files!r} (looked in {Path.cwd()})")
+            own = [path for path in found if Path(path).resolve().is_relative_to(RESULTS.resolve())]
+            if own:
+                raise ValueError(
+                    f"{self.files!r} matches {own[0]!r}: a corpus cannot be made of results/, "
+                    "which studies write; move the files elsewhere"
+                )
         return self
 
     @field_validator("revision")
@@ -156,6 +170,11 @@ class Connections(Settings):
     final_norm: Literal["per_stream", "after_sum"] = Field(
         "per_stream", description="final LayerNorm of each stream (the authors), or of their sum"
     )
+
+
+def has_password(uri: str) -> bool:
+    """Whether a URI names a user or a password (`http://user:secret@host`)."""
+    return "@" in uri.partition("://")[2].partition("/")[0]
 
 
 def n_streams(variant: str, connections: Connections) -> int:
@@ -292,9 +311,16 @@ class Tracking(Settings):
 
     uri: Annotated[str, Field(pattern=r"^(sqlite:///|https?://).+")] | None = Field(
         None,
-        description="MLflow store: `sqlite:///FILE` or `http(s)://HOST`; left out: "
-        "`sqlite:///results/mlflow.db`",
+        description="MLflow store: `sqlite:///FILE`, or `http(s)://HOST`, which also shows runs "
+        "while they train; left out: `sqlite:///results/mlflow.db`",
     )
+
+    @field_validator("uri")
+    @classmethod
+    def _no_secret(cls, value: str | None) -> str | None:
+        if value is not None and has_password(value):
+            raise ValueError(NO_PASSWORD)
+        return value
 
 
 class Study(Settings):
@@ -496,6 +522,12 @@ def parse_study(config: Any, source: str = "study") -> Study:
         return Study.model_validate(config)
     except ValidationError as error:
         raise UserError(f"{source}: {_one_line(error)}") from None
+
+
+def live_environment(study: Study) -> dict[str, str]:
+    """Environment of training jobs: where they send their curves, if the store is a server."""
+    uri = study.tracking.uri
+    return {} if uri is None or uri.startswith("sqlite") else {URI: uri, EXPERIMENT: study.name}
 
 
 def load_study(path: str | Path) -> Study:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,16 @@ from mhclite.errors import UserError
 from mhclite.files import write_json
 from mhclite.tracking_content import TrackedRun
 from mhclite.tracking_store import (
+    BUSY,
     DEFAULT_URI,
-    RUN_TAG,
     Store,
     database_of,
+    is_busy,
     open_store,
-    without_password,
 )
 from mhclite.tracking_study import tracked_runs
 from mhclite.tracking_view import experiment_tags
+from mhclite.training.live import RUN_TAG
 
 SCHEMA = 1
 DIGEST_TAG = "mhclite.digest"  # set last: a run without it was not imported to its end
@@ -95,7 +97,7 @@ def synchronise(store: Store, study: dict[str, Any], runs: list[TrackedRun]) -> 
     )
     return {
         "schema": SCHEMA,
-        "uri": without_password(store.uri),
+        "uri": store.uri,
         "experiment": {"name": name, "id": experiment},
         "runs": {run.name: {"id": kept[run.name], "digest": run.digest} for run in runs},
     }
@@ -107,15 +109,18 @@ def track(folder: Path, uri: str, receipt: Path) -> None:
     study, runs = tracked_runs(folder)
     with open_store(uri, folder / ".mlflow.lock") as store:
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
         try:
             result = synchronise(store, study, runs)
-        except MlflowException as error:
+        except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
             if store.database is not None:
+                if is_busy(error):
+                    raise UserError(BUSY.format(store.database)) from None
                 raise
-            reason = without_password(str(error).strip().splitlines()[0])
+            reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"the MLflow server {without_password(uri)} failed ({reason}); the results are "
+                f"the MLflow server {uri} failed ({reason}); the results are "
                 "complete without it: run the same command again, it goes on where it stopped"
             ) from None
     write_json(receipt, result)

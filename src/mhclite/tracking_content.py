@@ -18,22 +18,10 @@ from mhclite.evidence.collect import run_row
 from mhclite.files import digest_of, read_json, read_jsonl, sha256_of
 from mhclite.measure.inputs import FinishedRun, read_schema
 from mhclite.study import BASE
+from mhclite.training.live import CURVE_POINTS, TRAINING_CURVES, VALIDATION_CURVES
 
-CURVE_POINTS = (
-    250  # steps kept of a training curve (the UI draws at most 320); metrics.jsonl has all
-)
 SHORT = 12  # hex digits of a digest in a tag; the whole digests are in run.json
 
-# Metric in MLflow -> key in metrics.jsonl. The UI makes one section of charts of each prefix.
-TRAINING_CURVES = {
-    "train/loss": "loss",
-    "train/grad_norm": "grad_norm",
-    "train/learning_rate": "learning_rate",
-}
-VALIDATION_CURVES = {
-    "validation/loss": "validation_loss",
-    "validation/bits_per_byte": "validation_bits_per_byte",
-}
 # Metric in MLflow -> column of runs.csv.
 SUMMARY = {
     "final/validation_loss": "validation_loss",

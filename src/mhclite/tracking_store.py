@@ -23,13 +23,14 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from mhclite.errors import UserError
+from mhclite.study import NO_PASSWORD, has_password
+from mhclite.training.live import RUN_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
 DEFAULT_URI = "sqlite:///results/mlflow.db"
-RUN_TAG = "mhclite.run"
 
 # Short, or a server that is down would be waited for during minutes.
 ENVIRONMENT = {
@@ -42,6 +43,10 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 CONNECT_SECONDS = 5
+BUSY = (
+    "{} is locked by another program that writes to it; the results are complete without it: run "
+    "the same command again when that program is done"
+)
 
 log = logging.getLogger(__name__)
 
@@ -52,13 +57,10 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def without_password(uri: str) -> str:
-    """The URI as it may be shown."""
-    return re.sub(r"(?<=://)[^/@]*@", "", uri)
-
-
 def database_of(uri: str) -> Path | None:
     """The file of an SQLite store, None for a server's URI; `UserError` for any other."""
+    if has_password(uri):
+        raise UserError(f"tracking URI: {NO_PASSWORD}")
     scheme = urlsplit(uri).scheme
     if scheme == "sqlite":
         path = uri.removeprefix("sqlite:///")
@@ -67,22 +69,21 @@ def database_of(uri: str) -> Path | None:
     elif scheme in ("http", "https") and urlsplit(uri).hostname:
         return None
     raise UserError(
-        f"tracking URI {without_password(uri)!r}: expected a file as sqlite:///results/mlflow.db "
+        f"tracking URI {uri!r}: expected a file as sqlite:///results/mlflow.db "
         "or an MLflow server as http(s)://host:port"
     )
 
 
 def check_server(uri: str) -> None:
     """`UserError` within seconds if nothing answers at a server's URI."""
-    shown = without_password(uri)
     try:
-        urllib.request.urlopen(f"{shown.rstrip('/')}/health", timeout=CONNECT_SECONDS).close()
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=CONNECT_SECONDS).close()
     except urllib.error.HTTPError as error:
         error.close()  # it answers; what it thinks of the request shows when it is used
     except (OSError, ValueError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise UserError(
-            f"the MLflow server {shown} cannot be reached ({reason}); the results are complete "
+            f"the MLflow server {uri} cannot be reached ({reason}); the results are complete "
             "without it: run the same command again when it is up, or leave out tracking.uri to "
             "use SQLite under results/"
         ) from None
@@ -99,6 +100,11 @@ def locked(path: Path) -> Iterator[None]:
             log.info("another process is writing to the same store (lock %s): waiting", path)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield  # closing the file, or the death of the process, gives the lock back
+
+
+def is_busy(error: Exception) -> bool:
+    """Whether an SQLite store could not be used because another program holds it."""
+    return "database is locked" in str(error)
 
 
 def lock_of(database: Path) -> Path:
@@ -250,6 +256,8 @@ def _open(uri: str, database: Path | None) -> Store:
             _create(database)
         return Store(uri, MlflowClient(f"sqlite:///{database}"), database)
     except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
+        if is_busy(error):
+            raise UserError(BUSY.format(database)) from None
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"{database} cannot be used as an MLflow store ({reason}); everything of mhclite in it "

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mhclite.tracking_content import SUMMARY, TRAINING_CURVES, VALIDATION_CURVES
+from mhclite.tracking_content import SUMMARY
+from mhclite.training.live import TRAINING_CURVES, VALIDATION_CURVES
 
 VIEW_TAG = "mlflow.sharedViewState."
 VARIANTS_VIEW, RUNS_VIEW = "variants", "runs"  # ids, as in the links that `ui` prints

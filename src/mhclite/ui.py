@@ -27,7 +27,6 @@ from mhclite.tracking_store import (
     prepare_environment,
     relocate,
     tracked_studies,
-    without_password,
 )
 from mhclite.tracking_view import RUNS_VIEW, VARIANTS_VIEW
 
@@ -174,7 +173,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve the UI until Ctrl-C."""
     database = database_of(args.uri)
     if database is None:
-        print(f"The tracking server shows its own UI: {without_password(args.uri)}")
+        print(f"The tracking server shows its own UI: {args.uri}")
         return 0
     before = {sign: signal.signal(sign, _interrupt) for sign in ENDING}
     try:

@@ -8,13 +8,8 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-# Jobs run the Python that runs Snakemake, with this checkout's source.
 SOURCE = Path(workflow.basedir) / "src"
 sys.path.insert(0, str(SOURCE))
-shell.prefix(
-    f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
-    f" PYTHONPATH={shlex.quote(str(SOURCE))}; "
-)
 
 from mhclite.errors import UserError
 from mhclite.evidence import captions
@@ -22,7 +17,7 @@ from mhclite.evidence.captions import shown
 from mhclite.evidence.claims import load_claims
 from mhclite.files import write_json, write_text
 from mhclite.provenance import code_digest
-from mhclite.study import parse_study
+from mhclite.study import live_environment, parse_study
 
 try:
     STUDY = parse_study(config)
@@ -35,7 +30,22 @@ RUNS = STUDY.runs()
 FIGURES = shown(captions.FIGURES, STUDY.model_dump())
 TABLES = shown(captions.TABLES, STUDY.model_dump())
 OUT = f"results/{STUDY.name}"
+# Jobs run the Python that runs Snakemake, with this checkout's source; those that train send their
+# curves to the study's MLflow server, if it has one. Not as parameters: the results do not depend
+# on these.
+JOB_ENVIRONMENT = {"PYTHONPATH": str(SOURCE)} | live_environment(STUDY)
+JOB_PREFIX = (
+    f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH "
+    + " ".join(f"{key}={shlex.quote(value)}" for key, value in JOB_ENVIRONMENT.items())
+    + "; "
+)
+shell.prefix(JOB_PREFIX.replace("{", "{{").replace("}", "}}"))  # Snakemake formats it
 GPUS = 0 if STUDY.training.device == "cpu" else 1  # of a measuring job
+
+
+# A limit such as `gpu: 1` of profiles/default is for jobs on this machine, not for a cluster's.
+resource_scopes:
+    gpu="local",
 
 
 wildcard_constraints:

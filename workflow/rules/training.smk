@@ -1,5 +1,6 @@
-# Only summary.json is declared: it is written last, and Snakemake deletes the declared outputs of a
-# job that failed, which must not be the checkpoints.
+# `exec`: a signal to the whole job must not end a shell in between, and with it the job, before the
+# checkpoint is written. Only summary.json is declared: it is written last, and Snakemake deletes the
+# declared outputs of a job that failed, which must not be the checkpoints.
 rule train:
     input:
         manifest=manifest_of_run,
@@ -19,5 +20,5 @@ rule train:
         code=lambda w: code_of("mhclite.training.loop", variant_of_run(w)),
         torchrun=lambda w: torchrun(training_of(w)["processes"]),
     shell:
-        "python -m {params.torchrun} mhclite train --config {params.config:q}"
+        "exec python -m {params.torchrun} mhclite train --config {params.config:q}"
         " --corpus {params.corpus:q} --out {params.folder:q} > {log:q} 2>&1"

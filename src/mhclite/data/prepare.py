@@ -270,10 +270,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prepare a corpus and print what it holds."""
     settings = parse_settings(args.settings)
-    try:
-        manifest = prepare(settings, args.out, args.lock)
-    except OSError as error:  # no permission, no space, a file where a folder should be
-        raise UserError(f"{error.filename or args.out}: {error.strerror or error}") from error
+    manifest = prepare(settings, args.out, args.lock)
     train, validation = manifest["train"], manifest["validation"]
     print(
         f"{args.out}: {train['documents']:,} + {validation['documents']:,} documents, "

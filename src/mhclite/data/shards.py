@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mhclite.errors import UserError
-from mhclite.files import atomic_write, digest_of, read_json, sha256_of, write_json
+from mhclite.files import atomic_write, digest_of, misfit, read_json, sha256_of, write_json
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -30,7 +30,7 @@ Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 Ids = npt.NDArray[np.uint16]
 
-# The manifest's shape: a type, a dict of shapes, or a list with the shape of its entries.
+# The manifest's shape, for `misfit`.
 _SPLIT_SHAPE = {
     "documents": int,
     "bytes": int,
@@ -199,7 +199,7 @@ def load_manifest(folder: Path) -> dict[str, Any]:
 
 def _problem(manifest: Any) -> str | None:
     """What is wrong with a manifest, None if nothing is."""
-    problem = _misfit(manifest, _SHAPE, "")
+    problem = misfit(manifest, _SHAPE)
     if problem:
         return problem
     for split in SPLITS:
@@ -213,25 +213,6 @@ def _problem(manifest: Any) -> str | None:
     if manifest["digest"] != content_digest(manifest):
         return "its digest does not fit its content"
     return None
-
-
-def _misfit(value: Any, shape: Any, where: str) -> str | None:
-    """First place where `value` has not the shape, in words."""
-    if isinstance(shape, dict):
-        if not isinstance(value, dict):
-            return f"{where or 'its content'} is not an object"
-        for key, inner in shape.items():
-            place = f"{where}.{key}" if where else key
-            problem = _misfit(value[key], inner, place) if key in value else f"{place!r} is missing"
-            if problem:
-                return problem
-        return None
-    if isinstance(shape, list):
-        if not isinstance(value, list):
-            return f"{where} is not a list"
-        return next(filter(None, (_misfit(entry, shape[0], where) for entry in value)), None)
-    fits = isinstance(value, (int, float) if shape is float else shape)
-    return None if fits else f"{where} is {value!r}, expected {shape.__name__}"
 
 
 def verify_split(folder: Path, manifest: dict[str, Any], split: Split) -> None:

@@ -73,7 +73,8 @@ def parse_claims(content: Any, where: str) -> list[Claim]:
         path = ".".join(str(part) for part in first["loc"][1:])
         what = str(first.get("ctx", {}).get("error", first["msg"]))
         place = " ".join(filter(None, [f"claim {named or at}" if first["loc"] else "", path]))
-        raise UserError(f"{where}: {place + ': ' if place else ''}{what}") from None
+        said = f"{where}: {place + ': ' if place else ''}{what}"
+        raise UserError(" ".join(said.split())) from None
     names = [claim.id for claim in claims]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

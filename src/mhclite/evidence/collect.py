@@ -21,11 +21,10 @@ from mhclite.evidence.columns import CURVE_COLUMNS, RUN_COLUMNS
 from mhclite.files import write_json, write_text
 from mhclite.measure.inputs import SCHEMA, FinishedRun, finished_run, json_argument, read_schema
 from mhclite.measure.stability import series_of, trailing
+from mhclite.training.key import deciding
 
 log = logging.getLogger(__name__)
 
-# They do not decide a result, so runs may differ in them. As in training.loop, which needs torch.
-FREE_SETTINGS = ("processes", "checkpoint_interval")
 CURVE_POINTS = 2000  # steps kept of a run in curves.csv; evaluation steps are always kept
 
 
@@ -42,16 +41,10 @@ def _difference(expected: Any, found: Any, where: str = "") -> str:
     return f"{where} is {expected!r} in the study and {found!r} in the run"
 
 
-def _deciding(configuration: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without the settings that do not decide a run's result."""
-    training = {k: v for k, v in configuration["training"].items() if k not in FREE_SETTINGS}
-    return {**configuration, "training": training}
-
-
 def check_run(run: FinishedRun, configuration: dict[str, Any], manifest: dict[str, Any]) -> None:
     """Refuse a run of another configuration or of other data than the study's."""
     again = f"delete its folder under runs/ and run `snakemake --cores all` (run {run.run})"
-    difference = _difference(_deciding(configuration), _deciding(run.description["config"]))
+    difference = _difference(deciding(configuration), deciding(run.description["config"]))
     if difference:
         raise UserError(f"run {run.run} was trained with other settings: {difference}; {again}")
     if run.description["corpus"]["digest"] != manifest["digest"]:

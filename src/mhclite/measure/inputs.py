@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mhclite.errors import UserError
-from mhclite.files import read_json, read_jsonl
+from mhclite.files import misfit, read_json, read_jsonl, sha256_of
 
 SCHEMA = 1  # of every file that one step writes for another
 
@@ -66,6 +66,33 @@ def read_schema(path: Path, what: str, step: str, delete: Path | None = None) ->
     return dict(value)
 
 
+# What the steps after training read of a run folder, as shapes for `misfit`.
+SUMMARY_SHAPE = {
+    "status": str,
+    "steps": int,
+    "diverged_step": int | None,
+    "tokens": int,
+    "train_loss": float | None,
+    "validation_loss": float | None,
+    "validation_bits_per_byte": float | None,
+    "best_validation_loss": float,
+    "seconds": float,
+    "tokens_per_second": float,
+    "metrics_sha256": str,
+}
+RECORD_SHAPE = {
+    "config": {"training": {}, "model": {}, "connection": {}},
+    "corpus": {"digest": str},
+    "provenance": {
+        "git": {"commit": str | None, "dirty": bool | None},
+        "versions": {},
+        "hardware": {"cpu": str, "cores": int | None},
+        "platform": str,
+    },
+    "parameters": {"total": int, "connection": int},
+}
+
+
 @dataclass(frozen=True)
 class FinishedRun:
     """A run folder that `train` has completed."""
@@ -84,14 +111,18 @@ def finished_run(runs: Path, run: str) -> FinishedRun:
             f"run {run} is not finished: {folder / 'summary.json'} does not exist; "
             "`snakemake --cores all` trains or continues it"
         )
+    again = f"delete {folder} and run `snakemake --cores all`"
     metrics = folder / "metrics.jsonl"
     if not metrics.is_file():
-        raise UserError(
-            f"run {run} has no {metrics}; delete {folder} and run `snakemake --cores all`"
-        )
-    return FinishedRun(
-        run=run,
-        summary=read_schema(folder / "summary.json", f"the summary of run {run}", "train", folder),
-        description=read_schema(folder / "run.json", f"the record of run {run}", "train", folder),
-        metrics=read_jsonl(metrics),
-    )
+        raise UserError(f"run {run} has no {metrics}; {again}")
+    read = []
+    for name, shape in (("summary.json", SUMMARY_SHAPE), ("run.json", RECORD_SHAPE)):
+        content = read_schema(folder / name, f"{name} of run {run}", "train", folder)
+        problem = misfit(content, shape)
+        if problem:
+            raise UserError(f"{folder / name} is not what training wrote: {problem}; {again}")
+        read.append(content)
+    summary, description = read
+    if sha256_of(metrics) != summary["metrics_sha256"]:
+        raise UserError(f"{metrics} is not what training wrote: it was changed since; {again}")
+    return FinishedRun(run, description, summary, metrics=read_jsonl(metrics))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from mhclite.errors import UserError
 from mhclite.files import atomic_write, read_json, sha256_of, write_json
 
 KEEP = 2
+# What reading a file raises that is not what we wrote.
+DAMAGED = (UserError, OSError, KeyError, TypeError, ValueError, RuntimeError, UnpicklingError)
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +27,13 @@ log = logging.getLogger(__name__)
 def save_tensors(path: Path, state: Any) -> str:
     """Write `state` with torch, atomically. Returns the file's SHA-256."""
     with atomic_write(path, "wb") as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            # What torch says when it closes a file that it could not write hides why it could not.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
     return sha256_of(path)
 
 
@@ -65,8 +74,10 @@ def load_checkpoint(folder: Path, key: str) -> dict[str, Any] | None:
                 raise ValueError("its SHA-256 is not the recorded one")
             loaded: dict[str, Any] = torch.load(state, map_location="cpu", weights_only=True)
             return loaded
-        except (UserError, OSError, KeyError, TypeError, ValueError) as error:
-            log.warning("checkpoint %s is damaged (%s); trying the one before", state, error)
+        except DAMAGED as error:
+            # What torch says of a foreign pickle includes how to run its code.
+            reason = "it holds more than tensors" if isinstance(error, UnpicklingError) else error
+            log.warning("checkpoint %s is damaged (%s); trying the one before", state, reason)
             damaged.append(state.name)
     if damaged:
         raise UserError(

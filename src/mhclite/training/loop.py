@@ -6,13 +6,14 @@ The run folder holds
     timing.jsonl   seconds and wall time of each step
     mixing.jsonl   one line an evaluation: the streams and H_res of the model in training
     weights.pt     the final weights
-    summary.json   written last: a run that has one is finished
+    result.json    written when the run is finished
+    summary.json   the same, written last: Snakemake's declared output, which it deletes at will
     checkpoints/   while the run is under way
+    superseded/    a run of another configuration or code that was under way here before, by its key
 """
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import json
 import logging
@@ -21,8 +22,8 @@ import shutil
 import signal
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -34,10 +35,11 @@ from torch import Tensor
 from mhclite.data.batches import Tokens, batch_starts, evaluation_starts, read_windows
 from mhclite.data.shards import TokenSplit, bits_per_byte, load_manifest, open_split
 from mhclite.errors import Interrupted, UserError
-from mhclite.files import digest_of, read_json, read_jsonl, sha256_of, write_json
+from mhclite.files import read_json, read_jsonl, sha256_of, write_json
 from mhclite.model import GPT
-from mhclite.provenance import code_digest, provenance
+from mhclite.provenance import provenance
 from mhclite.training.checkpoint import load_checkpoint, save_checkpoint, save_tensors
+from mhclite.training.key import code_of, run_key
 from mhclite.training.optimizer import AdamW, apply_update, learning_rate
 from mhclite.training.processes import Processes, processes
 from mhclite.training.streams import stream_statistics
@@ -46,55 +48,48 @@ SCHEMA = 1
 STEP_FILES = ("metrics", "timing", "mixing")
 STREAM_WINDOWS = 4  # evaluation windows from which mixing.jsonl is computed
 TRAIN_LOSS_STEPS = 50  # the summary's train_loss is the mean over the last so many steps
-# Settings that do not decide the result: a run may be continued with others.
-FREE_SETTINGS = ("processes", "checkpoint_interval")
 
 log = logging.getLogger(__name__)
 
 
-def code_of(config: dict[str, Any]) -> str:
-    """Digest of the source that decides a run's result."""
-    variant = config["connection"]["variant"]
-    return code_digest("mhclite.training.loop", f"mhclite.connections.{variant}")
+class StepFiles:
+    """The files of one JSON line a step, which can be cut back to a checkpoint.
 
+    Only the main process has them; elsewhere nothing is written.
+    """
 
-def run_key(config: dict[str, Any], corpus_digest: str) -> str:
-    """What decides a run's result: configuration, code and corpus. Another key, another run."""
-    training = {k: v for k, v in config["training"].items() if k not in FREE_SETTINGS}
-    return digest_of(
-        {
-            "config": {**config, "training": training},
-            "code": code_of(config),
-            "corpus": corpus_digest,
-        }
-    )
+    def __init__(self, folder: Path, sizes: dict[str, int], is_main: bool) -> None:
+        """Open for appending after the first `sizes[name]` bytes; what follows them is dropped."""
+        self._files: dict[str, IO[str]] = {}
+        with ExitStack() as opened:
+            for name, size in sizes.items() if is_main else ():
+                path = folder / f"{name}.jsonl"
+                path.touch()
+                if path.stat().st_size < size:
+                    raise UserError(
+                        f"{path} is shorter than its checkpoint says: it was changed from outside; "
+                        f"delete {folder} to train this run again"
+                    )
+                os.truncate(path, size)
+                self._files[name] = opened.enter_context(open(path, "a", encoding="utf-8"))
+            self._opened = opened.pop_all()
 
+    def write(self, name: str, record: dict[str, Any]) -> None:
+        if name in self._files:
+            self._files[name].write(json.dumps(record, allow_nan=False) + "\n")
+            self._files[name].flush()  # a killed process leaves whole lines to whoever watches
 
-class StepFile:
-    """A file of one JSON line a step, which can be cut back to a checkpoint."""
+    def sync(self) -> dict[str, int]:
+        """Force to disk; returns the sizes in bytes."""
+        for file in self._files.values():
+            os.fsync(file.fileno())
+        return {name: file.tell() for name, file in self._files.items()}
 
-    def __init__(self, path: Path, size: int) -> None:
-        """Open for appending after the first `size` bytes; what follows them is dropped."""
-        path.touch()
-        if path.stat().st_size < size:
-            raise UserError(
-                f"{path} is shorter than its checkpoint says: it was changed from outside; "
-                f"delete {path.parent} to train this run again"
-            )
-        os.truncate(path, size)
-        self._file: IO[str] = open(path, "a", encoding="utf-8")  # noqa: SIM115
+    def __enter__(self) -> StepFiles:
+        return self
 
-    def write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()  # a killed process leaves whole lines to whoever watches
-
-    def sync(self) -> int:
-        """Force to disk; returns the size in bytes."""
-        os.fsync(self._file.fileno())
-        return self._file.tell()
-
-    def close(self) -> None:
-        self._file.close()
+    def __exit__(self, *exception: object) -> None:
+        self._opened.close()
 
 
 @contextmanager
@@ -241,44 +236,48 @@ def finite(value: float) -> float | None:
     return value if -float("inf") < value < float("inf") else None
 
 
-def _train(trainer: Trainer, folder: Path, key: str, stopped: list[int]) -> None:
+def _train(
+    trainer: Trainer, folder: Path, key: str, stopped: list[int], begun: Callable[[str], None]
+) -> None:
     """From the last checkpoint, or from the start, to the end of the run."""
-    settings, group = trainer.settings, trainer.group
-    checkpoints = folder / "checkpoints"
+    group, checkpoints = trainer.group, folder / "checkpoints"
     # All processes read the same file; only the main one writes.
     saved = load_checkpoint(checkpoints, key)
     if group.broadcast(saved and saved["step"]) != (saved and saved["step"]):
         raise UserError(f"the processes of this run see different checkpoints in {checkpoints}")
-    step = 0
-    sizes = dict.fromkeys(STEP_FILES, 0)
+    step, sizes = 0, dict.fromkeys(STEP_FILES, 0)
     if saved is not None:
         trainer.restore(saved)
         step, sizes = saved["step"], saved["sizes"]
-        log.info("continuing at step %d of %d", step, settings["steps"])
-    files = (
-        {name: StepFile(folder / f"{name}.jsonl", size) for name, size in sizes.items()}
-        if group.is_main
-        else {}
-    )
+        log.info("continuing at step %d of %d", step, trainer.settings["steps"])
 
-    def write(name: str, record: dict[str, Any]) -> None:
+    def checkpoint(step: int) -> None:
         if group.is_main:
-            files[name].write(record)
-
-    def checkpoint() -> None:
-        if group.is_main:
-            state = trainer.state() | {
-                "step": step,
-                "sizes": {name: file.sync() for name, file in files.items()},
-            }
+            state = trainer.state() | {"step": step, "sizes": files.sync()}
             save_checkpoint(checkpoints, step, key, state)
+
+    with StepFiles(folder, sizes, group.is_main) as files:
+        begun(key)
+        _steps(trainer, files, step, stopped, checkpoint)
+        files.sync()
+
+
+def _steps(
+    trainer: Trainer,
+    files: StepFiles,
+    step: int,
+    stopped: list[int],
+    checkpoint: Callable[[int], None],
+) -> None:
+    """From a step to the end of the run."""
+    settings, group = trainer.settings, trainer.group
 
     def look_at_streams() -> None:
         if group.is_main and trainer.model.n_streams > 1:
-            write("mixing", {"step": step, **trainer.streams()})
+            files.write("mixing", {"step": step, **trainer.streams()})
 
     if step == 0:
-        write("metrics", {"step": 0, "tokens": 0, **trainer.evaluate()})
+        files.write("metrics", {"step": 0, "tokens": 0, **trainer.evaluate()})
         look_at_streams()
     began, first = time.monotonic(), step
     diverged = False
@@ -303,20 +302,17 @@ def _train(trainer: Trainer, folder: Path, key: str, stopped: list[int]) -> None
                 rate,
                 (settings["steps"] - step) / rate,
             )
-        write("metrics", metrics)
-        write("timing", {"step": step, "seconds": seconds, "wall": time.time()})
-        if group.broadcast(bool(stopped)) and not (last or diverged):
-            checkpoint()
+        files.write("metrics", metrics)
+        files.write("timing", {"step": step, "seconds": seconds, "wall": time.time()})
+        if group.any(bool(stopped)) and not (last or diverged):
+            checkpoint(step)
             name = signal.Signals(stopped[0]).name if stopped else "a signal"
             raise Interrupted(
                 f"{name} after step {step} of {settings['steps']}; saved, run the same command to "
                 "continue"
             )
         if not (last or diverged) and step % settings["checkpoint_interval"] == 0:
-            checkpoint()
-    for file in files.values():
-        file.sync()
-        file.close()
+            checkpoint(step)
     if diverged:
         log.info("diverged at step %d: loss or gradient norm is not finite", step)
 
@@ -355,20 +351,84 @@ def _summarise(trainer: Trainer, folder: Path, key: str, attempts: int) -> dict[
     }
 
 
-def _begin(folder: Path, trainer: Trainer, key: str, corpus: Path) -> int:
-    """Write run.json, clearing what another configuration left. Returns the attempt's number."""
+def _key_and_attempts(folder: Path) -> tuple[str | None, list[dict[str, Any]]]:
+    """From run.json; None and no attempts if there is none."""
     path = folder / "run.json"
-    attempts: list[dict[str, Any]] = []
-    if path.exists():
-        try:
-            before = read_json(path)
-        except UserError as error:  # half a file cannot be: somebody changed it
-            raise UserError(f"{error}; delete {folder} to train this run again") from None
-        if isinstance(before, dict) and before.get("key") == key:
-            attempts = before["attempts"]
-        else:
-            log.info("configuration, code or corpus differ from what %s holds: starting", folder)
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if not path.exists():
+        return None, []
+    try:
+        record = read_json(path)
+        key, attempts = record["key"], record["attempts"]
+        if not (isinstance(key, str) and key.isalnum() and isinstance(attempts, list)):
+            raise UserError(f"{path} does not describe a run")
+    except (UserError, KeyError, TypeError) as error:  # half a file cannot be: somebody changed it
+        reason = error if isinstance(error, UserError) else f"{path} does not describe a run"
+        raise UserError(f"{reason}; delete {folder} to train this run again") from None
+    return key, attempts
+
+
+def _make_room(folder: Path, key: str) -> None:
+    """Put aside what another configuration or code has under way here; take back what ours had.
+
+    Killed at any point, the next call does the rest: run.json is moved last.
+    """
+    other, _ = _key_and_attempts(folder)
+    superseded = folder / "superseded"
+    if other not in (None, key):
+        assert other is not None
+        log.info("configuration, code or corpus differ from what %s holds", folder)
+        theirs = superseded / other[:12]
+        if (folder / "checkpoints").exists() or (theirs / "checkpoints").exists():
+            log.info("it was under way: kept in %s until this run is finished", theirs)
+            _move(folder, theirs)
+    ours = superseded / key[:12]
+    if ours.exists():  # also where putting it aside was interrupted
+        log.info("taking back what this configuration and code had done")
+        _move(ours, folder)
+        ours.rmdir()
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move a run's files from folder to folder."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (*(f"{name}.jsonl" for name in STEP_FILES), "checkpoints", "run.json"):
+        if (source / name).is_dir():
+            shutil.rmtree(target / name, ignore_errors=True)
+        if (source / name).exists():
+            os.replace(source / name, target / name)
+
+
+def _is_finished(folder: Path, key: str) -> bool:
+    """Whether the run is done; a summary.json that was deleted is written again."""
+    for name in ("summary.json", "result.json"):
+        path = folder / name
+        if not path.exists():
+            continue
+        result = read_json(path, "result")
+        if not isinstance(result, dict) or result.get("key") != key:
+            continue
+        if name == "summary.json":
+            return True
+        files = {"metrics.jsonl": "metrics_sha256", "weights.pt": "weights_sha256"}
+        if all(_has_digest(folder / file, result.get(digest)) for file, digest in files.items()):
+            log.info("finished before: writing summary.json again from result.json")
+            write_json(folder / "summary.json", result)
+            return True
+        log.warning("%s does not fit the files beside it: training again", path)
+    return False
+
+
+def _has_digest(path: Path, digest: str | None) -> bool:
+    """Whether a file has this SHA-256; None: whether there is no such file."""
+    return sha256_of(path) == digest if path.exists() else digest is None
+
+
+def _begin(folder: Path, trainer: Trainer, key: str, corpus: Path) -> int:
+    """Write run.json. Returns the attempt's number."""
+    path = folder / "run.json"
+    before, attempts = _key_and_attempts(folder)
+    if before != key:
+        attempts = []
     attempts.append({"started": datetime.now(UTC).isoformat(timespec="seconds"), **provenance()})
     config = trainer.config
     write_json(
@@ -391,13 +451,19 @@ def _begin(folder: Path, trainer: Trainer, key: str, corpus: Path) -> int:
     return len(attempts)
 
 
-def train(config: dict[str, Any], corpus: Path, folder: Path) -> None:
+def train(
+    config: dict[str, Any],
+    corpus: Path,
+    folder: Path,
+    begun: Callable[[str], None] = lambda key: None,
+) -> None:
     """Train a run to its end, or continue it from its last checkpoint.
 
     Args:
         config: one of `Study.runs()`.
         corpus: folder that `prepare` made.
         folder: the run folder.
+        begun: called with the run's key when metrics.jsonl is open: from then on it only grows.
 
     Raises:
         Interrupted: after a signal; the state is saved.
@@ -412,35 +478,19 @@ def train(config: dict[str, Any], corpus: Path, folder: Path) -> None:
     ):
         trainer = Trainer(config, corpus, group)
         key = run_key(config, trainer.manifest["digest"])
-        summary = folder / "summary.json"
-        finished = summary.exists() and read_json(summary, "summary").get("key") == key
-        if group.broadcast(finished):
+        if group.broadcast(group.is_main and _is_finished(folder, key)):
             log.info("%s is finished already: nothing to do", config["run"])
             return
-        attempts = _begin(folder, trainer, key, corpus) if group.is_main else 0
-        group.broadcast(None)  # the folder is ready for all
-        _train(trainer, folder, key, stopped)
+        attempts = 0
         if group.is_main:
-            summary.unlink(missing_ok=True)
-            write_json(summary, _summarise(trainer, folder, key, attempts))
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m mhclite train`."""
-    parser.add_argument("--config", required=True, help="resolved run configuration (JSON)")
-    parser.add_argument("--corpus", required=True, type=Path, help="folder of a prepared corpus")
-    parser.add_argument("--out", required=True, type=Path, help="run folder")
-
-
-def run(args: argparse.Namespace) -> None:
-    """Train or continue the run."""
-    try:
-        config = json.loads(args.config)
-        assert {"run", "corpus", "seed", "model", "connection", "training"} <= config.keys()
-    except (json.JSONDecodeError, AssertionError, AttributeError):
-        raise UserError(
-            f"--config {args.config[:60]!r} is not a resolved run configuration; "
-            "`python -m mhclite check --runs STUDY` prints those of a study"
-        ) from None
-    train(config, args.corpus, args.out)
+            _make_room(folder, key)
+            attempts = _begin(folder, trainer, key, corpus)
+        group.broadcast(None)  # the folder is ready for all
+        _train(trainer, folder, key, stopped, begun)
+        if group.is_main:
+            (folder / "summary.json").unlink(missing_ok=True)
+            result = _summarise(trainer, folder, key, attempts)
+            for name in ("result.json", "summary.json"):
+                write_json(folder / name, result)
+            for leftover in ("checkpoints", "superseded"):
+                shutil.rmtree(folder / leftover, ignore_errors=True)

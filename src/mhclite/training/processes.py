@@ -43,6 +43,14 @@ class Processes:
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients])):
             gradient.copy_(part.view_as(gradient))
 
+    def any(self, value: bool) -> bool:
+        """Whether `value` is true in at least one process."""
+        if self.count == 1:
+            return value
+        flag = torch.tensor(int(value), device=self.device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag.item())
+
     def broadcast(self, value: Any) -> Any:
         """The main process's value, in every process."""
         if self.count == 1:

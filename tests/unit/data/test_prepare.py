@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -15,6 +14,7 @@ import pytest
 import yaml
 from small_corpora import documents, settings
 
+from mhclite import cli
 from mhclite.data import prepare as step
 from mhclite.data.prepare import parse_settings, prepare, split_of
 from mhclite.data.shards import SPLITS, Split, load_manifest, open_split
@@ -211,10 +211,12 @@ def test_bad_settings_are_one_clear_line(text: str, what: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("")
-    args = argparse.Namespace(
-        settings=json.dumps(EMBEDDED), out=tmp_path / "file", lock=tmp_path / "lock.json"
-    )
-    with pytest.raises(UserError, match=f"^{tmp_path / 'file'}.*"):
-        step.run(args)
+    options = ["--out", str(tmp_path / "file"), "--lock", str(tmp_path / "lock.json")]
+    assert cli.main(["prepare", "--settings", json.dumps(EMBEDDED), *options]) != 0
+    (said,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / "file") in said
+    assert "move the file away" in said

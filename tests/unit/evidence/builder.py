@@ -18,7 +18,7 @@ import numpy as np
 
 from mhclite.evidence.claims import load_claims
 from mhclite.evidence.collect import collect
-from mhclite.files import digest_of, write_json
+from mhclite.files import digest_of, sha256_of, write_json
 from mhclite.measure import stability
 from mhclite.study import Study, parse_study
 
@@ -184,7 +184,6 @@ def summary_of(run: dict[str, Any], metrics: list[dict[str, Any]]) -> dict[str, 
         "seconds": 12.5,
         "tokens_per_second": 40_000.0 + 1000 * noise("speed", run["run"]),
         "attempts": 1,
-        "metrics_sha256": digest_of(metrics),
         "weights_sha256": None if diverged else digest_of(run["run"]),
     }
 
@@ -366,7 +365,13 @@ def write_run(folder: Path, run: dict[str, Any], diverged: bool, corpus_digest: 
             if "validation_loss" in line and sublayers
         ],
     )
-    write_json(folder / "summary.json", summary_of(run, metrics))
+    seal(folder, summary_of(run, metrics))
+
+
+def seal(folder: Path, summary: dict[str, Any]) -> None:
+    """Write the summary, with the digest of metrics.jsonl as it is now."""
+    digest = sha256_of(folder / "metrics.jsonl")
+    write_json(folder / "summary.json", summary | {"metrics_sha256": digest})
 
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:

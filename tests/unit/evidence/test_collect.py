@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import shutil
 from collections.abc import Callable
@@ -30,11 +29,12 @@ from builder import (
     run_stability,
 )
 
-from mhclite import cli, errors
+from mhclite import cli
 from mhclite.errors import UserError
-from mhclite.evidence.collect import CURVE_POINTS, FREE_SETTINGS, collect, curve
+from mhclite.evidence.collect import CURVE_POINTS, collect, curve
 from mhclite.evidence.columns import CURVE_COLUMNS, RUN_COLUMNS
 from mhclite.evidence.results import Results, load_results
+from mhclite.files import read_jsonl
 from mhclite.measure.inputs import FinishedRun, finished_run
 
 
@@ -232,7 +232,7 @@ def test_summary_of_another_version_names_run_and_command(small: Path) -> None:
     path = small / "runs" / "sotu-d2-mhc-s0" / "summary.json"
     change_json(path, lambda summary: summary.update(schema=0))
     message = refused(small)
-    assert "summary of run sotu-d2-mhc-s0 is from another version" in message
+    assert "summary.json of run sotu-d2-mhc-s0 is from another version" in message
     assert f"delete {path.parent} and run `snakemake --cores all`" in message
 
 
@@ -241,7 +241,7 @@ def test_summary_of_another_version_names_run_and_command(small: Path) -> None:
     [
         ("probes/sotu-d2-mhc-s1.json", "the probe of run sotu-d2-mhc-s1 is missing"),
         ("runs/sotu-d2-mhc-s1/metrics.jsonl", "run sotu-d2-mhc-s1 has no"),
-        ("runs/sotu-d2-mhc-s1/run.json", "the record of run sotu-d2-mhc-s1 is missing"),
+        ("runs/sotu-d2-mhc-s1/run.json", "run.json of run sotu-d2-mhc-s1 is missing"),
     ],
 )
 def test_missing_file_is_named(small: Path, missing: str, message: str) -> None:
@@ -267,18 +267,6 @@ def test_settings_that_decide_no_result_may_differ(small: Path) -> None:
 
     change_json(small / "runs" / "sotu-d2-mhc-s1" / "run.json", other)
     assert len(recollect(small).runs) == 4
-
-
-def test_free_settings_are_those_of_training() -> None:
-    # Read, not imported: what is compared is a constant, and torch takes seconds to load.
-    source = Path(errors.__file__).with_name("training") / "loop.py"
-    (value,) = (
-        ast.literal_eval(statement.value)
-        for statement in ast.parse(source.read_text(encoding="utf-8")).body
-        if isinstance(statement, ast.Assign)
-        and getattr(statement.targets[0], "id", None) == "FREE_SETTINGS"
-    )
-    assert value == FREE_SETTINGS
 
 
 def test_run_on_other_data(small: Path) -> None:
@@ -309,8 +297,10 @@ def test_corpus_that_is_not_prepared(small: Path) -> None:
 def test_metrics_with_a_torn_line(small: Path) -> None:
     path = small / "runs" / "sotu-d2-mhc-s1" / "metrics.jsonl"
     path.write_text(path.read_text()[:-20])
-    with pytest.raises(UserError, match=r"metrics\.jsonl line 61 is not JSON"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl is not what training wrote.*delete"):
         finished_run(small / "runs", "sotu-d2-mhc-s1")
+    with pytest.raises(UserError, match=r"metrics\.jsonl line 61 is not JSON"):
+        read_jsonl(path)
 
 
 # --- reading the collected tables -----------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builder import build_results, description_of, make_study, run_stability, write_lines
+from builder import build_results, description_of, make_study, run_stability, seal, write_lines
 
 from mhclite.evidence.collect import collect
 from mhclite.evidence.figures_stress import stress
@@ -53,7 +53,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     write_lines(run / "metrics.jsonl", lines)
     summary = json.loads((run / "summary.json").read_text())
     summary["validation_loss"] += 3.0
-    (run / "summary.json").write_text(json.dumps(summary))
+    seal(run, summary)
     mixing = read_jsonl(run / "mixing.jsonl")
     mixing[1]["gain_forward"] *= 2  # step 20: before the loss rises
     write_lines(run / "mixing.jsonl", mixing)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from mhclite import cli
 from mhclite.errors import UserError
+from mhclite.files import sha256_of
 from mhclite.measure.inputs import FinishedRun, finished_run, json_argument, run_arguments
 from mhclite.measure.stability import judge, spikes, trailing
 
@@ -148,8 +149,22 @@ def finished(
     summary = {
         "status": "diverged" if diverged else "completed",
         "diverged_step": len(loss) if diverged else None,
+        **dict.fromkeys(("steps", "tokens"), len(loss)),
+        **dict.fromkeys(("train_loss", "validation_loss", "validation_bits_per_byte"), None),
+        **dict.fromkeys(("best_validation_loss", "seconds", "tokens_per_second"), 7.0),
     }
-    return FinishedRun(run="a", description={}, summary=summary, metrics=metrics)
+    description = {
+        "config": {"training": {}, "model": {}, "connection": {}},
+        "corpus": {"digest": "d"},
+        "provenance": {
+            "git": {"commit": None, "dirty": None},
+            "versions": {},
+            "hardware": {"cpu": "c", "cores": 2},
+            "platform": "p",
+        },
+        "parameters": {"total": 2, "connection": 1},
+    }
+    return FinishedRun(run="a", description=description, summary=summary, metrics=metrics)
 
 
 def test_judge_names_steps_and_counts_a_step_once() -> None:
@@ -198,8 +213,9 @@ def write_run(folder: Path, run: FinishedRun, schema: int = 1) -> None:
     """A finished run folder with what the step reads."""
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in run.metrics))
-    (folder / "run.json").write_text(json.dumps({"schema": 1}))
-    (folder / "summary.json").write_text(json.dumps({"schema": schema, **run.summary}))
+    (folder / "run.json").write_text(json.dumps({"schema": 1, **run.description}))
+    digest = {"metrics_sha256": sha256_of(folder / "metrics.jsonl")}
+    (folder / "summary.json").write_text(json.dumps({"schema": schema, **run.summary, **digest}))
 
 
 def call(tmp_path: Path, *runs: str, settings: dict[str, Any] | None = None) -> int:
@@ -235,7 +251,9 @@ def test_unfinished_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_summary_of_another_version_is_named(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "a", finished([1.0], [1.0]), schema=0)
-    with pytest.raises(UserError, match=r"summary of run a .* schema 0, expected 1; delete .*/a "):
+    with pytest.raises(
+        UserError, match=r"summary\.json of run a .* schema 0, expected 1; delete .*/a "
+    ):
         finished_run(tmp_path / "runs", "a")
 
 

@@ -1,0 +1,214 @@
+"""`python -m mhclite status STUDY`: where a study stands, from its files alone.
+
+Works while the study runs, on any machine that sees the results, and without torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import statistics
+import sys
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mhclite.errors import UserError
+from mhclite.files import read_json
+from mhclite.study import RESULTS, Study, load_study
+from mhclite.training.key import deciding
+
+TAIL = 16384  # bytes read of the end of a file
+LATEST = 50  # steps from which the rate is taken
+# A run on another machine, whose lock may not be seen from here, is under way if its last step was
+# so recent: in seconds, or in steps where those are longer.
+FRESH_SECONDS, FRESH_STEPS = 60.0, 20.0
+
+STATES = ("finished", "diverged", "under way", "failed", "stopped", "outdated", "waiting")
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Where one run stands."""
+
+    run: str
+    cell: str  # model and variant: runs of one cell take equally long
+    state: str
+    step: int
+    steps: int
+    seconds_per_step: float | None
+    note: str = ""
+
+
+def tail(path: Path) -> list[str]:
+    """The last whole lines of a file, none if there is no such file."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - TAIL))
+            lines = file.read().decode(errors="replace").splitlines(keepends=True)
+    except OSError:
+        return []
+    if size > TAIL:
+        lines = lines[1:]
+    return [line.rstrip("\n") for line in lines if line.endswith("\n")]
+
+
+def latest_steps(folder: Path) -> list[dict[str, Any]]:
+    """The last records of timing.jsonl; what is not one is passed over."""
+    found = []
+    for line in tail(folder / "timing.jsonl")[-LATEST:]:
+        try:
+            record = json.loads(line)
+            found.append({name: float(record[name]) for name in ("step", "seconds", "wall")})
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process on this machine (or on a file system that shares locks) trains the run."""
+    try:
+        with (folder / "lock").open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def last_words(log: Path) -> str:
+    """What a step's log ends with, empty if it has none."""
+    lines = [line.strip() for line in tail(log) if line.strip()]
+    errors = [line for line in lines if line.startswith(("error:", "interrupted:"))]
+    return (errors or lines or [""])[-1]
+
+
+def status_of(out: Path, run: str, config: dict[str, Any]) -> RunStatus:
+    """Where a run stands; `out` is the study's folder."""
+    folder, log = out / "runs" / run, out / "logs" / "train" / f"{run}.log"
+    steps = config["training"]["steps"]
+    cell = f"{config['model']['name']} {config['connection']['variant']}"
+    latest = latest_steps(folder)
+    seconds = statistics.median(record["seconds"] for record in latest) if latest else None
+    step = int(latest[-1]["step"]) if latest else 0
+
+    def at(state: str, note: str = "") -> RunStatus:
+        return RunStatus(run, cell, state, step, steps, seconds, note)
+
+    if (folder / "summary.json").exists():
+        try:
+            summary = read_json(folder / "summary.json")
+            trained = read_json(folder / "run.json")["config"]
+            if deciding(trained) != deciding(config):
+                return RunStatus(run, cell, "outdated", 0, steps, seconds, "of other settings")
+            if summary["status"] == "diverged":
+                return at("diverged", f"at step {summary['diverged_step']}")
+        except (UserError, KeyError, TypeError) as error:
+            reason = error if isinstance(error, UserError) else "a result that is not one"
+            return at("failed", f"{reason}; delete {folder}")
+        return at("finished")
+    if is_locked(folder):
+        return at("under way")
+    if latest:
+        age = time.time() - latest[-1]["wall"]
+        if 0 <= age < max(FRESH_SECONDS, FRESH_STEPS * latest[-1]["seconds"]):
+            return at("under way")
+    words = last_words(log)
+    if words.startswith("interrupted:"):
+        return at("stopped", words)
+    if words and not words.startswith("error:") and latest:
+        return at("stopped", f"without a last word; its log ends: {words}")
+    if words:
+        return at("failed", words)
+    return at("stopped" if latest else "waiting")
+
+
+def seconds_left(found: list[RunStatus]) -> float | None:
+    """Time until all runs are finished, with as many at once as are under way now; None: unknown.
+
+    A run's step takes as long as that of the same model and variant elsewhere, or else the mean.
+    """
+    known: dict[str, list[float]] = defaultdict(list)
+    for status in found:
+        if status.seconds_per_step is not None:
+            known[status.cell].append(status.seconds_per_step)
+    if not known:
+        return None
+    means = {cell: statistics.fmean(values) for cell, values in known.items()}
+    mean = statistics.fmean(means.values())
+    left = [
+        (status.steps - status.step) * means.get(status.cell, mean)
+        for status in found
+        if status.state not in ("finished", "diverged")
+    ]
+    at_once = max(1, sum(status.state == "under way" for status in found))
+    return max(sum(left) / at_once, max(left, default=0.0))
+
+
+def duration(seconds: float) -> str:
+    """In the unit that suits it."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def report(study: Study, results: Path) -> str:
+    """The lines that are printed."""
+    out = results / study.name
+    found = [status_of(out, run, config) for run, config in study.runs().items()]
+    counts = [(state, sum(status.state == state for status in found)) for state in STATES]
+    summary = ", ".join(f"{count} {state}" for state, count in counts if count)
+    lines = [f"study {study.name}: {len(found)} runs: {summary}"]
+    width = max(len(status.run) for status in found)
+    for state in ("under way", "diverged", "failed", "stopped", "outdated"):
+        for status in found:
+            if status.state != state:
+                continue
+            note = status.note
+            if state in ("under way", "stopped"):
+                place = f"step {status.step:,} of {status.steps:,}"
+                if state == "under way" and status.seconds_per_step:
+                    left = (status.steps - status.step) * status.seconds_per_step
+                    rate = 1 / status.seconds_per_step
+                    place += f", {rate:.3g} steps/s, {duration(left)} left"
+                note = f"{place}; {note}" if note else place
+            lines.append(f"  {state:<9}  {status.run:<{width}}  {note}")
+    done = sum(status.state in ("finished", "diverged") for status in found)
+    left_over = seconds_left(found)
+    if done == len(found):
+        written = (out / "report.html").exists()
+        lines.append(
+            f"all runs are finished; {'the report is' if written else 'no report yet:'} "
+            f"{out / 'report.html'}"
+        )
+    elif left_over is not None:
+        at_once = sum(status.state == "under way" for status in found)
+        pace = f"{at_once} at once as now" if at_once else "one at a time"
+        lines.append(f"about {duration(left_over)} of training left ({pace})")
+    return "\n".join(lines)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m mhclite status`."""
+    parser.add_argument("study", type=Path, help="study file (YAML)")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="results folder (default: %(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print where the study stands."""
+    study = load_study(args.study)
+    print(report(study, args.results))
+    if not (args.results / study.name).is_dir():
+        print(
+            f"nothing of it is in {args.results / study.name} yet: "
+            f"snakemake --cores all --configfile {args.study}",
+            file=sys.stderr,
+        )

@@ -1,0 +1,194 @@
+"""Studies on a real SLURM, through the profiles as they are shipped."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+from slurm import Slurm, run, wait_until
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "workflow"))
+from checkout import ROOT, Checkout
+
+from mhclite.files import read_json, read_jsonl, sha256_of
+
+# Polling as slow as the profile's would be most of the test's time.
+QUICK = ("--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "2")
+
+
+def on_slurm(
+    checkout: Checkout, *arguments: str, profile: str = "slurm", study: str = "config/smoke.yaml"
+) -> subprocess.Popen[str]:
+    """Snakemake as a user starts it on a login node."""
+    options = ("--profile", f"profiles/{profile}", *QUICK, *arguments, "--configfile", study)
+    return subprocess.Popen(
+        [sys.executable, "-m", "snakemake", *options],
+        cwd=checkout.folder,
+        env=checkout.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], seconds: float) -> str:
+    """What it printed, once it has ended well."""
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output[-6000:]
+    return output
+
+
+def test_smoke_study(slurm: Slurm, tmp_path: Path, tell: Callable[[str], None]) -> None:
+    checkout = Checkout(tmp_path)
+    began = time.monotonic()
+    finish(on_slurm(checkout), 900)
+    seconds = time.monotonic() - began
+    out = checkout.folder / "results/smoke"
+    assert (out / "report.html").stat().st_size > 100_000
+    assert (out / "mlflow.json").exists()
+    runs = {path.parent.name for path in out.glob("runs/*/summary.json")}
+    assert len(runs) == 16
+
+    jobs = [comment for comment, state in slurm.history("Comment,State") if state == "COMPLETED"]
+    rules = Counter(re.sub(r"^rule_(.*?)(_wildcards.*)?$", r"\1", comment) for comment in jobs)
+    assert rules["train"] == 16  # one job a run
+    assert 1 <= rules["probes_probe_mixing"] <= 3  # many short ones in one job
+    assert rules["prepare_data"] == rules["measure_throughput"] == 1
+    cheap = {"collect", "figures", "tables", "report", "track", "detect_instability"}
+    assert not cheap & rules.keys(), "these run on the login node"
+    tell(f"SLURM: smoke study of 16 runs in {sum(rules.values())} jobs, {seconds:.0f} s")
+
+    done = subprocess.run(
+        [sys.executable, "-m", "mhclite", "status", "config/smoke.yaml"],
+        cwd=checkout.folder,
+        env=checkout.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert "16 runs: 16 finished" in done.stdout
+
+
+# What each run meets: four times the same run, since a condition that only changes how often a run
+# is saved changes no bit of it. Long enough for the scheduler's clock, which ticks in half minutes.
+DRILLS = ("limit", "preempted", "cancelled", "node_lost")
+STEPS = 8000
+
+
+def drill_study(checkout: Checkout) -> list[str]:
+    study = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())
+    study |= {"name": "drill", "variants": ["residual"], "seeds": [0]}
+    study["models"]["d1"]["learning_rate"] = 1e-3
+    study["training"] |= {"steps": STEPS, "evaluation_interval": 2000, "checkpoint_interval": 100}
+    study["conditions"] = {
+        name: {"title": name, "variants": ["residual"], "training": {"checkpoint_interval": every}}
+        for name, every in zip(DRILLS[1:], (150, 200, 250))
+    }
+    (checkout.folder / "drill.yaml").write_text(yaml.safe_dump(study))
+    return ["sotu-d1-residual-s0", *(f"sotu-d1-residual-{name}-s0" for name in DRILLS[1:])]
+
+
+def test_preemption_cancellation_lost_node_time_limit(
+    slurm: Slurm, tmp_path: Path, tell: Callable[[str], None]
+) -> None:
+    """All at once; each run ends with the bits of an undisturbed one."""
+    checkout = Checkout(tmp_path / "cluster")
+    runs = dict(zip(DRILLS, drill_study(checkout)))
+    folders = {drill: checkout.folder / "results/drill/runs" / run for drill, run in runs.items()}
+    limit = "train:runtime=1 if wildcards.run == 'sotu-d1-residual-s0' else 60"
+    targets = [f"results/drill/runs/{run}/summary.json" for run in runs.values()]
+    process = on_slurm(
+        checkout, *targets, "--set-resources", limit, "train:mem_mb=20000", study="drill.yaml"
+    )
+
+    def step_of(drill: str) -> int:
+        metrics = folders[drill] / "metrics.jsonl"
+        return metrics.read_bytes().count(b"\n") - 1 if metrics.exists() else 0
+
+    def job_of(drill: str) -> str:
+        return slurm.jobs()[f"rule_train_wildcards_{runs[drill]}"]
+
+    try:
+        wait_until(lambda: min(map(step_of, DRILLS)) > 300, "all four train", 240)
+        run("scontrol", "requeue", job_of("preempted"))
+        run("scancel", job_of("cancelled"))
+        node = run("squeue", "-h", "-j", job_of("node_lost"), "-o", "%N").strip()
+        slurm.kill_node(node)
+        wait_until(
+            lambda: not run("sinfo", "-h", "-n", node, "-t", "alloc,mix,idle", "-o", "%N").strip(),
+            "the node counts as down",
+            120,
+        )
+        slurm.start_node(node)
+        finish(process, 500)
+    finally:
+        process.kill()
+
+    alone = Checkout(tmp_path / "alone")
+    (undisturbed, *_) = drill_study(alone)
+    code, output = alone.snakemake(targets[0], study="drill.yaml")
+    assert code == 0, output
+    expected = alone.folder / "results/drill/runs" / undisturbed
+    lines = []
+    for drill, folder in folders.items():
+        for name in ("metrics.jsonl", "weights.pt"):
+            assert sha256_of(folder / name) == sha256_of(expected / name), (drill, name)
+        attempts = read_json(folder / "run.json")["attempts"]
+        assert len(attempts) >= 2, f"{drill}: it was not disturbed"
+        steps = [line["step"] for line in read_jsonl(folder / "timing.jsonl")]
+        assert steps == list(range(1, STEPS + 1))
+        lines.append(f"{drill.replace('_', ' ')} ({len(attempts)} attempts)")
+    tell(f"SLURM: {', '.join(lines)}: each ended with the undisturbed run's bits")
+    states = {state.split()[0] for _, state in slurm.history("JobID,State")}
+    assert {"CANCELLED", "TIMEOUT", "REQUEUED", "COMPLETED"} <= states
+
+
+def test_gpus_as_gres(slurm: Slurm, tmp_path: Path) -> None:
+    """profiles/slurm-gres asks for the same as profiles/slurm, and for GPUs by --gres."""
+    plain, gres = (
+        yaml.safe_load((ROOT / f"profiles/{name}/config.yaml").read_text())
+        for name in ("slurm", "slurm-gres")
+    )
+    wanted = gres.pop("set-resources")
+    for rule in ("train", "probe_mixing", "measure_throughput"):
+        assert (wanted[rule].pop("gpu"), wanted[rule].pop("gres")) == (0, "'gpu:1'")
+    wanted = {rule: resources for rule, resources in wanted.items() if resources}
+    assert plain.pop("set-resources") == wanted
+    assert plain == gres
+
+    checkout = Checkout(tmp_path)
+    target = "results/smoke/runs/sotu-d1-residual-s0/summary.json"
+    finish(on_slurm(checkout, target, profile="slurm-gres"), 300)
+    (allocated,) = [
+        tres
+        for comment, tres in slurm.history("Comment,AllocTRES")
+        if comment == "rule_train_wildcards_sotu-d1-residual-s0" and "gres" in tres
+    ]
+    assert "gres/gpu=1" in allocated
+
+
+def test_several_processes_in_one_job(slurm: Slurm, tmp_path: Path) -> None:
+    """torchrun inside a job, with the CPUs of all its processes."""
+    checkout = Checkout(tmp_path)
+    study = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())
+    study["training"]["processes"] = 2
+    (checkout.folder / "two.yaml").write_text(yaml.safe_dump(study))
+    target = "results/smoke/runs/sotu-d1-mhc_lite-s1/summary.json"
+    finish(on_slurm(checkout, target, study="two.yaml"), 300)
+    record = json.loads((checkout.folder / target).with_name("run.json").read_text())
+    assert record["config"]["training"]["processes"] == 2
+    (allocated,) = [
+        tres
+        for comment, tres in slurm.history("Comment,AllocTRES")
+        if comment == "rule_train_wildcards_sotu-d1-mhc_lite-s1" and "cpu=2" in tres
+    ]
+    assert allocated

@@ -1,0 +1,262 @@
+"""Kill a training process at chosen points, again and again, each time in a child of this process.
+
+    python killing.py CONFIG.json CORPUS FOLDER SEED
+
+A child is a fork of this process, which has torch loaded but has computed nothing: a point costs
+a fraction of a second. Prints one JSON object a point.
+
+A point is `operation k` (before the k-th file that is opened for writing, renamed, cut or removed),
+`half k` (when the k-th file is half written), `evaluation k`, or `time t` (after t seconds).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mhclite.files import read_jsonl, sha256_of
+from mhclite.training import checkpoint, loop
+
+OPERATIONS = ("open", "os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir")
+RESULTS = ("metrics.jsonl", "mixing.jsonl", "weights.pt")
+TIMES = 20
+MOVES = 14  # operations at the start of a run that finds another one under way in its folder
+
+Arm = Callable[[], None]
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def in_child(work: Callable[[], None], seconds: float | None = None) -> bool:
+    """Do `work` in a child, killed after `seconds`; whether it came to its end."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert not os.WIFEXITED(status) or os.WEXITSTATUS(status) == 0, "it failed by itself"
+    return os.WIFEXITED(status)
+
+
+def on_operation(folder: Path, act: Callable[[int], None]) -> Arm:
+    """Call `act(k)` before the k-th operation on a file of the run folder."""
+
+    def arm() -> None:
+        count = 0
+
+        def hook(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal count
+            if event not in OPERATIONS or not str(arguments[0]).startswith(str(folder)):
+                return
+            if event == "open" and arguments[1] in ("r", "rb", None):
+                return
+            act(count)
+            count += 1
+
+        sys.addaudithook(hook)
+
+    return arm
+
+
+def at_half(k: int) -> Arm:
+    """Die when half of the k-th state (checkpoint or final weights) is written."""
+
+    def arm() -> None:
+        count = 0
+        save = torch.save
+
+        def half(state: Any, file: Any) -> None:
+            nonlocal count
+            if count == k:
+                whole = io.BytesIO()
+                save(state, whole)
+                file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
+                file.flush()
+                die()
+            count += 1
+            save(state, file)
+
+        checkpoint.torch.save = half  # type: ignore[assignment]
+
+    return arm
+
+
+def in_evaluation(k: int) -> Arm:
+    """Die within the k-th evaluation."""
+
+    def arm() -> None:
+        count = 0
+        evaluate = loop.Trainer.evaluate
+
+        def dying(trainer: loop.Trainer) -> dict[str, float | None]:
+            nonlocal count
+            found = evaluate(trainer)
+            if count == k:
+                die()
+            count += 1
+            return found
+
+        loop.Trainer.evaluate = dying  # type: ignore[method-assign]
+
+    return arm
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {name: sha256_of(folder / name) for name in RESULTS}
+
+
+class Kills:
+    def __init__(self, config: dict[str, Any], corpus: Path, folder: Path, seed: int) -> None:
+        self.config, self.corpus, self.folder = config, corpus, folder
+        self.random = np.random.default_rng(seed)
+        self.other = {**config, "training": {**config["training"], "weight_decay": 0.2}}
+        self.train(folder / "whole")
+        self.expected = digests(folder / "whole")
+
+    def train(
+        self,
+        folder: Path,
+        arm: Arm = lambda: None,
+        seconds: float | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> bool:
+        def work() -> None:
+            arm()
+            loop.train(config or self.config, self.corpus, folder)
+
+        return in_child(work, seconds)
+
+    def point(self, name: str, arm: Arm = lambda: None, seconds: float | None = None) -> None:
+        """One kill, then the same run again to its end."""
+        folder = self.folder / "killed"
+        shutil.rmtree(folder, ignore_errors=True)
+        ended = self.train(folder, arm, seconds)
+        self.tell(name, folder, ended)
+
+    def tell(self, name: str, folder: Path, ended: bool) -> None:
+        saved = [int(p.stem[5:]) for p in folder.glob("checkpoints/step_*.json")]
+        metrics = folder / "metrics.jsonl"
+        done = metrics.read_bytes().count(b"\n") - 1 if metrics.exists() else 0
+        before = max(saved, default=0)
+        finished = (folder / "summary.json").exists() or (folder / "result.json").exists()
+        assert self.train(folder)
+        steps = [line["step"] for line in read_jsonl(folder / "timing.jsonl")]
+        print(
+            json.dumps(
+                {
+                    "point": name,
+                    "ended": ended,
+                    "lost": 0 if finished else max(0, done - before),
+                    "same": digests(folder) == self.expected,
+                    "steps": steps == list(range(1, len(steps) + 1)),
+                    "left": sorted(
+                        p.name for p in folder.iterdir() if p.name in ("checkpoints", "superseded")
+                    ),
+                }
+            ),
+            flush=True,
+        )
+
+    def operations(self, folder: Path, config: dict[str, Any]) -> int:
+        """How many operations on files an undisturbed run makes."""
+        counted = self.folder / "counted"
+
+        def count(k: int) -> None:
+            counted.write_text(str(k + 1))  # outside of the run folder: not counted itself
+
+        assert self.train(folder, on_operation(folder, count), config=config)
+        return int(counted.read_text())
+
+    def all(self) -> None:
+        whole = self.folder / "whole2"
+        count = self.operations(whole, self.config)
+        killed = self.folder / "killed"
+        for k in range(count):
+            self.point(f"operation {k}", on_operation(killed, lambda at, k=k: at == k and die()))
+        training = self.config["training"]
+        states = (training["steps"] - 1) // training["checkpoint_interval"] + 1
+        for k in range(states):
+            self.point(f"half {k}", at_half(k))
+        for k in range(training["steps"] // training["evaluation_interval"] + 1):
+            self.point(f"evaluation {k}", in_evaluation(k))
+        began = time.perf_counter()
+        self.train(self.folder / "timed")
+        whole_time = time.perf_counter() - began
+        for fraction in self.random.uniform(0, 1, TIMES):
+            self.point(f"time {fraction:.3f}", seconds=fraction * whole_time)
+        self.switch()
+        self.many(whole_time)
+
+    def switch(self) -> None:
+        """Other settings while the run is under way, killed at each operation; then ours again."""
+        folder, back = self.folder / "switched", self.folder / "resumed"
+
+        def note(key: str) -> None:
+            lines = (folder / "metrics.jsonl").read_bytes().count(b"\n")
+            back.write_text(str(lines - 1))
+
+        def under_way(at: int) -> None:
+            if at == 40:  # two checkpoints are there, and the run is not through
+                die()
+
+        for k in range(MOVES):
+            shutil.rmtree(folder, ignore_errors=True)
+            assert not self.train(folder, on_operation(folder, under_way))
+            saved = max(int(p.stem[5:]) for p in folder.glob("checkpoints/step_*.json"))
+            at_start = on_operation(folder, lambda at, k=k: at == k and die())
+            self.train(folder, at_start, config=self.other)
+            back.unlink(missing_ok=True)
+            in_child(lambda: loop.train(self.config, self.corpus, folder, note))
+            print(
+                json.dumps(
+                    {
+                        "point": f"switch {k}",
+                        "ended": False,
+                        "lost": saved - int(back.read_text()),
+                        "same": digests(folder) == self.expected,
+                        "steps": True,
+                        "left": [],
+                    }
+                ),
+                flush=True,
+            )
+
+    def many(self, whole_time: float) -> None:
+        """One run killed again and again until it is through."""
+        folder = self.folder / "often"
+        kills = 0
+        ended = False
+        while not ended and kills < 12:
+            seconds = float(self.random.uniform(0.3, 1)) * whole_time
+            ended = self.train(folder, seconds=seconds)
+            kills += 1
+        self.tell(f"again and again, {kills} times", folder, ended)
+
+
+if __name__ == "__main__":
+    logging.disable(logging.CRITICAL)
+    torch.set_num_threads(1)
+    configuration, corpus, folder, seed = sys.argv[1:]
+    Path(folder).mkdir(exist_ok=True)
+    Kills(json.loads(Path(configuration).read_text()), Path(corpus), Path(folder), int(seed)).all()

@@ -1,0 +1,46 @@
+"""SIGKILL at every file operation, in the middle of writes, in evaluations and at random times."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from tiny import configuration, write_corpus
+
+INTERVAL = 3
+
+
+def test_a_kill_anywhere_costs_only_the_steps_since_the_last_checkpoint(
+    tmp_path: Path, tell: Callable[[str], None]
+) -> None:
+    config = configuration(steps=14, checkpoint_interval=INTERVAL, evaluation_interval=4)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    corpus = write_corpus(tmp_path / "corpus")
+    script = Path(__file__).with_name("killing.py")
+    paths = [str(tmp_path / "config.json"), str(corpus), str(tmp_path / "runs")]
+    done = subprocess.run(
+        [sys.executable, str(script), *paths, "0"], capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr
+    points = [json.loads(line) for line in done.stdout.splitlines()]
+    for point in points:
+        assert point["same"], f"other bits after {point['point']}"
+        assert point["steps"], f"a step is missing or twice after {point['point']}"
+        assert point["lost"] <= INTERVAL, f"{point['lost']} steps lost at {point['point']}"
+        assert point["left"] == [], f"{point['left']} are left after {point['point']}"
+    kinds = Counter(point["point"].split()[0] for point in points)
+    killed = sum(not point["ended"] for point in points)
+    assert killed >= 80
+    assert kinds["operation"] >= 40  # every file operation of a whole run
+    assert kinds["time"] == 20
+    assert {"half", "evaluation", "switch", "again"} <= kinds.keys()
+    # Kills between a checkpoint's two files, and before the oldest is removed, are among them.
+    assert {point["lost"] for point in points} == set(range(INTERVAL + 1))
+    tell(
+        f"kills: {killed} points ({', '.join(f'{n} {kind}' for kind, n in kinds.items())}), each "
+        f"ended with the undisturbed run's bits; at most {INTERVAL} steps were done again"
+    )

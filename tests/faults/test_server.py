@@ -1,0 +1,387 @@
+"""MLflow beyond one file: a real server, many writers, and everything that goes wrong with both."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+from test_tracking import finish, study_of, track
+from tiny import configuration, write_corpus
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "evidence"))
+from builder import build_results
+
+from mhclite import tracking, tracking_store
+from mhclite.errors import UserError
+from mhclite.files import sha256_of
+from mhclite.training import live
+from mhclite.training.loop import train
+
+WRITERS, STEPS = 16, 120
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class MlflowServer:
+    """`mlflow server` on loopback, which can be killed and started again."""
+
+    def __init__(self, store: str, folder: Path) -> None:
+        self.store, self.folder, self.port = store, folder, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        environment = {
+            **os.environ,
+            **tracking_store.ENVIRONMENT,
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
+                    *("--backend-store-uri", self.store, "--host", "127.0.0.1"),
+                    *("--artifacts-destination", str(self.folder / "artifacts")),
+                    *("--port", str(self.port)),
+                ],
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
+                return
+            except OSError:
+                assert self.process.poll() is None, (self.folder / "server.log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+def client(server: MlflowServer) -> Any:
+    tracking_store.prepare_environment()
+    from mlflow import MlflowClient
+
+    return MlflowClient(server.uri)
+
+
+def runs_of(server: MlflowServer, experiment: str) -> list[Any]:
+    mlflow = client(server)
+    found = mlflow.get_experiment_by_name(experiment)
+    return list(mlflow.search_runs([found.experiment_id], max_results=1000))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    folder = tmp_path_factory.mktemp("server")
+    server = MlflowServer(f"sqlite:///{folder / 'store.db'}", folder)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A server over PostgreSQL, installed if need be."""
+    if os.geteuid() != 0:
+        pytest.skip("PostgreSQL must be installed and started as root")
+    if not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
+        if not shutil.which("apt-get"):
+            pytest.skip("no apt-get: PostgreSQL cannot be installed")
+        for command in (
+            ["apt-get", "update", "-qq"],
+            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "postgresql"],
+        ):
+            environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
+            if done.returncode:
+                pytest.skip(f"`{' '.join(command)}` failed: {done.stderr.strip()[-200:]}")
+    programs = max(Path("/usr/lib/postgresql").glob("*/bin"))
+    folder = tmp_path_factory.mktemp("postgres")
+    for parent in (folder, *folder.parents[:2]):
+        parent.chmod(0o755)
+    data = folder / "data"
+    data.mkdir()
+    shutil.chown(data, "postgres", "postgres")
+    as_postgres = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+    port = free_port()
+    options = f"-p {port} -k {data} -h 127.0.0.1 -c fsync=off -c max_connections=50"
+    control = [*as_postgres, str(programs / "pg_ctl"), "-D", str(data), "-w"]
+    for command in (
+        [*as_postgres, str(programs / "initdb"), "-D", str(data), "-A", "trust"],
+        [*control, "-o", options, "-l", str(data / "log"), "start"],
+    ):
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=120)
+    server = MlflowServer(f"postgresql://postgres@127.0.0.1:{port}/postgres", folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+        subprocess.run([*control, "-m", "immediate", "stop"], stdout=subprocess.DEVNULL, timeout=60)
+
+
+# --- live metrics -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["server", "postgres"])
+def test_many_writers_at_once(
+    kind: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    tell: Callable[[str], None],
+) -> None:
+    """Every other writer is killed half-way and continued from an earlier step, and the server
+    itself is killed and comes back: nothing is missing, nothing is double."""
+    server: MlflowServer = request.getfixturevalue(kind)
+    script = str(Path(__file__).with_name("writer.py"))
+
+    def start(number: int, first: int) -> subprocess.Popen[bytes]:
+        folder = tmp_path / f"run{number}"
+        folder.mkdir(exist_ok=True)
+        arguments = [server.uri, "many", f"run{number}", str(folder), str(first), str(STEPS)]
+        return subprocess.Popen([sys.executable, script, *arguments])
+
+    def lines(number: int) -> int:
+        path = tmp_path / f"run{number}" / "metrics.jsonl"
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    writers = {number: start(number, 0) for number in range(WRITERS)}
+    for number in range(0, WRITERS, 2):
+        while lines(number) < 40:
+            time.sleep(0.01)
+        writers[number].kill()
+        writers[number].wait()
+        writers[number] = start(number, 30)
+    server.kill()
+    time.sleep(1)
+    server.start()
+    (tmp_path / "go").touch()
+    assert {process.wait(timeout=300) for process in writers.values()} == {0}
+
+    runs = runs_of(server, "many")
+    names = [run.info.run_name for run in runs]
+    assert Counter(names) == {f"run{number}": 1 for number in range(WRITERS)}
+    mlflow, points = client(server), 0
+    for run in runs:
+        for name in live.CURVES:
+            history = mlflow.get_metric_history(run.info.run_id, name)
+            steps = [metric.step for metric in history]
+            expected = range(0, STEPS + 1, 20) if name.startswith("validation") else range(1, 121)
+            assert sorted(steps) == list(expected), (run.info.run_name, name)
+            points += len(steps)
+        assert run.info.status == "FINISHED"
+    tell(f"MLflow over {kind}: {WRITERS} writers, {points:,} points, none missing, none double")
+
+
+def test_a_training_run_is_seen_live(server: MlflowServer, tmp_path: Path) -> None:
+    """Through the command, as a job does it; its result is that of a run without a server."""
+    import json
+
+    corpus = write_corpus(tmp_path / "corpus")
+    config = configuration(steps=30, evaluation_interval=10)
+    train(config, corpus, tmp_path / "alone")
+    options = ["--config", json.dumps(config), "--corpus", str(corpus)]
+    command = [sys.executable, "-m", "mhclite", "train", *options, "--out", str(tmp_path / "live")]
+    environment = {**os.environ, live.URI: server.uri, live.EXPERIMENT: "live"}
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
+    for name in ("metrics.jsonl", "weights.pt"):
+        assert sha256_of(tmp_path / "live" / name) == sha256_of(tmp_path / "alone" / name)
+    (run,) = runs_of(server, "live")
+    assert run.info.run_name == config["run"]
+    assert run.data.tags["status"] == "training"
+    history = client(server).get_metric_history(run.info.run_id, "train/loss")
+    assert [metric.step for metric in history] == list(range(1, 31))
+
+
+class Deaf:
+    """A server that takes connections and never answers."""
+
+    def __enter__(self) -> Deaf:
+        self.socket = socket.socket()
+        self.socket.bind(("127.0.0.1", 0))
+        self.socket.listen(100)
+        self.uri = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.socket.close()
+
+
+def sender_on(uri: str, folder: Path, lines: int) -> live.Sender:
+    folder.mkdir(exist_ok=True)
+    content = "".join(f'{{"step": {step}, "loss": 1.0}}\n' for step in range(1, lines + 1))
+    (folder / "metrics.jsonl").write_text(content)
+    return live.Sender(uri, "late", "run", folder, 100)
+
+
+def test_a_dead_or_deaf_server_costs_nothing_and_is_caught_up(
+    server: MlflowServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(live, "TIMEOUT", 1.0)
+    monkeypatch.setattr(live, "LAST_SECONDS", 20.0)
+    dead = f"http://127.0.0.1:{free_port()}"
+    with Deaf() as deaf:
+        for uri in (dead, deaf.uri):
+            sender = sender_on(uri, tmp_path / "run", 50)
+            sender.thread.start()
+            sender.begin("key")
+            while sender.reachable:
+                time.sleep(0.01)
+            before = time.monotonic()
+            sender.end()  # at once: the server was not there
+            assert time.monotonic() - before < 5
+    said = [line for line in caplog.messages if "no live metrics for now" in line]
+    assert len(said) == 2  # once for each server, not once for each message
+    assert "refused" in said[0]
+    assert "timed out" in said[1]
+
+    sender = sender_on(server.uri, tmp_path / "run", 100)  # the next attempt
+    sender.thread.start()
+    sender.begin("key")
+    sender.end()
+    (run,) = runs_of(server, "late")
+    history = client(server).get_metric_history(run.info.run_id, "train/loss")
+    assert [metric.step for metric in history] == list(range(1, 101))
+
+
+def test_secrets_come_from_the_environment_and_stay_there(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cret")
+    heard: list[bytes] = []
+    with Deaf() as deaf:
+
+        def answer() -> None:
+            connection, _ = deaf.socket.accept()
+            heard.append(connection.recv(10_000))
+            connection.sendall(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
+            connection.close()
+
+        listener = threading.Thread(target=answer)
+        listener.start()
+        sender = sender_on(deaf.uri, tmp_path / "run", 1)
+        sender.thread.start()
+        sender.begin("key")
+        listener.join(30)
+        while sender.reachable:
+            time.sleep(0.01)
+        sender.end()
+    assert b"Authorization: Basic bWU6czNjcmV0" in heard[0]
+    assert "Unauthorized" in caplog.text
+    assert "s3cret" not in caplog.text
+    assert "bWU6" not in caplog.text
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t0ken")
+    assert live.credentials() == {"Authorization": "Bearer t0ken"}
+
+
+# --- the import at the end -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """results/ of a complete study."""
+    results = tmp_path_factory.mktemp("complete") / "results"
+    finish(build_results(results, study_of()))
+    return results
+
+
+def test_server_that_dies_in_the_import_and_live_runs_that_it_replaces(
+    server: MlflowServer, complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = sorted(study_of().runs())
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    sender = live.Sender(server.uri, "synthetic", names[0], tmp_path / "run", 100)
+    sender.thread.start()
+    sender.begin("key")
+    sender.end()
+    assert [run.info.run_name for run in runs_of(server, "synthetic")] == names[:1]
+
+    import_run, count = tracking.import_run, 0
+
+    def dying(*arguments: Any) -> str:
+        nonlocal count
+        count += 1
+        if count == 5:
+            server.kill()
+        return import_run(*arguments)
+
+    receipt = tmp_path / "receipt.json"
+    monkeypatch.setattr(tracking, "import_run", dying)
+    with pytest.raises(UserError, match=r"MLflow server .* run the same command again") as caught:
+        tracking.track(complete / "synthetic", server.uri, receipt)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not receipt.exists()
+    monkeypatch.undo()
+    server.start()
+    tracking.track(complete / "synthetic", server.uri, receipt)
+    assert sorted(run.info.run_name for run in runs_of(server, "synthetic")) == sorted(
+        ["study", *names]
+    )
+
+
+def test_sqlite_held_by_another_writer(complete: Path, tmp_path: Path) -> None:
+    """For a while: it is waited for. For good: one line, and the next import completes it."""
+    results = tmp_path / "results"
+    shutil.copytree(complete, results)
+    track(results)
+    database = results / "mlflow.db"
+    (results / "synthetic" / "report.html").write_text("another report")
+    taken = threading.Event()
+
+    def hold(seconds: float) -> None:
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("BEGIN EXCLUSIVE")
+            taken.set()
+            time.sleep(seconds)
+
+    for seconds in (2.0, 45.0):
+        holder = threading.Thread(target=hold, args=(seconds,))
+        holder.start()
+        taken.wait()
+        taken.clear()
+        if seconds < 10:
+            track(results)
+        else:
+            (results / "synthetic" / "report.html").write_text("a third report")
+            with pytest.raises(UserError, match="locked by another program") as caught:
+                track(results)
+            assert "delete" not in str(caught.value)
+        holder.join()
+    track(results)

@@ -1,0 +1,160 @@
+"""`status`: every state that a run can be in, told from its folder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mhclite import cli, status
+from mhclite.files import write_json
+from mhclite.study import load_study
+from mhclite.training.loop import only_writer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A study of 6 runs, of 100 steps each."""
+    content = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())
+    content |= {"name": "watched", "variants": ["residual", "hc", "mhc"], "conditions": {}}
+    content["training"] |= {"steps": 100}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path / "study.yaml"
+
+
+@pytest.fixture
+def place(study: Path) -> Callable[..., Path]:
+    """Makes the folder of a run as training leaves it."""
+    runs = load_study(study).runs()
+    out = study.parent / "results" / "watched"
+
+    def make(
+        run: str,
+        step: int = 0,
+        wall: float | None = None,
+        log: str | None = None,
+        status: str | None = None,
+        seconds: float = 0.5,
+        **training: Any,
+    ) -> Path:
+        folder = out / "runs" / run
+        folder.mkdir(parents=True)
+        wall = time.time() if wall is None else wall
+        lines = [
+            json.dumps({"step": at, "seconds": seconds, "wall": wall - (step - at) * seconds})
+            for at in range(1, step + 1)
+        ]
+        if step:
+            (folder / "timing.jsonl").write_text("\n".join(lines) + "\n")
+        config = runs[run] | {"training": runs[run]["training"] | training}
+        write_json(folder / "run.json", {"config": config})
+        if status is not None:
+            diverged = step if status == "diverged" else None
+            write_json(folder / "summary.json", {"status": status, "diverged_step": diverged})
+        if log is not None:
+            (out / "logs" / "train").mkdir(parents=True, exist_ok=True)
+            (out / "logs" / "train" / f"{run}.log").write_text(log)
+        return folder
+
+    return make
+
+
+def said(study: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    code = cli.main(["status", str(study), "--results", str(study.parent / "results")])
+    assert code == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_every_state(
+    study: Path, place: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    long_ago = time.time() - 5000
+    place("sotu-d1-residual-s0", 100, long_ago, status="completed")
+    place("sotu-d1-residual-s1", 40, long_ago, status="diverged")
+    place("sotu-d1-hc-s0", 30)
+    place("sotu-d1-hc-s1", 20, long_ago, log="12:00:00 step 20\ninterrupted: SIGTERM, saved\n")
+    place("sotu-d1-mhc-s0", 10, long_ago, log="error: no GPU\nmore\n")
+    assert said(study, capsys) == [
+        "study watched: 6 runs: 1 finished, 1 diverged, 1 under way, 1 failed, 1 stopped, "
+        "1 waiting",
+        "  under way  sotu-d1-hc-s0        step 30 of 100, 2 steps/s, 35 s left",
+        "  diverged   sotu-d1-residual-s1  at step 40",
+        "  failed     sotu-d1-mhc-s0       error: no GPU",
+        "  stopped    sotu-d1-hc-s1        step 20 of 100; interrupted: SIGTERM, saved",
+        # 35 + 40 + 45 + 50 s
+        "about 2.8 min of training left (1 at once as now)",
+    ]
+
+
+def test_all_finished(
+    study: Path, place: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in load_study(study).runs():
+        place(run, 100, status="completed")
+    assert said(study, capsys)[0] == "study watched: 6 runs: 6 finished"
+    assert said(study, capsys)[1].startswith("all runs are finished; no report yet:")
+
+
+def test_nothing_yet(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(study, capsys) == ["study watched: 6 runs: 6 waiting"]
+
+
+def test_a_run_of_other_settings_is_outdated(
+    study: Path, place: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    place("sotu-d1-hc-s0", 100, status="completed", weight_decay=0.7)
+    place("sotu-d1-hc-s1", 100, status="completed", checkpoint_interval=7)  # decides nothing
+    lines = said(study, capsys)
+    assert "1 finished, 1 outdated, 4 waiting" in lines[0]
+    assert lines[1].split() == ["outdated", "sotu-d1-hc-s0", "of", "other", "settings"]
+
+
+def test_a_held_lock_is_a_run_under_way(
+    study: Path, place: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However long ago its last step was, for instance in a long evaluation."""
+    folder = place("sotu-d1-hc-s0", 30, time.time() - 5000)
+    assert "stopped" in said(study, capsys)[0]
+    with only_writer(folder):
+        assert "1 under way" in said(study, capsys)[0]
+    assert "stopped" in said(study, capsys)[0]
+
+
+def test_a_clock_that_went_backwards_and_half_a_line(
+    study: Path, place: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = place("sotu-d1-hc-s0", 30, time.time() + 9999)
+    with (folder / "timing.jsonl").open("a") as file:
+        file.write('{"step": 31, "sec')
+    lines = said(study, capsys)
+    assert "1 stopped" in lines[0]
+    assert "step 30 of 100" in lines[1]
+
+
+def test_durations() -> None:
+    times = (30, 119, 121, 7199, 7201, 200_000)
+    shown = ["30 s", "119 s", "2.0 min", "120.0 min", "2.0 h", "2.3 d"]
+    assert [status.duration(seconds) for seconds in times] == shown
+
+
+def test_needs_no_torch(study: Path) -> None:
+    """A login node has none, and `status` is asked often."""
+    script = (
+        "import sys\nfrom mhclite.cli import main\nmain(['status', sys.argv[1]])\n"
+        "print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(study)], capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "mhclite" in loaded
+    assert not loaded & {"torch", "numpy", "pandas", "mlflow", "snakemake"}
