@@ -35,15 +35,22 @@ def counts(model: dict[str, Any], connection: dict[str, Any]) -> tuple[int, floa
     """(parameters, FLOPs of forward and backward per token) of a model.
 
     FLOPs are counted by torch, operator by operator, on the meta device with one sequence. Only
-    matrix products count; attention counts in full although half of it is masked.
+    matrix products count; attention counts in full although half of it is masked. All layers do
+    the same, so that one and two of them are counted, and the others follow.
     """
+    with torch.device("meta"):
+        parameters = GPT(model, connection, seed=0).parameter_counts()["total"]
+    one, two = (_flops({**model, "n_layer": n}, connection) for n in (1, 2))
+    return parameters, (one + (model["n_layer"] - 1) * (two - one)) / int(model["block_size"])
+
+
+def _flops(model: dict[str, Any], connection: dict[str, Any]) -> int:
     with torch.device("meta"):
         gpt = GPT(model, connection, seed=0)
         tokens = torch.zeros(1, model["block_size"] + 1, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
         gpt.loss(tokens).backward()
-    flops = counter.get_total_flops() / int(model["block_size"])
-    return gpt.parameter_counts()["total"], flops
+    return counter.get_total_flops()
 
 
 class Stepper:

@@ -451,6 +451,12 @@ def _begin(folder: Path, trainer: Trainer, key: str, corpus: Path) -> int:
     return len(attempts)
 
 
+def _clear(folder: Path) -> None:
+    """Remove what only an unfinished run needs."""
+    for leftover in ("checkpoints", "superseded"):
+        shutil.rmtree(folder / leftover, ignore_errors=True)
+
+
 def train(
     config: dict[str, Any],
     corpus: Path,
@@ -480,6 +486,8 @@ def train(
         key = run_key(config, trainer.manifest["digest"])
         if group.broadcast(group.is_main and _is_finished(folder, key)):
             log.info("%s is finished already: nothing to do", config["run"])
+            if group.is_main:
+                _clear(folder)  # a kill may have come before it
             return
         attempts = 0
         if group.is_main:
@@ -492,5 +500,4 @@ def train(
             result = _summarise(trainer, folder, key, attempts)
             for name in ("result.json", "summary.json"):
                 write_json(folder / name, result)
-            for leftover in ("checkpoints", "superseded"):
-                shutil.rmtree(folder / leftover, ignore_errors=True)
+            _clear(folder)
