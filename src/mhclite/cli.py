@@ -24,6 +24,8 @@ STEPS = {
     "probe": ("mhclite.measure.mixing", "measure H_res of a trained run on held-out text"),
     "sinkhorn": ("mhclite.measure.sinkhorn", "measure the error of Sinkhorn-Knopp iterations"),
     "throughput": ("mhclite.measure.throughput", "time every variant of one model size"),
+    "bench": ("mhclite.measure.bench", "what each variant costs in each implementation"),
+    "overhead": ("mhclite.measure.overhead", "what the pipeline costs around training"),
     "status": ("mhclite.status", "where a study stands: finished, under way, failed, time left"),
     "stability": ("mhclite.measure.stability", "find spikes and divergence in all runs"),
     "collect": ("mhclite.evidence.collect", "gather all runs into one tidy table"),

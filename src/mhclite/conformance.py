@@ -110,7 +110,9 @@ def options_of(meta: dict[str, Any]) -> dict[str, Any]:
     return {"sinkhorn_iterations": 20, **options} if meta["variant"] == "mhc" else options
 
 
-def connection_errors(meta: dict[str, Any], arrays: Arrays) -> dict[str, float]:
+def connection_errors(
+    meta: dict[str, Any], arrays: Arrays, implementation: str = "reference"
+) -> dict[str, float]:
     """Relative errors of one connection's outputs and gradients."""
     options = options_of(meta)
     connection = connection_class(meta["variant"])(meta["n_streams"], meta["n_embd"], 0, **options)
@@ -126,10 +128,13 @@ def connection_errors(meta: dict[str, Any], arrays: Arrays) -> dict[str, float]:
         read.append(h)
         return y
 
-    out = connection(x, branch)
+    fast = implementation == "fast"
+    out = (connection.fast_forward if fast else connection)(x, branch)
     objective = (read[0] * _tensor(arrays["input.grad_h"])).sum()
     (objective + (out * _tensor(arrays["input.grad_out"])).sum()).backward()
     ours = {"h": read[0], "out": out, **connection.coefficients(x)._asdict()}
+    if fast:
+        ours |= connection.fast_coefficients(x)._asdict()
     gradients = {"x": x.grad, "y": y.grad}
     gradients |= {name: p.grad for name, p in connection.named_parameters()}
     return relative_errors(
@@ -139,10 +144,11 @@ def connection_errors(meta: dict[str, Any], arrays: Arrays) -> dict[str, float]:
     )
 
 
-def golden_model(meta: dict[str, Any], arrays: Arrays) -> GPT:
+def golden_model(meta: dict[str, Any], arrays: Arrays, implementation: str = "reference") -> GPT:
     """Our GPT with the initial weights of a trajectory file, in float64."""
     variant, n = meta["variant"], meta["n_streams"]
     connection = {"variant": variant, "n_streams": n, **options_of(meta)}
+    connection["implementation"] = implementation
     model = GPT(meta, connection, seed=0).double()
     state: dict[str, torch.Tensor] = {}
     for name, array in arrays.items():
@@ -153,9 +159,11 @@ def golden_model(meta: dict[str, Any], arrays: Arrays) -> GPT:
     return model
 
 
-def trajectory_errors(meta: dict[str, Any], arrays: Arrays) -> dict[str, float]:
+def trajectory_errors(
+    meta: dict[str, Any], arrays: Arrays, implementation: str = "reference"
+) -> dict[str, float]:
     """Relative errors of a training run: losses, gradient norms, learning rates, logits."""
-    model = golden_model(meta, arrays)
+    model = golden_model(meta, arrays, implementation)
     tokens = torch.tensor(arrays["tokens"].astype(np.int64))  # (steps, accumulation, B, T + 1)
     first = tokens[0, 0]
 
@@ -203,12 +211,12 @@ def trajectory_errors(meta: dict[str, Any], arrays: Arrays) -> dict[str, float]:
     return errors
 
 
-def check_file(path: Path) -> tuple[str, dict[str, float]]:
+def check_file(path: Path, implementation: str = "reference") -> tuple[str, dict[str, float]]:
     """(kind, relative error of everything compared) for a golden file of either kind."""
     meta, arrays = read_golden(path)
     compare = connection_errors if meta["kind"] == "connection" else trajectory_errors
     try:
-        return meta["kind"], compare(meta, arrays)
+        return meta["kind"], compare(meta, arrays, implementation)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (KeyError, RuntimeError, IndexError, TypeError, ValueError) as error:
@@ -220,6 +228,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite conformance`."""
     parser.add_argument("file", nargs="+", type=Path, help="golden file (.npz)")
     parser.add_argument("--tolerance", type=float, help="largest relative error for either kind")
+    parser.add_argument(
+        "--implementation",
+        choices=("reference", "fast"),
+        default="reference",
+        help="how the connections are computed",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
@@ -227,7 +241,7 @@ def run(args: argparse.Namespace) -> int:
     """Compare every file; exit code 1 if one disagrees."""
     report: list[dict[str, Any]] = []
     for path in args.file:
-        kind, errors = check_file(path)
+        kind, errors = check_file(path, args.implementation)
         tolerance = args.tolerance if args.tolerance is not None else TOLERANCE[kind]
         agrees = max(errors.values()) <= tolerance
         report.append(

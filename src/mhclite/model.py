@@ -12,7 +12,7 @@ Shapes: B batch, T tokens, n streams, C width, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ DEFAULTS = {
     "decay_logits": "authors",
     "stream_dtype": "authors",
     "final_norm": "per_stream",
+    "implementation": "reference",
 }
 
 
@@ -66,9 +67,12 @@ class MLP(nn.Module):
 class SubLayer(nn.Module):
     """A branch with its LayerNorm, and the connection around both."""
 
-    def __init__(self, connection: Connection, body: nn.Module, stream_dtype: str) -> None:
+    def __init__(
+        self, connection: Connection, body: nn.Module, stream_dtype: str, implementation: str
+    ) -> None:
         super().__init__()
         self.connection = connection
+        self.implementation = implementation
         self.norm = nn.LayerNorm(connection.n_embd, bias=False)
         self.body = body
         self.stream_dtype = stream_dtype
@@ -80,10 +84,12 @@ class SubLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         kind = x.device.type
+        fast = self.implementation == "fast"
+        connect = self.connection.fast_forward if fast else self.connection
         if self.stream_dtype != "fp32" or not torch.is_autocast_enabled(kind):
             # The authors' way: under autocast the mixing product is bf16, so what is carried on is
             # rounded in every sub-layer; the sum with what is written is fp32 again.
-            out: Tensor = self.connection(x, self.branch)
+            out: Tensor = connect(x, self.branch)
             return rounded_to_bf16(out) if self.stream_dtype == "bf16" else out
         dtype = torch.get_autocast_dtype(kind)
 
@@ -92,7 +98,7 @@ class SubLayer(nn.Module):
                 return self.branch(h).float()
 
         with torch.autocast(kind, enabled=False):
-            return self.connection(x, branch)
+            return connect(x, branch)
 
 
 def rounded_to_bf16(x: Tensor) -> Tensor:
@@ -130,7 +136,8 @@ class GPT(nn.Module):
             SubLayer(
                 make(self.n_streams, n_embd, home, **options),
                 MLP(n_embd) if k % 2 else CausalSelfAttention(n_embd, model["n_head"]),
-                stream_dtype=self.stream_dtype,
+                self.stream_dtype,
+                settings["implementation"],
             )
             for k, home in enumerate(homes)
         )
@@ -218,3 +225,11 @@ class GPT(nn.Module):
         """
         # Under autocast cross_entropy works in float32, whatever the logits are.
         return F.cross_entropy(self(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def compiled_loss(model: GPT) -> Callable[[Tensor], Tensor]:
+    """`model.loss` through torch.compile, as one graph; compiled at the first call."""
+    # One graph for each model: several of them share the code in a measurement.
+    torch._dynamo.config.recompile_limit = 64
+    loss: Callable[[Tensor], Tensor] = torch.compile(model.loss, fullgraph=True, dynamic=False)
+    return loss

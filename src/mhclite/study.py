@@ -138,6 +138,9 @@ class Model(Settings):
         return self
 
 
+Implementation = Literal["reference", "fast"]
+
+
 class Connections(Settings):
     """Settings of the residual variants."""
 
@@ -169,6 +172,11 @@ class Connections(Settings):
     )
     final_norm: Literal["per_stream", "after_sum"] = Field(
         "per_stream", description="final LayerNorm of each stream (the authors), or of their sum"
+    )
+    implementation: Implementation = Field(
+        "fast",
+        description="how connections are computed, alike to rounding: `reference` as the authors' "
+        "code does; `fast` with less memory traffic",
     )
 
 
@@ -202,6 +210,7 @@ class Training(Settings):
         "auto", description="`auto`: a GPU where there is one"
     )
     threads: PositiveInt = Field(1, description="CPU threads of one process")
+    compile: bool = Field(False, description="torch.compile for the model and its loss")
     processes: PositiveInt = Field(1, description="processes of one run, started by torchrun")
     evaluation_interval: PositiveInt = Field(description="steps between evaluations")
     evaluation_sequences: PositiveInt = Field(
@@ -276,6 +285,10 @@ class Throughput(Settings):
     warmup_rounds: Annotated[int, Field(ge=1)] = Field(3, description="rounds before, not counted")
     batch_size: PositiveInt | None = Field(
         None, description="sequences a step; left out: training's micro-batch"
+    )
+    implementations: list[Implementation] = Field(
+        ["reference", "fast"],
+        description="implementations that are timed besides the study's own",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,8 +93,15 @@ def test_probe_of_runs(tmp_path: Path) -> None:
 
 def test_throughput_of_a_tiny_model() -> None:
     training = {**configuration()["training"], "grad_clip": 1.0}
-    settings = {"rounds": 2, "warmup_rounds": 1, "batch_size": None}
-    result = measure(MODEL, {v: connection(v) for v in ("hc", "mhc_lite")}, training, settings)
+    settings: dict[str, Any] = {"rounds": 2, "warmup_rounds": 1, "batch_size": None}
+    settings["implementations"] = ["reference", "fast"]
+    connections = {v: connection(v) | {"implementation": "fast"} for v in ("hc", "mhc_lite")}
+    result = measure(MODEL, connections, training, settings)
+    assert result["implementation"] == "fast"
+    assert {name: list(rows) for name, rows in result["others"].items()} == {
+        "reference": ["hc", "mhc_lite"]
+    }
+    assert len(result["others"]["reference"]["hc"]["ratio"]) == 2
     variants = result["variants"]
     assert list(variants) == ["residual", "hc", "mhc_lite"]
     assert variants["residual"]["ratio"] == [1.0, 1.0]

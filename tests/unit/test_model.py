@@ -128,7 +128,9 @@ def test_home_streams_go_round() -> None:
 
 
 def test_defaults_are_those_of_the_study_file() -> None:
-    assert Connections().model_dump().items() >= DEFAULTS.items()
+    # A model made by hand computes the plain formula; a study what is fast.
+    expected = DEFAULTS | {"implementation": "fast"}
+    assert Connections().model_dump().items() >= expected.items()
 
 
 def test_random_home_streams_are_the_seeds() -> None:

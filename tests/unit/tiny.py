@@ -45,7 +45,7 @@ def configuration(variant: str = "mhc_lite", seed: int = 0, **training: Any) -> 
         "corpus": "tiny",
         "seed": seed,
         "model": MODEL,
-        "connection": connection(variant),
+        "connection": connection(variant) | {"implementation": "fast"},
         "training": {
             "steps": 6,
             "batch_size": 4,
@@ -59,6 +59,7 @@ def configuration(variant: str = "mhc_lite", seed: int = 0, **training: Any) -> 
             "device": "cpu",
             "threads": 1,
             "processes": 1,
+            "compile": False,
             "evaluation_interval": 3,
             "evaluation_sequences": 4,
             "checkpoint_interval": 2,

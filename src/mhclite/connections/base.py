@@ -18,6 +18,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mhclite.connections import fast
+from mhclite.connections.fast import Projection
 from mhclite.connections.mixing import rms_norm
 
 Branch = Callable[[Tensor], Tensor]
@@ -85,6 +87,49 @@ class Connection(nn.Module):
         y = branch(h)
         return carried + torch.einsum("btc,bts->btsc", y, H_post)
 
+    def projection(self) -> Projection:
+        """The fast implementation: what the streams are multiplied with."""
+        raise NotImplementedError
+
+    def from_projection(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The fast implementation: H_pre, H_post (N, n) and H_res (N, n, n) from `projection`.
+
+        Args:
+            a: (N, K), or (N, n, K) where each stream is projected by itself; float32 at least.
+
+        Returns:
+            None for H_res if it is the identity.
+        """
+        raise NotImplementedError
+
+    def fast_coefficients(self, x: Tensor) -> Coefficients:
+        """As `coefficients`, by `fast`."""
+        a, _ = fast.project(x.reshape(-1, *x.shape[-2:]), self.projection())
+        H_pre, H_post, H_res = self.from_projection(a)
+        if H_res is None:
+            H_res = torch.eye(self.n_streams, dtype=x.dtype, device=x.device).expand(len(a), -1, -1)
+        return Coefficients(*(H.unflatten(0, x.shape[:2]) for H in (H_pre, H_post, H_res)))
+
+    def fast_forward(self, x: Tensor, branch: Branch) -> Tensor:
+        """As `forward`, by `fast`: the same to rounding.
+
+        Under autocast the products with the streams are in its dtype, as the authors' are, and all
+        coefficients in float32.
+        """
+        kind, shape = x.device.type, x.shape
+        autocast = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if autocast else x.dtype
+        # What the reference returns under autocast: the rounded product plus a float32 term.
+        result = torch.promote_types(dtype, torch.float32)
+        with torch.autocast(kind, enabled=False):
+            streams = x.reshape(-1, *shape[-2:]).to(dtype)  # (N, n, C)
+            a, streams = fast.project(streams, self.projection())
+            H_pre, H_post, H_res = self.from_projection(a)
+            h, streams = fast.read(streams, H_pre)
+        y = branch(h.view(*shape[:-2], -1)).flatten(0, -2)
+        with torch.autocast(kind, enabled=False):
+            return fast.combine(streams, H_res, H_post, y, result).view(shape)
+
 
 class DynamicConnection(Connection):
     """What the mHC family shares: coefficients from all n streams of a token at once.
@@ -139,3 +184,21 @@ class DynamicConnection(Connection):
         u = self.normalised(x)
         H_pre, H_post = self.read_write(u)
         return Coefficients(H_pre, H_post, self.mixing_matrix(self.residual_logits(u)))
+
+    def projection(self) -> Projection:
+        weights: list[Tensor] = [self.scale_pre * self.w_pre, self.scale_post * self.w_post]
+        biases: list[Tensor] = [self.b_pre, self.b_post]
+        if hasattr(self, "w_res"):
+            weights.append(self.scale_res * self.w_res)
+            biases.append(self.b_res.flatten())
+        weight = torch.cat(weights, dim=1) * (1 + self.norm_gain).unsqueeze(1)
+        return Projection(weight, torch.cat(biases), "rms")
+
+    def from_projection(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        n = self.n_streams
+        H_pre, H_post = torch.sigmoid(a[:, : 2 * n]).split(n, dim=1)
+        return H_pre, 2 * H_post, self.fast_mixing_matrix(a[:, 2 * n :])
+
+    def fast_mixing_matrix(self, logits: Tensor) -> Tensor | None:
+        """H_res, (N, n, n), from the residual logits (N, b_res.numel())."""
+        raise NotImplementedError

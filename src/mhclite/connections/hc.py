@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mhclite.connections.base import Coefficients, Connection
+from mhclite.connections.fast import Projection
 from mhclite.connections.mixing import rms_norm
 
 
@@ -44,6 +45,16 @@ class HyperConnection(Connection):
         from_stream = torch.tanh(u @ self.w_res)  # (B, T, s, t)
         H_res = self.b_res + self.scale_alpha * from_stream.transpose(-1, -2)
         return Coefficients(H_pre, H_post, H_res)
+
+    def projection(self) -> Projection:
+        weight = torch.cat((self.w_pre.unsqueeze(1), self.w_post.unsqueeze(1), self.w_res), dim=1)
+        return Projection(weight * (1 + self.norm_gain).unsqueeze(1), None, "rms_stream")
+
+    def from_projection(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        pre, post, res = torch.tanh(a).split((1, 1, self.n_streams), dim=-1)  # (N, s, ...)
+        H_res = self.b_res + self.scale_alpha * res.transpose(1, 2)
+        H_pre = self.b_pre + self.scale_alpha * pre.squeeze(-1)
+        return H_pre, self.b_post + self.scale_post * post.squeeze(-1), H_res
 
 
 ConnectionClass = HyperConnection

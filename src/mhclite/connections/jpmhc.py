@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mhclite.connections.base import Coefficients, Connection
+from mhclite.connections.fast import Projection
 from mhclite.connections.mixing import cayley
 
 
@@ -46,6 +47,15 @@ class OrthogonalHC(Connection):
         H_pre = torch.softmax(pre, dim=-1).mean(-2)
         H_post = torch.softmax(post, dim=-2).sum(-1)
         return Coefficients(H_pre, H_post, cayley(res, self.cayley_iterations))
+
+    def projection(self) -> Projection:
+        return Projection(self.norm.weight.unsqueeze(1) * self.w, self.norm.bias @ self.w, "layer")
+
+    def from_projection(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        n = self.n_streams
+        pre, post, res = a.unflatten(1, (3, n, n)).unbind(1)
+        H_pre = torch.softmax(pre, dim=2).mean(1)
+        return H_pre, torch.softmax(post, dim=1).sum(2), cayley(res, self.cayley_iterations)
 
 
 ConnectionClass = OrthogonalHC

@@ -18,6 +18,7 @@ class KroneckerHC(DynamicConnection):
     """
 
     decayed = frozenset({"w_pre", "w_post", "w_res"})
+    exclusive_or: Tensor
 
     def __init__(
         self, n_streams: int, n_embd: int, home_stream: int, initial_logit: float = -8.0
@@ -26,9 +27,24 @@ class KroneckerHC(DynamicConnection):
         assert n_streams == 2**factors
         pairs = torch.tensor([0.0, initial_logit] * factors)
         super().__init__(n_streams, n_embd, home_stream, pairs)
+        stream = torch.arange(n_streams)
+        bits = stream.unsqueeze(1) ^ stream  # (n, n)
+        one_hot = torch.nn.functional.one_hot(bits.flatten(), n_streams).t()
+        self.register_buffer(
+            "exclusive_or", one_hot.to(torch.get_default_dtype()), persistent=False
+        )  # (n, n * n): row r is the permutation that takes s to s xor r
 
     def mixing_matrix(self, logits: Tensor) -> Tensor:
         return kronecker_factors(torch.softmax(logits.unflatten(-1, (-1, 2)), dim=-1))
+
+    def fast_mixing_matrix(self, logits: Tensor) -> Tensor:
+        # Entry (t, s) depends on t xor s alone: factor k gives p[k] or 1 - p[k] by its k-th bit.
+        p = torch.softmax(logits.unflatten(1, (-1, 2)), dim=-1)  # (N, K, 2)
+        weights = p[:, 0]
+        for k in range(1, p.shape[1]):
+            weights = (weights.unsqueeze(2) * p[:, k].unsqueeze(1)).flatten(1)
+        n = self.n_streams
+        return (weights @ self.exclusive_or.to(weights.dtype)).unflatten(1, (n, n))
 
 
 ConnectionClass = KroneckerHC

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mhclite.connections.base import DynamicConnection
+from mhclite.connections.fast import sinkhorn
 from mhclite.connections.mixing import sinkhorn_knopp
 
 
@@ -34,6 +35,10 @@ class ManifoldHC(DynamicConnection):
 
     def mixing_matrix(self, logits: Tensor) -> Tensor:
         return sinkhorn_knopp(logits, self.sinkhorn_iterations)
+
+    def fast_mixing_matrix(self, logits: Tensor) -> Tensor:
+        matrices = logits.unflatten(1, (self.n_streams, self.n_streams))
+        return sinkhorn(matrices, self.sinkhorn_iterations)
 
     def sinkhorn_input(self, x: Tensor) -> Tensor:
         return self.residual_logits(self.normalised(x))

@@ -10,6 +10,7 @@ The texts are plain sentences: reStructuredText without any markup.
 
 from __future__ import annotations
 
+import json
 import sys
 import textwrap
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from mhclite.study import Sinkhorn, Study
 def _setting(group: str, name: str) -> str:
     """A setting of the study file as Jinja2, with its default."""
     default = getattr(Study.model_fields[group].default, name)
-    return f'snakemake.config.get("{group}", {{}}).get("{name}", {default})'
+    return f'snakemake.config.get("{group}", {{}}).get("{name}", {json.dumps(default)})'
 
 
 # Variable of the texts below -> its value as Jinja2. `snakemake.config` is the study file.
@@ -39,6 +40,7 @@ _VARIABLES = {
     "level": f'"%.6g" | format(100 * {_setting("statistics", "confidence")})',
     "window": _setting("stability", "fluctuation_window"),
     "rounds": _setting("throughput", "rounds"),
+    "implementation": _setting("connections", "implementation"),
     "matrices": f'snakemake.config["sinkhorn"].get("matrices", {Sinkhorn().matrices})',
 }
 
@@ -132,8 +134,9 @@ FIGURES = {
         "Training tokens per second, measured alone on the device. Bar: median of {{ rounds }} "
         "timed rounds; whiskers: first and third quartile; dots: the rounds. In each round every "
         "variant takes one training step; the number at a bar is the throughput relative to the "
-        "plain residual in the same round (median). Each variant is computed operator by operator, "
-        "as in the authors' code. Source: the files in throughput/.",
+        "plain residual in the same round (median). The variants are computed by the "
+        "{{ implementation }} implementation; a long dash across a bar is another one, timed in "
+        "the same rounds. Source: the files in throughput/.",
         "Horizontal bars, one for each variant, a panel for each depth.",
         heading=COST,
     ),
@@ -181,8 +184,8 @@ FIGURES = {
         "What a user pays: validation loss (mean over the completed runs of {{ seeds }}) against "
         "the time that so many tokens take at the measured median throughput; the marker is the "
         "end of training. The throughput was measured alone on the device, with each variant "
-        "computed operator by operator as in the authors' code: a faster implementation moves its "
-        "curve to the left. Source: curves.csv and throughput/.",
+        "computed by the {{ implementation }} implementation: another one moves its curve along "
+        "the axis. Source: curves.csv and throughput/.",
         "Falling curves over seconds, one colour and line style for each variant; those of costly "
         "variants reach further right.",
         heading=COST,
@@ -280,8 +283,9 @@ TABLES = {
     ),
     "parameters": Caption(
         "Parameters, arithmetic and speed",
-        "Parameters, FLOPs per token, throughput, step time relative to the plain residual and "
-        "peak memory of every variant; medians and quartiles over {{ rounds }} timed rounds. "
+        "Parameters, FLOPs per token, throughput, step time relative to the plain residual (with "
+        "the study's implementation and with others) and peak memory of every variant; medians and "
+        "quartiles over {{ rounds }} timed rounds. "
         "Source: the files in throughput/.",
         heading=COST,
     ),

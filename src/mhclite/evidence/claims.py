@@ -43,7 +43,7 @@ class Claim(Settings):
     direction: Literal["lower", "higher"] = "lower"
     margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    implementation: Literal["reference", "fused"] | None = None
+    implementation: Literal["reference", "fast", "fused"] | None = None
     paper: PaperFigure | None = None
 
     @model_validator(mode="after")

@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from mhclite.errors import UserError
 from mhclite.files import write_json
-from mhclite.model import GPT
+from mhclite.model import GPT, compiled_loss
 from mhclite.provenance import hardware
 from mhclite.training.optimizer import AdamW, apply_update
 from mhclite.training.processes import choose_device
@@ -46,11 +47,19 @@ def counts(model: dict[str, Any], connection: dict[str, Any]) -> tuple[int, floa
 
 def _flops(model: dict[str, Any], connection: dict[str, Any]) -> int:
     with torch.device("meta"):
-        gpt = GPT(model, connection, seed=0)
+        gpt = GPT(model, {**connection, "implementation": "reference"}, seed=0)
         tokens = torch.zeros(1, model["block_size"] + 1, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
         gpt.loss(tokens).backward()
     return counter.get_total_flops()
+
+
+def share_parameters(model: GPT, other: GPT) -> None:
+    """Put the parameters of `other`, of the same variant and size, into `model`."""
+    theirs = dict(other.named_modules())
+    for name, module in model.named_modules():
+        for key in list(module._parameters):
+            module._parameters[key] = theirs[name]._parameters[key]
 
 
 class Stepper:
@@ -63,22 +72,33 @@ class Stepper:
         training: dict[str, Any],
         batch_size: int,
         device: torch.device,
+        weights_of: Stepper | None = None,
     ) -> None:
         self.device = device
         self.training = training
         self.model = GPT(model, connection, seed=0).to(device)
-        self.optimizer = AdamW(self.model, tuple(training["betas"]), training["weight_decay"])
+        if weights_of is not None:  # the same model, computed in another way
+            share_parameters(self.model, weights_of.model)
+        self.optimizer: AdamW = (
+            AdamW(self.model, tuple(training["betas"]), training["weight_decay"])
+            if weights_of is None
+            else weights_of.optimizer
+        )
+        self.loss = compiled_loss(self.model) if training["compile"] else self.model.loss
         generator = torch.Generator().manual_seed(0)
         self.tokens = torch.randint(
             model["vocab_size"], (batch_size, model["block_size"] + 1), generator=generator
         ).to(device)
         self.rate = model["learning_rate"]
 
-    def step(self) -> None:
+    def forward(self) -> Tensor:
+        """The loss, ()."""
         enabled = self.training["precision"] == "bf16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
-            loss = self.model.loss(self.tokens)
-        loss.backward()
+            return self.loss(self.tokens)
+
+    def step(self) -> None:
+        self.forward().backward()
         apply_update(self.model, self.optimizer, self.rate, self.training["grad_clip"])
 
     def timed_step(self) -> float:
@@ -154,37 +174,33 @@ def measure(
     """
     device = choose_device(training["device"])
     batch_size = settings["batch_size"] or training["micro_batch_size"] or training["batch_size"]
-    by_variant = {"residual": {"variant": "residual", "n_streams": 1}, **connections}
+    own = next((c["implementation"] for c in connections.values() if "implementation" in c), None)
+    by_arm = {(own, "residual"): {"variant": "residual", "n_streams": 1}}
+    by_arm |= {(own, name): connection for name, connection in connections.items()}
+    for other in settings["implementations"]:
+        for name, connection in connections.items():
+            if connection.get("implementation", other) != other:
+                by_arm[other, name] = {**connection, "implementation": other}
     steppers = {
-        variant: Stepper(model, connection, training, batch_size, device)
-        for variant, connection in by_variant.items()
+        arm: Stepper(model, connection, training, batch_size, device)
+        for arm, connection in by_arm.items()
     }
-    seconds: dict[str, list[float]] = {variant: [] for variant in steppers}
-    for index in range(settings["warmup_rounds"] + settings["rounds"]):
-        # Each round starts with another variant, so that none always follows the same one.
-        order = list(steppers)
-        shift = index % len(order)
-        for variant in order[shift:] + order[:shift]:
-            elapsed = steppers[variant].timed_step()
-            if index >= settings["warmup_rounds"]:
-                seconds[variant].append(elapsed)
-        log.info("%s: round %d done", model["name"], index + 1)
-    tokens = batch_size * model["block_size"]
-    base = steppers["residual"].model.parameter_counts()["total"]
-    variants = {}
-    for variant, stepper in steppers.items():
-        total = stepper.model.parameter_counts()["total"]
-        ratio = [own / residual for own, residual in zip(seconds[variant], seconds["residual"])]
-        variants[variant] = {
-            "step_seconds": seconds[variant],
-            "ratio": ratio,
-            "tokens_per_second": quartiles([tokens / s for s in seconds[variant]]),
-            "ratio_quartiles": quartiles(ratio),
-            "peak_memory_bytes": stepper.peak_bytes(),
-            "flops_per_token": counts(model, by_variant[variant])[1],
-            "parameters": total,
-            "extra_parameters": total - base,
-        }
+    base, residual = steppers[own, "residual"], (own, "residual")
+    seconds = interleaved(steppers, settings["warmup_rounds"], settings["rounds"])
+    variants: dict[str, dict[str, Any]] = {}
+    others: dict[str | None, dict[str, Any]] = {}
+    for (implementation, name), stepper in steppers.items():
+        arm = (implementation, name)
+        row = timing(seconds[arm], seconds[residual], batch_size * model["block_size"])
+        row["peak_memory_bytes"] = stepper.peak_bytes()
+        if implementation == own:
+            total = stepper.model.parameter_counts()["total"]
+            row["flops_per_token"] = counts(model, by_arm[arm])[1]
+            row["parameters"] = total
+            row["extra_parameters"] = total - base.model.parameter_counts()["total"]
+            variants[name] = row
+        else:
+            others.setdefault(implementation, {})[name] = row
     found = hardware()
     return {
         "schema": 1,
@@ -193,11 +209,40 @@ def measure(
         "hardware": found,
         "threads": torch.get_num_threads(),
         "precision": training["precision"],
+        "compile": training["compile"],
         "batch_size": batch_size,
         "block_size": model["block_size"],
         "rounds": settings["rounds"],
         "warmup_rounds": settings["warmup_rounds"],
+        "implementation": own,
         "variants": variants,
+        "others": others,
+    }
+
+
+def interleaved(steppers: dict[Any, Stepper], warmup: int, rounds: int) -> dict[Any, list[float]]:
+    """Seconds of every stepper's steps, one a round; the warm-up rounds are dropped."""
+    seconds: dict[Any, list[float]] = {arm: [] for arm in steppers}
+    for index in range(warmup + rounds):
+        # Each round starts with another one, so that none always follows the same.
+        order = list(steppers)
+        shift = index % len(order)
+        for arm in order[shift:] + order[:shift]:
+            elapsed = steppers[arm].timed_step()
+            if index >= warmup:
+                seconds[arm].append(elapsed)
+        log.info("round %d of %d done", index + 1, warmup + rounds)
+    return seconds
+
+
+def timing(seconds: list[float], residual: list[float], tokens: int) -> dict[str, Any]:
+    """Speed from step times, and relative to the plain residual's in the same rounds."""
+    ratio = [own / base for own, base in zip(seconds, residual, strict=True)]
+    return {
+        "step_seconds": seconds,
+        "ratio": ratio,
+        "tokens_per_second": quartiles([tokens / s for s in seconds]),
+        "ratio_quartiles": quartiles(ratio),
     }
 
 
@@ -225,5 +270,7 @@ def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     result = measure(*parts)
     write_json(args.out, result)
-    for variant, row in result["variants"].items():
-        log.info("%-10s %.2fx the residual's step", variant, row["ratio_quartiles"]["median"])
+    for implementation, rows in {"": result["variants"], **result["others"]}.items():
+        for variant, row in rows.items():
+            ratio = row["ratio_quartiles"]["median"]
+            log.info("%-10s %-9s %.2fx the residual's step", variant, implementation, ratio)

