@@ -1,7 +1,10 @@
 """Comparison with golden vectors made by the authors' own modules.
 
 Two kinds of file (see tests/golden/README.md): `connection`, one sub-layer's outputs and gradients;
-`trajectory`, a whole small training run. Everything is computed in float64.
+`trajectory`, a whole small training run. Everything is computed in float64, but for the fused
+implementation: its kernels are for float32. Their read of a connection ends in the LayerNorm of the
+branch, so that of `connection` files its outputs are compared, and the gradient that does not come
+through what is read; of `trajectory` files everything.
 """
 
 from __future__ import annotations
@@ -15,20 +18,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from tabulate import tabulate
+from torch import Tensor
 
 from mhclite import authors
 from mhclite.connections import connection_class
+from mhclite.connections.base import Connection
+from mhclite.connections.choice import interpreted
 from mhclite.connections.registry import VARIANTS, check_streams
 from mhclite.errors import UserError
 from mhclite.model import DEFAULTS, GPT
 from mhclite.training.optimizer import AdamW, apply_update, learning_rate
 
 TOLERANCE = {"connection": 1e-9, "trajectory": 1e-6}
+# Of float32; a trajectory's twenty steps add up.
+FUSED_TOLERANCE = {"connection": 1e-5, "trajectory": 1e-4}
+DTYPE = {"reference": torch.float64, "fast": torch.float64, "fused": torch.float32}
 
 # A tensor much smaller than the largest of its kind in the file is compared on the scale of that
 # one: some true gradients are 0 (all streams are equal at entry) and hold only rounding.
-RELATIVE_FLOOR = 1e-6
+RELATIVE_FLOOR = {torch.float64: 1e-6, torch.float32: 1e-2}
 
 # A file that says more is damaged: it would be computed for hours.
 LARGEST = {
@@ -79,13 +87,15 @@ def read_golden(path: Path) -> tuple[dict[str, Any], Arrays]:
     return meta, arrays
 
 
-def relative_errors(pairs: dict[str, tuple[Any, Any]]) -> dict[str, float]:
+def relative_errors(
+    pairs: dict[str, tuple[Any, Any]], dtype: torch.dtype = torch.float64
+) -> dict[str, float]:
     """Largest |ours - theirs| of each pair over the largest |theirs|, floored as said above."""
     magnitudes = {name: float(np.abs(theirs).max(initial=0)) for name, (_, theirs) in pairs.items()}
-    floor = RELATIVE_FLOOR * max(magnitudes.values(), default=0.0)
+    floor = RELATIVE_FLOOR[dtype] * max(magnitudes.values(), default=0.0)
     errors = {}
     for name, (ours, theirs) in pairs.items():
-        ours = ours.detach().numpy() if isinstance(ours, torch.Tensor) else np.asarray(ours)
+        ours = ours.detach().cpu().numpy() if isinstance(ours, Tensor) else np.asarray(ours)
         theirs = np.asarray(theirs)
         if ours.shape != theirs.shape:
             raise UserError(f"{name} has shape {theirs.shape} in the file, {ours.shape} here")
@@ -97,10 +107,16 @@ def relative_errors(pairs: dict[str, tuple[Any, Any]]) -> dict[str, float]:
     return errors
 
 
-def _tensor(array: Any, **options: Any) -> torch.Tensor:
+def _tensor(array: Any, implementation: str, **options: Any) -> Tensor:
     if array.dtype.kind not in "fiu":
         raise UserError(f"it holds numbers of type {array.dtype}, expected real ones")
-    return torch.tensor(array, dtype=torch.float64, **options)
+    dtype, device = DTYPE[implementation], _device(implementation)
+    return torch.tensor(array, dtype=dtype, device=device, **options)
+
+
+def _device(implementation: str) -> str:
+    """The fused implementation is computed on a GPU, unless Triton's interpreter is asked for."""
+    return "cuda" if implementation == "fused" and not interpreted() else "cpu"
 
 
 def options_of(meta: dict[str, Any]) -> dict[str, Any]:
@@ -116,46 +132,58 @@ def connection_errors(
     """Relative errors of one connection's outputs and gradients."""
     options = options_of(meta)
     connection = connection_class(meta["variant"])(meta["n_streams"], meta["n_embd"], 0, **options)
-    connection = connection.double()
+    connection = connection.to(_device(implementation), DTYPE[implementation])
+
+    def tensor(name: str, **more: Any) -> Tensor:
+        return _tensor(arrays[name], implementation, **more)
+
     connection.load_state_dict(
-        {name[6:]: _tensor(array) for name, array in arrays.items() if name.startswith("param.")}
+        {name[6:]: tensor(name) for name in arrays if name.startswith("param.")}
     )
-    x = _tensor(arrays["input.x"], requires_grad=True)
-    y = _tensor(arrays["input.y"], requires_grad=True)
-    read: list[torch.Tensor] = []
+    x, y = (tensor(f"input.{name}", requires_grad=True) for name in "xy")
+    if implementation == "fused":
+        ours = fused_outputs(connection, x, y)
+        (ours["out"] * tensor("input.grad_out")).sum().backward()
+        gradients = {"y": y.grad}
+    else:
+        read: list[Tensor] = []
 
-    def branch(h: torch.Tensor) -> torch.Tensor:
-        read.append(h)
-        return y
+        def branch(h: Tensor) -> Tensor:
+            read.append(h)
+            return y
 
-    fast = implementation == "fast"
-    out = (connection.fast_forward if fast else connection)(x, branch)
-    objective = (read[0] * _tensor(arrays["input.grad_h"])).sum()
-    (objective + (out * _tensor(arrays["input.grad_out"])).sum()).backward()
-    ours = {"h": read[0], "out": out, **connection.coefficients(x)._asdict()}
-    if fast:
-        ours |= connection.fast_coefficients(x)._asdict()
-    gradients = {"x": x.grad, "y": y.grad}
-    gradients |= {name: p.grad for name, p in connection.named_parameters()}
+        reference = implementation == "reference"
+        out = (connection if reference else connection.fast_forward)(x, branch)
+        objective = (read[0] * tensor("input.grad_h")).sum()
+        (objective + (out * tensor("input.grad_out")).sum()).backward()
+        found = (connection.coefficients if reference else connection.fast_coefficients)(x)
+        ours = {"h": read[0], "out": out, **found._asdict()}
+        gradients = {"x": x.grad, "y": y.grad}
+        gradients |= {name: p.grad for name, p in connection.named_parameters()}
     return relative_errors(
-        {f"output.{name}": (value, arrays[f"output.{name}"]) for name, value in ours.items()}
+        {f"output.{name}": (value, arrays[f"output.{name}"]) for name, value in ours.items()},
+        DTYPE[implementation],
     ) | relative_errors(
-        {f"grad.{name}": (value, arrays[f"grad.{name}"]) for name, value in gradients.items()}
+        {f"grad.{name}": (value, arrays[f"grad.{name}"]) for name, value in gradients.items()},
+        DTYPE[implementation],
     )
 
 
 def golden_model(meta: dict[str, Any], arrays: Arrays, implementation: str = "reference") -> GPT:
-    """Our GPT with the initial weights of a trajectory file, in float64."""
+    """Our GPT with the initial weights of a trajectory file."""
     variant, n = meta["variant"], meta["n_streams"]
     connection = {"variant": variant, "n_streams": n, **options_of(meta)}
     connection["implementation"] = implementation
-    model = GPT(meta, connection, seed=0).double()
+    model = GPT(meta, connection, seed=0).to(_device(implementation), DTYPE[implementation])
     state: dict[str, torch.Tensor] = {}
     for name, array in arrays.items():
         if name.startswith("state.") and not authors.is_repeated(name):
             parts = authors.to_ours(name.removeprefix("state."), array, variant, n)
-            state |= {ours: _tensor(part) for ours, part in parts.items()}
+            state |= {ours: _tensor(part, implementation) for ours, part in parts.items()}
     model.load_state_dict(state)
+    computed, reason = model.choice(autocast=False)
+    if computed != implementation and model.n_streams > 1:
+        raise UserError(f"the fused implementation does not run: {reason}")
     return model
 
 
@@ -165,6 +193,7 @@ def trajectory_errors(
     """Relative errors of a training run: losses, gradient norms, learning rates, logits."""
     model = golden_model(meta, arrays, implementation)
     tokens = torch.tensor(arrays["tokens"].astype(np.int64))  # (steps, accumulation, B, T + 1)
+    tokens = tokens.to(_device(implementation))
     first = tokens[0, 0]
 
     loss_initial = model.loss(first)
@@ -179,7 +208,7 @@ def trajectory_errors(
     for name, theirs in norms.items():
         parts = authors.parts_of(name)
         pairs[f"grad_norm.{name}"] = (sum(squares[part] for part in parts) ** 0.5, theirs)
-    errors = relative_errors(pairs)
+    errors = relative_errors(pairs, DTYPE[implementation])
     logits = model(first[:, :-1])
     model.zero_grad(set_to_none=True)
 
@@ -211,6 +240,29 @@ def trajectory_errors(
     return errors
 
 
+def fused_outputs(connection: Connection, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """A connection's outputs by the fused operators, for streams (B, T, n, C) and y (B, T, C).
+
+    Their read ends in the branch's LayerNorm, so that what it is given, h, does not show.
+    """
+    from mhclite.connections import fused
+
+    B, T, n, C = x.shape
+    read, columns = fused.reading(connection, torch.ones_like(x[0, 0, 0]), x.dtype)
+    nothing = (None,) * 3
+    streams, a, *_ = fused.boundary(
+        x.reshape(-1, n, C), *nothing, *read, x.dtype, True, None, *nothing
+    )
+    H_pre, H_post, H_res = connection.from_projection(
+        fused.coefficient_inputs(a, read, columns, n), fused=True
+    )
+    out = fused.write(streams, y.reshape(-1, C), H_res, H_post)
+    if H_res is None:
+        H_res = torch.eye(n, device=x.device).expand(len(out), -1, -1)
+    found = {"out": out, "H_pre": H_pre, "H_post": H_post, "H_res": H_res}
+    return {name: value.unflatten(0, (B, T)) for name, value in found.items()}
+
+
 def check_file(path: Path, implementation: str = "reference") -> tuple[str, dict[str, float]]:
     """(kind, relative error of everything compared) for a golden file of either kind."""
     meta, arrays = read_golden(path)
@@ -230,9 +282,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tolerance", type=float, help="largest relative error for either kind")
     parser.add_argument(
         "--implementation",
-        choices=("reference", "fast"),
+        choices=tuple(DTYPE),
         default="reference",
-        help="how the connections are computed",
+        help="how the connections are computed; `fused` in float32, where TRITON_INTERPRET=1 runs "
+        "its kernels without a GPU",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -242,7 +295,8 @@ def run(args: argparse.Namespace) -> int:
     report: list[dict[str, Any]] = []
     for path in args.file:
         kind, errors = check_file(path, args.implementation)
-        tolerance = args.tolerance if args.tolerance is not None else TOLERANCE[kind]
+        usual = FUSED_TOLERANCE if args.implementation == "fused" else TOLERANCE
+        tolerance = args.tolerance if args.tolerance is not None else usual[kind]
         agrees = max(errors.values()) <= tolerance
         report.append(
             {
@@ -262,6 +316,8 @@ def run(args: argparse.Namespace) -> int:
             }
         print(json.dumps(report, indent=1, allow_nan=False))
     else:
+        from tabulate import tabulate
+
         for entry in report:
             rows = [(name, f"{error:.1e}") for name, error in entry["relative_errors"].items()]
             print(f"\n{entry['file']} ({entry['kind']})")

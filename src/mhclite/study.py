@@ -138,7 +138,7 @@ class Model(Settings):
         return self
 
 
-Implementation = Literal["reference", "fast"]
+Implementation = Literal["reference", "fast", "fused"]
 
 
 class Connections(Settings):
@@ -173,10 +173,16 @@ class Connections(Settings):
     final_norm: Literal["per_stream", "after_sum"] = Field(
         "per_stream", description="final LayerNorm of each stream (the authors), or of their sum"
     )
-    implementation: Implementation = Field(
-        "fast",
+    implementation: Literal["reference", "fast", "fused", "auto"] = Field(
+        "auto",
         description="how connections are computed, alike to rounding: `reference` as the authors' "
-        "code does; `fast` with less memory traffic",
+        "code does; `fast` in torch with less memory traffic; `fused` by Triton kernels on a GPU "
+        "(2 or 4 streams, `n_embd` a multiple of 16); `auto`: `fused` where it runs, else `fast`",
+    )
+    recompute: bool = Field(
+        False,
+        description="`fused` only: keep the streams of every other sub-layer for the backward "
+        "pass and compute the others again; less memory, a little slower",
     )
 
 
@@ -287,8 +293,8 @@ class Throughput(Settings):
         None, description="sequences a step; left out: training's micro-batch"
     )
     implementations: list[Implementation] = Field(
-        ["reference", "fast"],
-        description="implementations that are timed besides the study's own",
+        ["reference", "fast", "fused"],
+        description="implementations that are timed besides the study's own, where they run",
     )
 
 

@@ -53,7 +53,7 @@ def _type(annotation: Any) -> str:
         return "mapping by name"
     if arguments:  # X | None
         return _type(next(a for a in arguments if a is not type(None)))
-    names = {int: "integer", float: "number", str: "text"}
+    names = {bool: "`true`, `false`", int: "integer", float: "number", str: "text"}
     return names.get(annotation, "section" if isinstance(annotation, type) else str(annotation))
 
 
@@ -63,7 +63,8 @@ def _default(field: FieldInfo) -> str:
     if field.default is None or isinstance(field.default, Settings):
         return "–"
     value = list(field.default) if isinstance(field.default, tuple) else field.default
-    return f"`{value}`"
+    # As YAML writes it.
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
 def parameter_table() -> str:

@@ -129,7 +129,7 @@ def test_home_streams_go_round() -> None:
 
 def test_defaults_are_those_of_the_study_file() -> None:
     # A model made by hand computes the plain formula; a study what is fast.
-    expected = DEFAULTS | {"implementation": "fast"}
+    expected = DEFAULTS | {"implementation": "auto"}
     assert Connections().model_dump().items() >= expected.items()
 
 

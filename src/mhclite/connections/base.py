@@ -46,6 +46,8 @@ class Connection(nn.Module):
     # Parameters that get weight decay. The authors decay whatever has two or more dimensions *in
     # their code*; these sets keep that outcome, whatever the shapes here (docs/architecture.md).
     decayed: ClassVar[frozenset[str]] = frozenset()
+    # How H_pre comes from the first columns of the projection, for the fused implementation.
+    read_activation: ClassVar[str] = "sigmoid"
     # Static logits, which their code keeps as a matrix in some variants and as a vector in others.
     logits: ClassVar[frozenset[str]] = frozenset({"b_pre", "b_res"})
 
@@ -91,11 +93,18 @@ class Connection(nn.Module):
         """The fast implementation: what the streams are multiplied with."""
         raise NotImplementedError
 
-    def from_projection(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def read_affine(self) -> tuple[Tensor | None, Tensor | None]:
+        """Offset (n) and scale () of H_pre after `read_activation`, if it has any."""
+        return None, None
+
+    def from_projection(
+        self, a: Tensor, fused: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The fast implementation: H_pre, H_post (N, n) and H_res (N, n, n) from `projection`.
 
         Args:
             a: (N, K), or (N, n, K) where each stream is projected by itself; float32 at least.
+            fused: whether Triton may be used.
 
         Returns:
             None for H_res if it is the identity.
@@ -194,11 +203,13 @@ class DynamicConnection(Connection):
         weight = torch.cat(weights, dim=1) * (1 + self.norm_gain).unsqueeze(1)
         return Projection(weight, torch.cat(biases), "rms")
 
-    def from_projection(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def from_projection(
+        self, a: Tensor, fused: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         n = self.n_streams
         H_pre, H_post = torch.sigmoid(a[:, : 2 * n]).split(n, dim=1)
-        return H_pre, 2 * H_post, self.fast_mixing_matrix(a[:, 2 * n :])
+        return H_pre, 2 * H_post, self.fast_mixing_matrix(a[:, 2 * n :], fused)
 
-    def fast_mixing_matrix(self, logits: Tensor) -> Tensor | None:
+    def fast_mixing_matrix(self, logits: Tensor, fused: bool) -> Tensor | None:
         """H_res, (N, n, n), from the residual logits (N, b_res.numel())."""
         raise NotImplementedError

@@ -49,9 +49,7 @@ def project(x: Tensor, projection: Projection) -> tuple[Tensor, Tensor]:
     weight, bias, norm = projection
     rows = x.reshape(N * n, -1) if norm == "rms_stream" else x.reshape(N, -1)
     if norm == "layer":
-        # Columns without mean do not see the mean of the streams; one more column measures it.
-        weight = weight - weight.mean(0)
-        weight = torch.cat((weight, weight.new_full((len(weight), 1), 1 / len(weight))), dim=1)
+        weight = centred(weight)
     weight = weight.to(x.dtype)
     if torch.compiler.is_compiling():
         z = (rows @ weight).to(torch.promote_types(x.dtype, torch.float32))
@@ -64,6 +62,15 @@ def project(x: Tensor, projection: Projection) -> tuple[Tensor, Tensor]:
     if bias is not None:
         a = a + bias
     return a.unflatten(0, (N, n)) if norm == "rms_stream" else a, x
+
+
+def centred(weight: Tensor) -> Tensor:
+    """For a LayerNorm's projection (D, K): (D, K + 1).
+
+    Columns without mean do not see the mean of the streams; one more column measures it.
+    """
+    weight = weight - weight.mean(0)
+    return torch.cat((weight, weight.new_full((len(weight), 1), 1 / len(weight))), dim=1)
 
 
 def _inverse_norm(rows: Tensor, z: Tensor, norm: str) -> Tensor:

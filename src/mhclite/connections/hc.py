@@ -24,6 +24,7 @@ class HyperConnection(Connection):
 
     # b_pre and b_res are one matrix in the authors' code, w_post one vector.
     decayed = frozenset({"w_pre", "w_res", "b_pre", "b_res"})
+    read_activation = "tanh"
 
     def __init__(self, n_streams: int, n_embd: int, home_stream: int) -> None:
         super().__init__(n_streams, n_embd, home_stream)
@@ -50,7 +51,10 @@ class HyperConnection(Connection):
         weight = torch.cat((self.w_pre.unsqueeze(1), self.w_post.unsqueeze(1), self.w_res), dim=1)
         return Projection(weight * (1 + self.norm_gain).unsqueeze(1), None, "rms_stream")
 
-    def from_projection(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def read_affine(self) -> tuple[Tensor, Tensor]:
+        return self.b_pre, self.scale_alpha
+
+    def from_projection(self, a: Tensor, fused: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         pre, post, res = torch.tanh(a).split((1, 1, self.n_streams), dim=-1)  # (N, s, ...)
         H_res = self.b_res + self.scale_alpha * res.transpose(1, 2)
         H_pre = self.b_pre + self.scale_alpha * pre.squeeze(-1)

@@ -26,6 +26,7 @@ class OrthogonalHC(Connection):
     """
 
     decayed = frozenset({"w"})
+    read_activation = "softmax"
 
     def __init__(
         self, n_streams: int, n_embd: int, home_stream: int, cayley_iterations: int
@@ -51,7 +52,7 @@ class OrthogonalHC(Connection):
     def projection(self) -> Projection:
         return Projection(self.norm.weight.unsqueeze(1) * self.w, self.norm.bias @ self.w, "layer")
 
-    def from_projection(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def from_projection(self, a: Tensor, fused: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         n = self.n_streams
         pre, post, res = a.unflatten(1, (3, n, n)).unbind(1)
         H_pre = torch.softmax(pre, dim=2).mean(1)

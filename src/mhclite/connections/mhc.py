@@ -36,8 +36,12 @@ class ManifoldHC(DynamicConnection):
     def mixing_matrix(self, logits: Tensor) -> Tensor:
         return sinkhorn_knopp(logits, self.sinkhorn_iterations)
 
-    def fast_mixing_matrix(self, logits: Tensor) -> Tensor:
+    def fast_mixing_matrix(self, logits: Tensor, fused: bool) -> Tensor:
         matrices = logits.unflatten(1, (self.n_streams, self.n_streams))
+        if fused:
+            from mhclite.connections import fused as kernels
+
+            return kernels.sinkhorn(matrices.contiguous(), self.sinkhorn_iterations)
         return sinkhorn(matrices, self.sinkhorn_iterations)
 
     def sinkhorn_input(self, x: Tensor) -> Tensor:

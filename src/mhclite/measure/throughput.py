@@ -91,6 +91,11 @@ class Stepper:
         ).to(device)
         self.rate = model["learning_rate"]
 
+    @property
+    def computed(self) -> str:
+        """How its connections are computed: `reference`, `fast` or `fused`."""
+        return self.model.choice(self.training["precision"] == "bf16")[0]
+
     def forward(self) -> Tensor:
         """The loss, ()."""
         enabled = self.training["precision"] == "bf16"
@@ -174,17 +179,24 @@ def measure(
     """
     device = choose_device(training["device"])
     batch_size = settings["batch_size"] or training["micro_batch_size"] or training["batch_size"]
-    own = next((c["implementation"] for c in connections.values() if "implementation" in c), None)
-    by_arm = {(own, "residual"): {"variant": "residual", "n_streams": 1}}
-    by_arm |= {(own, name): connection for name, connection in connections.items()}
-    for other in settings["implementations"]:
-        for name, connection in connections.items():
-            if connection.get("implementation", other) != other:
-                by_arm[other, name] = {**connection, "implementation": other}
-    steppers = {
-        arm: Stepper(model, connection, training, batch_size, device)
-        for arm, connection in by_arm.items()
+    own_arms = {"residual": {"variant": "residual", "n_streams": 1}} | connections
+    stepper_of = {
+        name: Stepper(model, connection, training, batch_size, device)
+        for name, connection in own_arms.items()
     }
+    own = next((s.computed for s in stepper_of.values() if s.model.n_streams > 1), None)
+    steppers: dict[tuple[str | None, str], Stepper] = {
+        (own, name): stepper for name, stepper in stepper_of.items()
+    }
+    for other in settings["implementations"]:
+        for name, stepper in stepper_of.items():
+            if stepper.model.n_streams > 1:
+                connection = {**own_arms[name], "implementation": other}
+                made = Stepper(model, connection, training, batch_size, device, stepper)
+                # Triton's interpreter is for tests: its speed says nothing.
+                runs = made.computed == other and (other != "fused" or device.type == "cuda")
+                if runs and other != stepper.computed:
+                    steppers[other, name] = made
     base, residual = steppers[own, "residual"], (own, "residual")
     seconds = interleaved(steppers, settings["warmup_rounds"], settings["rounds"])
     variants: dict[str, dict[str, Any]] = {}
@@ -195,7 +207,7 @@ def measure(
         row["peak_memory_bytes"] = stepper.peak_bytes()
         if implementation == own:
             total = stepper.model.parameter_counts()["total"]
-            row["flops_per_token"] = counts(model, by_arm[arm])[1]
+            row["flops_per_token"] = counts(model, own_arms[name])[1]
             row["parameters"] = total
             row["extra_parameters"] = total - base.model.parameter_counts()["total"]
             variants[name] = row

@@ -148,6 +148,9 @@ class Trainer:
                     f"window of block_size + 1 = {self.window}"
                 )
         self.model = GPT(config["model"], config["connection"], config["seed"]).to(group.device)
+        self.implementation, reason = self.model.choice(self.settings["precision"] == "bf16")
+        if reason:
+            log.warning("connections are computed fast instead of fused: %s", reason)
         compiled = self.settings["compile"]
         self.loss = compiled_loss(self.model) if compiled else self.model.loss
         self.optimizer = AdamW(
@@ -448,6 +451,7 @@ def _begin(folder: Path, trainer: Trainer, key: str, corpus: Path) -> int:
             "provenance": attempts[-1],
             "attempts": attempts,
             "parameters": trainer.model.parameter_counts(),
+            "implementation": trainer.implementation,
         },
     )
     return len(attempts)

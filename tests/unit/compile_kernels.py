@@ -1,0 +1,114 @@
+"""Compile the fused kernels for sm_90 without a GPU, and print what each needs, as JSON.
+
+Triton's compiler brings NVIDIA's assembler, which says how many registers a kernel takes and how
+many bytes of them go to memory.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from mhclite.connections import fused, kernels
+
+FLOAT32 = {"H_res", "H_post", "bias", "gain", "offset", "scale", "a", "stats", "da", "dH_res"}
+FLOAT32 |= {"dH_post", "dH_pre", "da_all", "dgain", "logits", "M", "dM", "dlogits", "rows"}
+FLOAT32 |= {"columns"}
+# Projection columns, padded, of four streams; norm, activation, whether streams are mixed.
+VARIANTS = {
+    "identity": (16, 0, 0, False),
+    "hc": (32, 2, 1, True),
+    "mhc": (32, 0, 0, True),  # as mhc_lite
+    "kromhc": (16, 0, 0, True),
+    "jpmhc": (64, 1, 2, True),
+}
+
+
+def needs(
+    kernel: Any, constants: dict[str, Any], streams: str, warps: int, stages: int = 3
+) -> dict[str, int]:
+    """Registers a thread, bytes spilled and shared memory of a kernel."""
+    signature = {
+        name: "constexpr"
+        if name in constants
+        else "i32"
+        if name == "N"
+        else f"*{'fp32' if name in FLOAT32 else streams}"
+        for name in kernel.arg_names
+    }
+    # As a launch finds them: torch's memory begins at multiples of 16 bytes.
+    aligned = {
+        (place,): [["tt.divisibility", 16]]
+        for place, kind in enumerate(signature.values())
+        if kind.startswith("*")
+    }
+    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=aligned)
+    made = triton.compile(
+        source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps, "num_stages": stages}
+    )
+    assembler = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(made.asm["ptx"])
+        file.flush()
+        command = [str(assembler), "-v", "--gpu-name=sm_90a", file.name, "-o", "/dev/null"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return {
+        "registers": int(re.findall(r"Used (\d+) registers", said)[0]),
+        "spilled": sum(int(size) for size in re.findall(r"(\d+) bytes spill", said)),
+        "shared": made.metadata.shared,
+    }
+
+
+def boundary(kernel: Any, variant: str, streams: str) -> dict[str, int]:
+    """`needs` of a boundary between two sub-layers of a variant, at the paper's size L."""
+    n, C, launch = 4, 1024, fused.LAUNCH
+    columns, norm, activation, mixes = VARIANTS[variant]
+    forward = kernel is kernels.boundary_forward
+    constants: dict[str, Any] = {
+        "C": C,
+        "n": n,
+        "K": columns,
+        "PRE": activation,
+        "NORM": norm,
+        "MEAN": 3 * n * n,
+        "WRITE": True,
+        "MIX": mixes,
+        "READ": True,
+        "EPS": 1e-5,
+        "BT": launch.tokens,
+        "BC": launch.columns,
+        "WIDE": False,
+        "XT": n * C,
+        "XS": C,
+    }
+    if activation != 1:
+        constants |= {"offset": None, "scale": None}
+    if not mixes:
+        constants |= {"H_res": None} | ({} if forward else {"dH_res": None})
+    return needs(kernel, constants, streams, launch.warps, launch.stages)
+
+
+def main() -> None:
+    found = {}
+    for variant in sys.argv[1:] or VARIANTS:
+        for streams in ("bf16", "fp32"):
+            for kernel in (kernels.boundary_forward, kernels.boundary_backward):
+                name = f"{kernel.__name__} {variant} {streams}"
+                found[name] = boundary(kernel, variant, streams)
+    for kernel in (kernels.sinkhorn_forward, kernels.sinkhorn_backward):
+        constants = {"n": 4, "iterations": 20, "BT": fused.SINKHORN_TOKENS}
+        found[kernel.__name__] = needs(kernel, constants, "fp32", 4)
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
