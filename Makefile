@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: replicate figures publish test check ui audit lock clean
+.PHONY: replicate figures publish test check bench bench-pipeline gpu-check ui audit lock clean
 
 replicate: $(READY)
 	$(BIN)/snakemake --cores $(CORES)
@@ -37,6 +37,19 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/mypy
+
+# What every variant costs in every implementation, against the plain residual: half an hour on two
+# cores. BENCH="--rounds 3 --variants mhc_lite" measures less.
+bench: $(READY)
+	$(BIN)/python -m mhclite bench --out results/bench/bench.json $(BENCH)
+
+# What the pipeline costs around training: after `make replicate`, in the same checkout.
+bench-pipeline: $(READY)
+	$(BIN)/python -m mhclite overhead --out results/bench/pipeline.json
+
+# On a machine with a GPU, where torch, Triton and numpy are enough: no environment is made.
+gpu-check:
+	PYTHONPATH=src $(PYTHON) -m mhclite gpu-check --golden tests/golden/*.npz --out results/bench
 
 ui: $(READY)
 	$(BIN)/python -m mhclite ui

@@ -25,6 +25,7 @@ STEPS = {
     "sinkhorn": ("mhclite.measure.sinkhorn", "measure the error of Sinkhorn-Knopp iterations"),
     "throughput": ("mhclite.measure.throughput", "time every variant of one model size"),
     "bench": ("mhclite.measure.bench", "what each variant costs in each implementation"),
+    "gpu-check": ("mhclite.measure.gpu_check", "is the fused implementation right, how fast"),
     "overhead": ("mhclite.measure.overhead", "what the pipeline costs around training"),
     "status": ("mhclite.status", "where a study stands: finished, under way, failed, time left"),
     "stability": ("mhclite.measure.stability", "find spikes and divergence in all runs"),

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import logging
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,9 @@ from torch import Tensor
 
 from mhclite.connections.registry import VARIANTS
 from mhclite.files import write_json
-from mhclite.measure.throughput import Stepper, counts, interleaved, timing
+from mhclite.measure.kernel_bench import kernel_rows, median_seconds, tuning_rows
+from mhclite.measure.parity import Case, connection_of
+from mhclite.measure.throughput import Stepper, counts, interleaved, quartiles, timing
 from mhclite.provenance import hardware, provenance
 from mhclite.training.processes import choose_device
 
@@ -37,39 +37,13 @@ SIZES: dict[str, dict[str, Any]] = {
     "l": {"n_layer": 24, "n_head": 16, "n_embd": 1024, "block_size": 1024, "vocab_size": 50304},
 }
 BATCH_SIZE = {"laptop": 8, "s": 16, "m": 16, "l": 16}
-OPTIONS = {"sinkhorn_iterations": 20, "cayley_iterations": 2}
-IMPLEMENTATIONS = ("reference", "fast")
-MODES = ("eager", "compiled")
 RESIDUAL = "residual"
+SEVERAL = [variant for variant in VARIANTS if variant != RESIDUAL]
+ARMS = [f"{how}:{mode}" for how in ("reference", "fast", "fused") for mode in ("eager", "compiled")]
+
+Arm = tuple[str, str, str]  # variant, implementation, mode; no implementation for the residual
 
 log = logging.getLogger(__name__)
-
-
-def connection_of(variant: str, implementation: str, stream_dtype: str) -> dict[str, Any]:
-    """Settings of a variant with four streams."""
-    options = VARIANTS[variant].options
-    own: dict[str, Any] = {name: value for name, value in OPTIONS.items() if name in options}
-    if variant == RESIDUAL:
-        return {"variant": variant, "n_streams": 1, "stream_dtype": stream_dtype}
-    own |= {"stream_dtype": stream_dtype, "implementation": implementation}
-    return {"variant": variant, "n_streams": 4, **own}
-
-
-def best_seconds(work: Callable[[], object], device: torch.device, times: int = 10) -> float:
-    """The shortest of several timings."""
-    found = []
-    for _ in range(times):
-        _synchronise(device)
-        start = time.perf_counter()
-        work()
-        _synchronise(device)
-        found.append(time.perf_counter() - start)
-    return min(found)
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def limits(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
@@ -79,8 +53,8 @@ def limits(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     target = torch.empty_like(source)
     size = 8192 if cuda else 2048
     a = torch.randn(size, size, dtype=dtype, device=device)
-    copy = best_seconds(lambda: target.copy_(source), device)
-    product = best_seconds(lambda: a @ a, device)
+    copy = median_seconds(lambda: target.copy_(source), device)
+    product = median_seconds(lambda: a @ a, device)
     return {
         "bytes_per_second": 2 * source.numel() / copy,
         "flops_per_second": 2 * size**3 / product,
@@ -116,43 +90,43 @@ def extra_traffic(model: dict[str, Any], n_streams: int, stream_bytes: int, othe
     return int(sublayers * C * (several - one))
 
 
-def group_of(
+def steppers_of(
     variant: str,
     model: dict[str, Any],
     training: dict[str, Any],
     batch_size: int,
     device: torch.device,
-    implementations: Sequence[str],
-    modes: Sequence[str],
+    arms: list[str],
     stream_dtype: str,
-) -> dict[tuple[str, str, str], Stepper]:
-    """(variant, implementation, mode) -> stepper, with the residual's; weights are shared."""
-    steppers: dict[tuple[str, str, str], Stepper] = {}
+) -> tuple[dict[Arm, Stepper], dict[Arm, str]]:
+    """The steppers of a variant and of the residual, and why others cannot take a step.
+
+    The arms of a variant share their weights. Each takes a step here, compiled if need be.
+    """
+    able: dict[Arm, Stepper] = {}
+    failed: dict[Arm, str] = {}
     first: dict[str, Stepper] = {}
-    arms = [(RESIDUAL, "", mode) for mode in modes]
-    if variant != RESIDUAL:
-        arms += [(variant, name, mode) for name in implementations for mode in modes]
-    for arm in arms:
-        name, implementation, mode = arm
-        steppers[arm] = Stepper(
+    modes = dict.fromkeys(arm.split(":")[1] for arm in arms)
+    wanted: list[Arm] = [(RESIDUAL, "", mode) for mode in modes]
+    for how, mode in (arm.split(":") for arm in arms):
+        wanted.append((variant, how, mode))
+    for arm in wanted:
+        name, how, mode = arm
+        start = time.perf_counter()
+        n = 1 if name == RESIDUAL else 4
+        settings = connection_of(Case(name, n, stream_dtype=stream_dtype))
+        stepper = Stepper(
             model,
-            connection_of(name, implementation, stream_dtype),
+            settings | ({"implementation": how} if how else {}),
             {**training, "compile": mode == "compiled"},
             batch_size,
             device,
-            weights_of=first.get(name),
+            first.get(name),
         )
-        first.setdefault(name, steppers[arm])
-    return steppers
-
-
-def without_failures(
-    steppers: dict[tuple[str, str, str], Stepper],
-) -> tuple[dict[tuple[str, str, str], Stepper], dict[tuple[str, str, str], str]]:
-    """The steppers that can take a step, compiled where they are, and why others cannot."""
-    able, failed = {}, {}
-    for arm, stepper in steppers.items():
-        start = time.perf_counter()
+        first.setdefault(name, stepper)
+        if how and stepper.computed != how:
+            failed[arm] = stepper.model.choice(training["precision"] == "bf16")[1] or "not fused"
+            continue
         try:
             stepper.step()
             able[arm] = stepper
@@ -163,82 +137,104 @@ def without_failures(
     return able, failed
 
 
+def group_rows(
+    size: str, variant: str, args: argparse.Namespace, device: torch.device, limit: dict[str, float]
+) -> list[dict[str, Any]]:
+    """Rows of a variant at one size, with those of the residual beside it."""
+    cuda = device.type == "cuda"
+    model = {**SIZES[size], "name": size, "learning_rate": 1e-3}
+    batch_size = args.batch_size or BATCH_SIZE[size]
+    tokens = batch_size * model["block_size"]
+    training = {"betas": (0.9, 0.95), "weight_decay": 0.1, "grad_clip": 1.0}
+    training["precision"] = "bf16" if cuda else "fp32"
+    steppers, failed = steppers_of(
+        variant, model, training, batch_size, device, args.arms, args.stream_dtype
+    )
+    seconds = interleaved(steppers, 2, args.rounds)
+    _, plain = counts(model, connection_of(Case(RESIDUAL, 1)))
+    _, flops = counts(model, connection_of(Case(variant)))
+    stream_bytes = 4 if args.stream_dtype == "fp32" or not cuda else 2
+    extra = (flops - plain) / limit["flops_per_second"]
+    extra += extra_traffic(model, 4, stream_bytes, 2 if cuda else 4) / limit["bytes_per_second"]
+    rows: list[dict[str, Any]] = []
+    for arm, stepper in steppers.items():
+        name, how, mode = arm
+        base = seconds[RESIDUAL, "", mode]
+        row: dict[str, Any] = {"size": size, "group": variant, "variant": name}
+        row |= {"implementation": how, "mode": mode, **timing(seconds[arm], base, tokens)}
+        per_token = quartiles(base)["median"] / tokens
+        if name == RESIDUAL:
+            row["share_of_peak"] = plain / per_token / limit["flops_per_second"]
+        else:
+            row["floor"] = 1 + extra / per_token
+            slow = seconds.get((name, "reference", "eager"))
+            if slow:
+                faster = [a / b for a, b in zip(slow, seconds[arm], strict=True)]
+                row["speedup"] = quartiles(faster)["median"]
+        row["peak_memory_bytes"] = stepper.peak_bytes()
+        row["saved_bytes_per_token"] = saved_bytes(stepper) / tokens
+        rows.append(row)
+    for (name, how, mode), reason in failed.items():
+        row = {"size": size, "group": variant, "variant": name, "mode": mode}
+        rows.append({**row, "implementation": how, "failed": reason})
+    return rows
+
+
 def bench(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure everything that is asked for; see docs/performance.md for the fields."""
+    """Measure what is asked for, as far as the time goes; docs/performance.md has the fields."""
+    began = time.monotonic()
     device = choose_device("auto")
     cuda = device.type == "cuda"
-    precision = "bf16" if cuda else "fp32"
-    dtype = torch.bfloat16 if cuda else torch.float32
-    training = {
-        "betas": (0.9, 0.95),
-        "weight_decay": 0.1,
-        "grad_clip": 1.0,
-        "precision": precision,
-    }
-    measured = limits(device, dtype)
-    rows: list[dict[str, Any]] = []
-    for size in args.sizes or (["s", "m", "l"] if cuda else ["laptop"]):
-        model = {**SIZES[size], "name": size, "learning_rate": 1e-3}
-        batch_size = args.batch_size or BATCH_SIZE[size]
-        tokens = batch_size * model["block_size"]
-        _, flops = counts(model, connection_of(RESIDUAL, "", args.stream_dtype))
-        for variant in args.variants:
-            steppers, failed = without_failures(
-                group_of(
-                    variant,
-                    model,
-                    training,
-                    batch_size,
-                    device,
-                    args.implementations,
-                    args.modes,
-                    args.stream_dtype,
-                )
-            )
-            seconds = interleaved(steppers, 2, args.rounds)
-            _, own_flops = counts(model, connection_of(variant, "reference", args.stream_dtype))
-            stream_bytes = 2 if args.stream_dtype == "bf16" else 4
-            traffic = extra_traffic(model, 4, stream_bytes, 2 if cuda else 4)
-            for arm, stepper in steppers.items():
-                name, implementation, mode = arm
-                row = timing(seconds[arm], seconds[RESIDUAL, "", mode], tokens)
-                per_token = row["tokens_per_second"]["median"] ** -1
-                if name == RESIDUAL:
-                    row["share_of_peak"] = flops / per_token / measured["flops_per_second"]
-                else:
-                    base = sorted(seconds[RESIDUAL, "", mode])[args.rounds // 2] / tokens
-                    extra = (own_flops - flops) / measured["flops_per_second"]
-                    extra += traffic / measured["bytes_per_second"]
-                    row["floor"] = 1 + extra / base
-                    slow = (name, "reference", "eager")
-                    if slow in seconds:
-                        row["speedup"] = sorted(
-                            a / b for a, b in zip(seconds[slow], seconds[arm], strict=True)
-                        )[args.rounds // 2]
-                row |= {"size": size, "group": variant, "variant": name, "mode": mode}
-                row |= {"implementation": implementation, "peak_memory_bytes": stepper.peak_bytes()}
-                row["saved_bytes_per_token"] = saved_bytes(stepper) / tokens
-                rows.append(row)
-            for (name, implementation, mode), reason in failed.items():
-                row = {"size": size, "group": variant, "variant": name, "mode": mode}
-                rows.append({**row, "implementation": implementation, "failed": reason})
-            print(table(rows[-len(steppers) - len(failed) :]), flush=True)
-            del steppers
-            gc.collect()
-            torch._dynamo.reset()
-            if cuda:
-                torch.cuda.empty_cache()
-    return {
+    limit = limits(device, torch.bfloat16 if cuda else torch.float32)
+    result: dict[str, Any] = {
         "schema": 1,
         "hardware": hardware(),
         "provenance": provenance(),
         "threads": torch.get_num_threads(),
-        "precision": precision,
+        "precision": "bf16" if cuda else "fp32",
         "stream_dtype": args.stream_dtype,
         "rounds": args.rounds,
-        "limits": measured,
-        "rows": rows,
+        "limits": limit,
+        "kernels": [],
+        "rows": [],
+        "skipped": [],
     }
+    sizes = args.sizes or (["s", "m", "l"] if cuda else ["laptop"])
+    for size in sizes:
+        N = (args.batch_size or BATCH_SIZE[size]) * SIZES[size]["block_size"]
+        C = SIZES[size]["n_embd"]
+        for variant in args.variants:
+            bandwidth = limit["bytes_per_second"]
+            result["kernels"] += kernel_rows(variant, N, C, device, bandwidth)
+        if args.tune:
+            result.setdefault("tuning", []).extend(tuning_rows(N, C, device))
+    print(kernel_table(result["kernels"]), flush=True)
+    for size in sizes:
+        for variant in args.variants:
+            if args.minutes and time.monotonic() - began > 60 * args.minutes:
+                result["skipped"].append(f"{size} {variant}")
+                continue
+            rows = group_rows(size, variant, args, device, limit)
+            result["rows"] += rows
+            write_json(args.out, result)  # what there is, should the time be cut short
+            print(table(rows), flush=True)
+            gc.collect()
+            torch._dynamo.reset()
+            if cuda:
+                torch.cuda.empty_cache()
+    return result
+
+
+def kernel_table(rows: list[dict[str, Any]]) -> str:
+    """The kernels' rows as text."""
+    lines = [f"{'variant':10} {'kernel':24} {'C':>5} {'us':>9} {'GB/s':>7} {'of a copy':>9}"]
+    for row in rows:
+        microseconds = f"{1e6 * row['seconds']:,.0f}"
+        lines.append(
+            f"{row['variant']:10} {row['kernel']:24} {row['width']:>5} {microseconds:>9} "
+            f"{row['bytes_per_second'] / 1e9:>7,.1f} {100 * row['share_of_copy']:>7.0f} %"
+        )
+    return "\n".join(lines)
 
 
 HEADER = (
@@ -269,25 +265,30 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite bench`."""
-    several = [variant for variant in VARIANTS if variant != RESIDUAL]
     parser.add_argument("--sizes", nargs="+", choices=SIZES, help="laptop on a CPU, s m l on a GPU")
-    parser.add_argument("--variants", nargs="+", choices=several, default=several)
-    parser.add_argument(
-        "--implementations", nargs="+", choices=IMPLEMENTATIONS, default=IMPLEMENTATIONS
-    )
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument("--variants", nargs="+", choices=SEVERAL, default=SEVERAL)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="implementation:mode")
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds")
     parser.add_argument("--batch-size", type=int, help="sequences a step")
     parser.add_argument("--threads", type=int, help="CPU threads; left out: all")
     parser.add_argument("--stream-dtype", choices=("authors", "fp32", "bf16"), default="authors")
+    parser.add_argument("--minutes", type=float, help="after which no further variant is begun")
+    parser.add_argument("--tune", action="store_true", help="time other launches of the kernels")
     parser.add_argument("--out", required=True, type=Path, help="file to write")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure, print the table and write the file."""
+    """Measure, print the tables and write the file."""
     if args.threads:
         torch.set_num_threads(args.threads)
     result = bench(args)
     write_json(args.out, result)
-    print(json.dumps(result["limits"]))
-    print(table(result["rows"]))
+    limit = result["limits"]
+    print(
+        f"\nall rows (copy {limit['bytes_per_second'] / 1e9:,.0f} GB/s, product "
+        f"{limit['flops_per_second'] / 1e12:,.2f} TFLOP/s):\n{table(result['rows'])}"
+    )
+    for row in result.get("tuning", []):
+        print(row)
+    if result["skipped"]:
+        print(f"not measured, for time: {', '.join(result['skipped'])}")

@@ -1,0 +1,182 @@
+"""How near the kernels of an implementation come to the bandwidth of a copy.
+
+Bytes are those of the tensors that go in and come out, each once: what must be moved.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mhclite.connections import connection_class, fast
+from mhclite.connections.base import Connection
+from mhclite.measure.parity import Case, connection_of
+
+Kernel = tuple[Callable[[], Any], int]  # the work, and its bytes
+
+
+def median_seconds(work: Callable[[], object], device: torch.device, times: int = 15) -> float:
+    """Of several timings, after two that are not counted."""
+    found = []
+    for _ in range(times + 2):
+        synchronise(device)
+        start = time.perf_counter()
+        work()
+        synchronise(device)
+        found.append(time.perf_counter() - start)
+    return sorted(found[2:])[times // 2]
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def bytes_of(tensors: Iterable[Any]) -> int:
+    """Of all tensors among these; two that share memory count once."""
+    sizes = {}
+    for tensor in tensors:
+        if isinstance(tensor, Tensor):
+            sizes[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+    return sum(sizes.values())
+
+
+def _connection(variant: str, C: int, device: torch.device) -> Connection:
+    settings = connection_of(Case(variant))
+    options = {k: v for k, v in settings.items() if k.endswith("_iterations")}
+    return connection_class(variant)(4, C, 0, **options).to(device)
+
+
+def fused_kernels(variant: str, N: int, C: int, device: torch.device) -> dict[str, Kernel]:
+    """Of the fused implementation in bf16, N tokens, four streams of width C."""
+    from mhclite.connections import fused
+
+    connection = _connection(variant, C, device)
+
+    def normal(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        return torch.randn(shape, device=device, dtype=dtype)
+
+    x, y, dout, db = normal(N, 4, C), normal(N, C), normal(N, 4, C), normal(N, C)
+    H_res = None if variant == "identity" else normal(N, 4, 4, dtype=torch.float32)
+    H_post = normal(N, 4, dtype=torch.float32)
+    with torch.no_grad():
+        read, _ = fused.reading(connection, torch.ones(C, device=device), x.dtype)
+        nothing = (None,) * 4
+        arguments = (x, y, H_res, H_post, *read, x.dtype, True, *nothing)
+        out, a, b, stats = fused.boundary(*arguments)
+        tensors, constants = read[:5], read[5:]
+        back = (x, y, H_res, H_post, *tensors, a, stats, dout, torch.randn_like(a), db)
+        found = fused.boundary_backward(*back, *constants)
+        dz = found[3]
+        kernels: dict[str, Kernel] = {
+            "boundary": (
+                lambda: fused.boundary(*arguments),
+                bytes_of((*arguments, out, a, b, stats)),
+            ),
+            "boundary backward": (
+                lambda: fused.boundary_backward(*back, *constants),
+                bytes_of((*back, *found)),
+            ),
+            "projection's weights": (lambda: dz.t() @ out.flatten(1), bytes_of((dz, out))),
+            "write": (
+                lambda: fused.write(x, y, H_res, H_post, *nothing),
+                bytes_of((x, y, H_res, H_post, out)),
+            ),
+        }
+        if variant == "mhc":
+            L = normal(N, 4, 4, dtype=torch.float32)
+            kernels["Sinkhorn"] = (lambda: fused.sinkhorn(L, 20), 2 * bytes_of((L,)))
+            kernels["Sinkhorn backward"] = (
+                lambda: fused.sinkhorn_backward(L, L, 20),
+                3 * bytes_of((L,)),
+            )
+    return kernels
+
+
+def fast_kernels(variant: str, N: int, C: int, device: torch.device) -> dict[str, Kernel]:
+    """Of the fast implementation in float32: the operations on whole streams."""
+    connection = _connection(variant, C, device)
+    x, y = torch.randn(N, 4, C, device=device), torch.randn(N, C, device=device)
+    with torch.no_grad():
+        projection = connection.projection()
+        a, _ = fast.project(x, projection)
+        H_pre, H_post, H_res = connection.from_projection(a)
+    H_pre, H_post = H_pre.contiguous(), H_post.contiguous()
+    kernels: dict[str, Kernel] = {}
+
+    def add(name: str, inputs: tuple[Any, ...], work: Callable[..., Tensor]) -> None:
+        leaves = [t.requires_grad_() for t in inputs if t is not None]
+        out = work(*inputs)
+        gradient = torch.randn_like(out)
+        # The streams' gradient of what else reads them, which ours is added to.
+        kernels[name] = (lambda: work(*inputs), bytes_of((*inputs, out)))
+        kernels[f"{name} backward"] = (
+            lambda: torch.autograd.grad(out, leaves, gradient, retain_graph=True),
+            bytes_of((*inputs, gradient)) + bytes_of(leaves),
+        )
+
+    weight = projection.weight.detach()
+    add(
+        "project",
+        (x.detach(), weight),
+        lambda x, w: fast.project(x, projection._replace(weight=w))[0],
+    )
+    add("read", (x.detach(), H_pre), lambda x, H: fast.read(x, H)[0])
+    if H_res is not None:
+        H_res = H_res.contiguous()
+    add(
+        "write",
+        (x.detach(), H_res, H_post, y),
+        lambda x, H_res, H_post, y: fast.combine(x, H_res, H_post, y, torch.float32),
+    )
+    return kernels
+
+
+def kernel_rows(
+    variant: str, N: int, C: int, device: torch.device, bandwidth: float
+) -> list[dict[str, Any]]:
+    """Seconds, bytes and share of a copy's bandwidth of each kernel of a variant."""
+    fused_runs = device.type == "cuda"
+    kernels = (fused_kernels if fused_runs else fast_kernels)(variant, N, C, device)
+    rows = []
+    for name, (work, size) in kernels.items():
+        seconds = median_seconds(work, device)
+        rows.append(
+            {
+                "variant": variant,
+                "implementation": "fused" if fused_runs else "fast",
+                "kernel": name,
+                "tokens": N,
+                "width": C,
+                "seconds": seconds,
+                "bytes": size,
+                "bytes_per_second": size / seconds,
+                "share_of_copy": size / seconds / bandwidth,
+            }
+        )
+    return rows
+
+
+def tuning_rows(N: int, C: int, device: torch.device) -> list[dict[str, Any]]:
+    """Seconds of the boundary kernels under other launches; failures have none."""
+    from mhclite.connections import fused
+
+    usual, rows = fused.LAUNCH, []
+    for tokens, columns, warps in ((16, 32, 4), (16, 64, 4), (16, 64, 8), (32, 32, 4), (32, 32, 8),
+                                   (32, 64, 8), (64, 32, 8)):  # fmt: skip
+        for stages in (2, 3, 4):
+            fused.LAUNCH = fused.Launch(tokens, columns, warps, stages)
+            row: dict[str, Any] = {"launch": fused.LAUNCH._asdict(), "width": C}
+            try:
+                kernels = fused_kernels("mhc", N, C, device)
+                for name in ("boundary", "boundary backward"):
+                    row[name] = median_seconds(kernels[name][0], device)
+            except Exception as error:  # what does not fit into the device fails in many ways
+                row["failed"] = str(error).splitlines()[0][:100]
+            rows.append(row)
+    fused.LAUNCH = usual
+    return rows
