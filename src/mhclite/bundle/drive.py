@@ -97,17 +97,23 @@ class Driver:
         """Do chains of jobs in their order, as many at once as there are slots."""
         waiting = deque(chains)
         told = time.monotonic()
-        while True:
-            if deadline is not None and time.monotonic() >= deadline:
-                self.stopping = self.stopping or "the time is up"
+        try:
+            while True:
+                if deadline is not None and time.monotonic() >= deadline:
+                    self.stopping = self.stopping or "the time is up"
+                for slot in slots:
+                    self._look_after(slot, waiting)
+                if all(slot.process is None for slot in slots) and (self.stopping or not waiting):
+                    return
+                if time.monotonic() - told >= TOLD_SECONDS:
+                    told = time.monotonic()
+                    self._tell(slots)
+                time.sleep(POLL_SECONDS)
+        finally:
             for slot in slots:
-                self._look_after(slot, waiting)
-            if all(slot.process is None for slot in slots) and (self.stopping or not waiting):
-                return
-            if time.monotonic() - told >= TOLD_SECONDS:
-                told = time.monotonic()
-                self._tell(slots)
-            time.sleep(POLL_SECONDS)
+                if slot.process is not None:  # an error of ours must not leave them behind
+                    slot.process.terminate()
+                    slot.process.wait()
 
     def _look_after(self, slot: Slot, waiting: deque[list[Job]]) -> None:
         """End what has ended, start what is next; once there is a reason to stop, ask it to."""
@@ -164,7 +170,7 @@ class Driver:
         slot.chain.clear()
         words = status.last_words(self.out / job.log)
         if self.stopping:
-            log.info("%s: stopped; %s", job.output, words)
+            log.info("%s: %s", job.output, words if words.startswith("interrupted") else "stopped")
             return
         self.failed.append(job.output)
         log.error("%s: failed (exit code %d); %s", job.output, process.returncode, words)
@@ -223,6 +229,9 @@ def run_bundle(folder: Path, minutes: float | None, jobs: int, throughput: str) 
     for package in ("torch", "numpy"):
         if importlib.util.find_spec(package) is None:
             raise UserError(f"{sys.executable} has no {package}: run.py needs torch and numpy")
+    import torch
+
+    log.info("torch %s, %d GPUs", torch.__version__, torch.cuda.device_count())
     folder = folder.resolve()
     study, measuring, runs = load_bundle(folder)
     driver = Driver(folder, study, runs)
