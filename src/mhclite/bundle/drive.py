@@ -16,7 +16,6 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from types import FrameType
 
 from mhclite import status
 from mhclite.bundle.jobs import (
@@ -77,12 +76,13 @@ class Slot:
 
 
 class Driver:
-    """The jobs of one bundle."""
+    """The jobs of one bundle. A signal in `signals` ends its work."""
 
-    def __init__(self, folder: Path, study: str, runs: list[list[Job]]) -> None:
+    def __init__(self, folder: Path, study: str, runs: list[list[Job]], signals: list[int]) -> None:
         self.folder = folder
         self.out = folder / RESULTS / study
         self.runs = {str(run_config(run[0])["run"]): run_config(run[0]) for run in runs}
+        self.signals = signals
         self.failed: list[str] = []
         self.stopping = ""  # why, once there is a reason
 
@@ -99,8 +99,10 @@ class Driver:
         told = time.monotonic()
         try:
             while True:
-                if deadline is not None and time.monotonic() >= deadline:
-                    self.stopping = self.stopping or "the time is up"
+                if self.signals:
+                    self.stopping = signal.Signals(self.signals[0]).name
+                elif deadline is not None and time.monotonic() >= deadline:
+                    self.stopping = "the time is up"
                 for slot in slots:
                     self._look_after(slot, waiting)
                 if all(slot.process is None for slot in slots) and (self.stopping or not waiting):
@@ -231,24 +233,20 @@ def run_bundle(folder: Path, minutes: float | None, jobs: int, throughput: str) 
             raise UserError(f"{sys.executable} has no {package}: run.py needs torch and numpy")
     import torch
 
+    from mhclite.training.loop import stop_signals
+
     log.info("torch %s, %d GPUs", torch.__version__, torch.cuda.device_count())
     folder = folder.resolve()
     study, measuring, runs = load_bundle(folder)
-    driver = Driver(folder, study, runs)
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        driver.stopping = signal.Signals(number).name
-
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, stop)
-
     alone = [Slot([])]  # throughput is measured with nothing beside it
     several = [Slot(gpus) for gpus in shares(jobs)]
     steps: list[tuple[list[list[Job]], list[Slot]]] = [(runs, several)]
     if throughput != "no":
         steps.insert(0 if throughput == "first" else 1, ([[job] for job in measuring], alone))
-    for chains, slots in steps:
-        driver.work(chains, slots, deadline)
+    with stop_signals() as signals:
+        driver = Driver(folder, study, runs, signals)
+        for chains, slots in steps:
+            driver.work(chains, slots, deadline)
     return _conclude(driver, [job for chains, _ in steps for chain in chains for job in chain])
 
 
