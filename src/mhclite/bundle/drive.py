@@ -145,8 +145,9 @@ class Driver:
         environment = {
             **os.environ,
             "PYTHONPATH": str(self.folder / "src"),
-            # What torch.compile made is kept for the next allocation.
+            # Compiled kernels are kept for the next allocation.
             "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "compiled"),
+            "TRITON_CACHE_DIR": str(self.folder / "compiled" / "triton"),
         }
         if slot.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
