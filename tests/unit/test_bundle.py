@@ -14,6 +14,7 @@ from tiny import write_corpus
 from mhclite import cli
 from mhclite.bundle import drive, merge, pack
 from mhclite.bundle.jobs import RECEIPTS, Job, jobs_of, run_config
+from mhclite.errors import UserError
 from mhclite.files import sha256_of, write_json
 from mhclite.study import Study, load_study
 from mhclite.training.loop import only_writer
@@ -88,7 +89,7 @@ def test_what_is_taken_over_what(study: Study, touched: list[str]) -> None:
     write_run(there, new, loss=3.0)
 
     line = merge.merge(Path("study.yaml"), Path("bundle"))
-    assert "2 files are new" in line
+    assert "new files: 2" in line
     for count, what in (
         (2, "finished,"),
         (1, "finished here already"),
@@ -105,7 +106,7 @@ def test_what_is_taken_over_what(study: Study, touched: list[str]) -> None:
     assert touched == ["--touch", "--force", *targets]
 
     touched.clear()
-    assert "0 files are new" in merge.merge(Path("study.yaml"), Path("bundle/results"))
+    assert "new files: 0" in merge.merge(Path("study.yaml"), Path("bundle/results"))
     assert touched == []
 
 
@@ -125,6 +126,25 @@ def test_measurements_come_along_if_they_are_of_this_study(
     for job, taken in ((throughput, True), (probe, True), (other, False)):
         assert Path("results/smoke", job.output).is_file() == taken
     assert f"{other.output} is of other settings or code" in caplog.text
+
+
+def test_a_merge_that_was_ended_is_recorded_by_the_next(
+    study: Study, touched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, runs = jobs_of(study)
+    train = runs[0][0]
+    write_run(Path("bundle/results/smoke"), train, loss=1.0)
+
+    def fail(*arguments: object) -> None:
+        raise UserError("another snakemake is working")
+
+    with monkeypatch.context() as busy:
+        busy.setattr(merge, "snakemake", fail)
+        with pytest.raises(UserError, match="another snakemake"):
+            merge.merge(Path("study.yaml"), Path("bundle"))
+    assert "new files: 1" in merge.merge(Path("study.yaml"), Path("bundle"))
+    assert touched[2:] == [f"results/smoke/{train.output}"]
+    assert not Path("results/smoke", merge.PENDING).exists()
 
 
 def refused(capsys: pytest.CaptureFixture[str], source: str) -> str:
@@ -215,6 +235,24 @@ def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert drive.shares(6) == [["4"], ["5"], ["6"], ["7"], ["4"], ["5"]]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert drive.shares(2) == [[], []]
+
+
+def test_a_run_of_several_processes_is_started_as_the_workflow_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(
+        drive.subprocess, "Popen", lambda command, env, **_: started.append((command, env))
+    )
+    driver = drive.Driver(tmp_path, "paper", [], [])
+    driver._start(drive.Slot(["2", "3"]), Job("train", "runs/a/summary.json", "a", "", ["x"], 2))
+    driver._start(drive.Slot([]), Job("probe", "probes/a.json", "b", "", ["y"]))
+    (several, first), (single, second) = started
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    assert several[1:] == [*launcher, "-m", "mhclite", "train", "x"]
+    assert first["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert single[1:] == ["-m", "mhclite", "probe", "y"]
+    assert second["PYTHONPATH"] == str(tmp_path / "src")
 
 
 def test_a_failed_job_stops_no_other(study: Study, caplog: pytest.LogCaptureFixture) -> None:

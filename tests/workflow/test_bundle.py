@@ -129,7 +129,7 @@ def test_from_packing_to_figures(elsewhere: Path, tmp_path: Path) -> None:
             "results/gpu",
             filter=lambda entry: None if entry.name.endswith("weights.pt") else entry,
         )
-    for what in ("9 files are new; runs: 4 finished", "0 files are new"):
+    for what in ("new files: 9; runs: 4 finished", "new files: 0"):
         merged = bundle(checkout, "merge", str(tmp_path / "back.tar.gz"), "--study", STUDY)
         assert merged.returncode == 0, merged.stderr
         assert what in merged.stdout

@@ -27,13 +27,14 @@ from mhclite.bundle.jobs import (
 )
 from mhclite.bundle.pipeline import snakemake
 from mhclite.errors import UserError
-from mhclite.files import misfit, read_json, sha256_of
+from mhclite.files import misfit, read_json, sha256_of, write_json
 from mhclite.status import is_locked
 from mhclite.study import load_study
 from mhclite.training.key import code_of, deciding
 
 RUN_FILES = ("run.json", "metrics.jsonl", "timing.jsonl", "mixing.jsonl", "weights.pt")
 RESULT_FILES = ("result.json", "summary.json")  # the last one says that the run is finished
+PENDING = "merge-pending.json"  # outputs that Snakemake has not recorded yet: a merge was ended
 SHOWN = 3  # refused runs that are named
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,8 @@ def steps_saved(folder: Path, key: str) -> int:
     saved = [0]
     for path in (folder / "checkpoints").glob("step_*.json"):
         meta = read_json(path, "checkpoint")
-        if meta["key"] == key and path.with_suffix(".pt").is_file():
+        whole = misfit(meta, {"key": str, "step": int}) is None
+        if whole and meta["key"] == key and path.with_suffix(".pt").is_file():
             saved.append(int(meta["step"]))
     return max(saved)
 
@@ -124,7 +126,7 @@ def check_result(folder: Path) -> None:
         path = folder / name
         if name == "weights.pt" and not path.exists():
             continue  # they are large, and only the probe needs them
-        if not path.exists() or sha256_of(path) != summary[entry]:
+        if not path.exists() or sha256_of(path) != summary.get(entry):
             raise UserError(f"{path} is not whole: bring it back again")
 
 
@@ -208,20 +210,27 @@ def merge(study_file: Path, source: Path) -> str:
         for train, _ in runs:
             check_run(train, of(train, theirs), of(train, ours))
         made_of = receipts(theirs)
+        pending = ours / PENDING
+        before = read_json(pending, "outputs of a merge") if pending.is_file() else []
+        jobs = [*throughput, *(job for run in runs for job in run)]
+        there_is = [job.output for job in jobs if (theirs / job.output).is_file()]
+        write_json(pending, sorted({*before, *there_is}))
         told: Counter[str] = Counter()
-        new: list[Job] = []
+        new = [output for output in before if (ours / output).is_file()]
         for train, probe in runs:
             here, there = of(train, ours), of(train, theirs)
             done = merge_run(train, there, here) if _record(there) else "not begun"
             told[done] += 1
             if done == "finished":
-                new.append(train)
+                new.append(train.output)
             if same_result(train, there, here) and merge_output(probe, theirs, ours, made_of):
-                new.append(probe)
-        new += [job for job in throughput if merge_output(job, theirs, ours, made_of)]
+                new.append(probe.output)
+        new += [job.output for job in throughput if merge_output(job, theirs, ours, made_of)]
+    new = list(dict.fromkeys(new))
     if new:
         # Snakemake records what they were made of: a later change reruns exactly what it should.
-        snakemake(study_file, "--touch", "--force", *(f"{ours}/{job.output}" for job in new))
-    return f"study {study.name}: {len(new)} files are new; runs: " + ", ".join(
+        snakemake(study_file, "--touch", "--force", *(f"{ours}/{output}" for output in new))
+    pending.unlink()
+    return f"study {study.name}: new files: {len(new)}; runs: " + ", ".join(
         f"{count} {what}" for what, count in told.items()
     )
