@@ -33,9 +33,12 @@ def _path_of(module: str) -> Path | None:
 def canonical(node: Any) -> Any:
     """A syntax tree as nested lists, the same in every version of Python that can parse it.
 
-    `ast.unparse` and `ast.dump` are not: versions differ in the quotes of f-strings and in fields
-    that are left empty.
+    `ast.unparse` and `ast.dump` are not: versions differ in the quotes of f-strings, in fields that
+    are left empty, and in empty pieces of f-strings.
     """
+    if isinstance(node, ast.JoinedStr):
+        pieces = [v for v in node.values if not (isinstance(v, ast.Constant) and v.value == "")]
+        return ["JoinedStr", [canonical(piece) for piece in pieces]]
     if isinstance(node, ast.AST):
         fields = [(name, canonical(value)) for name, value in ast.iter_fields(node)]
         return [type(node).__name__, *(field for field in fields if field[1] not in ("None", []))]

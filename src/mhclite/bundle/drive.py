@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -59,7 +60,9 @@ def load_bundle(folder: Path) -> tuple[str, list[Job], list[list[Job]]]:
         if run_key(run_config(train), load_manifest(corpus)["digest"]) != train.digest:
             raise UserError(
                 f"{folder} is not as it was packed: its code or tokens were changed, so that its "
-                "runs would be refused by `bundle merge`; pack it again"
+                "runs would be refused by `bundle merge`; unpack or pack it again (if nobody "
+                f"changed them: Python {platform.python_version()} reads them otherwise, which is a "
+                "bug to report)"
             )
     return study, throughput, runs
 
