@@ -61,8 +61,8 @@ def load_bundle(folder: Path) -> tuple[str, list[Job], list[list[Job]]]:
             raise UserError(
                 f"{folder} is not as it was packed: its code or tokens were changed, so that its "
                 "runs would be refused by `bundle merge`; unpack or pack it again (if nobody "
-                f"changed them: Python {platform.python_version()} reads them otherwise, which is a "
-                "bug to report)"
+                f"changed them: Python {platform.python_version()} reads them otherwise, which is "
+                "a bug to report)"
             )
     return study, throughput, runs
 
