@@ -34,6 +34,10 @@ STEPS = {
     "tables": ("mhclite.evidence.tables", "write the tables"),
     "report": ("mhclite.evidence.report", "write the self-contained HTML report"),
     "publish": ("mhclite.evidence.publish", "publish a study's small files; rebuild from them"),
+    "bundle": (
+        "mhclite.bundle.command",
+        "train a study on a machine that has only torch and numpy: pack, run, merge",
+    ),
     "track": ("mhclite.tracking", "bring a study's results into MLflow"),
     "ui": ("mhclite.ui", "open the MLflow UI on the tracked results"),
     "evaluate": (

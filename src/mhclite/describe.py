@@ -1,7 +1,8 @@
 """`python -m mhclite describe STUDY`: what a study trains, and what that costs.
 
 Parameters and FLOPs are counted on the models themselves, without memory for their weights. What
-was measured or prepared before (throughput, tokens of a corpus) is used where it is there.
+was measured or prepared before (throughput, tokens of a corpus) is used where it is there; what
+follows from it for time, disk and statistics is in `plan`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from mhclite import plan
 from mhclite.data.shards import MANIFEST, load_manifest
-from mhclite.files import read_json
 from mhclite.measure.throughput import counts
 from mhclite.study import Study, load_study
 
@@ -24,30 +25,24 @@ BYTES_PER_PARAMETER = 3 * 4  # weights and AdamW's two averages, in float32
 log = logging.getLogger(__name__)
 
 
-def _speeds(results: Path, study: Study, model: str) -> dict[str, float]:
-    """variant -> measured training tokens per second of one device; empty where not measured."""
-    path = results / study.name / "throughput" / f"{model}.json"
-    if not path.is_file():
-        return {}
-    measured = read_json(path, "throughput")
-    return {
-        variant: row["tokens_per_second"]["median"] for variant, row in measured["variants"].items()
-    }
-
-
-def describe(study: Study, results: Path) -> dict[str, Any]:
-    """The study in numbers: `rows` a model and variant, `corpora`, `totals`.
+def describe(study: Study, results: Path, throughput: Path | None = None) -> dict[str, Any]:
+    """The study in numbers: `rows` a model and variant, `corpora`, `totals`, `plan`.
 
     `hours` are of one device for one run, from the measured throughput; None where there is none.
+
+    Args:
+        results: where finished runs, throughput and corpora are looked for.
+        throughput: a file that is used instead of the study's own.
     """
     training = study.training
     runs = list(study.runs().values())
     rows: list[dict[str, Any]] = []
-    total_hours: float | None = 0.0
+    sources: list[str] = []
     for model in study.models:
         settings = study.model_settings(model)
         tokens = training.steps * training.batch_size * settings["block_size"]
-        speeds = _speeds(results, study, model)
+        speeds, source = plan.speeds(study, model, results, throughput)
+        sources += [source] * (source not in ("", *sources))
         plain, _ = counts(settings, {"variant": "residual", "n_streams": 1})
         for variant in study.variants:
             parameters, flops = counts(settings, study.connection_settings(variant))
@@ -56,9 +51,6 @@ def describe(study: Study, results: Path) -> dict[str, Any]:
             number = sum(
                 run["model"]["name"] == model and run["connection"]["variant"] == variant
                 for run in runs
-            )
-            total_hours = (
-                None if hours is None or total_hours is None else total_hours + number * hours
             )
             rows.append(
                 {
@@ -85,6 +77,7 @@ def describe(study: Study, results: Path) -> dict[str, Any]:
                 row["model"]: None if known is None else row["tokens"] / known for row in rows
             },
         }
+    costs = plan.costs(study, rows, results)
     return {
         "study": study.name,
         "rows": rows,
@@ -97,8 +90,9 @@ def describe(study: Study, results: Path) -> dict[str, Any]:
                 * run["model"]["block_size"]
                 for run in runs
             ),
-            "device_hours": total_hours,
+            "device_hours": costs["total"]["device_hours"],
         },
+        "plan": {"costs": costs, "speeds": sources, "power": plan.power_plan(study, results)},
     }
 
 
@@ -136,17 +130,8 @@ def as_text(found: dict[str, Any]) -> str:
         epochs = ", ".join(f"{model} {value:.3g}" for model, value in corpus["epochs"].items())
         lines.append(f"Corpus {name}: {corpus['train_tokens']:,} train tokens; epochs: {epochs}.")
     totals = found["totals"]
-    lines.append(
-        f"{totals['runs']:,} runs, {totals['tokens']:,} training tokens in all, device-hours: "
-        f"{number(totals['device_hours'], ',.1f')}"
-        + (
-            ""
-            if totals["device_hours"] is not None
-            else " (`snakemake` measures the throughput of a study's models and variants)"
-        )
-        + "."
-    )
-    return "\n".join(lines)
+    lines.append(f"{totals['runs']:,} runs, {totals['tokens']:,} training tokens in all.")
+    return "\n".join([*lines, "", plan.as_text(found["plan"])])
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -155,10 +140,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--results", type=Path, default=Path("results"), help="where results are (default: results)"
     )
+    parser.add_argument(
+        "--throughput", type=Path, help="throughput or bench file to be used for the speeds"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run(args: argparse.Namespace) -> None:
     """Describe one study."""
-    found = describe(load_study(args.study), args.results)
+    found = describe(load_study(args.study), args.results, args.throughput)
     print(json.dumps(found, indent=1) if args.json else as_text(found))

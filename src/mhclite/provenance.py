@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE_ROOT = Path(__file__).parent
+PACKED = "packed.json"  # in the package of a bundle: the git state of the checkout it was made from
 
 
 def _path_of(module: str) -> Path | None:
@@ -28,9 +30,26 @@ def _path_of(module: str) -> Path | None:
     return None
 
 
+def canonical(node: Any) -> Any:
+    """A syntax tree as nested lists, the same in every version of Python that can parse it.
+
+    `ast.unparse` and `ast.dump` are not: versions differ in the quotes of f-strings, in fields that
+    are left empty, and in empty pieces of f-strings.
+    """
+    if isinstance(node, ast.JoinedStr):
+        pieces = [v for v in node.values if not (isinstance(v, ast.Constant) and v.value == "")]
+        return ["JoinedStr", [canonical(piece) for piece in pieces]]
+    if isinstance(node, ast.AST):
+        fields = [(name, canonical(value)) for name, value in ast.iter_fields(node)]
+        return [type(node).__name__, *(field for field in fields if field[1] not in ("None", []))]
+    if isinstance(node, list):
+        return [canonical(entry) for entry in node]
+    return repr(node)
+
+
 @cache
 def _parsed(path: Path) -> tuple[str, frozenset[str]]:
-    """(source without comments and docstrings, modules imported anywhere in it)."""
+    """(source without comments, docstrings and layout, modules imported anywhere in it)."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     imported: set[str] = set()
     for node in ast.walk(tree):
@@ -46,7 +65,7 @@ def _parsed(path: Path) -> tuple[str, frozenset[str]]:
             and isinstance(body, list)
         ):
             body[0] = ast.Pass()
-    return ast.unparse(tree), frozenset(imported)
+    return json.dumps(canonical(tree)), frozenset(imported)
 
 
 def source_modules(*modules: str) -> list[str]:
@@ -82,7 +101,11 @@ def code_digest(*modules: str) -> str:
 
 
 def git_state() -> dict[str, Any]:
-    """Commit of the checkout that the code runs from, and whether it has uncommitted changes."""
+    """Commit of the checkout that the code is from, and whether it had uncommitted changes."""
+    packed = PACKAGE_ROOT / PACKED
+    if packed.is_file():
+        found: dict[str, Any] = json.loads(packed.read_text(encoding="utf-8"))
+        return found
 
     def git(*arguments: str) -> str:
         return subprocess.run(

@@ -14,12 +14,14 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mhclite.errors import UserError
 from mhclite.files import read_json
-from mhclite.study import RESULTS, Study, load_study
 from mhclite.training.key import deciding
+
+if TYPE_CHECKING:  # a bundle asks for the state of its runs where pydantic is not installed
+    from mhclite.study import Study
 
 TAIL = 16384  # bytes read of the end of a file
 LATEST = 50  # steps from which the rate is taken
@@ -198,12 +200,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite status`."""
     parser.add_argument("study", type=Path, help="study file (YAML)")
     parser.add_argument(
-        "--results", type=Path, default=RESULTS, help="results folder (default: %(default)s)"
+        "--results", type=Path, default=Path("results"), help="default: %(default)s"
     )
 
 
 def run(args: argparse.Namespace) -> None:
     """Print where the study stands."""
+    from mhclite.study import load_study
+
     study = load_study(args.study)
     print(report(study, args.results))
     if not (args.results / study.name).is_dir():

@@ -476,6 +476,15 @@ class Study(Settings):
                     found[f"{variant}-{name}"] = changed.connection_settings(variant)
         return found
 
+    def throughput_config(self, model: str) -> dict[str, Any]:
+        """What `throughput` needs to know of one model size, as JSON."""
+        return {
+            "model": self.model_settings(model),
+            "connections": self.measured_connections(),
+            "training": self.training.model_dump(mode="json"),
+            "throughput": self.throughput.model_dump(mode="json"),
+        }
+
     def model_settings(self, model: str) -> dict[str, Any]:
         """A model size with its name and vocabulary, as JSON."""
         return {

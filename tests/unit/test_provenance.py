@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,6 +97,23 @@ def test_code_that_training_does_not_use_does_not_count(package: Path, file: str
     with (package / file).open("a") as opened:
         opened.write("\nADDED = 1\n")
     assert changed(before) == set()
+
+
+def test_digests_do_not_depend_on_the_version_of_python() -> None:
+    """f-strings, empty fields, patterns: the tree of each version, as one text, pinned here."""
+    source = """
+def f(x: int, *, n=3) -> str:
+    a = "a" f"{x!r:>{n}}" 'b'
+    return f"{d['k']}" + f'{x=}'
+"""
+    text = json.dumps(provenance.canonical(ast.parse(source)))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "f99f46ba9e3b9eee"
+
+
+def test_a_bundle_knows_the_commit_that_it_was_made_from(package: Path) -> None:
+    packed = {"commit": "0" * 40, "dirty": False}
+    (package / provenance.PACKED).write_text(json.dumps(packed))
+    assert provenance.git_state() == packed
 
 
 def test_modules_are_found_through_their_imports() -> None:

@@ -49,14 +49,7 @@ rule measure_throughput:
     resources:
         gpu=GPUS,
     params:
-        config=lambda w: as_json(
-            {
-                "model": STUDY.model_settings(w.model),
-                "connections": STUDY.measured_connections(),
-                "training": STUDY.training.model_dump(mode="json"),
-                "throughput": STUDY.throughput.model_dump(mode="json"),
-            }
-        ),
+        config=lambda w: as_json(STUDY.throughput_config(w.model)),
         code=code_of("mhclite.measure.throughput", "residual", *STUDY.variants),
     shell:
         "python -m mhclite throughput --config {params.config:q} --threads {threads}"

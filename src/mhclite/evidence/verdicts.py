@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from mhclite.evidence.statistics import Interval, t_interval
 
@@ -84,6 +84,29 @@ def verdict(comparison: Comparison, p_adjusted: float | None, confidence: float)
     return "supported" if mean < comparison.margin else "contradicted"
 
 
+def power(effect: float, n: int, confidence: float) -> float:
+    """Power of a two-sided t test at level 1 - confidence with n >= 2 paired differences.
+
+    Args:
+        effect: distance of their true mean from the margin in standard deviations, >= 0.
+    """
+    critical = stats.t.ppf((1 + confidence) / 2, df=n - 1)
+    # Far from 0 the other tail has no weight, and scipy's nct loses accuracy: t is normal then.
+    if n > 200:
+        return float(stats.norm.sf(critical - effect * math.sqrt(n)))
+    return float(stats.nct.sf(critical, df=n - 1, nc=effect * math.sqrt(n)))
+
+
+def detectable_effect(n: int, confidence: float) -> float | None:
+    """The smallest effect, in standard deviations, that n paired differences find with 80 % power.
+
+    None for n < 2: one difference says nothing about its spread.
+    """
+    if n < 2:
+        return None
+    return float(optimize.brentq(lambda effect: power(effect, n, confidence) - POWER, 1e-6, 100.0))
+
+
 def seeds_to_decide(comparison: Comparison, confidence: float) -> int | None:
     """Seeds with which a single t test would decide, at the mean and spread observed.
 
@@ -95,19 +118,12 @@ def seeds_to_decide(comparison: Comparison, confidence: float) -> int | None:
         return None
     effect = abs(interval.mean - comparison.margin) / interval.sd
 
-    def power(n: int) -> float:
-        critical = stats.t.ppf((1 + confidence) / 2, df=n - 1)
-        # Far from 0 the other tail has no weight, and scipy's nct loses accuracy: t is normal then.
-        if n > 200:
-            return float(stats.norm.sf(critical - effect * math.sqrt(n)))
-        return float(stats.nct.sf(critical, df=n - 1, nc=effect * math.sqrt(n)))
-
-    if effect == 0 or power(MOST_SEEDS) < POWER:
+    if effect == 0 or power(effect, MOST_SEEDS, confidence) < POWER:
         return None
-    low, high = 1, MOST_SEEDS  # power(low) < POWER <= power(high)
+    low, high = 1, MOST_SEEDS  # power of low < POWER <= power of high
     while high - low > 1:
         middle = (low + high) // 2
-        if middle >= 2 and power(middle) >= POWER:
+        if middle >= 2 and power(effect, middle, confidence) >= POWER:
             high = middle
         else:
             low = middle

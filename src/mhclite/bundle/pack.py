@@ -1,0 +1,141 @@
+"""Make a bundle: code, tokens and resolved jobs of a study, for a machine without the pipeline.
+
+A bundle is a folder laid out like a checkout, so that jobs have there the paths that they have
+here, with `bundle.json` (the jobs) and `run.py` (what is started there) beside `src/`.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tarfile
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from mhclite.bundle.jobs import BUNDLE, RESULTS, SCHEMA, jobs_of
+from mhclite.bundle.pipeline import snakemake
+from mhclite.data.shards import MANIFEST, SPLITS, load_manifest, verify_split
+from mhclite.errors import UserError
+from mhclite.files import write_json, write_text
+from mhclite.provenance import PACKAGE_ROOT, PACKED, git_state
+from mhclite.study import Study, load_study
+
+LARGE = 60_000_000  # bytes beyond which a bundle is awkward to carry
+ARCHIVES = (".tar.gz", ".tgz")
+RUN = '''\
+"""Trains what this bundle holds. Start it again and again until it says that nothing is left:
+
+    python3 run.py --minutes 30
+
+Needs Python 3.11 or newer, torch and numpy.
+"""
+
+import sys
+from pathlib import Path
+
+if sys.version_info < (3, 11):
+    sys.exit(f"error: Python 3.11 or newer is needed, this is {sys.version.split()[0]}")
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / "src"))
+
+from mhclite.cli import main
+
+sys.exit(main(["bundle", "run", str(HERE), *sys.argv[1:]]))
+'''
+
+log = logging.getLogger(__name__)
+
+
+def pack(study_file: Path, out: Path) -> None:
+    """Write the bundle of a study: a folder, or an archive if `out` ends with .tar.gz.
+
+    Corpora that are not prepared yet are prepared first, by the workflow.
+
+    Raises:
+        UserError: `out` exists, or a corpus cannot be prepared.
+    """
+    study = load_study(study_file)
+    if out.exists():
+        raise UserError(f"{out} exists: name another --out, or delete it (its results with it)")
+    manifests = [RESULTS / study.corpus_folder(name) / MANIFEST for name in study.corpora]
+    missing = [str(path) for path in manifests if not path.is_file()]
+    if missing:
+        log.info("preparing %s", ", ".join(missing))
+        snakemake(study_file, *missing)
+    archive = out.name.endswith(ARCHIVES)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
+        name = out.name.partition(".tar")[0].removesuffix(".tgz") if archive else out.name
+        folder = Path(work) / name
+        _fill(folder, study, [path.parent for path in manifests])
+        _say_if_large(folder)
+        if archive:
+            with tarfile.open(Path(work) / out.name, "w:gz") as tar:
+                tar.add(folder, arcname=name)
+            (Path(work) / out.name).replace(out)
+        else:
+            folder.replace(out)
+
+
+def _fill(folder: Path, study: Study, corpora: list[Path]) -> None:
+    package = folder / "src" / PACKAGE_ROOT.name
+    for source in sorted(PACKAGE_ROOT.rglob("*.py")):
+        target = package / source.relative_to(PACKAGE_ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+    write_json(package / PACKED, git_state())
+    for corpus in corpora:
+        manifest = load_manifest(corpus)
+        names = [MANIFEST]
+        for split in SPLITS:
+            verify_split(corpus, manifest, split)
+            names += [shard["file"] for shard in manifest[split]["shards"]]
+        (folder / corpus).mkdir(parents=True)
+        for name in names:
+            shutil.copyfile(corpus / name, folder / corpus / name)
+    throughput, runs = jobs_of(study)
+    write_json(
+        folder / BUNDLE,
+        {
+            "schema": SCHEMA,
+            "study": study.name,
+            "throughput": [asdict(job) for job in throughput],
+            "runs": [[asdict(job) for job in run] for run in runs],
+        },
+    )
+    write_text(folder / "run.py", RUN)
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _say_if_large(folder: Path) -> None:
+    """One line with the size, as a warning that names the largest part if it is a lot."""
+    size = _size(folder)
+    log.info("%.1f MB: code, tokens and jobs", size / 1e6)
+    if size > LARGE:
+        parts = [folder / "src", folder / BUNDLE, *(folder / RESULTS / "corpora").iterdir()]
+        largest = max(parts, key=_size)
+        log.warning(
+            "the bundle has %.0f MB, more than %.0f MB: %s alone has %.0f MB",
+            size / 1e6,
+            LARGE / 1e6,
+            largest.relative_to(folder),
+            _size(largest) / 1e6,
+        )
+
+
+def describe_bundle(folder_or_archive: Path, study_file: Path) -> str:
+    """What to do with a bundle, for the end of packing."""
+    name = folder_or_archive.name
+    return (
+        f"{folder_or_archive} is packed. Copy it to the machine with the GPU, then there\n"
+        + (f"  tar xzf {name}\n" if name.endswith(ARCHIVES) else "")
+        + "  python3 run.py --minutes 30        in its folder, again until nothing is left\n"
+        "and back here, with what it has under results/\n"
+        f"  python -m mhclite bundle merge FOLDER-OR-ARCHIVE --study {study_file}"
+    )

@@ -1,0 +1,292 @@
+"""What a study takes: device-hours, days, disk, and the differences that its seeds can show.
+
+Nothing is assumed: speeds are those of a throughput or bench file, spreads those of finished runs,
+and what was not measured is said to be so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from mhclite.connections.registry import VARIANTS
+from mhclite.data.shards import MANIFEST, SPLITS, load_manifest
+from mhclite.errors import UserError
+from mhclite.evidence.verdicts import detectable_effect
+from mhclite.files import read_json
+from mhclite.study import BASE, Study
+from mhclite.training.checkpoint import KEEP
+
+GPUS = (1, 8)
+SEEDS = (1, 3, 5)
+COMPARISONS = (("mhc_lite", "residual"), ("mhc_lite", "mhc"))  # variant, reference
+PUBLISHED = "published/laptop"  # whose spread is used until the study has its own
+CONFIDENCE = 0.95
+BYTES_PER_WEIGHT = 4
+RUN_BYTES_PER_STEP = 220  # metrics.jsonl and timing.jsonl; 205 to 215 seen
+BYTES_PER_TOKEN = 2
+GIB = 2**30
+
+
+# --- speed ----------------------------------------------------------------------------------
+
+
+def speeds(
+    study: Study, model: str, results: Path, file: Path | None = None
+) -> tuple[dict[str, float], str]:
+    """(variant -> training tokens per second of one device, where from); empty if not measured.
+
+    Args:
+        file: a throughput or bench file to be used instead of the study's own.
+    """
+    path = file or results / study.name / "throughput" / f"{model}.json"
+    if file is None and not path.is_file():
+        return {}, ""
+    measured = read_json(path, "throughput")
+    try:
+        if "rows" in measured:
+            found = _of_bench(study, model, measured["rows"])
+            device, precision = measured["hardware"], measured["precision"]
+            device = device.get("gpu", device["cpu"])
+        else:
+            device, precision = measured.get("device", "unknown"), measured.get("precision", "")
+            own = measured.get("model", model) == model
+            found = {
+                variant: float(row["tokens_per_second"]["median"])
+                for variant, row in measured["variants"].items()
+                if own
+            }
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is neither a throughput nor a bench file of mhclite") from None
+    return found, f"{path} ({device}, {precision})" if found else ""
+
+
+def _of_bench(study: Study, model: str, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """From the rows of a bench: in the study's mode and implementation, or the best if `auto`."""
+    mode = "compiled" if study.training.compile else "eager"
+    order = [study.connections.implementation, "fused", "fast", "reference"]
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for row in rows:
+        if row["size"] == model and row["mode"] == mode and "failed" not in row:
+            speed = float(row["tokens_per_second"]["median"])
+            found[row["variant"]].setdefault(row["implementation"], speed)
+    return {
+        variant: next((by[name] for name in order if name in by), next(iter(by.values())))
+        for variant, by in found.items()
+    }
+
+
+# --- spread ---------------------------------------------------------------------------------
+
+
+def final_losses(
+    runs: Path, wanted: Iterable[str] | None
+) -> dict[tuple[str, str, str, int], float]:
+    """(corpus, model, variant, seed) -> final validation loss of the completed runs of a folder."""
+    found = {}
+    for path in sorted(runs.glob("*/summary.json")):
+        summary = read_json(path, "summary of the run")
+        config = read_json(path.with_name("run.json"), "record of the run")["config"]
+        if (
+            summary["status"] == "completed"
+            and config.get("condition", BASE) == BASE
+            and (wanted is None or config["run"] in wanted)
+        ):
+            cell = (config["corpus"], config["model"]["name"], config["connection"]["variant"])
+            found[*cell, config["seed"]] = summary["validation_loss"]
+    return found
+
+
+def paired_spread(
+    losses: dict[tuple[str, str, str, int], float], variant: str, reference: str
+) -> tuple[float, int] | None:
+    """(standard deviation of the difference of a seed, degrees of freedom), pooled over cells.
+
+    None if no cell has two seeds of both variants.
+    """
+    differences = defaultdict(list)
+    for (corpus, model, name, seed), loss in losses.items():
+        other = losses.get((corpus, model, reference, seed))
+        if name == variant and other is not None:
+            differences[corpus, model].append(loss - other)
+    cells = [values for values in differences.values() if len(values) >= 2]
+    freedom = sum(len(values) - 1 for values in cells)
+    if not freedom:
+        return None
+    squares = sum((len(values) - 1) * float(np.var(values, ddof=1)) for values in cells)
+    return math.sqrt(squares / freedom), freedom
+
+
+def power_plan(study: Study, results: Path) -> dict[str, Any]:
+    """`source` of the spread, and for each comparison its `sd` and the `detectable` differences.
+
+    `detectable`: seeds -> smallest true difference in nats per token that a t test of the paired
+    differences finds with 80 % power, two-sided at 5 %; None where nothing can be said.
+    """
+    own = results / study.name / "runs"
+    places = ((own, study.runs().keys()), (results / PUBLISHED / "runs", None))
+    for runs, wanted in places:
+        losses = final_losses(runs, wanted)
+        comparisons = []
+        for variant, reference in COMPARISONS:
+            spread = paired_spread(losses, variant, reference)
+            if spread is None or not {variant, reference} <= set(study.variants):
+                continue
+            effects = {n: detectable_effect(n, CONFIDENCE) for n in SEEDS}
+            comparisons.append(
+                {
+                    "variant": variant,
+                    "reference": reference,
+                    "sd": spread[0],
+                    "degrees_of_freedom": spread[1],
+                    "detectable": {
+                        n: None if effect is None else effect * spread[0]
+                        for n, effect in effects.items()
+                    },
+                }
+            )
+        if comparisons:
+            return {"source": str(runs), "own": runs == own, "comparisons": comparisons}
+    return {"source": None, "own": False, "comparisons": []}
+
+
+# --- cost -----------------------------------------------------------------------------------
+
+
+def costs(study: Study, rows: list[dict[str, Any]], results: Path) -> dict[str, Any]:
+    """Device-hours, days and bytes of disk: `variants`, a row each, and `total`.
+
+    Args:
+        rows: of `describe`, a row a model and variant; `hours` of one run on one device or None.
+
+    `checkpoints` are the bytes that runs under way take besides, by number of GPUs; `tokens` those
+    of the corpora, None for one that is not prepared.
+    """
+    variants = [
+        _sum(variant, [row for row in rows if row["variant"] == variant])
+        for variant in study.variants
+    ]
+    largest = max(row["checkpoint_bytes"] for row in rows)
+    tokens: dict[str, int | None] = {}
+    for corpus in study.corpora:
+        folder = results / study.corpus_folder(corpus)
+        manifest = load_manifest(folder) if (folder / MANIFEST).is_file() else None
+        tokens[corpus] = (
+            None
+            if manifest is None
+            else BYTES_PER_TOKEN * sum(manifest[split]["tokens"] for split in SPLITS)
+        )
+    return {
+        "variants": variants,
+        "total": _sum("all", rows),
+        "checkpoints": {
+            gpus: KEEP * largest * max(1, gpus // study.training.processes) for gpus in GPUS
+        },
+        "tokens": tokens,
+    }
+
+
+def _sum(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    known = all(row["hours"] is not None for row in rows)
+    hours = sum(row["runs"] * row["hours"] for row in rows) if known else None
+    per_run = [
+        BYTES_PER_WEIGHT * row["parameters"] + RUN_BYTES_PER_STEP * row["steps"] for row in rows
+    ]
+    return {
+        "variant": name,
+        "runs": sum(row["runs"] for row in rows),
+        "device_hours": hours,
+        "days": {gpus: None if hours is None else hours / 24 / gpus for gpus in GPUS},
+        "disk_bytes": sum(row["runs"] * size for row, size in zip(rows, per_run, strict=True)),
+    }
+
+
+# --- for readers ----------------------------------------------------------------------------
+
+
+def as_text(plan: dict[str, Any]) -> str:
+    """Costs and power, with what they rest on."""
+    return "\n".join(
+        [*_cost_lines(plan["costs"], plan["speeds"]), "", *_power_lines(plan["power"])]
+    )
+
+
+def _cost_lines(found: dict[str, Any], sources: list[str]) -> list[str]:
+    def number(value: float | None, form: str) -> str:
+        return "not measured" if value is None else format(value, form)
+
+    rows = [
+        [
+            row["variant"],
+            row["runs"],
+            number(row["device_hours"], ",.1f"),
+            *(number(days, ",.1f") for days in row["days"].values()),
+            f"{row['disk_bytes'] / GIB:,.1f}",
+        ]
+        for row in (*found["variants"], found["total"])
+    ]
+    days = [f"days on {gpus} GPU{'s' * (gpus > 1)}" for gpus in GPUS]
+    headings = ["variant", "runs", "device-hours", *days, "disk GiB"]
+    align = ["left", *["right"] * (len(headings) - 1)]
+    tokens = ", ".join(
+        f"{corpus} {'not prepared here' if size is None else f'{size / GIB:,.2f} GiB'}"
+        for corpus, size in found["tokens"].items()
+    )
+    under_way = ", ".join(
+        f"{size / GIB:,.1f} GiB on {gpus} GPU{'s' * (gpus > 1)}"
+        for gpus, size in found["checkpoints"].items()
+    )
+    if sources:
+        rests = (
+            "Device-hours: training steps alone, at the speed in " + ", ".join(sources) + "; "
+            "starts, compiling, evaluations and communication come on top. Eight GPUs are taken to "
+            "be eight times as fast."
+        )
+    else:
+        rests = (
+            "Device-hours: no speed is measured. `snakemake` measures it in the study's own "
+            "throughput step; `--throughput FILE` takes one from another study or from "
+            "`mhclite bench`."
+        )
+    return [
+        tabulate(rows, headings, disable_numparse=True, colalign=align),
+        "",
+        rests,
+        "Disk: final weights and run files. Besides, runs under way with two checkpoints: "
+        f"{under_way}; tokens: {tokens}.",
+    ]
+
+
+def _power_lines(found: dict[str, Any]) -> list[str]:
+    if found["source"] is None:
+        return ["Differences that can be seen: no finished runs of several seeds tell the spread."]
+
+    def cell(value: float | None) -> str:
+        return "none: one seed has no spread" if value is None else f"{value:.2g}"
+
+    rows = [
+        [
+            f"{VARIANTS[row['variant']].label} - {VARIANTS[row['reference']].label}",
+            f"{row['sd']:.2g}",
+            *(cell(value) for value in row["detectable"].values()),
+        ]
+        for row in found["comparisons"]
+    ]
+    seeds = [f"{n} seed{'s' * (n > 1)}" for n in SEEDS]
+    whose = (
+        "the study's own finished runs"
+        if found["own"]
+        else "another study, since this one has no several seeds yet: it may differ at this size"
+    )
+    return [
+        "Smallest difference of validation loss found with 80 % power (nats/token; paired by seed, "
+        "two-sided 5 %, one comparison):",
+        tabulate(rows, ["difference", "its sd", *seeds], disable_numparse=True),
+        f"Spread: {found['source']}, {whose}.",
+    ]

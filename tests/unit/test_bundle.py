@@ -1,0 +1,290 @@
+"""Bundles: the order of their jobs, what is merged over what, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import write_corpus
+
+from mhclite import cli
+from mhclite.bundle import drive, merge, pack
+from mhclite.bundle.jobs import RECEIPTS, Job, jobs_of, run_config
+from mhclite.errors import UserError
+from mhclite.files import sha256_of, write_json
+from mhclite.study import Study, load_study
+from mhclite.training.loop import only_writer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """config/smoke.yaml over a corpus that is there, in an empty folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    Path("study.yaml").write_text((ROOT / "config/smoke.yaml").read_text())
+    found = load_study("study.yaml")
+    write_corpus(Path("results") / found.corpus_folder("sotu"))
+    return found
+
+
+@pytest.fixture
+def touched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What Snakemake is told; it is not run."""
+    told: list[str] = []
+    monkeypatch.setattr(merge, "snakemake", lambda study, *arguments: told.extend(arguments))
+    return told
+
+
+def write_run(results: Path, train: Job, loss: float | None = None, steps: int = 0) -> Path:
+    """A run folder as training leaves it: finished with a loss, or with a checkpoint."""
+    config = run_config(train)
+    folder = results / "runs" / config["run"]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(
+        folder / "run.json",
+        {"key": train.digest, "code": "", "config": config, "corpus": {"digest": ""}},
+    )
+    (folder / "metrics.jsonl").write_text(json.dumps({"loss": loss, "steps": steps}) + "\n")
+    if loss is not None:
+        digest = sha256_of(folder / "metrics.jsonl")
+        write_json(folder / "summary.json", {"key": train.digest, "metrics_sha256": digest})
+    if steps:
+        meta = {"key": train.digest, "step": steps}
+        write_json(folder / f"checkpoints/step_{steps:09d}.json", meta)
+        (folder / f"checkpoints/step_{steps:09d}.pt").write_bytes(b"")
+    return folder
+
+
+def test_runs_come_seed_by_seed_with_all_variants(study: Study) -> None:
+    _, runs = jobs_of(study)
+    configs = [run_config(train) for train, _ in runs]
+    assert {config["run"] for config in configs} == set(study.runs())
+    assert [config["seed"] for config in configs] == sorted(config["seed"] for config in configs)
+    first = [
+        c["connection"]["variant"] for c in configs if (c["seed"], c["condition"]) == (0, "base")
+    ]
+    assert first == study.variants
+    for train, probe in runs:
+        assert train.output.split("/")[1] == Path(probe.output).stem
+
+
+def test_what_is_taken_over_what(study: Study, touched: list[str]) -> None:
+    """A finished run is kept; an unfinished one gives way to more steps, and to a finished one."""
+    _, runs = jobs_of(study)
+    here, there = Path("results/smoke"), Path("bundle/results/smoke")
+    (kept, _), (longer, _), (shorter, _), (ended, _), (new, _) = runs[:5]
+    write_run(here, kept, loss=1.0)
+    write_run(there, kept, steps=10)
+    write_run(here, longer, steps=10)
+    write_run(there, longer, steps=20)
+    write_run(here, shorter, steps=20)
+    write_run(there, shorter, steps=10)
+    write_run(here, ended, steps=30)
+    write_run(there, ended, loss=2.0)
+    write_run(there, new, loss=3.0)
+
+    line = merge.merge(Path("study.yaml"), Path("bundle"))
+    assert "new files: 2" in line
+    for count, what in (
+        (2, "finished,"),
+        (1, "finished here already"),
+        (1, "to be continued"),
+        (1, "no further than here"),
+        (11, "not begun"),
+    ):
+        assert f"{count} {what}" in f"{line},"
+    assert merge.finished_key(here / "runs" / run_config(kept)["run"]) == kept.digest
+    for train, steps in ((longer, 20), (shorter, 20), (ended, 0)):
+        folder = here / "runs" / run_config(train)["run"]
+        assert merge.steps_saved(folder, train.digest) == steps
+    targets = [f"results/smoke/{train.output}" for train in (ended, new)]
+    assert touched == ["--touch", "--force", *targets]
+
+    touched.clear()
+    assert "new files: 0" in merge.merge(Path("study.yaml"), Path("bundle/results"))
+    assert touched == []
+
+
+def test_measurements_come_along_if_they_are_of_this_study(
+    study: Study, touched: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (throughput,), runs = jobs_of(study)
+    (first, probe), (second, other) = runs[:2]
+    there = Path("bundle/results/smoke")
+    for train in (first, second):
+        write_run(there, train, loss=1.0)
+    for job in (throughput, probe, other):
+        write_json(there / job.output, {"schema": 1})
+    made = {throughput.output: throughput.digest, probe.output: probe.digest, other.output: "x"}
+    write_json(there / RECEIPTS, made)
+    merge.merge(Path("study.yaml"), Path("bundle"))
+    for job, taken in ((throughput, True), (probe, True), (other, False)):
+        assert Path("results/smoke", job.output).is_file() == taken
+    assert f"{other.output} is of other settings or code" in caplog.text
+
+
+def test_a_merge_that_was_ended_is_recorded_by_the_next(
+    study: Study, touched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, runs = jobs_of(study)
+    train = runs[0][0]
+    write_run(Path("bundle/results/smoke"), train, loss=1.0)
+
+    def fail(*arguments: object) -> None:
+        raise UserError("another snakemake is working")
+
+    with monkeypatch.context() as busy:
+        busy.setattr(merge, "snakemake", fail)
+        with pytest.raises(UserError, match="another snakemake"):
+            merge.merge(Path("study.yaml"), Path("bundle"))
+    assert "new files: 1" in merge.merge(Path("study.yaml"), Path("bundle"))
+    assert touched[2:] == [f"results/smoke/{train.output}"]
+    assert not Path("results/smoke", merge.PENDING).exists()
+
+
+def refused(capsys: pytest.CaptureFixture[str], source: str) -> str:
+    """The one line of a merge that is refused."""
+    assert cli.main(["bundle", "merge", source, "--study", "study.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.usefixtures("touched")
+def test_what_is_refused_changes_nothing(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    _, runs = jobs_of(study)
+    (first, _), (second, _) = runs[:2]
+    there = Path("bundle/results/smoke")
+    write_run(there, first, loss=1.0)
+    folder = write_run(there, second, loss=2.0)
+    record = json.loads((folder / "run.json").read_text())
+
+    def change(**what: Any) -> None:
+        write_json(folder / "run.json", record | {"key": "another"} | what)
+
+    settings = record["config"]["training"] | {"steps": 41}
+    change(config=record["config"] | {"training": settings})
+    assert "1 of 16 runs (sotu-d1-identity-s0) are of other settings" in refused(capsys, "bundle")
+    change(code="another")
+    assert "other code than is here now" in refused(capsys, "bundle")
+    write_json(folder / "run.json", record)
+    (folder / "metrics.jsonl").write_text("cut o")
+    assert "metrics.jsonl is not whole: bring it back again" in refused(capsys, "bundle")
+    write_run(there, second, loss=2.0)
+    with only_writer(Path("results/smoke/runs") / record["config"]["run"]):
+        assert "is being trained here" in refused(capsys, "bundle")
+    assert not list(Path("results/smoke").rglob("summary.json"))
+
+    assert "does not exist" in refused(capsys, "nowhere.tar.gz")
+    Path("empty").mkdir()
+    assert "has no results of study 'smoke'" in refused(capsys, "empty")
+    with tarfile.open("whole.tar.gz", "w:gz") as tar:
+        tar.add("bundle")
+    Path("half.tar.gz").write_bytes(Path("whole.tar.gz").read_bytes()[:300])
+    assert "is no whole archive" in refused(capsys, "half.tar.gz")
+    assert not list(Path("results").glob(".merge.*"))
+
+
+def test_a_large_bundle_says_what_is_large(
+    study: Study, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pack.pack(Path("study.yaml"), Path("small"))
+    assert "more than" not in caplog.text
+    monkeypatch.setattr(pack, "LARGE", 1000)
+    pack.pack(Path("study.yaml"), Path("large"))
+    assert "the bundle has" in caplog.text
+    assert "src alone has" in caplog.text
+    study_name, throughput, runs = drive.load_bundle(Path("large"))
+    assert (study_name, len(throughput), len(runs)) == ("smoke", 1, len(study.runs()))
+
+
+def test_packing_prepares_nothing_outside_the_project(
+    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results" / study.corpus_folder("sotu") / "manifest.json").unlink()
+    assert cli.main(["bundle", "pack", "study.yaml", "--out", "bundle"]) == 2
+    assert "has no Snakefile" in capsys.readouterr().err
+    assert not Path("bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--jobs", "0"], "--jobs 0: at least one"),
+        (["--minutes", "0"], "--minutes 0.0: a time above 0"),
+        ([], "bundle nowhere/bundle.json does not exist"),
+    ],
+)
+def test_bad_arguments_of_run(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert cli.main(["bundle", "run", "nowhere", *arguments]) == 2
+    assert expected in capsys.readouterr().err.replace(f"{Path.cwd()}/", "")
+
+
+def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert drive.shares(1) == [[]]
+    assert drive.shares(2) == [["4", "5"], ["6", "7"]]
+    assert drive.shares(6) == [["4"], ["5"], ["6"], ["7"], ["4"], ["5"]]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert drive.shares(2) == [[], []]
+
+
+def test_a_run_of_several_processes_is_started_as_the_workflow_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(
+        drive.subprocess, "Popen", lambda command, env, **_: started.append((command, env))
+    )
+    driver = drive.Driver(tmp_path, "paper", [], [])
+    driver._start(drive.Slot(["2", "3"]), Job("train", "runs/a/summary.json", "a", "", ["x"], 2))
+    driver._start(drive.Slot([]), Job("probe", "probes/a.json", "b", "", ["y"]))
+    (several, first), (single, second) = started
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    assert several[1:] == [*launcher, "-m", "mhclite", "train", "x"]
+    assert first["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert single[1:] == ["-m", "mhclite", "probe", "y"]
+    assert second["PYTHONPATH"] == str(tmp_path / "src")
+
+
+def test_a_failed_job_stops_no_other(study: Study, caplog: pytest.LogCaptureFixture) -> None:
+    """A run that cannot train is named with its last words; the next one is trained."""
+    pack.pack(Path("study.yaml"), Path("bundle"))
+    bundle = json.loads(Path("bundle/bundle.json").read_text())
+    bundle["throughput"], bundle["runs"] = [], bundle["runs"][:2]
+    del bundle["runs"][0][0]["arguments"][4:]  # without --out
+    write_json(Path("bundle/bundle.json"), bundle)
+    study_name, _, runs = drive.load_bundle(Path("bundle"))
+    driver = drive.Driver(Path("bundle").resolve(), study_name, runs, [])
+    driver.work(runs, [drive.Slot([])], None)
+    assert driver.failed == ["runs/sotu-d1-residual-s0/summary.json"]
+    assert "the following arguments are required: --out" in caplog.text
+    assert "1 of 2 runs finished" in drive.remaining(driver.standing())
+
+
+def test_when_the_time_is_up_nothing_is_begun(
+    study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack.pack(Path("study.yaml"), Path("bundle"))
+    assert cli.main(["bundle", "run", "bundle", "--minutes", "1e-9"]) == 75
+    error = capsys.readouterr().err
+    assert error == (
+        "interrupted: the time is up; saved, 33 of 33 jobs left: run the same command to continue\n"
+    )
+    assert not Path("bundle/results/smoke").exists()
+
+
+def test_the_paper_and_gpu_studies_share_their_smallest_model() -> None:
+    models = [
+        yaml.safe_load((ROOT / f"config/{name}.yaml").read_text())["models"]["s"]
+        for name in ("paper", "gpu")
+    ]
+    assert models[0] == models[1]

@@ -1,0 +1,144 @@
+"""The plan of a study: costs from measured speeds, and what its seeds can show."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mhclite import plan
+from mhclite.cli import main
+from mhclite.describe import describe
+from mhclite.errors import UserError
+from mhclite.evidence.verdicts import detectable_effect, power
+from mhclite.files import write_json
+from mhclite.study import Study, load_study
+
+CONFIG = Path(__file__).parents[2] / "config"
+PUBLISHED = Path(__file__).parents[2] / "results"
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return load_study(CONFIG / "smoke.yaml")
+
+
+def bench_file(path: Path, study: Study, **changed: float) -> Path:
+    """A bench of model d1 in which fast is twice as fast as the reference, eager."""
+    rows: list[dict[str, Any]] = [
+        {
+            **{"size": "d1", "mode": "eager", "variant": variant, "implementation": name},
+            "tokens_per_second": {"median": speed * changed.get(variant, 1.0)},
+        }
+        for variant in study.variants
+        for name, speed in (("reference", 500.0), ("fast", 1000.0))
+        if variant != "residual" or name == "fast"
+    ]
+    rows[0]["implementation"] = ""  # the residual has but one
+    rows.append({"size": "d1", "mode": "compiled", "variant": "mhc", "failed": "out of memory"})
+    write_json(path, {"hardware": {"cpu": "A"}, "precision": "fp32", "rows": rows})
+    return path
+
+
+def test_costs_follow_from_a_bench_file(study: Study, tmp_path: Path) -> None:
+    file = bench_file(tmp_path / "bench.json", study, mhc_lite=0.5)
+    found = describe(study, tmp_path, file)["plan"]
+    rows = {row["variant"]: row for row in found["costs"]["variants"]}
+    tokens = study.training.steps * study.training.batch_size * study.models["d1"].block_size
+    assert rows["mhc"]["runs"] == 2
+    assert rows["mhc"]["device_hours"] == pytest.approx(2 * tokens / 1000 / 3600)
+    # Twice the time, and once more for the runs under a condition.
+    assert rows["mhc_lite"]["device_hours"] == pytest.approx(4 * tokens / 500 / 3600)
+    total = found["costs"]["total"]
+    assert total["device_hours"] == pytest.approx(sum(r["device_hours"] for r in rows.values()))
+    assert total["days"] == pytest.approx(
+        {1: total["device_hours"] / 24, 8: total["device_hours"] / 192}
+    )
+    assert found["speeds"] == [f"{file} (A, fp32)"]
+
+
+def test_nothing_is_said_that_was_not_measured(
+    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study_file = str(CONFIG / "smoke.yaml")
+    assert main(["describe", study_file, "--results", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "no speed is measured" in text
+    assert "no finished runs of several seeds tell the spread" in text
+    assert main(["describe", study_file, "--results", str(PUBLISHED)]) == 0
+    assert f"Spread: {PUBLISHED}/published/laptop/runs, another study" in capsys.readouterr().out
+    (tmp_path / "other.json").write_text("[1]")
+    with pytest.raises(UserError, match="is neither a throughput nor a bench file"):
+        plan.speeds(study, "d1", tmp_path, tmp_path / "other.json")
+
+
+def test_disk_is_final_weights_and_two_checkpoints_a_run_under_way(
+    study: Study, tmp_path: Path
+) -> None:
+    found = describe(study, tmp_path)
+    costs = found["plan"]["costs"]
+    row = next(row for row in found["rows"] if row["variant"] == "hc")
+    hc = next(cost for cost in costs["variants"] if cost["variant"] == "hc")
+    size = 4 * row["parameters"] + plan.RUN_BYTES_PER_STEP * study.training.steps
+    assert hc["disk_bytes"] == 2 * size
+    largest = max(row["checkpoint_bytes"] for row in found["rows"])
+    assert costs["checkpoints"] == {1: 2 * largest, 8: 16 * largest}
+    assert costs["tokens"] == {"sotu": None}
+
+
+def test_the_studys_own_runs_tell_the_spread_if_there_are_several(
+    study: Study, tmp_path: Path
+) -> None:
+    """Pooled over cells; runs of one seed, diverged runs and conditions do not count."""
+    runs = tmp_path / study.name / "runs"
+    losses = {"residual": (4.0, 4.1), "mhc": (3.9, 4.1), "mhc_lite": (3.0, 3.3)}
+    for name, config in study.runs().items():
+        values = losses.get(config["connection"]["variant"])
+        if values is None:
+            continue
+        loss = values[config["seed"]] if config["condition"] == "base" else 99.0
+        write_json(runs / name / "run.json", {"config": config})
+        summary = {"status": "completed", "validation_loss": loss}
+        write_json(runs / name / "summary.json", summary)
+    found = plan.power_plan(study, tmp_path)
+    assert found["own"]
+    residual, mhc = found["comparisons"]
+    assert residual["sd"] == pytest.approx(np.std([-1.0, -0.8], ddof=1))
+    assert mhc["sd"] == pytest.approx(np.std([-0.9, -0.8], ddof=1))
+    effect = detectable_effect(3, 0.95)
+    assert effect is not None
+    assert residual["detectable"][3] == pytest.approx(effect * residual["sd"])
+    assert residual["detectable"][1] is None
+
+    one = next(runs.glob("*-mhc_lite-s1/summary.json"))
+    write_json(one, json.loads(one.read_text()) | {"status": "diverged", "validation_loss": None})
+    assert plan.power_plan(study, tmp_path)["source"] is None
+
+
+def test_spreads_of_cells_are_pooled() -> None:
+    losses = {
+        **{("c", "small", "a", seed): value for seed, value in enumerate((1.0, 2.0, 3.0))},
+        **{("c", "large", "a", seed): value for seed, value in enumerate((5.0, 9.0))},
+        **{("c", model, "b", seed): 0.0 for model in ("small", "large") for seed in range(5)},
+    }
+    assert plan.paired_spread(losses, "a", "b") == (pytest.approx(math.sqrt((2 * 1 + 8) / 3)), 3)
+    assert plan.paired_spread(losses, "a", "c") is None
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 20])
+def test_detectable_effects_are_found_in_80_percent(n: int) -> None:
+    effect = detectable_effect(n, 0.95)
+    assert effect is not None
+    assert power(effect, n, 0.95) == pytest.approx(0.8)
+    samples = np.random.default_rng(n).normal(effect, 1, size=(20_000, n))
+    share = float((stats.ttest_1samp(samples, 0, axis=1).pvalue <= 0.05).mean())
+    assert share == pytest.approx(0.8, abs=3 * math.sqrt(0.8 * 0.2 / 20_000))
+
+
+def test_one_seed_detects_nothing() -> None:
+    assert detectable_effect(1, 0.95) is None

@@ -1,0 +1,172 @@
+"""A small twin of config/gpu.yaml: packed here, trained elsewhere in pieces, merged, drawn here."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import bare
+import pytest
+import yaml
+from checkout import ROOT, Checkout
+
+from mhclite.files import read_json
+
+OUT = Path("results/gpu")
+STUDY = "config/small.yaml"
+REPORT = str(OUT / "report.html")
+
+
+def small(study: Path) -> None:
+    """config/gpu.yaml with a tiny model, few steps, and some of its variants and seeds."""
+    content = yaml.safe_load((ROOT / "config/gpu.yaml").read_text())
+    content["corpora"]["sotu"] |= {"max_documents": 40, "validation_fraction": 0.1}
+    content["tokenizer"] = {"kind": "bpe", "vocab_size": 384}
+    content["models"]["s"] |= {"n_layer": 1, "n_head": 2, "n_embd": 32, "block_size": 32}
+    content |= {"variants": ["residual", "mhc"], "seeds": [0, 1]}
+    content["training"] |= {"steps": 200, "warmup_steps": 20, "batch_size": 4}
+    content["training"] |= {"precision": "fp32", "compile": False, "device": "cpu"}
+    content["training"] |= {"evaluation_interval": 100, "evaluation_sequences": 16}
+    content["training"] |= {"checkpoint_interval": 20}
+    content["throughput"] |= {"rounds": 2, "warmup_rounds": 1}
+    content |= {"probe": {"sequences": 4}}
+    study.write_text(yaml.safe_dump(content))
+
+
+def bundle(checkout: Checkout, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m mhclite bundle` of the checkout."""
+    return subprocess.run(
+        [sys.executable, "-m", "mhclite", "bundle", *arguments],
+        cwd=checkout.folder,
+        env=checkout.environment | {"PYTHONPATH": "src"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+def start(python: Path, folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """`run.py` of a bundle."""
+    return subprocess.Popen(
+        [python, "run.py", *arguments],
+        cwd=folder,
+        env=bare.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def interrupt_a_run(process: subprocess.Popen[str], folder: Path) -> str:
+    """SIGTERM once a run has a checkpoint; returns that run."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        for path in (folder / OUT / "runs").glob("*/checkpoints/*.json"):
+            process.send_signal(signal.SIGTERM)
+            return path.parents[1].name
+        time.sleep(0.02)
+    raise AssertionError("no checkpoint in two minutes")
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a machine without the pipeline."""
+    python = bare.make(tmp_path_factory.mktemp("bare") / "venv")
+    for name in ("pydantic", "snakemake", "pandas", "yaml", "scipy", "mhclite"):
+        command = [python, "-c", f"import {name}"]
+        assert subprocess.run(command, capture_output=True, env=bare.environment()).returncode
+    return python
+
+
+def test_from_packing_to_figures(elsewhere: Path, tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path / "here")
+    small(checkout.folder / STUDY)
+
+    packed = bundle(checkout, "pack", STUDY, "--out", str(tmp_path / "small.tar.gz"))
+    assert packed.returncode == 0, packed.stderr
+    assert (tmp_path / "small.tar.gz").stat().st_size < 10_000_000
+    first, second = tmp_path / "first", tmp_path / "second"
+    for machine in (first, second):
+        with tarfile.open(tmp_path / "small.tar.gz") as tar:
+            tar.extractall(machine, filter="data")
+
+    # A first allocation ends in the middle of a run.
+    process = start(elsewhere, first / "small", "--throughput", "last")
+    run = interrupt_a_run(process, first / "small")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert "saved" in output
+    assert read_json(first / "small" / OUT / "runs" / run / "run.json")["config"]["seed"] == 0
+
+    # It can be merged as it is: the run goes on wherever its folder is.
+    merged = bundle(checkout, "merge", str(first / "small"), "--study", STUDY)
+    assert merged.returncode == 0, merged.stderr
+    assert "1 to be continued" in merged.stdout
+    assert (checkout.folder / OUT / "runs" / run / "checkpoints").is_dir()
+
+    # A second machine goes on with what the first one had.
+    shutil.move(first / "small/results/gpu", second / "small/results/gpu")
+    process = start(elsewhere, second / "small", "--jobs", "2")
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    assert "nothing is left" in output
+    attempts = read_json(second / "small" / OUT / "runs" / run / "run.json")["attempts"]
+    assert len(attempts) == 2
+    assert attempts[0]["git"]["commit"] == attempts[1]["git"]["commit"]
+
+    # Home without the weights.
+    with tarfile.open(tmp_path / "back.tar.gz", "w:gz") as tar:
+        tar.add(
+            second / "small/results/gpu",
+            "results/gpu",
+            filter=lambda entry: None if entry.name.endswith("weights.pt") else entry,
+        )
+    for what in ("new files: 9; runs: 4 finished", "new files: 0"):
+        merged = bundle(checkout, "merge", str(tmp_path / "back.tar.gz"), "--study", STUDY)
+        assert merged.returncode == 0, merged.stderr
+        assert what in merged.stdout
+
+    code, output = checkout.snakemake(REPORT, study=STUDY)
+    assert code == 0, output
+    assert re.search(r"figures +1", output)
+    assert not re.search(r"(train|probe_mixing|measure_throughput) +\d", output)
+    assert (checkout.folder / REPORT).is_file()
+    runs = checkout.folder / OUT / "runs"
+    assert not list(runs.glob("*/weights.pt")), "nothing was trained here"
+
+    # Reruns are as exact as if it had been trained here.
+    module = checkout.folder / "src/mhclite/connections/mhc.py"
+    module.write_text(module.read_text() + "\nADDED = 1\n")
+    assert checkout.planned(REPORT, study=STUDY)["train"] == 2
+
+    # And what is of other code is refused, with one line.
+    refused = bundle(checkout, "merge", str(second / "small"), "--study", STUDY)
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1, refused.stderr
+    assert "2 of 4 runs" in refused.stderr
+    assert "other code" in refused.stderr
+
+
+def test_a_changed_bundle_does_not_start(elsewhere: Path, tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path / "here")
+    small(checkout.folder / STUDY)
+    packed = bundle(checkout, "pack", STUDY, "--out", str(tmp_path / "changed"))
+    assert packed.returncode == 0, packed.stderr
+    assert "run.py" in packed.stdout
+    module = tmp_path / "changed/src/mhclite/model.py"
+    module.write_text(module.read_text() + "\nADDED = 1\n")
+    output, _ = (process := start(elsewhere, tmp_path / "changed")).communicate(timeout=60)
+    assert process.returncode == 2, output
+    assert "is not as it was packed" in output
+    again = bundle(checkout, "pack", STUDY, "--out", str(tmp_path / "changed"))
+    assert again.returncode == 2
+    assert "exists" in again.stderr
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
