@@ -234,6 +234,8 @@ class GPT(nn.Module):
             return self.implementation, None
         if self.n_streams == 1 or (self.implementation == "auto" and device != "cuda"):
             return "fast", None
+        if not all(connection.has_projection for connection in self.connections()):
+            return "fast", "the variant has no projection for its kernels"
         dtype = torch.bfloat16 if autocast else dtype
         reason = unavailable(device, self.n_streams, self.wte.embedding_dim, dtype)
         if self.stream_dtype == "bf16" and not autocast:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mhclite.connections import connection_class
-from mhclite.connections.base import Connection
+from mhclite.connections.base import Connection, DynamicConnection
 from mhclite.connections.fast import sinkhorn
 from mhclite.connections.mixing import sinkhorn_knopp
 from mhclite.model import GPT
@@ -29,11 +29,14 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-5}
 
 def made(variant: str, n: int, C: int, dtype: torch.dtype) -> Connection:
     """A connection all of whose parameters matter."""
-    connection = connection_class(variant)(n, C, 1, **OPTIONS[variant]).to(dtype)
+    return perturbed(connection_class(variant)(n, C, 1, **OPTIONS[variant]).to(dtype))
+
+
+def perturbed(connection: Connection) -> Connection:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in connection.parameters():
-            p += 0.3 * torch.randn(p.shape, generator=generator, dtype=dtype)
+            p += 0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
     return connection
 
 
@@ -102,6 +105,30 @@ def test_under_autocast_it_is_as_near_to_float64_as_the_reference(
         ((found[name] - exact).norm() / exact.norm()).item() for name in ("fast", "reference")
     )
     assert ours < max(0.05, 1.5 * theirs)
+
+
+class RowsOnTheSimplex(DynamicConnection):
+    """The example of docs/adding-a-variant.md: nothing but a formula."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 24, 1, torch.full((4, 4), -8.0).fill_diagonal_(0.0))
+
+    def mixing_matrix(self, logits: Tensor) -> Tensor:
+        return torch.softmax(logits, dim=-1)
+
+
+class ByItself(RowsOnTheSimplex):
+    """A variant without a fast implementation."""
+
+    projection = Connection.projection
+
+
+@pytest.mark.parametrize("make", [RowsOnTheSimplex, ByItself])
+def test_a_new_variant_needs_its_formula_alone(make: type[RowsOnTheSimplex]) -> None:
+    connection = perturbed(make().double())
+    assert connection.has_projection == (make is RowsOnTheSimplex)
+    found = errors(*(outcome(connection, fast, 4, 24, torch.float64) for fast in (True, False)))
+    assert max(found) < TOLERANCE[torch.float64]
 
 
 def test_streams_that_are_views_of_one_embedding() -> None:

@@ -93,6 +93,11 @@ class Connection(nn.Module):
         """The fast implementation: what the streams are multiplied with."""
         raise NotImplementedError
 
+    @property
+    def has_projection(self) -> bool:
+        """Whether the variant has a fast implementation; it need not."""
+        return type(self).projection is not Connection.projection
+
     def read_affine(self) -> tuple[Tensor | None, Tensor | None]:
         """Offset (n) and scale () of H_pre after `read_activation`, if it has any."""
         return None, None
@@ -125,11 +130,14 @@ class Connection(nn.Module):
         Under autocast the products with the streams are in its dtype, as the authors' are, and all
         coefficients in float32.
         """
+        if not self.has_projection:
+            result: Tensor = self(x, branch)
+            return result
         kind, shape = x.device.type, x.shape
         autocast = torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if autocast else x.dtype
         # What the reference returns under autocast: the rounded product plus a float32 term.
-        result = torch.promote_types(dtype, torch.float32)
+        stored = torch.promote_types(dtype, torch.float32)
         with torch.autocast(kind, enabled=False):
             streams = x.reshape(-1, *shape[-2:]).to(dtype)  # (N, n, C)
             a, streams = fast.project(streams, self.projection())
@@ -137,7 +145,7 @@ class Connection(nn.Module):
             h, streams = fast.read(streams, H_pre)
         y = branch(h.view(*shape[:-2], -1)).flatten(0, -2)
         with torch.autocast(kind, enabled=False):
-            return fast.combine(streams, H_res, H_post, y, result).view(shape)
+            return fast.combine(streams, H_res, H_post, y, stored).view(shape)
 
 
 class DynamicConnection(Connection):
@@ -211,5 +219,5 @@ class DynamicConnection(Connection):
         return H_pre, 2 * H_post, self.fast_mixing_matrix(a[:, 2 * n :], fused)
 
     def fast_mixing_matrix(self, logits: Tensor, fused: bool) -> Tensor | None:
-        """H_res, (N, n, n), from the residual logits (N, b_res.numel())."""
-        raise NotImplementedError
+        """H_res, (N, n, n), from the residual logits (N, b_res.numel()); None is the identity."""
+        return self.mixing_matrix(logits.unflatten(1, self.b_res.shape))

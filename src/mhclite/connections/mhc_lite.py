@@ -39,8 +39,5 @@ class LiteHC(DynamicConnection):
         H_res = weights @ self.permutations.to(weights.dtype)
         return H_res.unflatten(-1, (self.n_streams, self.n_streams))
 
-    def fast_mixing_matrix(self, logits: Tensor, fused: bool) -> Tensor:
-        return self.mixing_matrix(logits)
-
 
 ConnectionClass = LiteHC
