@@ -66,7 +66,8 @@ from mhclite.provenance import code_digest, versions
 log = logging.getLogger(__name__)
 
 PLAN = "plan.json"
-LEFTOVER = re.compile(r"(train|validation)-\d{5}\.bin|\.(train|validation|tokenizer).*\.tmp")
+SHARD = re.compile(r"(train|validation)-\d{5}\.bin")
+HALF_WRITTEN = re.compile(r"\.(train|validation|tokenizer|manifest|verified).*\.tmp")
 
 
 def prepare(
@@ -198,6 +199,7 @@ def _plan(
             plan: dict[str, Any] = read_json(path)
             if plan["key"] == key:
                 log.info("going on with what was begun in %s", folder)
+                _remove(folder, HALF_WRITTEN)  # by processes that were killed
                 return plan
         except (UserError, KeyError, TypeError):
             log.warning("%s is damaged: starting anew", path)
@@ -235,11 +237,15 @@ def _clear(folder: Path) -> None:
     for name in (Path(WORK, PLAN), MANIFEST, VERIFIED, TOKENIZER):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / WORK, ignore_errors=True)
-    if folder.exists():
-        for path in folder.iterdir():
-            if LEFTOVER.fullmatch(path.name):
-                path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
+    for pattern in (SHARD, HALF_WRITTEN):
+        _remove(folder, pattern)
+
+
+def _remove(folder: Path, pattern: re.Pattern[str]) -> None:
+    for path in folder.iterdir():
+        if pattern.fullmatch(path.name):
+            path.unlink()
 
 
 def _tokenizer(
