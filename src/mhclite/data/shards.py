@@ -10,6 +10,7 @@ import hashlib
 import math
 import mmap
 import re
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -129,8 +130,18 @@ class TokenSplit:
             index += 1
         return tokens
 
+    def windows(self, starts: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
+        """`read` for each of the starts: (len(starts), length) int64."""
+        tokens = np.empty((len(starts), length), dtype=np.int64)
+        for row, start, (index, offset) in zip(
+            tokens, starts.tolist(), self._places(starts), strict=True
+        ):
+            part = self._shards[index][offset : offset + length]
+            row[:] = part if len(part) == length else self.read(start, length)
+        return tokens
+
     def expect(self, starts: npt.NDArray[np.int64], length: int) -> None:
-        """Have windows brought into memory meanwhile that will be read soon; returns at once.
+        """Have windows brought into memory meanwhile that will be read soon; does not wait.
 
         Args:
             starts: (n,) where they begin.
@@ -138,15 +149,17 @@ class TokenSplit:
         """
         if not hasattr(mmap, "MADV_WILLNEED"):
             return
-        for start in starts:
-            index = int(np.searchsorted(self._bounds, start, side="right")) - 1
-            offset = (int(start) - int(self._bounds[index])) * SHARD_DTYPE.itemsize
-            page = offset - offset % mmap.PAGESIZE
-            size = offset - page + length * SHARD_DTYPE.itemsize
+        for index, offset in self._places(starts):
+            first = offset * SHARD_DTYPE.itemsize
+            page = first - first % mmap.PAGESIZE
             # What a window has in the next shard is not worth a second look.
-            self._maps[index].madvise(
-                mmap.MADV_WILLNEED, page, min(size, len(self._maps[index]) - page)
-            )
+            end = min(first + length * SHARD_DTYPE.itemsize, len(self._maps[index]))
+            self._maps[index].madvise(mmap.MADV_WILLNEED, page, end - page)
+
+    def _places(self, starts: npt.NDArray[np.int64]) -> Iterable[tuple[int, int]]:
+        """(shard, token within it) of each start."""
+        index = np.searchsorted(self._bounds, starts, side="right") - 1
+        return zip(index.tolist(), (starts - self._bounds[index]).tolist(), strict=True)
 
 
 def open_tokens(path: Path, vocab_size: int) -> TokenSplit:

@@ -38,10 +38,16 @@ def test_reads_across_shards_equal_reads_of_one_array(
         assert len(split) == len(flat)
         start = data.draw(st.integers(0, len(flat)))
         length = data.draw(st.integers(0, len(flat) - start))
-        split.expect(np.array([start] if start < len(flat) else []), length)
         read = split.read(start, length)
         assert read.dtype == np.int64
         np.testing.assert_array_equal(read, flat[start : start + length])
+        starts = np.arange(len(flat) - length + 1)[: len(flat)][::-1]
+        split.expect(starts, length)
+        windows = split.windows(starts, length)
+        assert windows.dtype == np.int64
+        assert windows.shape == (len(starts), length)
+        for window, begin in zip(windows, starts, strict=True):
+            np.testing.assert_array_equal(window, flat[begin : begin + length])
 
 
 def test_every_read_of_a_small_split(tmp_path: Path) -> None:
