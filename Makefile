@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: replicate figures publish test check ui audit lock clean
+.PHONY: replicate figures publish test check ui audit bench-data lock clean
 
 replicate: $(READY)
 	$(BIN)/snakemake --cores $(CORES)
@@ -40,6 +40,10 @@ check: $(READY)
 
 ui: $(READY)
 	$(BIN)/python -m mhclite ui
+
+# Preparation against the tokenizer alone, two processes against one, memory, waits (docs/data.md).
+bench-data: $(READY)
+	$(BIN)/python -m mhclite bench-data --out results/bench-data.json
 
 # The environment: plain pip, every version pinned. Made again when the pins change.
 $(READY): requirements.lock pyproject.toml
