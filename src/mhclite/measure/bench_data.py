@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -102,7 +102,7 @@ def alone(jobs: list[Job]) -> list[Speeds]:
     encoding = GPT2()._encoding
     to_numpy = partial(encoding.encode_to_numpy, disallowed_special=())
 
-    def encoded(encode: Callable[[str], Sequence[int]], texts: list[str]) -> int:
+    def encoded(encode: Callable[[str], Sized], texts: list[str]) -> int:
         return sum(len(encode(text)) for text in texts)
 
     def prepared(job: Job) -> int:
