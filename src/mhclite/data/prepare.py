@@ -20,7 +20,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mhclite.data.baselines import ngram_baselines
+from mhclite.data.baselines import BIGRAM_TOKENS, ngram_baselines
 from mhclite.data.corpora import Source, describe_file, describe_files, open_source
 from mhclite.data.lock import CorporaLock
 from mhclite.data.parts import (
@@ -136,6 +136,7 @@ def prepare(
         "split": rule(settings["corpus"]),
         **splits,
         "baselines": ngram_baselines(train, validation, tokenizer.n_tokens, tokenizer.eot_id),
+        "bigram_tokens": min(BIGRAM_TOKENS, len(train)),  # of the train split, from its start
     }
     manifest["digest"] = content_digest(manifest)
     # Their SHA-256 was computed while they were written.

@@ -10,7 +10,7 @@ import hashlib
 import math
 import mmap
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -106,6 +106,7 @@ class TokenSplit:
     """The tokens of one split as one stream, mapped into memory shard by shard."""
 
     def __init__(self, paths: list[Path]) -> None:
+        self._paths = paths
         self._maps = [_mapped(path) for path in paths]
         self._shards: list[Ids] = [np.frombuffer(pages, SHARD_DTYPE) for pages in self._maps]
         # Where each shard begins in the stream, and where the last one ends: (shards + 1,)
@@ -139,6 +140,20 @@ class TokenSplit:
             part = self._shards[index][offset : offset + length]
             row[:] = part if len(part) == length else self.read(start, length)
         return tokens
+
+    def chunks(self, length: int, size: int) -> Iterator[npt.NDArray[np.int64]]:
+        """The first `length` tokens in order, in arrays of at most `size`.
+
+        Read as files: pages of the maps would stay in this process's memory.
+        """
+        for path in self._paths:
+            with open(path, "rb") as file:
+                while length:
+                    tokens = np.fromfile(file, SHARD_DTYPE, min(size, length))
+                    if not len(tokens):
+                        break
+                    yield tokens.astype(np.int64)
+                    length -= len(tokens)
 
     def expect(self, starts: npt.NDArray[np.int64], length: int) -> None:
         """Have windows brought into memory meanwhile that will be read soon; does not wait.
