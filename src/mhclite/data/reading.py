@@ -159,7 +159,10 @@ def _parquet_file(path: str) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     try:
-        with _opened(path) as file, pq.ParquetFile(file, buffer_size=BUFFER) as parquet:
+        with (
+            _opened(path) as file,
+            pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False) as parquet,
+        ):
             yield parquet
     except pa.ArrowException as error:
         what = " ".join(str(error).split())[:200]
