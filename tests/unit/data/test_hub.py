@@ -226,6 +226,33 @@ def test_the_newest_commit_is_resolved_and_a_pinned_one_kept(at: str, tmp_path: 
         assert (dataset.revision, dataset.license) == (COMMIT, "cc0-1.0")
 
 
+def test_several_processes_read_from_the_hub(address: str, tmp_path: Path) -> None:
+    for index in range(2):
+        (tmp_path / f"{index}.parquet").write_bytes(FILES[f"data/small/{index}.parquet"])
+    local = prepare(
+        settings(f"{tmp_path}/*.parquet"),
+        tmp_path / "local",
+        tmp_path / "lock.json",
+        part_bytes=300,
+    )
+    # In a process of its own: the hub's client reads its environment when it is imported.
+    code = (
+        "import json, pathlib, sys; from mhclite.data.prepare import prepare; "
+        "settings, folder = json.loads(sys.argv[1]), pathlib.Path(sys.argv[2]); "
+        "prepare(settings, folder, folder / 'lock.json', 2, part_bytes=300)"
+    )
+    out = tmp_path / "remote"
+    environment = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(hub_settings()), str(out)],
+        env={**os.environ, **environment}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    remote = json.loads((out / "manifest.json").read_text())
+    assert len(remote["train"]["shards"]) > 2
+    assert remote["digest"] == local["digest"]
+
+
 @pytest.mark.parametrize(
     ("repository", "revision", "what"),
     [
