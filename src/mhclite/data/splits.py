@@ -71,10 +71,6 @@ class Splitter:
 def rule(corpus: dict[str, Any]) -> dict[str, Any]:
     """The manifest's `split`."""
     fraction, seed = corpus["validation_fraction"], corpus["split_seed"]
-    if seed is None:
-        return {"rule": "sha256 of the text", "validation_fraction": fraction}
-    return {
-        "rule": "datasets train_test_split with shuffle=True",
-        "validation_fraction": fraction,
-        "seed": seed,
-    }
+    by_hash = "sha256 of the text"
+    drawn = f"train_test_split of the library datasets, shuffled with seed {seed}"
+    return {"rule": by_hash if seed is None else drawn, "validation_fraction": fraction}

@@ -119,6 +119,8 @@ def test_any_number_of_processes_writes_the_same_bytes(tmp_path: Path, seed: int
         prepare(chosen, out, tmp_path / "lock.json", processes, part_bytes=3000)
     assert content(outs[0]) == content(outs[1]) == content(outs[2])
     assert len(load_manifest(outs[0])["train"]["shards"]) > 5
+    rule = load_manifest(outs[0])["split"]["rule"]
+    assert rule.endswith("seed 7" if seed else "sha256 of the text")
     # Parts change where shards end, not the tokens.
     prepare(chosen, tmp_path / "whole", tmp_path / "lock.json")
     assert len(load_manifest(tmp_path / "whole")["train"]["shards"]) == 1
