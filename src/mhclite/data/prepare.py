@@ -346,6 +346,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prepare a corpus and print what it holds."""
+    if args.processes < 1:
+        raise UserError(f"--processes {args.processes}: at least one is needed")
     settings = parse_settings(args.settings)
     manifest = prepare(settings, args.out, args.lock, args.processes)
     train, validation = manifest["train"], manifest["validation"]

@@ -317,6 +317,13 @@ def test_bad_settings_are_one_clear_line(text: str, what: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_no_process_is_too_few(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    options = ["--out", str(tmp_path / "out"), "--lock", str(tmp_path / "lock.json")]
+    options += ["--settings", json.dumps(EMBEDDED), "--processes", "0"]
+    assert cli.main(["prepare", *options]) == 2
+    assert capsys.readouterr().err == "error: --processes 0: at least one is needed\n"
+
+
 def test_a_folder_that_cannot_be_made_is_one_clear_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
