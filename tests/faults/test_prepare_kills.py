@@ -79,10 +79,15 @@ def test_kills_while_a_corpus_is_prepared(tmp_path: Path, tell: Callable[[str], 
     kept: dict[str, tuple[int, int]] = {}
     kills = within = 0
     while kills < KILLS:
+        records = len(list(killed.glob("parts/0*")))
         process = start(killed)
         try:
-            # Late enough on average to reach the parts, early enough not to reach the end.
-            process.wait(random_times.uniform(0.1, 0.9) * seconds)
+            if kills % 2:  # anywhere: starting, planning, tokenizing, finishing
+                process.wait(random_times.uniform(0.1, 0.9) * seconds)
+            else:  # amid the parts
+                while process.poll() is None and len(list(killed.glob("parts/0*"))) <= records:
+                    time.sleep(0.005)
+                process.wait(random_times.uniform(0, 0.2) * seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -95,6 +100,9 @@ def test_kills_while_a_corpus_is_prepared(tmp_path: Path, tell: Callable[[str], 
             continue
         finally:
             process.communicate()
+        if (killed / "manifest.json").exists():  # killed while the records were removed
+            kept = {}
+            continue
         now = finished(killed)
         assert kept.items() <= now.items(), "a finished part was done again"
         within += 0 < len(now) < parts
