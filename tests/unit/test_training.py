@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from tiny import configuration, write_corpus
 
 from mhclite.data.batches import batch_starts, evaluation_starts
+from mhclite.data.shards import TokenSplit
 from mhclite.errors import UserError
 from mhclite.files import read_json, read_jsonl, sha256_of
 from mhclite.training.checkpoint import load_checkpoint, save_checkpoint
@@ -35,6 +36,29 @@ STEPS = 200  # some seconds: time enough to interrupt them
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def test_the_windows_of_a_step_are_asked_for_a_step_ahead(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[int]] = []
+    read: list[list[int]] = []
+    windows, expect = TokenSplit.windows, TokenSplit.expect
+
+    def reading(split: TokenSplit, starts: Any, length: int) -> Any:
+        if len(split) == 2000:  # train
+            read.append(starts.tolist())
+        return windows(split, starts, length)
+
+    def asking(split: TokenSplit, starts: Any, length: int) -> None:
+        asked.append(starts.tolist())
+        expect(split, starts, length)
+
+    monkeypatch.setattr(TokenSplit, "windows", reading)
+    monkeypatch.setattr(TokenSplit, "expect", asking)
+    train(configuration(steps=4, micro_batch_size=None), corpus, tmp_path / "run")
+    assert len(read) == 4
+    assert asked[:3] == read[1:]
 
 
 def arguments(config: dict[str, Any], corpus: Path, folder: Path) -> list[str]:

@@ -6,9 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mhclite.connections.registry import VARIANTS as REGISTRY
-from mhclite.data.shards import SPLITS, ShardWriter, content_digest, write_manifest
+from mhclite.data.shards import (
+    SPLITS,
+    ShardWriter,
+    Split,
+    content_digest,
+    shard_name,
+    write_manifest,
+)
 from mhclite.model import DEFAULTS
 from mhclite.study import Connections
 
@@ -68,6 +76,19 @@ def configuration(variant: str = "mhc_lite", seed: int = 0, **training: Any) -> 
     }
 
 
+def write_shards(
+    folder: Path, split: Split, ids: npt.ArrayLike, shard_tokens: int
+) -> list[dict[str, Any]]:
+    """Write tokens as shards of that many; their entries in the manifest."""
+    tokens = np.asarray(ids, dtype=np.uint16)
+    shards: list[dict[str, Any]] = []
+    for index, first in enumerate(range(0, len(tokens), shard_tokens)):
+        with ShardWriter(folder / shard_name(split, index)) as writer:
+            writer.append(tokens[first : first + shard_tokens])
+        shards += writer.shards
+    return shards
+
+
 def write_corpus(folder: Path) -> Path:
     """A prepared corpus of random tokens that follow one another more often than by chance."""
     generator = np.random.default_rng(0)
@@ -89,13 +110,11 @@ def write_corpus(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in zip(SPLITS, (2000, 300), strict=True):
         ids = np.cumsum(generator.integers(1, 4, size=count)) % MODEL["vocab_size"]
-        with ShardWriter(folder, split, shard_tokens=700) as writer:
-            writer.append(ids.astype(np.uint16))
         manifest[split] = {
             "documents": 1,
             "bytes": 3 * count,
             "tokens": count,
-            "shards": writer.shards,
+            "shards": write_shards(folder, split, ids, 700),
         }
     manifest["digest"] = content_digest(manifest)
     write_manifest(folder, manifest)

@@ -11,6 +11,7 @@ from snakemake.exceptions import WorkflowError
 SOURCE = Path(workflow.basedir) / "src"
 sys.path.insert(0, str(SOURCE))
 
+from mhclite.data.optional import available
 from mhclite.errors import UserError
 from mhclite.evidence import captions
 from mhclite.evidence.captions import shown
@@ -20,7 +21,7 @@ from mhclite.provenance import code_digest
 from mhclite.study import live_environment, parse_study
 
 try:
-    STUDY = parse_study(config)
+    STUDY = available(parse_study(config))
     CLAIMS = load_claims(Path(workflow.basedir) / "config/claims.yaml")
 except UserError as error:
     # Not WorkflowError: its place in this file would hide the one line that matters.

@@ -15,6 +15,7 @@ rule resolve_study:
         write_text(output.runs, "\n".join(RUNS) + "\n")
 
 
+# All cores: every run of the corpus waits for it.
 rule prepare_data:
     output:
         "results/corpora/{corpus}/manifest.json",
@@ -22,10 +23,11 @@ rule prepare_data:
         "results/corpora/logs/{corpus}.log",
     conda:
         "../../environment.yml"
+    threads: workflow.resource_settings.cores or 1  # `snakemake --report` has none
     params:
         settings=lambda w: as_json(STUDY.corpus_settings(w.corpus.split("-")[0])),
         folder=subpath(output[0], parent=True),
         code=code_of("mhclite.data.prepare"),
     shell:
         "python -m mhclite prepare --settings {params.settings:q} --out {params.folder:q}"
-        " --lock config/corpora.lock.json > {log:q} 2>&1"
+        " --lock config/corpora.lock.json --processes {threads} > {log:q} 2>&1"

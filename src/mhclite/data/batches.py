@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from mhclite.data.shards import TokenSplit
 from mhclite.seeding import seed_sequence
 
 Tokens = npt.NDArray[np.int64]
@@ -35,8 +34,3 @@ def batch_starts(n_tokens: int, length: int, count: int, seed: int, step: int) -
 def evaluation_starts(n_tokens: int, length: int, count: int) -> Tokens:
     """Where the evaluation windows begin: spread evenly, always the same, (count,)."""
     return np.linspace(0, n_tokens - length, num=count).astype(np.int64)
-
-
-def read_windows(split: TokenSplit, starts: Tokens, length: int) -> Tokens:
-    """The windows themselves, (len(starts), length)."""
-    return np.stack([split.read(int(start), length) for start in starts])

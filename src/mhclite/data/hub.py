@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mhclite.data.lock import CorporaLock
 from mhclite.errors import UserError
@@ -40,45 +40,45 @@ class HubDataset:
     def __str__(self) -> str:
         return f"{self.repository} ({self.subset or 'default'}) at {self.revision[:12]}"
 
-    def read(self, text_field: str) -> Iterator[str]:
-        """Stream the train split's texts, in the order of the repository's files.
+    def files(self) -> list[str]:
+        """Paths of the train split's parquet files, in the order in which `datasets` has them.
 
         Raises:
-            UserError: no such subset or text field, or the hub stopped answering.
+            UserError: no such subset, files of another format, or the hub does not answer.
         """
-        count = 0
-        try:
-            for text in self._texts(text_field):
-                count += 1
-                yield text
-        except UserError:
-            raise
-        except Exception as error:  # of `datasets`, the hub's client or the network
-            log.debug("reading %s", self, exc_info=True)
-            raise UserError(
-                f"dataset {self}: reading it stopped after {count:,} documents "
-                f"({_in_short(error)}); run the same command again, or correct the study"
-            ) from error
-
-    def _texts(self, text_field: str) -> Iterator[str]:
         import datasets
 
         local = self.location != self.repository
-        dataset = datasets.load_dataset(
-            self.location,
-            name=self.subset,
-            revision=None if local else self.revision,
-            split="train",
-            streaming=True,
+        try:
+            builder = datasets.load_dataset_builder(
+                self.location, name=self.subset, revision=None if local else self.revision
+            )
+        except Exception as error:  # of `datasets`, the hub's client or the network
+            raise self.unreadable(error) from error
+        paths = [str(path) for path in (builder.config.data_files or {}).get("train", [])]
+        other = next((path for path in paths if not path.endswith(".parquet")), None)
+        if other or not paths:
+            raise UserError(
+                f"dataset {self}: its train split is {other or 'nowhere'}, expected parquet files: "
+                "take a dataset or a commit that has them, or `source: files` with a local copy"
+            )
+        return paths
+
+    def unreadable(self, error: Exception) -> UserError:
+        """What to say of an error while the dataset was read."""
+        log.debug("reading %s", self, exc_info=error)
+        return UserError(
+            f"dataset {self}: reading it stopped ({in_short(error)}); run the same command again, "
+            "or correct the study"
         )
-        for number, row in enumerate(dataset, start=1):
-            text = row.get(text_field)
-            if not isinstance(text, str):
-                raise UserError(
-                    f"dataset {self}, document {number}: no text in field {text_field!r}; it has "
-                    f"{', '.join(row)}: set `text_field` to one of them"
-                )
-            yield text
+
+
+def open_file(path: str) -> IO[bytes]:
+    """A file on the hub that is read in parts, over the network."""
+    from huggingface_hub import HfFileSystem
+
+    file: IO[bytes] = HfFileSystem().open(path, "rb")
+    return file
 
 
 def connect(
@@ -139,7 +139,7 @@ def _from_hub(repository: str, subset: str | None, revision: str | None) -> HubD
         ) from None
     except Exception as error:
         raise UserError(
-            f"{what}: {api.endpoint} cannot be used ({_in_short(error)}); {WAYS_OUT}"
+            f"{what}: {api.endpoint} cannot be used ({in_short(error)}); {WAYS_OUT}"
         ) from error
     assert info.sha is not None
     return HubDataset(repository, subset, info.sha, _license(info.card_data), repository)
@@ -200,7 +200,7 @@ def _license(card: Any) -> str | None:
     return str(stated) if stated else None
 
 
-def _in_short(error: Exception) -> str:
+def in_short(error: Exception) -> str:
     """An error's kind and HTTP status: its full text may hold signed addresses."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, ValueError | RuntimeError) and status is None:

@@ -1,69 +1,90 @@
 """`prepare`: a corpus becomes token shards, a tokenizer and a manifest.
 
-The manifest is written last: a folder with one is whole. The same documents and settings give the
-same bytes, on every machine and with any number of threads.
+The corpus is divided into parts (parts.py), which several processes tokenize. What is finished is
+kept: after a kill at any moment the same command goes on. The manifest is written last: a folder
+with one is whole. The same documents and settings give the same bytes, on every machine and with
+any number of processes.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mhclite.data.baselines import ngram_baselines
-from mhclite.data.corpora import Source, describe_files, open_source
+from mhclite.data.baselines import BIGRAM_TOKENS, ngram_baselines
+from mhclite.data.corpora import Source, describe_file, describe_files, open_source
 from mhclite.data.lock import CorporaLock
-from mhclite.data.progress import progress
+from mhclite.data.parts import (
+    PART_BYTES,
+    WORK,
+    Job,
+    Part,
+    as_json,
+    assembled,
+    divide,
+    documents_of,
+    recorded,
+    tokenize,
+)
+from mhclite.data.progress import meter, progress
+from mhclite.data.reading import examine
 from mhclite.data.shards import (
     MANIFEST,
     SCHEMA,
-    SHARD_TOKENS,
     SPLITS,
-    ShardWriter,
-    Split,
+    VERIFIED,
     TokenSplit,
     content_digest,
     load_manifest,
+    remember_verified,
     verify_split,
     write_manifest,
 )
-from mhclite.data.tokenization import GPT2, ByteLevelBPE, TextTokenizer
+from mhclite.data.splits import Splitter, rule
+from mhclite.data.spread import spread
+from mhclite.data.tokenization import (
+    GPT2,
+    TOKENIZER,
+    ByteLevelBPE,
+    TextTokenizer,
+    load,
+    usable_cores,
+)
 from mhclite.errors import UserError
+from mhclite.files import digest_of, read_json, sha256_of, write_json
+from mhclite.provenance import code_digest, versions
 
 log = logging.getLogger(__name__)
 
-BATCH_CHARACTERS = 1 << 20  # of text tokenized at once
-LEFTOVER = re.compile(r"(train|validation)-\d{5}\.bin|\.(train|validation|tokenizer).*\.tmp")
-
-
-def split_of(text: bytes, validation_fraction: float) -> Split:
-    """The split of a document: the first 64 bits of its text's SHA-256, as a fraction of 2^64.
-
-    So equal texts share a split, and neither order nor number of the other documents matter.
-    """
-    fraction = int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
-    return "validation" if fraction < validation_fraction else "train"
+PLAN = "plan.json"
+SHARD = re.compile(r"(train|validation)-\d{5}\.bin")
+HALF_WRITTEN = re.compile(r"\.(train|validation|tokenizer|manifest|verified).*\.tmp")
 
 
 def prepare(
-    settings: dict[str, Any], folder: Path, lock: Path, shard_tokens: int = SHARD_TOKENS
+    settings: dict[str, Any],
+    folder: Path,
+    lock: Path,
+    processes: int = 1,
+    part_bytes: int = PART_BYTES,
 ) -> dict[str, Any]:
-    """Prepare a corpus, unless the folder already holds it whole.
+    """Prepare a corpus, unless the folder already holds it whole; goes on with what was begun.
 
     Args:
         settings: `Study.corpus_settings(name)`.
         folder: where to; its own shards and manifest are replaced.
         lock: the corpora lock file.
-        shard_tokens: tokens a shard.
+        processes: processes that tokenize side by side.
+        part_bytes: text of a part, about. The shards depend on it.
 
     Returns:
         The manifest.
@@ -74,14 +95,26 @@ def prepare(
     done = _already_prepared(settings, folder, lock)
     if done:
         log.info("%s is already prepared and whole: nothing to do", folder)
+        shutil.rmtree(folder / WORK, ignore_errors=True)
         return done
     source = open_source(settings["corpus"], lock)
-    log.info("reading %s", source.record["description"])
-    _clear(folder)
+    plan = _plan(settings, source, folder, processes, part_bytes)
+    parts = [Part.from_json(part) for part in plan["parts"]]
+    documents = sum(part.documents for part in parts)
 
-    tokenizer = _make_tokenizer(settings, source)
-    tokenizer_sha256 = tokenizer.save(folder)
-    splits = _write_shards(settings, source, tokenizer, folder, shard_tokens)
+    splitter = Splitter.of(settings["corpus"], documents)
+    jobs = [
+        Job(
+            part,
+            folder,
+            settings["corpus"]["text_field"],
+            splitter.between(part.first, part.first + part.documents),
+        )
+        for part in parts
+    ]
+    tokenizer = _tokenizer(settings, folder, jobs, documents)
+    splits = _tokenized(settings, jobs, processes)
+    source.accept(documents, sum(splits[split]["bytes"] for split in SPLITS))
 
     log.info("counting unigrams and bigrams")
     train, validation = (
@@ -92,28 +125,29 @@ def prepare(
         "schema": SCHEMA,
         "name": settings["name"],
         "settings": settings,
-        "source": source.record,
+        "source": plan["source"],
         "tokenizer": {
             "kind": tokenizer.kind,
             "vocab_size": settings["tokenizer"]["vocab_size"],
             "n_tokens": tokenizer.n_tokens,
-            "sha256": tokenizer_sha256,
+            "sha256": sha256_of(folder / TOKENIZER),
             "eot_id": tokenizer.eot_id,
         },
-        "split": {
-            "rule": "sha256 of the text",
-            "validation_fraction": settings["corpus"]["validation_fraction"],
-        },
+        "split": rule(settings["corpus"]),
         **splits,
         "baselines": ngram_baselines(train, validation, tokenizer.n_tokens, tokenizer.eot_id),
+        "bigram_tokens": min(BIGRAM_TOKENS, len(train)),  # of the train split, from its start
     }
     manifest["digest"] = content_digest(manifest)
+    # Their SHA-256 was computed while they were written.
+    remember_verified(folder, [shard for split in SPLITS for shard in splits[split]["shards"]])
     write_manifest(folder, manifest)
+    shutil.rmtree(folder / WORK)
     return manifest
 
 
 def _already_prepared(settings: dict[str, Any], folder: Path, lock: Path) -> dict[str, Any] | None:
-    """The folder's manifest, if nothing has to be done."""
+    """The folder's manifest, if nothing has to be done. Reads every shard."""
     if not (folder / MANIFEST).exists():
         return None
     manifest = load_manifest(folder)
@@ -146,89 +180,129 @@ def _already_prepared(settings: dict[str, Any], folder: Path, lock: Path) -> dic
     return manifest
 
 
-def _clear(folder: Path) -> None:
-    """Remove what an earlier preparation left, the manifest first."""
-    (folder / MANIFEST).unlink(missing_ok=True)
-    if folder.exists():
-        for path in folder.iterdir():
-            if LEFTOVER.fullmatch(path.name):
-                path.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
-
-
-def _make_tokenizer(settings: dict[str, Any], source: Source) -> TextTokenizer:
-    if settings["tokenizer"]["kind"] == "gpt2":
-        return GPT2()
-    fraction = settings["corpus"]["validation_fraction"]
-    vocab_size = settings["tokenizer"]["vocab_size"]
-    texts = progress(source.read(), "training the tokenizer, reading", source.documents)
-    tokenizer = ByteLevelBPE.train(
-        (text for text in texts if split_of(text.encode("utf-8"), fraction) == "train"), vocab_size
+def _plan(
+    settings: dict[str, Any], source: Source, folder: Path, processes: int, part_bytes: int
+) -> dict[str, Any]:
+    """The manifest's `source` and the corpus in parts: from an earlier start, or made now."""
+    # Whatever would make other shards. A part is not taken over from other code or libraries.
+    key = digest_of(
+        {
+            "settings": settings,
+            "files": source.identity,
+            "part_bytes": part_bytes,
+            "code": code_digest("mhclite.data.prepare"),
+            "versions": versions("numpy", "pyarrow", "tiktoken", "tokenizers"),
+        }
     )
-    if tokenizer.n_tokens < vocab_size:
-        log.warning(
-            "the train split is too small for %d tokens: only %d are in use",
-            vocab_size,
-            tokenizer.n_tokens,
+    path = folder / WORK / PLAN
+    if not (folder / MANIFEST).exists() and path.exists():
+        try:
+            plan: dict[str, Any] = read_json(path)
+            if plan["key"] == key:
+                log.info("going on with what was begun in %s", folder)
+                _remove(folder, HALF_WRITTEN)  # by processes that were killed
+                return plan
+        except (UserError, KeyError, TypeError):
+            log.warning("%s is damaged: starting anew", path)
+    log.info("reading %s", source.record["description"])
+    corpus = settings["corpus"]
+    with ThreadPoolExecutor(processes) as pool:
+        examined = list(pool.map(lambda path: examine(path, corpus["text_field"]), source.paths))
+    pieces = list(chain.from_iterable(file.pieces for file in examined))
+    documents, expected = sum(piece.documents for piece in pieces), corpus["expected_documents"]
+    if expected is not None and documents != expected:
+        raise UserError(
+            f"corpus {source.record['description']} has {documents:,} documents, "
+            f"expected_documents is {expected:,}: it is not the corpus that the study means; "
+            "correct one of them"
         )
+    record = dict(source.record)
+    if record["files"] is None:
+        record["files"] = [
+            describe_file(Path(path), str(file.sha256))
+            for path, file in zip(source.paths, examined, strict=True)
+        ]
+    source.begin()
+    _clear(folder)
+    parts = divide(pieces, part_bytes, corpus["max_documents"])
+    plan = {"key": key, "source": record, "parts": as_json(parts)}
+    write_json(path, plan)
+    return plan
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier preparation left.
+
+    First the plan, so that its records are not believed any more, then the manifest.
+    """
+    for name in (Path(WORK, PLAN), MANIFEST, VERIFIED, TOKENIZER):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / WORK, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for pattern in (SHARD, HALF_WRITTEN):
+        _remove(folder, pattern)
+
+
+def _remove(folder: Path, pattern: re.Pattern[str]) -> None:
+    for path in folder.iterdir():
+        if pattern.fullmatch(path.name):
+            path.unlink()
+
+
+def _tokenizer(
+    settings: dict[str, Any], folder: Path, jobs: list[Job], documents: int
+) -> TextTokenizer:
+    """GPT-2's, or one trained on the train split; kept in the folder."""
+    if (folder / TOKENIZER).exists():
+        return load(folder)
+    tokenizer: TextTokenizer
+    if settings["tokenizer"]["kind"] == "gpt2":
+        tokenizer = GPT2()
+    else:
+        vocab_size = settings["tokenizer"]["vocab_size"]
+        texts = chain.from_iterable(map(documents_of, jobs))
+        shown = progress(texts, "training the tokenizer, reading", documents)
+        tokenizer = ByteLevelBPE.train(
+            (text for text, _, split in shown if split == "train"), vocab_size
+        )
+        if tokenizer.n_tokens < vocab_size:
+            log.warning(
+                "the train split is too small for %d tokens: only %d are in use",
+                vocab_size,
+                tokenizer.n_tokens,
+            )
+    tokenizer.save(folder)
     return tokenizer
 
 
-def _write_shards(
-    settings: dict[str, Any],
-    source: Source,
-    tokenizer: TextTokenizer,
-    folder: Path,
-    shard_tokens: int,
+def _tokenized(
+    settings: dict[str, Any], jobs: list[Job], processes: int
 ) -> dict[str, dict[str, Any]]:
-    """Tokenize all documents in their order; the manifest's `train` and `validation`."""
-    fraction = settings["corpus"]["validation_fraction"]
-    documents, sizes = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
-    end = np.array([tokenizer.eot_id], dtype=np.uint16)
-    with ExitStack() as stack:
-        writers = {
-            split: stack.enter_context(ShardWriter(folder, split, shard_tokens)) for split in SPLITS
-        }
-        texts = progress(source.read(), "tokenizing", source.documents)
-        for batch in _batches(texts, BATCH_CHARACTERS):
-            for text, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
-                data = text.encode("utf-8")
-                split = split_of(data, fraction)
-                documents[split] += 1
-                sizes[split] += len(data)
-                writers[split].append(ids)
-                writers[split].append(end)
-    source.accept(sum(documents.values()), sum(sizes.values()))
+    """Tokenize the parts that are not finished; the manifest's `train` and `validation`."""
+    open_jobs = [job for job in jobs if recorded(job) is None]
+    total = sum(job.part.documents for job in jobs)
+    left = sum(job.part.documents for job in open_jobs)
+    if len(open_jobs) < len(jobs):
+        log.info("%d of %d parts are finished already", len(jobs) - len(open_jobs), len(jobs))
+    with meter("tokenizing", total, total - left) as shown:
+        for _ in spread(tokenize, open_jobs, processes, shown.add):
+            pass
+    splits = assembled(_records(jobs))
     for split in SPLITS:
-        if sizes[split] == 0:
+        if splits[split]["bytes"] == 0:
             raise UserError(
-                f"corpus {settings['name']!r}: no text fell into the {split} split, of "
-                f"{sum(documents.values())} documents with validation_fraction = {fraction}; take "
-                "more documents, or another validation_fraction"
+                f"corpus {settings['name']!r}: no text fell into the {split} split, of {total} "
+                f"documents with validation_fraction = {settings['corpus']['validation_fraction']};"
+                " take more documents, or another validation_fraction"
             )
-    return {
-        split: {
-            "documents": documents[split],
-            "bytes": sizes[split],
-            "tokens": writers[split].tokens,
-            "shards": writers[split].shards,
-        }
-        for split in SPLITS
-    }
+    return splits
 
 
-def _batches(texts: Iterable[str], characters: int) -> Iterator[list[str]]:
-    """Group texts so that a group has about that many characters."""
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= characters:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def _records(jobs: list[Job]) -> Iterator[dict[str, Any]]:
+    for job in jobs:
+        record = recorded(job)
+        assert record is not None, f"{job.record} went away"
+        yield record
 
 
 def parse_settings(text: str) -> dict[str, Any]:
@@ -265,12 +339,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lock", required=True, type=Path, help="corpora lock file: revisions of hub corpora"
     )
+    parser.add_argument(
+        "--processes", type=int, default=usable_cores(), help="default: one for each core"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Prepare a corpus and print what it holds."""
+    if args.processes < 1:
+        raise UserError(f"--processes {args.processes}: at least one is needed")
     settings = parse_settings(args.settings)
-    manifest = prepare(settings, args.out, args.lock)
+    manifest = prepare(settings, args.out, args.lock, args.processes)
     train, validation = manifest["train"], manifest["validation"]
     print(
         f"{args.out}: {train['documents']:,} + {validation['documents']:,} documents, "

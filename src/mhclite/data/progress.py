@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -16,24 +18,67 @@ T = TypeVar("T")
 LOG_SECONDS = 15.0
 
 
-def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """Pass `items` on and show how many there were.
+class Meter:
+    """Shows how many documents are done, how fast, and how long the rest will take."""
+
+    def __init__(self, what: str, total: int, done: int = 0) -> None:
+        self._what, self._total, self._before = what, total, done
+        self._documents = self._tokens = 0
+        self._start = self._last = time.monotonic()
+        self._bar = (
+            tqdm(desc=what, total=total, initial=done, unit=" documents", smoothing=0.05)
+            if sys.stderr.isatty()
+            else None
+        )
+
+    def add(self, documents: int, tokens: int = 0) -> None:
+        """So many more are done."""
+        self._documents += documents
+        self._tokens += tokens
+        now = time.monotonic()
+        if self._bar is not None:
+            if tokens:
+                speed = self._tokens / max(now - self._start, 1e-9) / 1e6
+                self._bar.set_postfix_str(f"{speed:.2f} M tokens/s", refresh=False)
+            self._bar.update(documents)
+        elif now - self._last >= LOG_SECONDS and self._documents:
+            self._last = now
+            log.info("%s: %s", self._what, self._line(now - self._start))
+
+    def _line(self, seconds: float) -> str:
+        done = self._before + self._documents
+        left = (self._total - done) * seconds / self._documents
+        speed = f"{self._documents / seconds:,.0f} a second"
+        if self._tokens:
+            speed += f", {self._tokens / seconds / 1e6:.2f} M tokens/s"
+        rest = datetime.timedelta(seconds=round(left))
+        return f"{done:,} of {self._total:,} documents, {speed}, {rest} left"
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+@contextmanager
+def meter(what: str, total: int, done: int = 0) -> Iterator[Meter]:
+    """A `Meter` for a `with` block.
 
     Args:
-        items: of any number.
         what: the activity, e.g. "tokenizing".
-        total: how many documents are expected, if known.
+        total: documents in all.
+        done: documents that were done before, in no time.
     """
-    if sys.stderr.isatty():
-        yield from tqdm(items, desc=what, total=total, unit=" documents", smoothing=0.05)
-        return
-    start = last = time.monotonic()
-    of = f" of {total:,}" if total else ""
-    for count, item in enumerate(items, start=1):
-        yield item
-        now = time.monotonic()
-        if now - last >= LOG_SECONDS:
-            log.info(
-                "%s: %s%s documents, %.0f a second", what, f"{count:,}", of, count / (now - start)
-            )
-            last = now
+    shown = Meter(what, total, done)
+    try:
+        yield shown
+    finally:
+        shown.close()
+
+
+def progress(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+    """Pass documents on and show how many there were."""
+    with meter(what, total) as shown:
+        for item in items:
+            yield item
+            shown.add(1)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import mmap
 import re
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self
@@ -22,7 +24,7 @@ from mhclite.files import atomic_write, digest_of, misfit, read_json, sha256_of,
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-SHARD_TOKENS = 100_000_000  # 200 MB a file
+VERIFIED = "verified.json"  # which shards were compared with the manifest, as they are now
 SHARD_DTYPE = np.dtype("<u2")
 SHARD_NAME = re.compile(r"(train|validation)-\d{5}\.bin")
 
@@ -51,20 +53,24 @@ _SHAPE: dict[str, Any] = {
 }
 
 
-class ShardWriter:
-    """Writes the tokens of one split as shards; each appears whole, under its name, or not at all.
+def shard_name(split: Split, index: int) -> str:
+    """File of a shard."""
+    return f"{split}-{index:05d}.bin"
 
-    The stream is cut every `shard_tokens` tokens, without regard to documents. Used as a context
-    manager; `shards` is complete after a `with` block that ended without an exception.
+
+class ShardWriter:
+    """Writes tokens as one shard, which appears whole, under its name, or not at all.
+
+    Used as a context manager. No token, no file: `shards` then stays empty. After a `with` block
+    that ended without an exception it has the shard's entry in the manifest.
     """
 
-    def __init__(self, folder: Path, split: Split, shard_tokens: int = SHARD_TOKENS) -> None:
+    def __init__(self, path: Path) -> None:
         self.shards: list[dict[str, Any]] = []
-        self.tokens = 0
-        self._folder, self._split, self._limit = folder, split, shard_tokens
+        self._path = path
         self._stack = ExitStack()
         self._file: IO[bytes] | None = None
-        self._filled = 0
+        self._tokens = 0
         self._hash = hashlib.sha256()
 
     def __enter__(self) -> Self:
@@ -76,40 +82,33 @@ class ShardWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is None:
-            self._finish_shard()
-        else:
-            self._stack.__exit__(kind, error, traceback)
+        self._stack.__exit__(kind, error, traceback)
+        if error is None and self._file is not None:
+            entry = {"tokens": self._tokens, "sha256": self._hash.hexdigest()}
+            self.shards.append({"file": self._path.name, **entry})
 
     def append(self, ids: Ids) -> None:
-        """Add tokens to the stream."""
-        self.tokens += len(ids)
-        while len(ids):
-            if self._file is None:
-                name = f"{self._split}-{len(self.shards):05d}.bin"
-                self._file = self._stack.enter_context(atomic_write(self._folder / name, "wb"))
-            part, ids = np.split(ids, [self._limit - self._filled])
-            data = part.astype(SHARD_DTYPE).tobytes()
-            self._file.write(data)
-            self._hash.update(data)
-            self._filled += len(part)
-            if self._filled == self._limit:
-                self._finish_shard()
-
-    def _finish_shard(self) -> None:
+        """Add tokens."""
         if self._file is None:
-            return
-        self._stack.close()
-        name = f"{self._split}-{len(self.shards):05d}.bin"
-        self.shards.append({"file": name, "tokens": self._filled, "sha256": self._hash.hexdigest()})
-        self._file, self._filled, self._hash = None, 0, hashlib.sha256()
+            self._file = self._stack.enter_context(atomic_write(self._path, "wb"))
+        data = ids.astype(SHARD_DTYPE, copy=False).tobytes()
+        self._file.write(data)
+        self._hash.update(data)
+        self._tokens += len(ids)
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 class TokenSplit:
     """The tokens of one split as one stream, mapped into memory shard by shard."""
 
     def __init__(self, paths: list[Path]) -> None:
-        self._shards: list[Ids] = [np.memmap(path, SHARD_DTYPE, mode="r") for path in paths]
+        self._paths = paths
+        self._maps = [_mapped(path) for path in paths]
+        self._shards: list[Ids] = [np.frombuffer(pages, SHARD_DTYPE) for pages in self._maps]
         # Where each shard begins in the stream, and where the last one ends: (shards + 1,)
         self._bounds = np.cumsum([0, *(len(shard) for shard in self._shards)])
 
@@ -131,6 +130,51 @@ class TokenSplit:
             filled += len(part)
             index += 1
         return tokens
+
+    def windows(self, starts: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
+        """`read` for each of the starts: (len(starts), length) int64."""
+        tokens = np.empty((len(starts), length), dtype=np.int64)
+        for row, start, (index, offset) in zip(
+            tokens, starts.tolist(), self._places(starts), strict=True
+        ):
+            part = self._shards[index][offset : offset + length]
+            row[:] = part if len(part) == length else self.read(start, length)
+        return tokens
+
+    def chunks(self, length: int, size: int) -> Iterator[npt.NDArray[np.int64]]:
+        """The first `length` tokens in order, in arrays of at most `size`.
+
+        Read as files: pages of the maps would stay in this process's memory.
+        """
+        for path in self._paths:
+            with open(path, "rb") as file:
+                while length:
+                    tokens = np.fromfile(file, SHARD_DTYPE, min(size, length))
+                    if not len(tokens):
+                        break
+                    yield tokens.astype(np.int64)
+                    length -= len(tokens)
+
+    def expect(self, starts: npt.NDArray[np.int64], length: int) -> None:
+        """Have windows brought into memory meanwhile that will be read soon; does not wait.
+
+        Args:
+            starts: (n,) where they begin.
+            length: tokens a window.
+        """
+        if not hasattr(mmap, "MADV_WILLNEED"):
+            return
+        for index, offset in self._places(starts):
+            first = offset * SHARD_DTYPE.itemsize
+            page = first - first % mmap.PAGESIZE
+            # What a window has in the next shard is not worth a second look.
+            end = min(first + length * SHARD_DTYPE.itemsize, len(self._maps[index]))
+            self._maps[index].madvise(mmap.MADV_WILLNEED, page, end - page)
+
+    def _places(self, starts: npt.NDArray[np.int64]) -> Iterable[tuple[int, int]]:
+        """(shard, token within it) of each start."""
+        index = np.searchsorted(self._bounds, starts, side="right") - 1
+        return zip(index.tolist(), (starts - self._bounds[index]).tolist(), strict=True)
 
 
 def open_tokens(path: Path, vocab_size: int) -> TokenSplit:
@@ -221,38 +265,101 @@ def verify_split(folder: Path, manifest: dict[str, Any], split: Split) -> None:
     Raises:
         UserError: for the first file that is missing or differs.
     """
+    verify_sizes(folder, manifest, split)
+    for shard in manifest[split]["shards"]:
+        _verify_content(folder, shard)
+
+
+def verify_sizes(folder: Path, manifest: dict[str, Any], split: Split) -> None:
+    """Compare the size of every shard of a split with the manifest.
+
+    Raises:
+        UserError: for the first file that is missing or differs.
+    """
     for shard in manifest[split]["shards"]:
         path = Path(folder) / shard["file"]
-        again = f"delete {Path(folder) / MANIFEST} and prepare the corpus again"
         if not path.is_file():
-            raise UserError(f"shard {path} is missing; {again}")
+            raise UserError(f"shard {path} is missing; {_again(folder)}")
         size, expected = path.stat().st_size, shard["tokens"] * SHARD_DTYPE.itemsize
         if size != expected:
             raise UserError(
                 f"shard {path} has {size} bytes, its manifest says {expected}: it is damaged; "
-                f"{again}"
+                f"{_again(folder)}"
             )
-        if sha256_of(path) != shard["sha256"]:
-            raise UserError(
-                f"shard {path} does not have the sha256 of its manifest: it is damaged; {again}"
-            )
+
+
+def _verify_content(folder: Path, shard: dict[str, Any]) -> None:
+    path = Path(folder) / shard["file"]
+    if sha256_of(path) != shard["sha256"]:
+        raise UserError(
+            f"shard {path} does not have the sha256 of its manifest: it is damaged; "
+            f"{_again(folder)}"
+        )
+
+
+def _again(folder: Path) -> str:
+    return f"delete {Path(folder) / MANIFEST} and prepare the corpus again"
+
+
+def _verify_once(folder: Path, manifest: dict[str, Any], split: Split) -> None:
+    """`verify_split`, but a shard is not read again that has not been written since it was.
+
+    Reading all of a large corpus takes minutes, and every run of a study begins here.
+    """
+    verify_sizes(folder, manifest, split)
+    shards = manifest[split]["shards"]
+    known = _verified(folder)
+    new = [shard for shard in shards if known.get(shard["file"]) != _state(folder, shard)]
+    for shard in new:
+        _verify_content(folder, shard)
+    if new:
+        remember_verified(folder, new)
+
+
+def remember_verified(folder: Path, shards: list[dict[str, Any]]) -> None:
+    """Note that these shards have the SHA-256 that the manifest says, if the folder can be written.
+
+    Args:
+        folder: the prepared corpus.
+        shards: entries of its manifest.
+    """
+    with suppress(OSError):
+        states = {shard["file"]: _state(folder, shard) for shard in shards}
+        write_json(Path(folder) / VERIFIED, _verified(folder) | states)
+
+
+def _state(folder: Path, shard: dict[str, Any]) -> dict[str, Any]:
+    """What changes when somebody writes the file, or the manifest."""
+    return {
+        "sha256": shard["sha256"],
+        "mtime_ns": (Path(folder) / shard["file"]).stat().st_mtime_ns,
+    }
+
+
+def _verified(folder: Path) -> dict[str, Any]:
+    """shard -> its state when its SHA-256 was last compared; empty if that is not known."""
+    try:
+        known = read_json(Path(folder) / VERIFIED)
+    except (UserError, OSError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def open_split(folder: Path, split: Split, verify: bool = True) -> TokenSplit:
-    """Open a split of a prepared corpus.
+    """Open a split of a prepared corpus, without reading its tokens.
 
     Args:
         folder: the prepared corpus.
         split: "train" or "validation".
-        verify: read all shards once and compare them with the manifest. Processes that start
-            together need only one of them to do it.
+        verify: compare the shards with the manifest: sizes always, content if a file was written
+            since that was last done. Processes that start together need only one of them to do it.
 
     Raises:
         UserError: the manifest or a shard is missing or damaged.
     """
     manifest = load_manifest(folder)
     if verify:
-        verify_split(folder, manifest, split)
+        _verify_once(folder, manifest, split)
     return TokenSplit([Path(folder) / shard["file"] for shard in manifest[split]["shards"]])
 
 

@@ -149,10 +149,12 @@ class GPT2:
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         """Ids of each text, without the end-of-text id."""
-        parts = [pieces(text) for text in texts]
-        flat = [piece for part in parts for piece in part]
-        encoded = self._encoding.encode_ordinary_batch(flat, num_threads=usable_cores())
-        return _joined(iter(encoded), [len(part) for part in parts])
+        return [np.concatenate([self._ids(piece) for piece in pieces(text)]) for text in texts]
+
+    def _ids(self, text: str) -> Ids:
+        # Without special tokens, as `encode_ordinary`; that one makes a Python integer of each id.
+        found = self._encoding.encode_to_numpy(text, disallowed_special=())
+        return np.asarray(found, dtype=np.uint16)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids."""

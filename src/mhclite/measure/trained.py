@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mhclite.data.batches import Tokens, evaluation_starts, read_windows
+from mhclite.data.batches import Tokens, evaluation_starts
 from mhclite.data.shards import TokenSplit, open_split, open_tokens
 from mhclite.errors import UserError
 from mhclite.files import read_json, sha256_of
@@ -53,7 +53,7 @@ def windows_of(split: TokenSplit, count: int, length: int) -> Tokens:
         raise UserError(
             f"the text has {len(split)} tokens, fewer than one window of {length} tokens"
         )
-    return read_windows(split, evaluation_starts(len(split), length, count), length)
+    return split.windows(evaluation_starts(len(split), length, count), length)
 
 
 def add_text_arguments(parser: argparse.ArgumentParser) -> None:

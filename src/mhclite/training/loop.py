@@ -32,7 +32,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from mhclite.data.batches import Tokens, batch_starts, evaluation_starts, read_windows
+from mhclite.data.batches import Tokens, batch_starts, evaluation_starts
 from mhclite.data.shards import TokenSplit, bits_per_byte, load_manifest, open_split
 from mhclite.errors import Interrupted, UserError
 from mhclite.files import read_json, read_jsonl, sha256_of, write_json
@@ -162,23 +162,31 @@ class Trainer:
             return torch.autocast(self.group.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
+    def _share(self, starts: Tokens) -> Tokens:
+        """This process's part of the windows."""
+        return starts[self.group.rank :: self.group.count]
+
+    def _starts(self, step: int) -> Tokens:
+        """Where the windows of a step begin, for all processes."""
+        count, seed = self.settings["batch_size"], self.config["seed"]
+        return batch_starts(len(self.train_split), self.window, count, seed, step)
+
     def _windows(self, split: TokenSplit, starts: Tokens) -> Iterator[Tensor]:
         """This process's share of the windows, in micro-batches (b, T + 1) on the device."""
-        starts = starts[self.group.rank :: self.group.count]
+        starts = self._share(starts)
         size = self.settings["micro_batch_size"] or self.settings["batch_size"] // self.group.count
         for first in range(0, len(starts), size):
-            windows = read_windows(split, starts[first : first + size], self.window)
+            windows = split.windows(starts[first : first + size], self.window)
             yield torch.from_numpy(windows).to(self.group.device)
 
     def step(self, step: int) -> dict[str, Any]:
         """Update number `step` (0 is the first). Returns its metrics."""
         settings, model = self.settings, self.config["model"]
         batch_size = settings["batch_size"]
-        starts = batch_starts(
-            len(self.train_split), self.window, batch_size, self.config["seed"], step
-        )
+        # Disks take longer than the share of a step that data may cost; this step hides it.
+        self.train_split.expect(self._share(self._starts(step + 1)), self.window)
         total = torch.zeros((), device=self.group.device)
-        for windows in self._windows(self.train_split, starts):
+        for windows in self._windows(self.train_split, self._starts(step)):
             with self._autocast():
                 loss = self.loss(windows) * (len(windows) / batch_size)
             loss.backward()
@@ -219,7 +227,7 @@ class Trainer:
         """Statistics of the streams on the first evaluation windows; None where not finite."""
         count = min(STREAM_WINDOWS, self.settings["evaluation_sequences"])
         starts = evaluation_starts(len(self.validation_split), self.window, count)
-        windows = read_windows(self.validation_split, starts, self.window)[:, :-1]
+        windows = self.validation_split.windows(starts, self.window)[:, :-1]
         self.model.eval()
         found = stream_statistics(self.model, torch.from_numpy(windows).to(self.group.device))
         self.model.train()

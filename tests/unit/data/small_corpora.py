@@ -23,6 +23,7 @@ def settings(
         "name": "test",
         "corpus": {
             "source": "files" if files else "embedded",
+            "optional": False,
             "files": files,
             "text_field": "text",
             "repository": None,
@@ -31,6 +32,7 @@ def settings(
             "expected_documents": None,
             "max_documents": None,
             "validation_fraction": 0.25,
+            "split_seed": None,
             **corpus,
         },
         "tokenizer": {"kind": kind, "vocab_size": vocab_size},

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tiny import write_shards
 
 from mhclite.data.baselines import ngram_baselines
-from mhclite.data.shards import ShardWriter, Split, TokenSplit
+from mhclite.data.shards import Split, TokenSplit
 
 
 def split_of(folder: Path, split: Split, tokens: list[int]) -> TokenSplit:
-    with ShardWriter(folder, split, shard_tokens=5000) as writer:
-        writer.append(np.array(tokens, dtype=np.uint16))
-    return TokenSplit([folder / shard["file"] for shard in writer.shards])
+    shards = write_shards(folder, split, tokens, 5000)
+    return TokenSplit([folder / shard["file"] for shard in shards])
 
 
 def brute_force(

@@ -15,12 +15,20 @@ from small_corpora import documents, settings
 
 from mhclite.data import corpora
 from mhclite.data.corpora import Source, open_source
+from mhclite.data.parts import Part, divide
 from mhclite.data.prepare import prepare
+from mhclite.data.reading import Piece, examine, read
 from mhclite.errors import UserError
 
 
 def source(files: str | None = None, **corpus: Any) -> Source:
     return open_source(settings(files, **corpus)["corpus"], Path("unused.lock.json"))
+
+
+def texts_in(found: Source, text_field: str = "text") -> list[str]:
+    """All documents, as `prepare` reads them."""
+    pieces = [piece for path in found.paths for piece in examine(path, text_field).pieces]
+    return [text for piece in pieces for text in read(piece, text_field)]
 
 
 def write_txt(folder: Path, texts: list[str]) -> str:
@@ -71,7 +79,7 @@ def test_every_format_gives_the_same_corpus(
     folder = tmp_path / "other"
     folder.mkdir()
     pattern = write(folder, texts)
-    assert list(source(pattern).read()) == texts
+    assert texts_in(source(pattern)) == texts
     txt = tmp_path / "txt"
     txt.mkdir()
     digests = {
@@ -83,7 +91,7 @@ def test_every_format_gives_the_same_corpus(
 
 def test_files_are_described_in_the_order_of_reading(tmp_path: Path) -> None:
     pattern = write_txt(tmp_path, ["b", "a"])
-    described = source(pattern).record["files"]
+    described = corpora.describe_files(pattern)
     assert [Path(file["path"]).name for file in described] == ["000.txt", "001.txt"]
     assert described[0] == {
         "path": f"{tmp_path}/000.txt",
@@ -115,7 +123,8 @@ def content(data: bytes) -> Callable[[Path], None]:
         ("a.jsonl.gz", content(b'{"text": "x"}\n'), "gzip"),
         ("a.parquet", table(body=["x"], id=[1]), "no column 'text'; it has body, id"),
         ("a.parquet", table(text=["x", None]), "row 2: column 'text' holds None"),
-        ("a.parquet", table(text=[1]), "row 1: column 'text' holds 1"),
+        ("a.parquet", table(text=[1], body=["x"]), "column 'text' holds int64, expected text; "
+         "the file has text, body: set `text_field` to another of them"),
         ("a.parquet", content(b"PAR1 but no more"), "cannot be read as parquet"),
         ("a.csv", content(b"text\nx\n"), "a.csv is none of .txt, .jsonl, .jsonl.gz, .parquet"),
     ],
@@ -125,7 +134,7 @@ def test_a_bad_file_is_named_with_its_line(
 ) -> None:
     write(tmp_path / name)
     with pytest.raises(UserError) as error:
-        list(source(f"{tmp_path}/*").read())
+        texts_in(source(f"{tmp_path}/*"))
     message = str(error.value)
     assert what in message
     assert str(tmp_path / name) in message
@@ -135,7 +144,7 @@ def test_a_bad_file_is_named_with_its_line(
 def test_another_text_field_can_be_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"body": "x"}\n')
     table(body=["y"], text=["no"])(tmp_path / "b.parquet")
-    assert list(source(f"{tmp_path}/*", text_field="body").read()) == ["x", "y"]
+    assert texts_in(source(f"{tmp_path}/*"), "body") == ["x", "y"]
 
 
 def test_no_matching_file_is_an_error(tmp_path: Path) -> None:
@@ -151,24 +160,57 @@ def test_no_matching_file_is_an_error(tmp_path: Path) -> None:
 def test_numbers_of_documents_are_respected(
     tmp_path: Path, expected: int | None, maximum: int | None, count: int
 ) -> None:
-    pattern = write_txt(tmp_path, documents(9))
-    found = source(pattern, expected_documents=expected, max_documents=maximum)
-    assert list(found.read()) == documents(9)[:count]
+    chosen = settings(
+        write_jsonl(tmp_path, documents(9)),
+        expected_documents=expected,
+        max_documents=maximum,
+        validation_fraction=0.3,
+        split_seed=0,
+    )
+    manifest = prepare(chosen, tmp_path / "out", tmp_path / "lock.json")
+    assert manifest["train"]["documents"] + manifest["validation"]["documents"] == count
+    size = sum(len(text.encode()) for text in documents(9)[:count])
+    assert manifest["train"]["bytes"] + manifest["validation"]["bytes"] == size
 
 
-@pytest.mark.parametrize(("expected", "has"), [(8, "more than 8"), (10, "9"), (3, "more than 3")])
-def test_another_number_of_documents_stops(tmp_path: Path, expected: int, has: str) -> None:
+@pytest.mark.parametrize("expected", [8, 10, 3])
+def test_another_number_of_documents_stops(tmp_path: Path, expected: int) -> None:
     pattern = write_txt(tmp_path, documents(9))
-    with pytest.raises(UserError, match=f"has {has} documents, expected_documents is {expected}:"):
-        list(source(pattern, expected_documents=expected).read())
+    chosen = settings(pattern, expected_documents=expected)
+    with pytest.raises(UserError, match=f"has 9 documents, expected_documents is {expected}:"):
+        prepare(chosen, tmp_path / "out", tmp_path / "lock.json")
+    assert not (tmp_path / "out").exists()
+
+
+def test_parts_follow_the_files_and_are_about_as_large_as_asked() -> None:
+    groups = [Piece("a", 3, 40, (i, i + 1)) for i in range(4)]
+    pieces = [*groups, Piece("b", 5, 10), Piece("c", 7, 300), Piece("d", 1, 1)]
+    assert divide(pieces, 100, None) == [
+        Part(0, 0, 6, (Piece("a", 6, 80, (0, 2)),)),
+        Part(1, 6, 11, (Piece("a", 6, 80, (2, 4)), Piece("b", 5, 10))),
+        Part(2, 17, 7, (Piece("c", 7, 300),)),  # cannot be divided
+        Part(3, 24, 1, (Piece("d", 1, 1),)),
+    ]
+    assert divide(pieces, 10**9, None) == [
+        Part(0, 0, 25, (Piece("a", 12, 160, (0, 4)), *pieces[4:]))
+    ]
+    cut = divide(pieces, 100, 8)
+    assert [(part.first, part.documents) for part in cut] == [(0, 6), (6, 2)]
+    assert divide([], 100, None) == []
+
+
+def test_a_file_that_changes_after_it_was_examined_stops(tmp_path: Path) -> None:
+    write_jsonl(tmp_path, documents(9))
+    (piece,) = examine(f"{tmp_path}/a.jsonl", "text").pieces
+    (tmp_path / "a.jsonl").write_bytes(lines(documents(3)))
+    with pytest.raises(UserError, match="had 7 documents and now has 3: it changed"):
+        list(read(piece, "text"))
 
 
 def test_the_embedded_corpus_is_all_there() -> None:
-    found = source()
-    texts = list(found.read())
-    assert len(texts) == found.documents == 249
+    texts = texts_in(source())
+    assert len(texts) == 249
     assert len("\n<|endoftext|>\n".join(texts).encode()) == 12_189_471
-    assert texts == list(found.read())
 
 
 def test_a_damaged_embedded_corpus_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

