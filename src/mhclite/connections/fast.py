@@ -24,8 +24,7 @@ from mhclite.connections.mixing import sinkhorn_knopp
 
 Context = Any  # what torch passes as ctx: a FunctionCtx with attributes of our own
 LAYER_NORM_EPS = 1e-5
-# exp of less underflows in float32, and a row of zeros cannot be normalised.
-LARGEST_SPREAD = 80.0
+SINKHORN_BLOCKS = 16  # of tokens, enough for the threads of a laptop
 
 
 class Projection(NamedTuple):
@@ -111,7 +110,7 @@ class _Project(Function):
         dz = dz.to(rows.dtype)
         dx.addmm_(dz, columns)
         dx.addcmul_(rows, pull.to(rows.dtype))
-        return dx, (dz.t() @ rows).t(), None
+        return dx, (dz.t() @ rows).t().contiguous(), None
 
 
 def read(x: Tensor, H_pre: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,47 +181,41 @@ class _Combine(Function):
 
 
 class _Sinkhorn(Function):
-    """Sinkhorn-Knopp in the linear domain on (n, n, N), tokens innermost; backward recomputes."""
+    """Sinkhorn-Knopp in the log domain, each half of an iteration one log_softmax.
+
+    Logits and result (B, n, n, N / B): with tokens innermost the operator is vectorised over them,
+    with a few blocks of them outermost over threads. Backward does the iterations again: to keep
+    all of them would take as much memory as the streams.
+    """
 
     @staticmethod
     def forward(ctx: Context, logits: Tensor, iterations: int) -> Tensor:
         ctx.save_for_backward(logits)
         ctx.iterations = iterations
-        M = (logits - logits.amax(1, keepdim=True)).exp_()
         for _ in range(iterations):
-            M.div_(M.sum(1, keepdim=True))
-            M.div_(M.sum(0, keepdim=True))
-        return M
+            logits = torch.log_softmax(torch.log_softmax(logits, 2), 1)
+        return logits.exp()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Context, dM: Tensor) -> tuple[Tensor, None]:
         (logits,) = ctx.saved_tensors
-        M = (logits - logits.amax(1, keepdim=True)).exp_()
         steps = []
-        for dim in (1, 0) * ctx.iterations:
-            total = M.sum(dim, keepdim=True)
-            M = M / total
-            steps.append((dim, M, total))
-        dM = dM.clone(memory_format=torch.contiguous_format)
-        for dim, normalised, total in reversed(steps):
-            dM.sub_((dM * normalised).sum(dim, keepdim=True)).div_(total)
-        first = steps[0]
-        # exp of the logits is the first normalised matrix times its total.
-        return dM.mul_(first[1]).mul_(first[2]), None
+        for dim in (2, 1) * ctx.iterations:
+            logits = torch.log_softmax(logits, dim)
+            steps.append((dim, logits))
+        gradient = dM * logits.exp()
+        for dim, normalised in reversed(steps):
+            gradient = torch._log_softmax_backward_data(gradient, normalised, dim, normalised.dtype)
+        return gradient, None
 
 
 def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
-    """`mixing.sinkhorn_knopp` of logits (N, n, n).
-
-    In the log domain where it is compiled or on a GPU, whose kernels hide the logarithms, and where
-    the logits are too far apart for the linear one.
-    """
+    """`mixing.sinkhorn_knopp` of logits (N, n, n)."""
     if torch.compiler.is_compiling() or logits.device.type != "cpu":
         return sinkhorn_knopp(logits, iterations)
-    spread = logits.detach().amax((-2, -1)) - logits.detach().amin((-2, -1))
-    if not bool((spread <= LARGEST_SPREAD).all()):
-        return sinkhorn_knopp(logits, iterations)
-    innermost = logits.permute(1, 2, 0).contiguous()
+    N = len(logits)
+    blocks = min(SINKHORN_BLOCKS, N & -N)  # a power of two that divides N
+    innermost = logits.unflatten(0, (blocks, -1)).permute(0, 2, 3, 1).contiguous()
     M: Tensor = _Sinkhorn.apply(innermost, iterations)
-    return M.permute(2, 0, 1).contiguous()
+    return M.permute(0, 3, 1, 2).flatten(0, 1)

@@ -55,7 +55,9 @@ class OrthogonalHC(Connection):
     def from_projection(self, a: Tensor, fused: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         n = self.n_streams
         pre, post, res = a.unflatten(1, (3, n, n)).unbind(1)
-        H_pre = torch.softmax(pre, dim=2).mean(1)
+        # Softmax over its input streams: on a CPU several times faster than torch's over so few.
+        weights = (pre - pre.detach().amax(2, keepdim=True)).exp()
+        H_pre = (weights / weights.sum(2, keepdim=True)).mean(1)
         return H_pre, torch.softmax(post, dim=1).sum(2), cayley(res, self.cayley_iterations)
 
 
