@@ -29,9 +29,10 @@ publish: $(READY)
 	$(BIN)/python -m mhclite publish make --results results/$(STUDY) --out results/published/$(STUDY)
 	$(BIN)/python -m mhclite publish readme --published results/published/laptop --out results/laptop-rebuilt
 
-# Format, lint, types, then every test: a pipeline run from end to end is among them.
+# Format, lint, types, then every test, two files at a time: a pipeline run from end to end is among
+# them.
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -15,17 +15,20 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 sys.path.insert(0, str(Path(__file__).parent / "unit"))  # tiny.py, for all folders
 
-TOLD: list[str] = []
+COUNTED = "counted"
 
 
 @pytest.fixture
-def tell() -> Callable[[str], None]:
-    """Say a line at the end of the output."""
-    return TOLD.append
+def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Say a line at the end of the output, also from another process."""
+    return lambda line: request.node.user_properties.append((COUNTED, line))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if TOLD:
-        terminalreporter.section("counted")
-        for line in TOLD:
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    told = [entry for report in reports for entry in getattr(report, "user_properties", ())]
+    lines = dict.fromkeys(line for name, line in told if name == COUNTED)
+    if lines:
+        terminalreporter.section(COUNTED)
+        for line in lines:
             terminalreporter.write_line(line)

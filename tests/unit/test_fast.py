@@ -165,8 +165,9 @@ def test_sinkhorn_whatever_the_logits(spread: float) -> None:
 
 
 @pytest.mark.parametrize("variant", OPTIONS)
-def test_is_one_graph_for_the_compiler(variant: str) -> None:
+def test_is_one_graph_for_the_compiler(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced without a break; what is computed is the same."""
+    monkeypatch.delenv("TRITON_INTERPRET")
     tokens = torch.randint(50, (2, 13), generator=torch.Generator().manual_seed(0))
     settings = {"variant": variant, "n_streams": 4, "implementation": "fast"}
     model = GPT(MODEL, settings | OPTIONS[variant], seed=0)

@@ -353,7 +353,9 @@ write.register_autograd(_write_gradients, setup_context=_keep_write)
 
 @torch.library.custom_op("mhclite::sinkhorn", mutates_args=())
 def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
-    """`mixing.sinkhorn_knopp` of logits (N, n, n) float32, in one kernel."""
+    """`mixing.sinkhorn_knopp` of logits (N, n, n), in one kernel where Triton runs."""
+    if not (logits.is_cuda or interpreted()):
+        return fast.sinkhorn_forward(logits, iterations)
     N, n, _ = logits.shape
     M = torch.empty_like(logits)
     _kernels().sinkhorn_forward[(-(-N // SINKHORN_TOKENS),)](
@@ -370,6 +372,8 @@ def _(logits: Tensor, iterations: int) -> Tensor:
 @torch.library.custom_op("mhclite::sinkhorn_backward", mutates_args=())
 def sinkhorn_backward(logits: Tensor, dM: Tensor, iterations: int) -> Tensor:
     """Gradient of `sinkhorn`, which keeps the logits alone: the iterations are done again."""
+    if not (logits.is_cuda or interpreted()):
+        return fast.sinkhorn_backward(logits, dM, iterations)
     N, n, _ = logits.shape
     dlogits = torch.empty_like(logits)
     room = logits.new_empty(2, N, iterations, n)
