@@ -114,6 +114,16 @@ def _constants(x: Tensor, launch: Launch, **more: Any) -> dict[str, Any]:
     }
 
 
+def _like(tensor: Tensor) -> Tensor:
+    """Room for as much, contiguous whatever the tensor is."""
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def _dense(*tensors: Tensor | None) -> list[Tensor | None]:
+    """As the kernels index them: contiguous."""
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
 @torch.library.custom_op("mhclite::boundary", mutates_args=())
 def boundary(
     x: Tensor,
@@ -160,7 +170,7 @@ def boundary(
     stats = x.new_empty(N, n + 2, dtype=torch.float32)
     launch = LAUNCH
     _kernels().boundary_forward[(launch.programs(N),)](
-        x, y, H_res, H_post, weight, bias, gain, offset, scale, out, a, b, stats, N,
+        x, *_dense(y, H_res, H_post), weight, bias, gain, offset, scale, out, a, b, stats, N,
         **_constants(
             x, launch, K=K, PRE=activation, NORM=norm, MEAN=mean_column, WRITE=y is not None,
             MIX=H_res is not None, READ=True, XT=x.stride(0), XS=x.stride(1),
@@ -207,14 +217,14 @@ def boundary_backward(
     N, n, C = x.shape
     launch = LAUNCH
     dx = x.new_empty(N, n, C)
-    dH_pre, da_all = stats.new_empty(N, n), torch.empty_like(a)
+    dH_pre, da_all = stats.new_empty(N, n), _like(a)
     dz = x.new_empty(a.shape)
     dgain = stats.new_empty(launch.programs(N), C)
-    dy = None if y is None else torch.empty_like(y)
-    dH_post = None if H_post is None else torch.empty_like(H_post)
-    dH_res = None if H_res is None else torch.empty_like(H_res)
+    dy = None if y is None else _like(y)
+    dH_post = None if H_post is None else _like(H_post)
+    dH_res = None if H_res is None else _like(H_res)
     _kernels().boundary_backward[(launch.programs(N),)](
-        x, y, H_res, H_post, weight, bias, gain, offset, scale, a, stats,
+        x, *_dense(y, H_res, H_post), weight, bias, gain, offset, scale, a, stats,
         dout.contiguous(), da.contiguous(), db.contiguous(),
         dx, dy, dH_res, dH_post, dH_pre, da_all, dz, dgain, N,
         **_constants(
@@ -230,9 +240,9 @@ def boundary_backward(
 def _(x: Tensor, y: Any, H_res: Any, H_post: Any, *rest: Any) -> list[Tensor]:
     N, n, C = x.shape
     a, stats = rest[5], rest[6]
-    found = [x.new_empty(N, n, C), stats.new_empty(N, n), torch.empty_like(a), x.new_empty(a.shape)]
+    found = [x.new_empty(N, n, C), stats.new_empty(N, n), _like(a), x.new_empty(a.shape)]
     found.append(stats.new_empty(C))
-    return found + [torch.empty_like(t) for t in (y, H_post, H_res) if t is not None]
+    return found + [_like(t) for t in (y, H_post, H_res) if t is not None]
 
 
 @torch.library.custom_op("mhclite::write", mutates_args=())
@@ -251,10 +261,10 @@ def write(
     earlier_x, ...: as for `boundary`.
     """
     N = len(x)
-    out = torch.empty_like(x)
+    out = _like(x)
     launch = LAUNCH
     _kernels().boundary_forward[(launch.programs(N),)](
-        x, y, H_res, H_post, *[None] * 5, out, None, None, None, N,
+        x, *_dense(y, H_res, H_post), *[None] * 5, out, None, None, None, N,
         **_constants(
             x, launch, K=SMALLEST_CHUNK, PRE=0, NORM=0, MEAN=0, WRITE=True, MIX=H_res is not None,
             READ=False, XT=x.stride(0), XS=x.stride(1),
@@ -265,7 +275,7 @@ def write(
 
 @write.register_fake
 def _(x: Tensor, *rest: Any) -> Tensor:
-    return torch.empty_like(x)
+    return _like(x)
 
 
 @torch.library.custom_op("mhclite::write_backward", mutates_args=())
@@ -275,10 +285,10 @@ def write_backward(
     """Gradients of `write`: dx, dy, dH_post, [dH_res]."""
     N = len(x)
     launch = LAUNCH
-    dx, dy, dH_post = torch.empty_like(x), torch.empty_like(y), torch.empty_like(H_post)
-    dH_res = None if H_res is None else torch.empty_like(H_res)
+    dx, dy, dH_post = _like(x), _like(y), _like(H_post)
+    dH_res = None if H_res is None else _like(H_res)
     _kernels().boundary_backward[(launch.programs(N),)](
-        x, y, H_res, H_post, *[None] * 7, dout.contiguous(), None, None,
+        x, *_dense(y, H_res, H_post), *[None] * 7, dout.contiguous(), None, None,
         dx, dy, dH_res, dH_post, *[None] * 4, N,
         **_constants(
             x, launch, K=SMALLEST_CHUNK, PRE=0, NORM=0, MEAN=0, WRITE=True, MIX=H_res is not None,
@@ -290,7 +300,7 @@ def write_backward(
 
 @write_backward.register_fake
 def _(x: Tensor, y: Tensor, H_res: Any, H_post: Tensor, dout: Tensor) -> list[Tensor]:
-    return [torch.empty_like(t) for t in (x, y, H_post, H_res) if t is not None]
+    return [_like(t) for t in (x, y, H_post, H_res) if t is not None]
 
 
 def _keep_boundary(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -357,16 +367,16 @@ def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
     if not (logits.is_cuda or interpreted()):
         return fast.sinkhorn_forward(logits, iterations)
     N, n, _ = logits.shape
-    M = torch.empty_like(logits)
+    M = _like(logits)
     _kernels().sinkhorn_forward[(-(-N // SINKHORN_TOKENS),)](
-        logits, M, N, n=n, iterations=iterations, BT=SINKHORN_TOKENS
+        logits.contiguous(), M, N, n=n, iterations=iterations, BT=SINKHORN_TOKENS
     )
     return M
 
 
 @sinkhorn.register_fake
 def _(logits: Tensor, iterations: int) -> Tensor:
-    return torch.empty_like(logits)
+    return _like(logits)
 
 
 @torch.library.custom_op("mhclite::sinkhorn_backward", mutates_args=())
@@ -375,10 +385,10 @@ def sinkhorn_backward(logits: Tensor, dM: Tensor, iterations: int) -> Tensor:
     if not (logits.is_cuda or interpreted()):
         return fast.sinkhorn_backward(logits, dM, iterations)
     N, n, _ = logits.shape
-    dlogits = torch.empty_like(logits)
+    dlogits = _like(logits)
     room = logits.new_empty(2, N, iterations, n)
     _kernels().sinkhorn_backward[(-(-N // SINKHORN_TOKENS),)](
-        logits, dM.contiguous(), dlogits, room[0], room[1], N,
+        logits.contiguous(), dM.contiguous(), dlogits, room[0], room[1], N,
         n=n, iterations=iterations, BT=SINKHORN_TOKENS,
     )  # fmt: skip
     return dlogits
@@ -386,7 +396,7 @@ def sinkhorn_backward(logits: Tensor, dM: Tensor, iterations: int) -> Tensor:
 
 @sinkhorn_backward.register_fake
 def _(logits: Tensor, dM: Tensor, iterations: int) -> Tensor:
-    return torch.empty_like(logits)
+    return _like(logits)
 
 
 def _keep_sinkhorn(ctx: Context, inputs: tuple[Tensor, int], output: Tensor) -> None:
