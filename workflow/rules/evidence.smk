@@ -1,9 +1,12 @@
+# Names in place of `rules.<name>.output` here and wherever all runs are an input: for each of those
+# Snakemake compares every input with every other, a minute for ten thousand runs. What follows reads
+# probes and summaries too, but whenever one of them changes, collect writes anew.
 rule collect:
     input:
-        study=rules.resolve_study.output.study,
+        study=f"{OUT}/resolved.json",
         summaries=expand(rules.train.output, run=RUNS),
         probes=expand(rules.probe_mixing.output, run=RUNS),
-        stability=rules.detect_instability.output,
+        stability=f"{OUT}/stability.json",
         manifests=[f"{corpus_folder(corpus)}/manifest.json" for corpus in STUDY.corpora],
     output:
         study=f"{OUT}/study.json",
@@ -24,7 +27,6 @@ rule collect:
 rule figures:
     input:
         collected=rules.collect.output,
-        probes=expand(rules.probe_mixing.output, run=RUNS),
         throughput=expand(rules.measure_throughput.output, model=STUDY.models),
         sinkhorn=rules.measure_sinkhorn.output if STUDY.sinkhorn else [],
     output:
@@ -47,7 +49,6 @@ rule figures:
 rule tables:
     input:
         collected=rules.collect.output,
-        probes=expand(rules.probe_mixing.output, run=RUNS),
         throughput=expand(rules.measure_throughput.output, model=STUDY.models),
         sinkhorn=rules.measure_sinkhorn.output if STUDY.sinkhorn else [],
     output:

@@ -58,7 +58,7 @@ rule measure_throughput:
 
 rule detect_instability:
     input:
-        runs=rules.resolve_study.output.runs,
+        runs=f"{OUT}/runs.txt",
         summaries=expand(rules.train.output, run=RUNS),
     output:
         f"{OUT}/stability.json",
