@@ -40,8 +40,9 @@ check: $(READY)
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/mypy
 
-# What every variant costs in every implementation, against the plain residual: half an hour on two
-# cores. BENCH="--rounds 3 --variants mhc_lite" measures less.
+# What every variant costs in every implementation, against the plain residual. The longest part is
+# compiling the reference: BENCH="--arms reference:eager fast:eager fast:compiled" leaves that out,
+# nine minutes on two cores.
 bench: $(READY)
 	$(BIN)/python -m mhclite bench --out results/bench/bench.json $(BENCH)
 

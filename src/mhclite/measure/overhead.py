@@ -21,6 +21,7 @@ import yaml
 
 from mhclite.errors import UserError
 from mhclite.files import read_json, read_jsonl, write_json
+from mhclite.provenance import provenance
 
 WORK = frozenset({"train", "probe_mixing", "measure_throughput", "measure_sinkhorn"})
 RUNS = 10_000
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
             "study": time_outside(args.results),
             "planning": planning(args.study, Path(scratch)),
         }
-    write_json(args.out, {"schema": 1, **found})
+    write_json(args.out, {"schema": 1, "provenance": provenance(), **found})
     study, plan = found["study"], found["planning"]
     print(f"start of a training process to its first step: {found['first_step_seconds']:.1f} s")
     print(
