@@ -265,6 +265,11 @@ def fused_outputs(connection: Connection, x: Tensor, y: Tensor) -> dict[str, Ten
 
 def check_file(path: Path, implementation: str = "reference") -> tuple[str, dict[str, float]]:
     """(kind, relative error of everything compared) for a golden file of either kind."""
+    if _device(implementation) == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "--implementation fused needs a GPU, and torch sees none; with TRITON_INTERPRET=1 in "
+            "the environment its kernels run on the CPU"
+        )
     meta, arrays = read_golden(path)
     compare = connection_errors if meta["kind"] == "connection" else trajectory_errors
     try:

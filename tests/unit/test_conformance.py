@@ -187,3 +187,12 @@ def test_bad_file_is_one_line(
     assert "\n" not in str(caught.value)
     assert main(["conformance", str(path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_fused_without_a_gpu_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["conformance", "--implementation", "fused", str(CONNECTION)]) == 2
+    assert "fused needs a GPU, and torch sees none" in capsys.readouterr().err
