@@ -18,17 +18,20 @@ from mhclite.errors import Interrupted, UserError
 
 # step -> (module with `configure(parser)` and `run(args)`, one line of help)
 STEPS = {
-    "check": ("mhclite.study", "validate a study file and list its runs"),
+    "check": ("mhclite.study.reading", "validate a study file and list its runs"),
     "prepare": ("mhclite.data.prepare", "turn a corpus into token shards and a manifest"),
-    "bench-data": ("mhclite.measure.bench_data", "how fast a corpus is prepared and read"),
-    "train": ("mhclite.training.job", "train one run, or continue it"),
-    "probe": ("mhclite.measure.mixing", "measure H_res of a trained run on held-out text"),
+    "bench-data": ("mhclite.bench.data", "how fast a corpus is prepared and read"),
+    "train": ("mhclite.training.train", "train one run, or continue it"),
+    "probe": ("mhclite.measure.probe", "measure H_res of a trained run on held-out text"),
     "sinkhorn": ("mhclite.measure.sinkhorn", "measure the error of Sinkhorn-Knopp iterations"),
     "throughput": ("mhclite.measure.throughput", "time every variant of one model size"),
-    "bench": ("mhclite.measure.bench", "what each variant costs in each implementation"),
-    "gpu-check": ("mhclite.measure.gpu_check", "is the fused implementation right, how fast"),
-    "overhead": ("mhclite.measure.overhead", "what the pipeline costs around training"),
-    "status": ("mhclite.status", "where a study stands: finished, under way, failed, time left"),
+    "bench": ("mhclite.bench.implementations", "what each variant costs in each implementation"),
+    "gpu-check": ("mhclite.bench.gpu_check", "is the fused implementation right, how fast"),
+    "overhead": ("mhclite.bench.pipeline", "what the pipeline costs around training"),
+    "status": (
+        "mhclite.runs.status",
+        "where a study stands: finished, under way, failed, time left",
+    ),
     "stability": ("mhclite.measure.stability", "find spikes and divergence in all runs"),
     "collect": ("mhclite.evidence.collect", "gather all runs into one tidy table"),
     "figures": ("mhclite.evidence.figures", "draw the figures"),
@@ -39,15 +42,21 @@ STEPS = {
         "mhclite.bundle.command",
         "train a study on a machine that has only torch and numpy: pack, run, merge",
     ),
-    "track": ("mhclite.tracking", "bring a study's results into MLflow"),
-    "ui": ("mhclite.ui", "open the MLflow UI on the tracked results"),
+    "track": ("mhclite.tracking.track", "bring a study's results into MLflow"),
+    "ui": ("mhclite.tracking.server", "open the MLflow UI on the tracked results"),
     "evaluate": (
-        "mhclite.measure.evaluation",
+        "mhclite.measure.evaluate",
         "loss of a trained run on held-out text",
     ),
-    "exchange": ("mhclite.exchange", "import and export checkpoints of the authors' repository"),
-    "describe": ("mhclite.describe", "what a study will train, and what it costs"),
-    "conformance": ("mhclite.conformance", "compare with golden vectors of the authors' code"),
+    "exchange": (
+        "mhclite.authors.exchange",
+        "import and export checkpoints of the authors' repository",
+    ),
+    "describe": ("mhclite.planning.describe", "what a study will train, and what it costs"),
+    "conformance": (
+        "mhclite.authors.conformance",
+        "compare with golden vectors of the authors' code",
+    ),
 }
 
 # Failures of the storage, which are nobody's bug, and the way out.

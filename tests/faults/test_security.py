@@ -20,10 +20,12 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parents[1] / "workflow"))
 from checkout import ROOT, Checkout
 
-from mhclite import conformance, exchange, ui
+from mhclite.authors import conformance, exchange
 from mhclite.errors import UserError
 from mhclite.files import sha256_of, write_json
-from mhclite.study import Study, parse_study
+from mhclite.study.reading import parse_study
+from mhclite.study.settings import Study
+from mhclite.tracking import server as ui
 from mhclite.training.checkpoint import load_checkpoint
 
 SMOKE = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())

@@ -28,9 +28,10 @@ from tiny import configuration, write_corpus
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "evidence"))
 from builder import build_results
 
-from mhclite import tracking, tracking_store
 from mhclite.errors import UserError
 from mhclite.files import sha256_of
+from mhclite.tracking import store as tracking_store
+from mhclite.tracking import track as tracking
 from mhclite.training import live
 from mhclite.training.loop import train
 

@@ -278,7 +278,7 @@ def test_a_clock_that_goes_backwards(
     walls = [line["wall"] for line in read_jsonl(tmp_path / "timing.jsonl")]
     assert walls == sorted(walls, reverse=True)
     monkeypatch.undo()
-    from mhclite.tracking_content import step_times
+    from mhclite.tracking.content import step_times
 
     assert len(step_times(tmp_path)) == 41
 
@@ -296,7 +296,7 @@ def test_a_run_folder_of_an_older_version(
     stop_at(20, corpus, tmp_path, monkeypatch)
     old = read_json(tmp_path / "run.json")
     with monkeypatch.context() as patch:
-        patch.setattr("mhclite.training.key.code_of", lambda config: "newer")
+        patch.setattr("mhclite.runs.key.code_of", lambda config: "newer")
         patch.setattr(loop, "code_of", lambda config: "newer")
         stop_at(10, corpus, tmp_path, monkeypatch)
         assert "it was under way: kept in" in caplog.text

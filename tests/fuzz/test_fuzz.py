@@ -21,14 +21,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import configuration, write_corpus
 
-from mhclite import conformance, status
+from mhclite.authors import conformance
 from mhclite.data.shards import load_manifest, open_split
 from mhclite.errors import UserError
 from mhclite.evidence.claims import parse_claims
 from mhclite.evidence.collect import check_run
-from mhclite.measure.inputs import finished_run
 from mhclite.measure.stability import judge
-from mhclite.study import load_study, parse_study
+from mhclite.runs import status
+from mhclite.runs.folder import finished_run
+from mhclite.study.reading import load_study, parse_study
 from mhclite.training.loop import train
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,8 @@ from mhclite.bundle import drive, merge, pack
 from mhclite.bundle.jobs import RECEIPTS, Job, jobs_of, run_config
 from mhclite.errors import UserError
 from mhclite.files import sha256_of, write_json
-from mhclite.study import Study, load_study
+from mhclite.study.reading import load_study
+from mhclite.study.settings import Study
 from mhclite.training.loop import only_writer
 
 ROOT = Path(__file__).parents[2]

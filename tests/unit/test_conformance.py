@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mhclite.authors.conformance import TOLERANCE, check_file
 from mhclite.cli import main
-from mhclite.conformance import TOLERANCE, check_file
 from mhclite.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"

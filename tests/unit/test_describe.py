@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from mhclite.cli import main
-from mhclite.describe import describe
 from mhclite.files import write_json
-from mhclite.study import load_study
+from mhclite.planning.describe import describe
+from mhclite.study.reading import load_study
 
 CONFIG = Path(__file__).parents[2] / "config"
 

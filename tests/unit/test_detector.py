@@ -11,8 +11,8 @@ import pytest
 from tiny import MODEL, configuration, write_corpus
 
 from mhclite.files import read_json
-from mhclite.measure.inputs import finished_run
 from mhclite.measure.stability import judge, spikes
+from mhclite.runs.folder import finished_run
 from mhclite.training.loop import train
 
 WINDOW, SIGMAS, STEPS, SERIES = 128, 6.0, 1200, 60

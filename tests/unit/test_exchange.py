@@ -11,11 +11,11 @@ import pytest
 import torch
 from tiny import configuration, write_corpus
 
-from mhclite import authors
+from mhclite.authors import names as authors
+from mhclite.authors.conformance import golden_model, read_golden
+from mhclite.authors.exchange import read_checkpoint
 from mhclite.cli import main
-from mhclite.conformance import golden_model, read_golden
 from mhclite.errors import UserError
-from mhclite.exchange import read_checkpoint
 from mhclite.files import read_json, read_jsonl
 from mhclite.training.loop import train
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from tiny import configuration, write_corpus
 
-from mhclite.conformance import FUSED_TOLERANCE, check_file
+from mhclite.authors.conformance import FUSED_TOLERANCE, check_file
+from mhclite.bench.parity import Case, cases, error_of, gradient
 from mhclite.connections import fused
 from mhclite.connections.mixing import sinkhorn_knopp
-from mhclite.measure.parity import Case, cases, error_of, gradient
 from mhclite.model import GPT
 from mhclite.training.loop import train
 

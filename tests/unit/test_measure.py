@@ -11,7 +11,7 @@ import torch
 from tiny import MODEL, configuration, connection, write_corpus
 
 from mhclite.errors import UserError
-from mhclite.measure.mixing import QUANTILE_LEVELS, probe, probe_run
+from mhclite.measure.probe import QUANTILE_LEVELS, probe, probe_run
 from mhclite.measure.throughput import counts, cpu_peak_of, measure
 from mhclite.model import GPT
 from mhclite.training.loop import train
@@ -70,7 +70,7 @@ def test_probe_does_not_depend_on_how_the_windows_are_cut(
     model = trained_like("mhc_lite")
     windows = np.random.default_rng(0).integers(0, MODEL["vocab_size"], size=(5, 6))
     whole = probe(model, windows, CPU)
-    monkeypatch.setattr("mhclite.measure.mixing.CHUNK", 2)
+    monkeypatch.setattr("mhclite.measure.probe.CHUNK", 2)
     parts = probe(model, windows, CPU)
     for name in ("gain_forward", "gain_backward_max"):
         assert parts["product"][name] == pytest.approx(whole["product"][name], rel=1e-5)

@@ -8,7 +8,7 @@ from tiny import MODEL, OPTIONS, VARIANTS, connection
 
 from mhclite.connections import connection_class
 from mhclite.model import DEFAULTS, GPT
-from mhclite.study import Connections
+from mhclite.study.settings import Connections
 
 SIZES = {"S": (6, 8, 512), "M": (12, 12, 768), "L": (24, 16, 1024)}
 BACKBONE = {"S": 45_160_960, "M": 124_373_760, "L": 354_599_936}

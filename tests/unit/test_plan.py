@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mhclite import plan
 from mhclite.cli import main
-from mhclite.describe import describe
 from mhclite.errors import UserError
 from mhclite.evidence.verdicts import detectable_effect, power
 from mhclite.files import write_json
-from mhclite.study import Study, load_study
+from mhclite.planning import costs as plan
+from mhclite.planning.describe import describe
+from mhclite.study.reading import load_study
+from mhclite.study.settings import Study
 
 CONFIG = Path(__file__).parents[2] / "config"
 PUBLISHED = Path(__file__).parents[2] / "results"

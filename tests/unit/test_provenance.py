@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from mhclite import provenance
 from mhclite.connections.registry import VARIANTS
-from mhclite.provenance import code_digest, source_modules
+from mhclite.runs import provenance
+from mhclite.runs.provenance import code_digest, source_modules
 
 
 def forget() -> None:

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from mhclite import cli, status
+from mhclite import cli
 from mhclite.files import write_json
-from mhclite.study import load_study
+from mhclite.runs import status
+from mhclite.study.reading import load_study
 from mhclite.training.loop import only_writer
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import yaml
 from mhclite.cli import main
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
-from mhclite.study import load_study, parse_study
+from mhclite.study.reading import load_study, parse_study
 
 CONFIG = Path(__file__).parents[2] / "config"
 STUDIES = sorted(path for path in CONFIG.glob("*.yaml") if path.name != "claims.yaml")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mhclite.study_docs import parameter_table, settings_classes
+from mhclite.study.docs import parameter_table, settings_classes
 
 ROOT = Path(__file__).parents[2]
 KEYS = [(where, key) for where, settings in settings_classes() for key in settings.model_fields]
@@ -15,7 +15,7 @@ KEYS = [(where, key) for where, settings in settings_classes() for key in settin
 
 def test_the_parameter_table_is_current() -> None:
     assert (ROOT / "docs/configuration.md").read_text() == parameter_table(), (
-        "run `python -m mhclite.study_docs docs/configuration.md`"
+        "run `python -m mhclite.study.docs docs/configuration.md`"
     )
 
 

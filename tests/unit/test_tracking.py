@@ -34,14 +34,14 @@ from builder import (
     seal,
 )
 
-from mhclite import tracking
 from mhclite.errors import UserError
 from mhclite.evidence import tables
 from mhclite.evidence.collect import collect
 from mhclite.files import read_json, read_jsonl, sha256_of, write_json
-from mhclite.study import Study
-from mhclite.tracking_content import CURVE_POINTS, step_times, thinned
-from mhclite.tracking_store import (
+from mhclite.study.settings import Study
+from mhclite.tracking import track as tracking
+from mhclite.tracking.content import CURVE_POINTS, step_times, thinned
+from mhclite.tracking.store import (
     database_of,
     locked,
     moved_from,

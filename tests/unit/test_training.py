@@ -24,8 +24,8 @@ from mhclite.data.batches import batch_starts, evaluation_starts
 from mhclite.data.shards import TokenSplit
 from mhclite.errors import UserError
 from mhclite.files import read_json, read_jsonl, sha256_of
+from mhclite.runs.key import run_key
 from mhclite.training.checkpoint import load_checkpoint, save_checkpoint
-from mhclite.training.key import run_key
 from mhclite.training.loop import train
 from mhclite.training.optimizer import learning_rate
 from mhclite.training.streams import pairwise_cosine

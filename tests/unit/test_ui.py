@@ -20,9 +20,11 @@ import pytest
 from test_tracking import DIVERGED, ROOT, RUN, content, finish, study_of, track
 from test_tracking import build_results as build
 
-from mhclite import cli, tracking, ui
+from mhclite import cli
 from mhclite.errors import UserError
 from mhclite.files import read_json, sha256_of, write_json
+from mhclite.tracking import server as ui
+from mhclite.tracking import track as tracking
 
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 

@@ -18,7 +18,7 @@ from mhclite.data.shards import (
     write_manifest,
 )
 from mhclite.model import DEFAULTS
-from mhclite.study import Connections
+from mhclite.study.settings import Connections
 
 VARIANTS = tuple(REGISTRY)
 MIXING = tuple(v for v in VARIANTS if v not in ("residual", "identity"))

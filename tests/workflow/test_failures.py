@@ -15,7 +15,7 @@ import yaml
 from checkout import ROOT, Checkout
 
 from mhclite.files import sha256_of
-from mhclite.study import load_study
+from mhclite.study.reading import load_study
 
 STUDIES = sorted(path for path in (ROOT / "config").glob("*.yaml") if path.name != "claims.yaml")
 RUNS = ("sotu-d1-residual-s0", "sotu-d1-mhc_lite-s0")

@@ -17,8 +17,9 @@ from mhclite.evidence import captions
 from mhclite.evidence.captions import shown
 from mhclite.evidence.claims import load_claims
 from mhclite.files import write_json, write_text
-from mhclite.provenance import code_digest
-from mhclite.study import live_environment, parse_study
+from mhclite.runs.provenance import code_digest
+from mhclite.study.reading import parse_study
+from mhclite.training import live
 
 try:
     STUDY = available(parse_study(config))
@@ -34,7 +35,7 @@ OUT = f"results/{STUDY.name}"
 # Jobs run the Python that runs Snakemake, with this checkout's source; those that train send their
 # curves to the study's MLflow server, if it has one. Not as parameters: the results do not depend
 # on these.
-JOB_ENVIRONMENT = {"PYTHONPATH": str(SOURCE)} | live_environment(STUDY)
+JOB_ENVIRONMENT = {"PYTHONPATH": str(SOURCE)} | live.environment(STUDY.tracking.uri, STUDY.name)
 JOB_PREFIX = (
     f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH "
     + " ".join(f"{key}={shlex.quote(value)}" for key, value in JOB_ENVIRONMENT.items())

@@ -9,7 +9,7 @@ rule resolve_study:
         "../../environment.yml"
     params:
         study=as_json(resolved_study()),
-        code=code_of("mhclite.study"),
+        code=code_of("mhclite.study.settings"),
     run:
         write_json(output.study, resolved_study())
         write_text(output.runs, "\n".join(RUNS) + "\n")

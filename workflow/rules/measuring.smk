@@ -15,7 +15,7 @@ rule probe_mixing:
         folder=run_folder,
         corpus=subpath(input.manifest, parent=True),
         sequences=STUDY.probe.sequences,
-        code=lambda w: code_of("mhclite.measure.mixing", variant_of_run(w)),
+        code=lambda w: code_of("mhclite.measure.probe", variant_of_run(w)),
     shell:
         "python -m mhclite probe --run {params.folder:q} --corpus {params.corpus:q}"
         " --sequences {params.sequences} --threads {threads} --out {output:q} > {log:q} 2>&1"

@@ -15,6 +15,6 @@ rule track:
             else f"--uri {shlex.quote(STUDY.tracking.uri)}"
         ),
         folder=subpath(output[0], parent=True),
-        code=code_of("mhclite.tracking"),
+        code=code_of("mhclite.tracking.track"),
     shell:
         "python -m mhclite track --results {params.folder:q} {params.uri} --receipt {output:q} > {log:q} 2>&1"

@@ -18,7 +18,6 @@ import time
 from collections import deque
 from pathlib import Path
 
-from mhclite import status
 from mhclite.bundle.jobs import (
     BUNDLE,
     RECEIPTS,
@@ -32,7 +31,8 @@ from mhclite.bundle.jobs import (
 from mhclite.data.shards import load_manifest
 from mhclite.errors import Interrupted, UserError
 from mhclite.files import read_json, write_json
-from mhclite.training.key import run_key
+from mhclite.runs import status
+from mhclite.runs.key import run_key
 
 POLL_SECONDS = 0.2
 TOLD_SECONDS = 30.0  # between two lines that say where the study stands

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from mhclite.data.shards import load_manifest
 from mhclite.errors import UserError
 from mhclite.files import digest_of, misfit, read_json
-from mhclite.provenance import code_digest
-from mhclite.training.key import run_key
+from mhclite.runs.key import run_key
+from mhclite.runs.provenance import code_digest
 
 if TYPE_CHECKING:
-    from mhclite.study import Study
+    from mhclite.study.settings import Study
 
 SCHEMA = 1
 BUNDLE = "bundle.json"  # the jobs, in the folder of the bundle
@@ -101,7 +101,7 @@ def _training_and_probe(
             {
                 "run": key,
                 "sequences": sequences,
-                "code": _code("mhclite.measure.mixing", [config["connection"]["variant"]]),
+                "code": _code("mhclite.measure.probe", [config["connection"]["variant"]]),
             }
         ),
         [

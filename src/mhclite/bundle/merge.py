@@ -28,9 +28,9 @@ from mhclite.bundle.jobs import (
 from mhclite.bundle.pipeline import snakemake
 from mhclite.errors import UserError
 from mhclite.files import misfit, read_json, sha256_of, write_json
-from mhclite.status import is_locked
-from mhclite.study import load_study
-from mhclite.training.key import code_of, deciding
+from mhclite.runs.key import code_of, deciding
+from mhclite.runs.status import is_locked
+from mhclite.study.reading import load_study
 
 RUN_FILES = ("run.json", "metrics.jsonl", "timing.jsonl", "mixing.jsonl", "weights.pt")
 RESULT_FILES = ("result.json", "summary.json")  # the last one says that the run is finished

@@ -18,8 +18,9 @@ from mhclite.bundle.pipeline import snakemake
 from mhclite.data.shards import MANIFEST, SPLITS, load_manifest, verify_split
 from mhclite.errors import UserError
 from mhclite.files import write_json, write_text
-from mhclite.provenance import PACKAGE_ROOT, PACKED, git_state
-from mhclite.study import Study, load_study
+from mhclite.runs.provenance import PACKAGE_ROOT, PACKED, git_state
+from mhclite.study.reading import load_study
+from mhclite.study.settings import Study
 
 LARGE = 60_000_000  # bytes beyond which a bundle is awkward to carry
 ARCHIVES = (".tar.gz", ".tgz")

@@ -7,7 +7,7 @@ import sys
 
 from mhclite.data import wiki_vital
 from mhclite.errors import UserError
-from mhclite.study import Study
+from mhclite.study.settings import Study
 
 # Names, separated by commas: found out once, and the same for all jobs that Snakemake starts.
 LEFT_OUT = "MHCLITE_LEFT_OUT"

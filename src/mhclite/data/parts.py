@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from mhclite.data.pool import Report
 from mhclite.data.reading import Piece, read
 from mhclite.data.shards import SHARD_DTYPE, SPLITS, ShardWriter, Split, shard_name
 from mhclite.data.splits import Splitter
-from mhclite.data.spread import Report
 from mhclite.data.tokenization import TOKENIZER, TextTokenizer, load
 from mhclite.errors import UserError
 from mhclite.files import read_json, sha256_of, write_json

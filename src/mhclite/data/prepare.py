@@ -35,6 +35,7 @@ from mhclite.data.parts import (
     recorded,
     tokenize,
 )
+from mhclite.data.pool import spread
 from mhclite.data.progress import meter, progress
 from mhclite.data.reading import examine
 from mhclite.data.shards import (
@@ -50,7 +51,6 @@ from mhclite.data.shards import (
     write_manifest,
 )
 from mhclite.data.splits import Splitter, rule
-from mhclite.data.spread import spread
 from mhclite.data.tokenization import (
     GPT2,
     TOKENIZER,
@@ -61,7 +61,7 @@ from mhclite.data.tokenization import (
 )
 from mhclite.errors import UserError
 from mhclite.files import digest_of, read_json, sha256_of, write_json
-from mhclite.provenance import code_digest, versions
+from mhclite.runs.provenance import code_digest, versions
 
 log = logging.getLogger(__name__)
 
@@ -309,7 +309,7 @@ def parse_settings(text: str) -> dict[str, Any]:
     """`--settings` with defaults filled in, checked as a study is."""
     # By name: an edit of the study's description that matters here changes the settings, and
     # should not otherwise count as a change of this step's code (provenance.code_digest).
-    study = importlib.import_module("mhclite.study")
+    study = importlib.import_module("mhclite.study.settings")
     pydantic = importlib.import_module("pydantic")
     try:
         given = json.loads(text)

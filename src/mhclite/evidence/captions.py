@@ -3,7 +3,7 @@
 `python -m mhclite.evidence.captions workflow/report` writes the captions of Snakemake's report;
 `render` gives the same text to report.html. Both fill in the study's numbers from its settings, of
 which Snakemake knows only those that the study file names: the rest are the defaults of
-`mhclite.study`.
+`mhclite.study.settings`.
 
 The texts are plain sentences: reStructuredText without any markup.
 """
@@ -22,7 +22,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from mhclite.files import write_text
-from mhclite.study import Sinkhorn, Study
+from mhclite.study.settings import Sinkhorn, Study
 
 
 def _setting(group: str, name: str) -> str:

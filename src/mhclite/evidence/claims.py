@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
 from mhclite.evidence.columns import RUN_COLUMNS
-from mhclite.study import Settings
+from mhclite.study.settings import Settings
 
 GAIN_GROWTH = "gain_growth"  # log of the composite gain after the last sub-layer over the first's
 METRICS = (*(name for name, kind in RUN_COLUMNS.items() if kind == "float64"), GAIN_GROWTH)

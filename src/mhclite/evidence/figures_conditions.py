@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from mhclite.evidence.results import Results
 from mhclite.evidence.style import FAINT, colour, empty_figure, grid, marker, variant_legend
 from mhclite.evidence.table_conditions import conditions_data, losses_by_seed
-from mhclite.study import BASE
+from mhclite.study.settings import BASE
 
 ROW = 0.19  # inches a line
 

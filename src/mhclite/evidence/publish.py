@@ -24,7 +24,7 @@ from mhclite.evidence.table_format import fixed, percent_of, plus_minus
 from mhclite.evidence.table_results import results_data
 from mhclite.files import read_json, write_json, write_text
 from mhclite.measure import stability
-from mhclite.tracking_content import hardware_of
+from mhclite.tracking.content import hardware_of
 
 RUN_FILES = ("run.json", "summary.json", "metrics.jsonl", "mixing.jsonl")
 STUDY_FILES = ("probes/*.json", "throughput/*.json", "sinkhorn.json")

@@ -9,7 +9,7 @@ from typing import Any
 from mhclite.evidence.report_methods import counted
 from mhclite.evidence.results import Results
 from mhclite.files import read_jsonl
-from mhclite.measure.inputs import read_schema
+from mhclite.runs.folder import read_schema
 
 
 def _commit(provenance: dict[str, Any]) -> str:

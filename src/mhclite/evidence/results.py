@@ -16,8 +16,8 @@ import pandas as pd
 
 from mhclite.errors import UserError
 from mhclite.evidence.columns import CURVE_COLUMNS, RUN_COLUMNS
-from mhclite.measure.inputs import read_schema
-from mhclite.study import BASE
+from mhclite.runs.folder import read_schema
+from mhclite.study.settings import BASE
 
 
 @dataclass(frozen=True)

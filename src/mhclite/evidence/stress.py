@@ -18,7 +18,7 @@ import pandas as pd
 from mhclite.evidence.results import Results
 from mhclite.files import read_json, read_jsonl
 from mhclite.measure.stability import trailing
-from mhclite.study import BASE
+from mhclite.study.settings import BASE
 
 SMOOTHING = 16  # steps of the mean training loss
 FLUCTUATION = 3.0  # times its own median: the gradient norm's relative fluctuation warns

@@ -13,7 +13,7 @@ import pandas as pd
 from mhclite.evidence.results import Results
 from mhclite.evidence.statistics import INTERVAL_COLUMNS, Interval, interval_columns, t_interval
 from mhclite.evidence.table_format import Table, percent_of, plus_minus, sparse
-from mhclite.study import BASE
+from mhclite.study.settings import BASE
 
 REFERENCES = ("residual", "mhc")  # whom a variant is compared with, before and after
 

@@ -18,7 +18,7 @@ from mhclite.evidence.table_format import (
     significant,
     sparse,
 )
-from mhclite.study import BASE
+from mhclite.study.settings import BASE
 
 MIB = 2**20
 

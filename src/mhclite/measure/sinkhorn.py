@@ -20,7 +20,7 @@ from torch import Tensor
 from mhclite.connections.mixing import sinkhorn_knopp
 from mhclite.errors import UserError
 from mhclite.files import write_json
-from mhclite.measure.inputs import SCHEMA, json_argument
+from mhclite.runs.folder import SCHEMA, json_argument
 from mhclite.seeding import generator_for
 
 N = 4  # streams

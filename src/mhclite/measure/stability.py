@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from mhclite.errors import UserError
 from mhclite.files import write_json
-from mhclite.measure.inputs import SCHEMA, FinishedRun, finished_run, json_argument, run_arguments
+from mhclite.runs.folder import SCHEMA, FinishedRun, finished_run, json_argument, run_arguments
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mhclite.errors import UserError
 from mhclite.files import write_json
 from mhclite.model import GPT, compiled_loss
-from mhclite.provenance import hardware
+from mhclite.runs.provenance import hardware
 from mhclite.training.optimizer import AdamW, apply_update
 from mhclite.training.processes import choose_device
 

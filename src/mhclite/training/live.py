@@ -50,6 +50,11 @@ LAST_SECONDS = 5.0  # that the end of a job waits at most, if the server was the
 log = logging.getLogger(__name__)
 
 
+def environment(uri: str | None, experiment: str) -> dict[str, str]:
+    """Environment of training jobs: where they send their curves, if the store is a server."""
+    return {} if uri is None or uri.startswith("sqlite") else {URI: uri, EXPERIMENT: experiment}
+
+
 class Server:
     """The few calls of MLflow's REST interface that are needed."""
 

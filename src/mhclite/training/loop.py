@@ -37,9 +37,9 @@ from mhclite.data.shards import TokenSplit, bits_per_byte, load_manifest, open_s
 from mhclite.errors import Interrupted, UserError
 from mhclite.files import read_json, read_jsonl, sha256_of, write_json
 from mhclite.model import GPT, compiled_loss
-from mhclite.provenance import provenance
+from mhclite.runs.key import code_of, run_key
+from mhclite.runs.provenance import provenance
 from mhclite.training.checkpoint import load_checkpoint, save_checkpoint, save_tensors
-from mhclite.training.key import code_of, run_key
 from mhclite.training.optimizer import AdamW, apply_update, learning_rate
 from mhclite.training.processes import Processes, processes
 from mhclite.training.streams import stream_statistics

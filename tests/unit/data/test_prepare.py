@@ -19,13 +19,13 @@ from small_corpora import documents, settings
 from mhclite import cli
 from mhclite.data import prepare as step
 from mhclite.data.parts import Job, tokenize
+from mhclite.data.pool import Report
 from mhclite.data.prepare import parse_settings, prepare
 from mhclite.data.shards import SPLITS, Split, load_manifest, open_split
 from mhclite.data.splits import split_of
-from mhclite.data.spread import Report
 from mhclite.data.tokenization import load
 from mhclite.errors import UserError
-from mhclite.study import load_study, parse_study
+from mhclite.study.reading import load_study, parse_study
 
 ROOT = Path(__file__).parents[3]
 

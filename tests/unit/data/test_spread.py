@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mhclite.data.spread import Report, spread
+from mhclite.data.pool import Report, spread
 from mhclite.errors import UserError
 
 # What workers run is at the top of the module, where they find it.
@@ -73,7 +73,7 @@ def running(process: int) -> bool:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at /proc")
 def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib, test_spread; from mhclite.data.spread import spread; "
+        "import sys, pathlib, test_spread; from mhclite.data.pool import spread; "
         "jobs = [pathlib.Path(name) for name in sys.argv[1:]]; "
         "list(spread(test_spread.wait_and_tell, jobs, 2, lambda *_: None))"
     )

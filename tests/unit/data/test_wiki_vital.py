@@ -15,7 +15,8 @@ from mhclite.data.prepare import prepare
 from mhclite.data.wiki_vital import CannotFetch, fetch
 from mhclite.errors import UserError
 from mhclite.files import sha256_of
-from mhclite.study import Study, parse_study
+from mhclite.study.reading import parse_study
+from mhclite.study.settings import Study
 
 CONFIG = Path(__file__).parents[3] / "config"
 TEXTS = documents(40)

@@ -20,7 +20,8 @@ from mhclite.evidence.claims import load_claims
 from mhclite.evidence.collect import collect
 from mhclite.files import digest_of, sha256_of, write_json
 from mhclite.measure import stability
-from mhclite.study import Study, parse_study
+from mhclite.study.reading import parse_study
+from mhclite.study.settings import Study
 
 CLAIMS = Path(__file__).parents[3] / "config" / "claims.yaml"
 ALL_VARIANTS = ("residual", "identity", "hc", "mhc", "mhc_lite", "kromhc", "jpmhc")

@@ -35,7 +35,7 @@ from mhclite.evidence.collect import CURVE_POINTS, collect, curve
 from mhclite.evidence.columns import CURVE_COLUMNS, RUN_COLUMNS
 from mhclite.evidence.results import Results, load_results
 from mhclite.files import read_jsonl
-from mhclite.measure.inputs import FinishedRun, finished_run
+from mhclite.runs.folder import FinishedRun, finished_run
 
 
 @pytest.fixture

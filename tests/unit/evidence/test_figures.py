@@ -37,7 +37,7 @@ from mhclite.evidence.figures_mixing import pooled_quantiles, sinkhorn_histogram
 from mhclite.evidence.figures_training import POINTS, divergence_note, thinned
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.statistics import paired_differences, summarise
-from mhclite.study import Study
+from mhclite.study.settings import Study
 
 REPOSITORY = Path(__file__).parents[3]
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -35,7 +35,8 @@ from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.statistics import paired_differences, summarise
 from mhclite.evidence.tables import all_tables
 from mhclite.files import read_json, write_json, write_text
-from mhclite.study import Study, parse_study
+from mhclite.study.reading import parse_study
+from mhclite.study.settings import Study
 
 VOID = {"meta", "link", "img", "br"}
 DRAWING = '<svg xmlns="http://www.w3.org/2000/svg"/>'

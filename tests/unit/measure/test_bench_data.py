@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mhclite import cli
-from mhclite.measure import bench_data
+from mhclite.bench import data as bench_data
 
 
 def test_it_measures_prints_and_writes(

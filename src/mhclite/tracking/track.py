@@ -17,8 +17,8 @@ from typing import Any
 
 from mhclite.errors import UserError
 from mhclite.files import write_json
-from mhclite.tracking_content import TrackedRun
-from mhclite.tracking_store import (
+from mhclite.tracking.content import TrackedRun
+from mhclite.tracking.store import (
     BUSY,
     DEFAULT_URI,
     Store,
@@ -26,8 +26,8 @@ from mhclite.tracking_store import (
     is_busy,
     open_store,
 )
-from mhclite.tracking_study import tracked_runs
-from mhclite.tracking_view import experiment_tags
+from mhclite.tracking.study import tracked_runs
+from mhclite.tracking.view import experiment_tags
 from mhclite.training.live import RUN_TAG
 
 SCHEMA = 1

@@ -21,7 +21,7 @@ import yaml
 
 from mhclite.errors import UserError
 from mhclite.files import read_json, read_jsonl, write_json
-from mhclite.provenance import provenance
+from mhclite.runs.provenance import provenance
 
 WORK = frozenset({"train", "probe_mixing", "measure_throughput", "measure_sinkhorn"})
 RUNS = 10_000

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from mhclite.errors import UserError
-from mhclite.study import NO_PASSWORD, has_password
+from mhclite.study.settings import NO_PASSWORD, has_password
 from mhclite.training.live import RUN_TAG
 
 if TYPE_CHECKING:

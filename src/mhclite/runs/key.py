@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mhclite.files import digest_of
-from mhclite.provenance import code_digest
+from mhclite.runs.provenance import code_digest
 
 # Settings that do not decide the result: a run may be continued with others.
 FREE_SETTINGS = ("processes", "checkpoint_interval")

@@ -16,8 +16,8 @@ import numpy as np
 
 from mhclite.evidence.collect import run_row
 from mhclite.files import digest_of, read_json, read_jsonl, sha256_of
-from mhclite.measure.inputs import FinishedRun, read_schema
-from mhclite.study import BASE
+from mhclite.runs.folder import FinishedRun, read_schema
+from mhclite.study.settings import BASE
 from mhclite.training.live import CURVE_POINTS, TRAINING_CURVES, VALIDATION_CURVES
 
 SHORT = 12  # hex digits of a digest in a tag; the whole digests are in run.json

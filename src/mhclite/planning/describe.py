@@ -15,10 +15,11 @@ from typing import Any
 
 from tabulate import tabulate
 
-from mhclite import plan
 from mhclite.data.shards import MANIFEST, load_manifest
 from mhclite.measure.throughput import counts
-from mhclite.study import Study, load_study
+from mhclite.planning import costs as plan
+from mhclite.study.reading import load_study
+from mhclite.study.settings import Study
 
 BYTES_PER_PARAMETER = 3 * 4  # weights and AdamW's two averages, in float32
 

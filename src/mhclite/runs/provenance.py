@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGE_ROOT = Path(__file__).parent
+PACKAGE_ROOT = Path(__file__).parent.parent
 PACKED = "packed.json"  # in the package of a bundle: the git state of the checkout it was made from
 
 

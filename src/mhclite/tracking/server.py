@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from mhclite.errors import UserError
-from mhclite.tracking_store import (
+from mhclite.tracking.store import (
     DEFAULT_URI,
     artifact_root,
     database_of,
@@ -28,7 +28,7 @@ from mhclite.tracking_store import (
     relocate,
     tracked_studies,
 )
-from mhclite.tracking_view import RUNS_VIEW, VARIANTS_VIEW
+from mhclite.tracking.view import RUNS_VIEW, VARIANTS_VIEW
 
 HOST = "127.0.0.1"
 START_SECONDS = 120  # until the server answers, on a slow machine

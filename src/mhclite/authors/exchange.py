@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mhclite import authors
+from mhclite.authors import names as authors
 from mhclite.data.shards import load_manifest
 from mhclite.errors import UserError
 from mhclite.files import read_json, sha256_of, write_json
 from mhclite.model import DEFAULTS, GPT
-from mhclite.provenance import provenance
+from mhclite.runs.key import code_of, run_key
+from mhclite.runs.provenance import provenance
 from mhclite.training.checkpoint import save_checkpoint, save_tensors
-from mhclite.training.key import code_of, run_key
 from mhclite.training.loop import SCHEMA, STEP_FILES
 from mhclite.training.optimizer import AdamW
 

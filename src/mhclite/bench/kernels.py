@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mhclite.bench.parity import Case, connection_of
 from mhclite.connections import connection_class, fast
 from mhclite.connections.base import Connection
-from mhclite.measure.parity import Case, connection_of
 
 Kernel = tuple[Callable[[], Any], int]  # the work, and its bytes
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from mhclite.conformance import FUSED_TOLERANCE, check_file
+from mhclite.authors.conformance import FUSED_TOLERANCE, check_file
+from mhclite.bench import implementations as bench
+from mhclite.bench.parity import Case, cases, error_of, gradient
 from mhclite.errors import UserError
-from mhclite.measure import bench
-from mhclite.measure.parity import Case, cases, error_of, gradient
 from mhclite.training.processes import choose_device
 
 MINUTES = 9.0

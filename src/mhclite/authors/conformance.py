@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mhclite import authors
+from mhclite.authors import names as authors
 from mhclite.connections import connection_class
 from mhclite.connections.base import Connection
 from mhclite.connections.choice import interpreted

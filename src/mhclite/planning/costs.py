@@ -20,7 +20,7 @@ from mhclite.data.shards import MANIFEST, SPLITS, load_manifest
 from mhclite.errors import UserError
 from mhclite.evidence.verdicts import detectable_effect
 from mhclite.files import read_json
-from mhclite.study import BASE, Study
+from mhclite.study.settings import BASE, Study
 from mhclite.training.checkpoint import KEEP
 
 GPUS = (1, 8)

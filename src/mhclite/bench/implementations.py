@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mhclite.bench.kernels import kernel_rows, median_seconds, tuning_rows
+from mhclite.bench.parity import Case, connection_of
 from mhclite.connections.registry import VARIANTS
 from mhclite.files import write_json
-from mhclite.measure.kernel_bench import kernel_rows, median_seconds, tuning_rows
-from mhclite.measure.parity import Case, connection_of
 from mhclite.measure.throughput import Stepper, counts, interleaved, quartiles, timing
-from mhclite.provenance import hardware, provenance
+from mhclite.runs.provenance import hardware, provenance
 from mhclite.training.processes import choose_device
 
 # What the goals of docs/performance.md are stated for; S, M and L are the paper's.

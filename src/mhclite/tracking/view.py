@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mhclite.tracking_content import SUMMARY
+from mhclite.tracking.content import SUMMARY
 from mhclite.training.live import TRAINING_CURVES, VALIDATION_CURVES
 
 VIEW_TAG = "mlflow.sharedViewState."

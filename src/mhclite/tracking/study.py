@@ -11,8 +11,8 @@ from typing import Any
 
 from mhclite.errors import UserError
 from mhclite.evidence.collect import check_run
-from mhclite.measure.inputs import finished_run, read_schema
-from mhclite.tracking_content import TrackedRun, cell_of, training_run
+from mhclite.runs.folder import finished_run, read_schema
+from mhclite.tracking.content import TrackedRun, cell_of, training_run
 
 STUDY_RUN = "study"  # no training run can have this id: theirs have hyphens
 TAG_LIMIT = 8000  # characters that MLflow keeps of a run's tag

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from mhclite.errors import UserError
 from mhclite.files import read_json
-from mhclite.training.key import deciding
+from mhclite.runs.key import deciding
 
 if TYPE_CHECKING:  # a bundle asks for the state of its runs where pydantic is not installed
-    from mhclite.study import Study
+    from mhclite.study.settings import Study
 
 TAIL = 16384  # bytes read of the end of a file
 LATEST = 50  # steps from which the rate is taken
@@ -206,7 +206,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print where the study stands."""
-    from mhclite.study import load_study
+    from mhclite.study.reading import load_study
 
     study = load_study(args.study)
     print(report(study, args.results))

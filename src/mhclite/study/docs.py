@@ -1,6 +1,6 @@
 """The parameter table of the docs, generated from the study's pydantic models.
 
-`python -m mhclite.study_docs docs/configuration.md` writes it; a test keeps the two in step.
+`python -m mhclite.study.docs docs/configuration.md` writes it; a test keeps the two in step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from mhclite.files import write_text
-from mhclite.study import Settings, Study, _settings_in
+from mhclite.study.settings import Settings, Study
+from mhclite.study.wording import settings_in
 
 HEADING = """# Configuration
 
@@ -24,7 +25,7 @@ starts, with one line that says what and why: `python -m mhclite check FILE` say
 Snakemake. A single value can be set on the command line, for example
 `snakemake --cores all --config 'seeds=[0, 1]'`.
 
-<!-- Generated from study.py by `python -m mhclite.study_docs docs/configuration.md`. -->
+<!-- Generated from study.py by `python -m mhclite.study.docs docs/configuration.md`. -->
 """
 
 
@@ -32,7 +33,7 @@ def settings_classes() -> Iterator[tuple[str, type[Settings]]]:
     """(where it stands in the file, class), the study itself first, in the study's order."""
     yield "", Study
     for name, field in Study.model_fields.items():
-        inner = _settings_in(field.annotation)
+        inner = settings_in(field.annotation)
         if isinstance(inner, type) and issubclass(inner, Settings):
             by_name = typing.get_origin(field.annotation) is dict
             yield (f"{name}.<name>" if by_name else name), inner

@@ -6,20 +6,16 @@ parameter table in docs/configuration.md) is derived from them.
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import glob
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mhclite.connections.registry import VARIANTS, check_streams
-from mhclite.errors import UserError
 from mhclite.files import digest_of
-from mhclite.training.live import EXPERIMENT, URI
+from mhclite.study.wording import one_line
 
 # Names become folder names, tags and axis labels. No hyphen: it separates the parts of a run's id.
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")]
@@ -415,7 +411,7 @@ class Study(Settings):
         try:
             changed = self.under(name)
         except ValidationError as error:
-            raise ValueError(f"conditions.{name}: {_one_line(error)}") from None
+            raise ValueError(f"conditions.{name}: {one_line(error, Study)}") from None
         for variant in condition.variants:
             if (
                 changed.connection_settings(variant) == self.connection_settings(variant)
@@ -513,101 +509,3 @@ class Study(Settings):
         for option in VARIANTS[variant].options:
             settings[option] = getattr(self.connections, option)
         return settings
-
-
-def _one_line(error: ValidationError) -> str:
-    """The first problem of a validation, as `where: what`, and how many more there are."""
-    problems = error.errors()
-    first = problems[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        owner: Any = Study
-        for part in first["loc"][:-1]:
-            field = owner.model_fields.get(part) if hasattr(owner, "model_fields") else None
-            owner = _settings_in(field.annotation) if field is not None else owner
-        known = list(getattr(owner, "model_fields", {}))
-        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        what = "unknown key" + (f"; did you mean {close[0]!r}?" if close else "")
-        if not close and known:
-            what += f"; known are {', '.join(known)}"
-    elif first["type"] == "missing":
-        what = "this key is missing"
-    elif first["type"] == "value_error":
-        what = str(first["ctx"]["error"])
-    elif first["loc"][-1:] == ("uri",):
-        what = f"{first['input']!r} is neither sqlite:///FILE nor http(s)://HOST"
-    elif first["type"] == "string_pattern_mismatch":
-        what = f"{first['input']!r} may have only lower-case letters, digits and _, at most 40"
-    else:
-        what = f"{first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}"
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    line = f"{where}: {what}{more}" if where else f"{what}{more}"
-    return " ".join(line.split())
-
-
-def _settings_in(annotation: Any) -> Any:
-    """The settings class inside an annotation such as `dict[Name, Corpus]`."""
-    for part in (annotation, *getattr(annotation, "__args__", ())):
-        if isinstance(part, type) and issubclass(part, Settings):
-            return part
-    return annotation
-
-
-def parse_study(config: Any, source: str = "study") -> Study:
-    """Validate a study given as a dictionary; `UserError` in one line if it is not possible."""
-    if not isinstance(config, dict):
-        raise UserError(f"{source}: a study is a mapping of keys to values, not {config!r:.60}")
-    try:
-        return Study.model_validate(config)
-    except ValidationError as error:
-        raise UserError(f"{source}: {_one_line(error)}") from None
-
-
-def live_environment(study: Study) -> dict[str, str]:
-    """Environment of training jobs: where they send their curves, if the store is a server."""
-    uri = study.tracking.uri
-    return {} if uri is None or uri.startswith("sqlite") else {URI: uri, EXPERIMENT: study.name}
-
-
-def load_study(path: str | Path) -> Study:
-    """Read and validate a study file (YAML)."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"study file {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"study file {path} is not UTF-8 text: {error}") from None
-    try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"study file {path} is not YAML: {' '.join(str(error).split())}") from None
-    return parse_study(config, str(path))
-
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m mhclite check`."""
-    parser.add_argument("study", nargs="+", type=Path, help="study file (YAML)")
-    parser.add_argument("--runs", action="store_true", help="print each run's configuration, JSON")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Print one line a study; the first bad one ends with its error."""
-    for path in args.study:
-        study = load_study(path)
-        if args.runs:
-            for config in study.runs().values():
-                print(json.dumps(config))
-            continue
-        runs = len(study.runs())
-        tokens = [
-            study.training.steps * study.training.batch_size * m.block_size
-            for m in study.models.values()
-        ]
-        number = len(study.conditions)
-        further = f", and {number} condition{'s' * (number != 1)}" if number else ""
-        print(
-            f"{path}: study {study.name!r} is valid: {runs} runs ({len(study.corpora)} corpora x "
-            f"{len(study.models)} models x {len(study.variants)} variants x {len(study.seeds)} "
-            f"seeds{further}), {study.training.steps} steps and up to {max(tokens):,} tokens each"
-        )
-    return 0

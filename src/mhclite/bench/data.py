@@ -25,13 +25,13 @@ import numpy as np
 
 from mhclite.data.corpora import EMBEDDED
 from mhclite.data.parts import WORK, Job, divide, tokenize
+from mhclite.data.pool import Report, spread
 from mhclite.data.reading import examine, read
 from mhclite.data.shards import TokenSplit
 from mhclite.data.splits import Splitter
-from mhclite.data.spread import Report, spread
 from mhclite.data.tokenization import GPT2
 from mhclite.files import write_json
-from mhclite.provenance import provenance
+from mhclite.runs.provenance import provenance
 
 DOCUMENT_CHARACTERS = 4900
 GROUP_DOCUMENTS = 250  # in a row group

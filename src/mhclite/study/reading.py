@@ -1,0 +1,69 @@
+"""A study file, read and checked; `python -m mhclite check`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from mhclite.errors import UserError
+from mhclite.study.settings import Study
+from mhclite.study.wording import one_line
+
+
+def parse_study(config: Any, source: str = "study") -> Study:
+    """Validate a study given as a dictionary; `UserError` in one line if it is not possible."""
+    if not isinstance(config, dict):
+        raise UserError(f"{source}: a study is a mapping of keys to values, not {config!r:.60}")
+    try:
+        return Study.model_validate(config)
+    except ValidationError as error:
+        raise UserError(f"{source}: {one_line(error, Study)}") from None
+
+
+def load_study(path: str | Path) -> Study:
+    """Read and validate a study file (YAML)."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"study file {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"study file {path} is not UTF-8 text: {error}") from None
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"study file {path} is not YAML: {' '.join(str(error).split())}") from None
+    return parse_study(config, str(path))
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m mhclite check`."""
+    parser.add_argument("study", nargs="+", type=Path, help="study file (YAML)")
+    parser.add_argument("--runs", action="store_true", help="print each run's configuration, JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print one line a study; the first bad one ends with its error."""
+    for path in args.study:
+        study = load_study(path)
+        if args.runs:
+            for config in study.runs().values():
+                print(json.dumps(config))
+            continue
+        runs = len(study.runs())
+        tokens = [
+            study.training.steps * study.training.batch_size * m.block_size
+            for m in study.models.values()
+        ]
+        number = len(study.conditions)
+        further = f", and {number} condition{'s' * (number != 1)}" if number else ""
+        print(
+            f"{path}: study {study.name!r} is valid: {runs} runs ({len(study.corpora)} corpora x "
+            f"{len(study.models)} models x {len(study.variants)} variants x {len(study.seeds)} "
+            f"seeds{further}), {study.training.steps} steps and up to {max(tokens):,} tokens each"
+        )
+    return 0
