@@ -13,26 +13,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.connections import connection_class
 from mhclite.connections.base import Connection
 from mhclite.connections.choice import unavailable
 from mhclite.seeding import generator_for
-
-# Settings of a connection that the model carries out itself; the others go to the variant's class.
-DEFAULTS: dict[str, Any] = {
-    "home_stream": "alternate",
-    "decay_logits": "authors",
-    "stream_dtype": "authors",
-    "final_norm": "per_stream",
-    "implementation": "reference",
-    "recompute": False,
-}
 
 
 class CausalSelfAttention(nn.Module):
@@ -112,37 +102,32 @@ class GPT(nn.Module):
     """Decoder language model with one connection a sub-layer.
 
     Args:
-        model: `vocab_size`, `n_layer`, `n_head`, `n_embd`, `block_size` of a resolved run
-            configuration.
-        connection: `variant`, `n_streams`, the variant's options, and any of `DEFAULTS`.
+        model: the size.
+        connection: the residual variant.
         seed: fixes the initial weights. The backbone's do not depend on the variant.
     """
 
-    def __init__(self, model: dict[str, Any], connection: dict[str, Any], seed: int) -> None:
+    def __init__(self, model: ModelConfig, connection: ConnectionConfig, seed: int) -> None:
         super().__init__()
-        n_layer, n_embd = model["n_layer"], model["n_embd"]
-        self.n_streams: int = connection["n_streams"]
-        self.block_size: int = model["block_size"]
-        settings = DEFAULTS | connection
-        options = {k: v for k, v in connection.items() if k not in ("variant", "n_streams")}
-        options = {k: v for k, v in options.items() if k not in DEFAULTS}
-        make = connection_class(connection["variant"])
-        self.decay_logits: str = settings["decay_logits"]
-        self.stream_dtype: str = settings["stream_dtype"]
-        self.final_norm: str = settings["final_norm"]
-        self.implementation: str = settings["implementation"]
-        self.recompute: bool = settings["recompute"]
+        n_layer, n_embd = model.n_layer, model.n_embd
+        self.n_streams = connection.n_streams
+        self.block_size = model.block_size
+        make = connection_class(connection.variant)
+        self.decay_logits = connection.decay_logits
+        self.stream_dtype = connection.stream_dtype
+        self.final_norm = connection.final_norm
+        self.implementation = connection.implementation
         self._choices: dict[tuple[bool, str, torch.dtype], tuple[str, str | None]] = {}
-        homes = self._home_streams(settings["home_stream"], 2 * n_layer, seed)
+        homes = self._home_streams(connection.home_stream, 2 * n_layer, seed)
 
-        self.wte = nn.Embedding(model["vocab_size"], n_embd)
+        self.wte = nn.Embedding(model.vocab_size, n_embd)
         self.wpe = nn.Embedding(self.block_size, n_embd)
         self.sublayers = nn.ModuleList(
             SubLayer(
-                make(self.n_streams, n_embd, home, **options),
-                MLP(n_embd) if k % 2 else CausalSelfAttention(n_embd, model["n_head"]),
+                make(self.n_streams, n_embd, home, **connection.options),
+                MLP(n_embd) if k % 2 else CausalSelfAttention(n_embd, model.n_head),
                 self.stream_dtype,
-                settings["implementation"],
+                self.implementation,
             )
             for k, home in enumerate(homes)
         )
@@ -255,7 +240,7 @@ class GPT(nn.Module):
 
             parts = [s for s in self.sublayers if isinstance(s, SubLayer)]
             steps = [fused.Step(s.connection, s.norm.weight, s.body) for s in parts]
-            x = fused.connect(x, steps, self.stream_dtype, self.recompute)
+            x = fused.connect(x, steps, self.stream_dtype, False)
         else:
             for sublayer in self.sublayers:
                 x = sublayer(x)

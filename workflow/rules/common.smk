@@ -11,13 +11,14 @@ from snakemake.exceptions import WorkflowError
 SOURCE = Path(workflow.basedir) / "src"
 sys.path.insert(0, str(SOURCE))
 
+from mhclite import jobs
 from mhclite.data.optional import available
 from mhclite.errors import UserError
 from mhclite.evidence import captions
 from mhclite.evidence.captions import shown
 from mhclite.evidence.claims import load_claims
 from mhclite.files import write_json, write_text
-from mhclite.runs.provenance import code_digest
+from mhclite.runs.code import step_digest
 from mhclite.study.reading import parse_study
 from mhclite.training import live
 
@@ -61,39 +62,29 @@ def as_json(value):
     return json.dumps(value, sort_keys=True)
 
 
-def code_of(entry, *variants):
-    """Digest of the source that a step uses; a change of what it computes reruns the job.
-
-    Snakemake alone sees neither imported modules nor the difference between an edit and a touch.
-    """
-    return code_digest(
-        entry, *(f"mhclite.connections.{variant}" for variant in variants)
-    )
+def quoted(job):
+    """Arguments of a job for the shell."""
+    return shlex.join(job.arguments)
 
 
 def corpus_folder(corpus):
     """Folder of a prepared corpus."""
-    return f"results/{STUDY.corpus_folder(corpus)}"
+    return str(jobs.corpus_folder(STUDY, corpus))
 
 
 def manifest_of_run(wildcards):
     """Manifest of the corpus that a run trains on."""
-    return f"{corpus_folder(RUNS[wildcards.run]['corpus'])}/manifest.json"
-
-
-def variant_of_run(wildcards):
-    """Residual variant of a run."""
-    return RUNS[wildcards.run]["connection"]["variant"]
+    return f"{corpus_folder(RUNS[wildcards.run].corpus)}/manifest.json"
 
 
 def training_of(wildcards):
     """Training settings of a run."""
-    return RUNS[wildcards.run]["training"]
+    return RUNS[wildcards.run].training
 
 
 def gpus_of(training):
     """GPUs of a training job."""
-    return 0 if training["device"] == "cpu" else training["processes"]
+    return 0 if training.device == "cpu" else training.processes
 
 
 def torchrun(processes):
@@ -103,16 +94,11 @@ def torchrun(processes):
     return f"torch.distributed.run --standalone --nproc-per-node {processes} -m"
 
 
-def run_folder(wildcards):
-    """Run folder: undeclared, so that a failed job keeps its checkpoints."""
-    return f"{OUT}/runs/{wildcards.run}"
-
-
 def resolved_study():
     """The study, its runs and the folders of its corpora, as `collect` reads them."""
     return {
         "study": STUDY.model_dump(mode="json"),
-        "runs": RUNS,
+        "runs": {run: config.to_json() for run, config in RUNS.items()},
         "corpora": {name: corpus_folder(name) for name in STUDY.corpora},
         "claims": [claim.model_dump(mode="json") for claim in CLAIMS],
     }

@@ -5,7 +5,7 @@ rule collect:
     input:
         study=f"{OUT}/resolved.json",
         summaries=expand(rules.train.output, run=RUNS),
-        probes=expand(rules.probe_mixing.output, run=RUNS),
+        probes=expand(rules.probe.output, run=RUNS),
         stability=f"{OUT}/stability.json",
         manifests=[f"{corpus_folder(corpus)}/manifest.json" for corpus in STUDY.corpora],
     output:
@@ -15,11 +15,9 @@ rule collect:
     log:
         f"{OUT}/logs/collect.log",
     localrule: True
-    conda:
-        "../../environment.yml"
     params:
         folder=subpath(output[0], parent=True),
-        code=code_of("mhclite.evidence.collect"),
+        code=step_digest("evidence.collect"),
     shell:
         "python -m mhclite collect --study @{input.study:q} --out {params.folder:q} > {log:q} 2>&1"
 
@@ -27,20 +25,18 @@ rule collect:
 rule figures:
     input:
         collected=rules.collect.output,
-        throughput=expand(rules.measure_throughput.output, model=STUDY.models),
-        sinkhorn=rules.measure_sinkhorn.output if STUDY.sinkhorn else [],
+        throughput=expand(rules.throughput.output, model=STUDY.models),
+        sinkhorn=rules.sinkhorn.output if STUDY.sinkhorn else [],
     output:
         [figure(name) for name in FIGURES],
         expand(f"{OUT}/figures/{{name}}.svg", name=FIGURES),
     log:
         f"{OUT}/logs/figures.log",
     localrule: True
-    conda:
-        "../../environment.yml"
     params:
         confidence=STUDY.statistics.confidence,
         folder=subpath(output[0], ancestor=2),
-        code=code_of("mhclite.evidence.figures"),
+        code=step_digest("evidence.figures"),
     shell:
         "python -m mhclite figures --results {params.folder:q} --confidence {params.confidence}"
         " > {log:q} 2>&1"
@@ -49,8 +45,8 @@ rule figures:
 rule tables:
     input:
         collected=rules.collect.output,
-        throughput=expand(rules.measure_throughput.output, model=STUDY.models),
-        sinkhorn=rules.measure_sinkhorn.output if STUDY.sinkhorn else [],
+        throughput=expand(rules.throughput.output, model=STUDY.models),
+        sinkhorn=rules.sinkhorn.output if STUDY.sinkhorn else [],
     output:
         [table(name) for name in TABLES],
         expand(
@@ -62,12 +58,10 @@ rule tables:
     log:
         f"{OUT}/logs/tables.log",
     localrule: True
-    conda:
-        "../../environment.yml"
     params:
         confidence=STUDY.statistics.confidence,
         folder=subpath(output[0], ancestor=2),
-        code=code_of("mhclite.evidence.tables"),
+        code=step_digest("evidence.tables"),
     shell:
         "python -m mhclite tables --results {params.folder:q} --confidence {params.confidence}"
         " > {log:q} 2>&1"
@@ -88,10 +82,8 @@ rule report:
     log:
         f"{OUT}/logs/report.log",
     localrule: True
-    conda:
-        "../../environment.yml"
     params:
         folder=subpath(output[0], parent=True),
-        code=code_of("mhclite.evidence.report"),
+        code=step_digest("evidence.report"),
     shell:
         "python -m mhclite report --results {params.folder:q} > {log:q} 2>&1"

@@ -1,76 +1,64 @@
-rule probe_mixing:
+rule probe:
     input:
-        summary=f"{OUT}/runs/{{run}}/summary.json",
+        summary=f"{OUT}/{jobs.TRAIN.output}",
         manifest=manifest_of_run,
     output:
-        f"{OUT}/probes/{{run}}.json",
+        f"{OUT}/{jobs.PROBE.output}",
     log:
-        f"{OUT}/logs/probe_mixing/{{run}}.log",
-    conda:
-        "../../environment.yml"
+        f"{OUT}/{jobs.PROBE.log}",
     threads: STUDY.training.threads
     resources:
         gpu=GPUS,
     params:
-        folder=run_folder,
-        corpus=subpath(input.manifest, parent=True),
-        sequences=STUDY.probe.sequences,
-        code=lambda w: code_of("mhclite.measure.probe", variant_of_run(w)),
+        arguments=lambda w: quoted(jobs.probe(STUDY, RUNS[w.run])),
+        code=lambda w: jobs.probe(STUDY, RUNS[w.run]).code,
     shell:
-        "python -m mhclite probe --run {params.folder:q} --corpus {params.corpus:q}"
-        " --sequences {params.sequences} --threads {threads} --out {output:q} > {log:q} 2>&1"
+        "python -m mhclite probe {params.arguments} > {log:q} 2>&1"
 
 
-rule measure_sinkhorn:
+rule sinkhorn:
     output:
         f"{OUT}/sinkhorn.json",
     log:
-        f"{OUT}/logs/measure_sinkhorn.log",
-    conda:
-        "../../environment.yml"
+        f"{OUT}/logs/sinkhorn.log",
     threads: STUDY.training.threads
     params:
         settings=as_json(STUDY.sinkhorn and STUDY.sinkhorn.model_dump(mode="json")),
-        code=code_of("mhclite.measure.sinkhorn"),
+        code=step_digest("measure.sinkhorn"),
     shell:
         "python -m mhclite sinkhorn --settings {params.settings:q} --threads {threads}"
         " --out {output:q} > {log:q} 2>&1"
 
 
 # All cores: on one machine nothing else runs beside it.
-rule measure_throughput:
+rule throughput:
     output:
-        f"{OUT}/throughput/{{model}}.json",
+        f"{OUT}/{jobs.THROUGHPUT.output}",
     log:
-        f"{OUT}/logs/measure_throughput/{{model}}.log",
-    conda:
-        "../../environment.yml"
+        f"{OUT}/{jobs.THROUGHPUT.log}",
     threads: workflow.resource_settings.cores or 1  # `snakemake --report` has none
     resources:
         gpu=GPUS,
     params:
-        config=lambda w: as_json(STUDY.throughput_config(w.model)),
-        code=code_of("mhclite.measure.throughput", "residual", *STUDY.variants),
+        arguments=lambda w: quoted(jobs.throughput(STUDY, w.model)),
+        code=lambda w: jobs.throughput(STUDY, w.model).code,
     shell:
-        "python -m mhclite throughput --config {params.config:q} --threads {threads}"
-        " --out {output:q} > {log:q} 2>&1"
+        "python -m mhclite throughput {params.arguments} --threads {threads} > {log:q} 2>&1"
 
 
-rule detect_instability:
+rule stability:
     input:
         runs=f"{OUT}/runs.txt",
         summaries=expand(rules.train.output, run=RUNS),
     output:
         f"{OUT}/stability.json",
     log:
-        f"{OUT}/logs/detect_instability.log",
+        f"{OUT}/logs/stability.log",
     localrule: True
-    conda:
-        "../../environment.yml"
     params:
         settings=as_json(STUDY.stability.model_dump(mode="json")),
         folder=subpath(input.runs, parent=True),
-        code=code_of("mhclite.measure.stability"),
+        code=step_digest("measure.stability"),
     shell:
         "python -m mhclite stability --settings {params.settings:q} --runs {params.folder:q}/runs"
         " --run @{input.runs:q} --out {output:q} > {log:q} 2>&1"

@@ -6,8 +6,6 @@ rule track:
     log:
         f"{OUT}/logs/track.log",
     localrule: True
-    conda:
-        "../../environment.yml"
     params:
         uri=(
             ""
@@ -15,6 +13,6 @@ rule track:
             else f"--uri {shlex.quote(STUDY.tracking.uri)}"
         ),
         folder=subpath(output[0], parent=True),
-        code=code_of("mhclite.tracking.track"),
+        code=step_digest("tracking.track"),
     shell:
         "python -m mhclite track --results {params.folder:q} {params.uri} --receipt {output:q} > {log:q} 2>&1"

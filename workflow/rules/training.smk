@@ -5,20 +5,15 @@ rule train:
     input:
         manifest=manifest_of_run,
     output:
-        f"{OUT}/runs/{{run}}/summary.json",
+        f"{OUT}/{jobs.TRAIN.output}",
     log:
-        f"{OUT}/logs/train/{{run}}.log",
-    conda:
-        "../../environment.yml"
-    threads: lambda w: training_of(w)["threads"] * training_of(w)["processes"]
+        f"{OUT}/{jobs.TRAIN.log}",
+    threads: lambda w: training_of(w).threads * training_of(w).processes
     resources:
         gpu=lambda w: gpus_of(training_of(w)),
     params:
-        config=lambda w: as_json(RUNS[w.run]),
-        corpus=subpath(input.manifest, parent=True),
-        folder=run_folder,
-        code=lambda w: code_of("mhclite.training.loop", variant_of_run(w)),
-        torchrun=lambda w: torchrun(training_of(w)["processes"]),
+        arguments=lambda w: quoted(jobs.train(STUDY, RUNS[w.run])),
+        code=lambda w: jobs.train(STUDY, RUNS[w.run]).code,
+        torchrun=lambda w: torchrun(training_of(w).processes),
     shell:
-        "exec python -m {params.torchrun} mhclite train --config {params.config:q}"
-        " --corpus {params.corpus:q} --out {params.folder:q} > {log:q} 2>&1"
+        "exec python -m {params.torchrun} mhclite train {params.arguments} > {log:q} 2>&1"

@@ -18,53 +18,40 @@ import time
 from collections import deque
 from pathlib import Path
 
-from mhclite.bundle.jobs import (
-    BUNDLE,
-    RECEIPTS,
-    RESULTS,
-    SCHEMA,
-    Job,
-    finished_key,
-    receipts,
-    run_config,
-)
-from mhclite.data.shards import load_manifest
+from mhclite.bundle.jobs import BUNDLE, RECEIPTS, SCHEMA, TRAIN, Bundle, PackedJob, receipts
+from mhclite.data.manifest import load_manifest
 from mhclite.errors import Interrupted, UserError
-from mhclite.files import read_json, write_json
+from mhclite.files import write_json
+from mhclite.records import read_record
 from mhclite.runs import status
+from mhclite.runs.folder import RunFolder
 from mhclite.runs.key import run_key
 
+RESULTS = Path("results")
+Chain = list[PackedJob]  # done one after the other
 POLL_SECONDS = 0.2
 TOLD_SECONDS = 30.0  # between two lines that say where the study stands
 
 log = logging.getLogger(__name__)
 
 
-def load_bundle(folder: Path) -> tuple[str, list[Job], list[list[Job]]]:
-    """(study, throughput jobs, runs as jobs in a row) of a bundle, whose code is checked.
+def load_bundle(folder: Path) -> Bundle:
+    """The bundle in a folder; its code and corpora are checked.
 
     Raises:
         UserError: no bundle, or its code or corpora are not those that were packed.
     """
-    bundle = read_json(folder / BUNDLE, "bundle")
-    try:
-        if bundle["schema"] != SCHEMA:
-            raise UserError(f"{folder / BUNDLE} has schema {bundle['schema']}, expected {SCHEMA}")
-        study = str(bundle["study"])
-        throughput = [Job(**job) for job in bundle["throughput"]]
-        runs = [[Job(**job) for job in run] for run in bundle["runs"]]
-    except (KeyError, TypeError):
-        raise UserError(f"{folder / BUNDLE} does not describe a bundle; pack it again") from None
-    for train in (run[0] for run in runs):
-        corpus = folder / train.arguments[train.arguments.index("--corpus") + 1]
-        if run_key(run_config(train), load_manifest(corpus)["digest"]) != train.digest:
+    bundle = read_record(Bundle, folder / BUNDLE, "the bundle", SCHEMA, "pack it again")
+    for train in (run[0] for run in bundle.runs):
+        corpus = folder / train.corpus()
+        if run_key(train.config(), load_manifest(corpus).digest) != train.digest:
             raise UserError(
                 f"{folder} is not as it was packed: its code or tokens were changed, so that its "
                 "runs would be refused by `bundle merge`; unpack or pack it again (if nobody "
                 f"changed them: Python {platform.python_version()} reads them otherwise, which is "
                 "a bug to report)"
             )
-    return study, throughput, runs
+    return bundle
 
 
 class Slot:
@@ -72,8 +59,8 @@ class Slot:
 
     def __init__(self, gpus: list[str]) -> None:
         self.gpus = gpus  # empty: all that there are
-        self.chain: deque[Job] = deque()  # what it does next
-        self.job: Job | None = None
+        self.chain: deque[PackedJob] = deque()  # what it does next
+        self.job: PackedJob | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self.told = False  # to stop
 
@@ -81,22 +68,22 @@ class Slot:
 class Driver:
     """The jobs of one bundle. A signal in `signals` ends its work."""
 
-    def __init__(self, folder: Path, study: str, runs: list[list[Job]], signals: list[int]) -> None:
+    def __init__(self, folder: Path, bundle: Bundle, signals: list[int]) -> None:
         self.folder = folder
-        self.out = folder / RESULTS / study
-        self.runs = {str(run_config(run[0])["run"]): run_config(run[0]) for run in runs}
+        self.out = folder / RESULTS / bundle.study
+        self.runs = [run[0].config() for run in bundle.runs]
         self.signals = signals
         self.failed: list[str] = []
         self.stopping = ""  # why, once there is a reason
 
-    def is_done(self, job: Job) -> bool:
+    def is_done(self, job: PackedJob) -> bool:
         """Whether the output of a job is there, and is of what the bundle holds."""
-        if job.step == "train":
-            return finished_key((self.out / job.output).parent) == job.digest
+        if job.step == TRAIN:
+            return RunFolder((self.out / job.output).parent).finished_key() == job.digest
         made_of = receipts(self.out).get(job.output)
         return (self.out / job.output).is_file() and made_of == job.digest
 
-    def work(self, chains: list[list[Job]], slots: list[Slot], deadline: float | None) -> None:
+    def work(self, chains: list[Chain], slots: list[Slot], deadline: float | None) -> None:
         """Do chains of jobs in their order, as many at once as there are slots."""
         waiting = deque(chains)
         told = time.monotonic()
@@ -120,7 +107,7 @@ class Driver:
                     slot.process.terminate()
                     slot.process.wait()
 
-    def _look_after(self, slot: Slot, waiting: deque[list[Job]]) -> None:
+    def _look_after(self, slot: Slot, waiting: deque[Chain]) -> None:
         """End what has ended, start what is next; once there is a reason to stop, ask it to."""
         if slot.process is not None and slot.process.poll() is not None:
             self._end(slot)
@@ -137,7 +124,7 @@ class Driver:
             if not self.is_done(job):
                 self._start(slot, job)
 
-    def _start(self, slot: Slot, job: Job) -> None:
+    def _start(self, slot: Slot, job: PackedJob) -> None:
         command = [sys.executable, "-m"]
         if job.processes > 1:
             command += ["torch.distributed.run", "--standalone", "--nproc-per-node"]
@@ -168,7 +155,7 @@ class Driver:
         assert job is not None
         assert process is not None
         slot.job = slot.process = None
-        if process.returncode == 0 and job.step != "train":
+        if process.returncode == 0 and job.step != TRAIN:
             write_json(self.out / RECEIPTS, {**receipts(self.out), job.output: job.digest})
         if process.returncode == 0 and self.is_done(job):
             log.info("%s: done", job.output)
@@ -183,7 +170,7 @@ class Driver:
 
     def standing(self) -> list[status.RunStatus]:
         """Where each run stands."""
-        return [status.status_of(self.out, run, config) for run, config in self.runs.items()]
+        return [status.status_of(self.out, config) for config in self.runs]
 
     def _tell(self, slots: list[Slot]) -> None:
         found = self.standing()
@@ -241,20 +228,21 @@ def run_bundle(folder: Path, minutes: float | None, jobs: int, throughput: str) 
 
     log.info("torch %s, %d GPUs", torch.__version__, torch.cuda.device_count())
     folder = folder.resolve()
-    study, measuring, runs = load_bundle(folder)
+    bundle = load_bundle(folder)
     alone = [Slot([])]  # throughput is measured with nothing beside it
     several = [Slot(gpus) for gpus in shares(jobs)]
-    steps: list[tuple[list[list[Job]], list[Slot]]] = [(runs, several)]
+    steps: list[tuple[list[Chain], list[Slot]]] = [(bundle.runs, several)]
     if throughput != "no":
-        steps.insert(0 if throughput == "first" else 1, ([[job] for job in measuring], alone))
+        measuring: list[Chain] = [[job] for job in bundle.throughput]
+        steps.insert(0 if throughput == "first" else 1, (measuring, alone))
     with stop_signals() as signals:
-        driver = Driver(folder, study, runs, signals)
+        driver = Driver(folder, bundle, signals)
         for chains, slots in steps:
             driver.work(chains, slots, deadline)
     return _conclude(driver, [job for chains, _ in steps for chain in chains for job in chain])
 
 
-def _conclude(driver: Driver, jobs: list[Job]) -> int:
+def _conclude(driver: Driver, jobs: list[PackedJob]) -> int:
     left = [job for job in jobs if not driver.is_done(job)]
     log.info("%s", remaining(driver.standing()))
     if driver.failed:

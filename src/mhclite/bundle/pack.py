@@ -10,17 +10,20 @@ import logging
 import shutil
 import tarfile
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
-from mhclite.bundle.jobs import BUNDLE, RESULTS, SCHEMA, jobs_of
+from mhclite import jobs
+from mhclite.bundle.jobs import BUNDLE, SCHEMA, Bundle, PackedJob
 from mhclite.bundle.pipeline import snakemake
-from mhclite.data.shards import MANIFEST, SPLITS, load_manifest, verify_split
+from mhclite.data.manifest import MANIFEST, SPLITS, load_manifest, verify_split
 from mhclite.errors import UserError
 from mhclite.files import write_json, write_text
-from mhclite.runs.provenance import PACKAGE_ROOT, PACKED, git_state
+from mhclite.records import to_json
+from mhclite.runs.code import PACKAGE_ROOT
+from mhclite.runs.key import run_key
+from mhclite.runs.provenance import PACKED, git_state
 from mhclite.study.reading import load_study
-from mhclite.study.settings import Study
+from mhclite.study.settings import RESULTS, Study
 
 LARGE = 60_000_000  # bytes beyond which a bundle is awkward to carry
 ARCHIVES = (".tar.gz", ".tgz")
@@ -80,32 +83,51 @@ def pack(study_file: Path, out: Path) -> None:
             folder.replace(out)
 
 
+def bundle_of(study: Study) -> Bundle:
+    """The jobs of a study.
+
+    Runs are in the order in which they tell most: all runs of the first seed, then those of the
+    next, so that whenever it ends early the variants can be compared seed by seed.
+
+    Raises:
+        UserError: a corpus is not prepared.
+    """
+    digests = {
+        name: load_manifest(jobs.corpus_folder(study, name)).digest for name in study.corpora
+    }
+    runs = sorted(study.runs().values(), key=lambda config: study.seeds.index(config.seed))
+    packed = []
+    for config in runs:
+        key = run_key(config, digests[config.corpus])
+        chain = (jobs.train(study, config), jobs.probe(study, config))
+        packed.append([_packed(job, key) for job in chain])
+    throughput = [_packed(jobs.throughput(study, model)) for model in study.models]
+    return Bundle(SCHEMA, study.name, throughput, packed)
+
+
+def _packed(job: jobs.Job, key: str | None = None) -> PackedJob:
+    return PackedJob(
+        job.step, job.output, job.log, jobs.digest(job, key), job.arguments, job.processes
+    )
+
+
 def _fill(folder: Path, study: Study, corpora: list[Path]) -> None:
     package = folder / "src" / PACKAGE_ROOT.name
     for source in sorted(PACKAGE_ROOT.rglob("*.py")):
         target = package / source.relative_to(PACKAGE_ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
-    write_json(package / PACKED, git_state())
+    write_json(package / PACKED, to_json(git_state()))
     for corpus in corpora:
         manifest = load_manifest(corpus)
         names = [MANIFEST]
         for split in SPLITS:
-            verify_split(corpus, manifest, split)
-            names += [shard["file"] for shard in manifest[split]["shards"]]
+            verify_split(corpus, manifest.splits[split])
+            names += [shard.file for shard in manifest.splits[split].shards]
         (folder / corpus).mkdir(parents=True)
         for name in names:
             shutil.copyfile(corpus / name, folder / corpus / name)
-    throughput, runs = jobs_of(study)
-    write_json(
-        folder / BUNDLE,
-        {
-            "schema": SCHEMA,
-            "study": study.name,
-            "throughput": [asdict(job) for job in throughput],
-            "runs": [[asdict(job) for job in run] for run in runs],
-        },
-    )
+    write_json(folder / BUNDLE, to_json(bundle_of(study)))
     write_text(folder / "run.py", RUN)
 
 

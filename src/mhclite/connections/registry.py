@@ -14,7 +14,7 @@ MAX_PERMUTATION_STREAMS = 6
 
 
 # Read by every variant with several streams.
-STREAMS = ("final_norm", "stream_dtype", "implementation", "recompute")
+STREAMS = ("final_norm", "stream_dtype", "implementation")
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
+from mhclite.errors import UserError
 from mhclite.measure.trained import (
     add_text_arguments,
     held_out,
     load_trained,
-    read_run,
+    read_trained,
     windows_of,
 )
 
@@ -24,20 +25,22 @@ CHUNK = 8  # windows at a time
 @torch.no_grad()
 def evaluate(folder: Path, text: Path, sequences: int) -> dict[str, Any]:
     """Mean loss in nats per token over windows spread evenly over the held-out text."""
-    config, _ = read_run(folder)
-    model, device = load_trained(folder)
-    split = held_out(text, config["model"]["vocab_size"])
-    windows = windows_of(split, sequences, config["model"]["block_size"] + 1)
+    trained = read_trained(folder)
+    if not trained.has_weights:
+        raise UserError(f"{folder} diverged: it has no final weights")
+    model, device = load_trained(trained)
+    split = held_out(text, trained.model.vocab_size)
+    windows = windows_of(split, sequences, trained.model.block_size + 1)
     total = 0.0
     for first in range(0, sequences, CHUNK):
         chunk = torch.from_numpy(windows[first : first + CHUNK]).to(device)
         total += model.loss(chunk).item() * len(chunk)
     loss = total / sequences
     return {
-        "run": config["run"],
-        "variant": config["connection"]["variant"],
+        "run": folder.name,
+        "variant": trained.connection.variant,
         "sequences": sequences,
-        "tokens": sequences * config["model"]["block_size"],
+        "tokens": sequences * trained.model.block_size,
         "loss": loss,
         "perplexity": math.exp(loss),
     }

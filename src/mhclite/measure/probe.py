@@ -11,25 +11,26 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from mhclite.files import write_json
+from mhclite.measure.files import SCHEMA, Mixing, Probe, ProductSums, SingleSums, SinkhornInput
 from mhclite.measure.trained import (
     add_text_arguments,
     held_out,
     load_trained,
-    read_run,
+    read_trained,
     windows_of,
 )
 from mhclite.model import GPT
+from mhclite.records import to_json
 
-QUANTILE_LEVELS = [0, 0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1]
+QUANTILE_LEVELS: list[float] = [0, 0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1]
 # log(1/nu) of the Sinkhorn inputs: 20 iterations do not mend spreads above about 30 (1/nu = 1e13).
-LOG_INVERSE_NU_EDGES = [*range(0, 81), float("inf")]
+LOG_INVERSE_NU_EDGES: list[float] = [*range(0, 81), float("inf")]
 LOG_INVERSE_NU_LIMIT = 30
 CHUNK = 8  # sequences at a time
 
@@ -64,8 +65,8 @@ class MixingStatistics:
             self.gain_backward[layer].append(np.abs(product).sum(-2).max(-1))
             self.distance[layer].append(np.linalg.norm(H - identity, axis=(-2, -1)))
 
-    def summary(self) -> dict[str, Any]:
-        """The arrays of a probe file; see docs/results.md."""
+    def sums(self) -> tuple[SingleSums, ProductSums]:
+        """What was gathered, as it stands in a probe file."""
 
         def quantiles(chunks: list[FloatArray]) -> list[float]:
             values: list[float] = np.quantile(np.concatenate(chunks), QUANTILE_LEVELS).tolist()
@@ -77,32 +78,31 @@ class MixingStatistics:
         def flat(layers: list[list[FloatArray]]) -> list[FloatArray]:
             return [chunk.ravel() for layer in layers for chunk in layer]
 
-        def means(layers: list[list[FloatArray]]) -> list[float]:
-            return [float(np.concatenate(layer).mean()) for layer in layers]
-
         def maxima(layers: list[list[FloatArray]]) -> list[float]:
             return [float(max(chunk.max() for chunk in layer)) for layer in layers]
 
-        return {
-            "quantile_levels": QUANTILE_LEVELS,
-            "single": {
-                "row_sum": [quantiles(layer) for layer in self.single_rows],
-                "column_sum": [quantiles(layer) for layer in self.single_columns],
-                "row_sum_all": quantiles(flat(self.single_rows)),
-                "column_sum_all": quantiles(flat(self.single_columns)),
-                "max_deviation": deviation(self.single_rows),
-            },
-            "product": {
-                "row_sum": [quantiles(layer) for layer in self.product_rows],
-                "column_sum": [quantiles(layer) for layer in self.product_columns],
-                "max_deviation": deviation(self.product_rows[-1:]),
-                "gain_forward": means(self.gain_forward),
-                "gain_backward": means(self.gain_backward),
-                "gain_forward_max": maxima(self.gain_forward),
-                "gain_backward_max": maxima(self.gain_backward),
-            },
-            "identity_distance": means(self.distance),
-        }
+        single = SingleSums(
+            row_sum=[quantiles(layer) for layer in self.single_rows],
+            column_sum=[quantiles(layer) for layer in self.single_columns],
+            row_sum_all=quantiles(flat(self.single_rows)),
+            column_sum_all=quantiles(flat(self.single_columns)),
+            max_deviation=deviation(self.single_rows),
+        )
+        product = ProductSums(
+            row_sum=[quantiles(layer) for layer in self.product_rows],
+            column_sum=[quantiles(layer) for layer in self.product_columns],
+            max_deviation=deviation(self.product_rows[-1:]),
+            gain_forward=means(self.gain_forward),
+            gain_backward=means(self.gain_backward),
+            gain_forward_max=maxima(self.gain_forward),
+            gain_backward_max=maxima(self.gain_backward),
+        )
+        return single, product
+
+
+def means(layers: list[list[FloatArray]]) -> list[float]:
+    """Mean over the tokens of all chunks, one per sub-layer."""
+    return [float(np.concatenate(layer).mean()) for layer in layers]
 
 
 def log_inverse_nu(logits: FloatArray) -> FloatArray:
@@ -119,7 +119,7 @@ def log_inverse_nu(logits: FloatArray) -> FloatArray:
 
 
 @torch.no_grad()
-def probe(model: GPT, windows: npt.NDArray[np.int64], device: torch.device) -> dict[str, Any]:
+def probe(model: GPT, windows: npt.NDArray[np.int64], device: torch.device) -> Mixing:
     """Mixing statistics of a model on token windows.
 
     Args:
@@ -141,20 +141,31 @@ def probe(model: GPT, windows: npt.NDArray[np.int64], device: torch.device) -> d
                 spreads.append(log_inverse_nu(logits.flatten(0, 1).double().cpu().numpy()))
             x = sublayer(x)
         statistics.add(matrices)
-    sinkhorn_input = None
-    if spreads:
-        values = np.concatenate(spreads)
-        counts, _ = np.histogram(values, LOG_INVERSE_NU_EDGES)
-        sinkhorn_input = {
-            "bin_edges": LOG_INVERSE_NU_EDGES[:-1],  # the last bin is open
-            "counts": counts.tolist(),
-            "share_above_30": float((values > LOG_INVERSE_NU_LIMIT).mean()),
-            "max": float(values.max()),
-        }
-    return {**statistics.summary(), "sinkhorn_input": sinkhorn_input}
+    single, product = statistics.sums()
+    return Mixing(
+        sequences=len(windows),
+        tokens=windows.size,
+        n_sublayers=len(connections),
+        quantile_levels=QUANTILE_LEVELS,
+        single=single,
+        product=product,
+        identity_distance=means(statistics.distance),
+        sinkhorn_input=sinkhorn_input(np.concatenate(spreads)) if spreads else None,
+    )
 
 
-def probe_run(folder: Path, text: Path, sequences: int) -> dict[str, Any]:
+def sinkhorn_input(log_inverse_nu: FloatArray) -> SinkhornInput:
+    """Histogram of log(1/nu), (matrices,)."""
+    counts, _ = np.histogram(log_inverse_nu, LOG_INVERSE_NU_EDGES)
+    return SinkhornInput(
+        bin_edges=LOG_INVERSE_NU_EDGES[:-1],
+        counts=counts.tolist(),
+        share_above_30=float((log_inverse_nu > LOG_INVERSE_NU_LIMIT).mean()),
+        max=float(log_inverse_nu.max()),
+    )
+
+
+def probe_run(folder: Path, text: Path, sequences: int) -> Probe:
     """Probe a finished run; runs without anything to probe say why in `skipped`.
 
     Args:
@@ -162,28 +173,18 @@ def probe_run(folder: Path, text: Path, sequences: int) -> dict[str, Any]:
         text: folder of a prepared corpus, or a file of raw tokens.
         sequences: windows of the validation split, or of the file.
     """
-    config, summary = read_run(folder)
-    result = {
-        "schema": 1,
-        "run": config["run"],
-        "variant": config["connection"]["variant"],
-        "n_streams": config["connection"]["n_streams"],
-    }
-    if summary["status"] != "completed":
-        return {**result, "skipped": "the run diverged: it has no final weights"}
-    if config["connection"]["n_streams"] == 1:
-        return {**result, "skipped": "one stream: there is nothing to mix"}
-    model, device = load_trained(folder)
-    length = config["model"]["block_size"]
-    split = held_out(text, config["model"]["vocab_size"])
-    windows = windows_of(split, sequences, length)
-    return {
-        **result,
-        "sequences": sequences,
-        "tokens": sequences * length,
-        "n_sublayers": len(model.sublayers),
-        **probe(model, windows, device),
-    }
+    trained = read_trained(folder)
+    skipped, mixing = None, None
+    if not trained.has_weights:
+        skipped = "the run diverged: it has no final weights"
+    elif trained.connection.n_streams == 1:
+        skipped = "one stream: there is nothing to mix"
+    else:
+        model, device = load_trained(trained)
+        split = held_out(text, trained.model.vocab_size)
+        mixing = probe(model, windows_of(split, sequences, trained.model.block_size), device)
+    variant, n = trained.connection.variant, trained.connection.n_streams
+    return Probe(SCHEMA, folder.name, variant, n, skipped, mixing)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -199,5 +200,5 @@ def run(args: argparse.Namespace) -> None:
     """Probe the run and write the file."""
     torch.set_num_threads(args.threads)
     result = probe_run(args.run, args.corpus or args.tokens, args.sequences)
-    write_json(args.out, result)
-    log.info("%s: %s", args.out, result.get("skipped", "H_res measured"))
+    write_json(args.out, to_json(result))
+    log.info("%s: %s", args.out, result.skipped or "H_res measured")

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mhclite.arguments import json_argument
 from mhclite.connections.mixing import sinkhorn_knopp
 from mhclite.errors import UserError
 from mhclite.files import write_json
-from mhclite.runs.folder import SCHEMA, json_argument
 from mhclite.seeding import generator_for
 
+SCHEMA = 1  # of sinkhorn.json
 N = 4  # streams
 QUANTILES = (0.5, 0.95, 1.0)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -27,15 +27,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mhclite.arguments import json_argument, run_arguments
 from mhclite.errors import UserError
 from mhclite.files import write_json
-from mhclite.runs.folder import SCHEMA, FinishedRun, finished_run, json_argument, run_arguments
+from mhclite.measure.files import SCHEMA, RunStability, Stability, StabilitySettings
+from mhclite.records import Misfit, build, to_json
+from mhclite.runs.folder import FinishedRun, RunFolder
 
 FloatArray = npt.NDArray[np.float64]
 
 FLAT = 1e-10  # a window's deviation over the size of its mean, below which it is flat
-
-SETTINGS = ("spike_window", "spike_sigmas", "fluctuation_window")  # those of study.Stability
 
 
 def trailing(values: Sequence[float] | FloatArray, window: int) -> tuple[FloatArray, FloatArray]:
@@ -78,7 +79,7 @@ def series_of(metrics: Sequence[dict[str, Any]], name: str) -> FloatArray:
     )
 
 
-def judge(run: FinishedRun, settings: dict[str, Any]) -> dict[str, Any]:
+def judge(run: FinishedRun, settings: StabilitySettings) -> RunStability:
     """The entry of one run in stability.json.
 
     `spikes_per_1000_steps` counts the steps at which the loss or the gradient norm spiked, out of
@@ -87,7 +88,7 @@ def judge(run: FinishedRun, settings: dict[str, Any]) -> dict[str, Any]:
     `fluctuation_window` finite gradient norms; None where there are fewer. For a diverged run that
     is the stretch before its end.
     """
-    window, sigmas = int(settings["spike_window"]), float(settings["spike_sigmas"])
+    window, sigmas = settings.spike_window, settings.spike_sigmas
     steps = [int(line["step"]) for line in run.metrics if line["step"] > 0]
     loss, grad_norm = series_of(run.metrics, "loss"), series_of(run.metrics, "grad_norm")
     loss_spikes = [steps[position] for position in spikes(loss, window, sigmas)]
@@ -96,54 +97,60 @@ def judge(run: FinishedRun, settings: dict[str, Any]) -> dict[str, Any]:
     judged = int(np.count_nonzero(finite[window:]))
     spiked = len(set(loss_spikes) | set(grad_norm_spikes))
 
-    last = grad_norm[np.isfinite(grad_norm)][-int(settings["fluctuation_window"]) :]
-    full = len(last) == int(settings["fluctuation_window"])
-    return {
-        "steps": len(steps),
-        "judged_steps": judged,
-        "too_few_steps": judged == 0,
-        "loss_spikes": loss_spikes,
-        "grad_norm_spikes": grad_norm_spikes,
-        "spikes_per_1000_steps": 1000 * spiked / judged if judged else None,
-        "grad_norm_mean": float(last.mean()) if full else None,
-        "grad_norm_fluctuation": float(last.std()) if full else None,
-        "diverged": run.summary["status"] == "diverged",
-        "diverged_step": run.summary["diverged_step"],
-    }
+    last = grad_norm[np.isfinite(grad_norm)][-settings.fluctuation_window :]
+    full = len(last) == settings.fluctuation_window
+    return RunStability(
+        steps=len(steps),
+        judged_steps=judged,
+        too_few_steps=judged == 0,
+        loss_spikes=loss_spikes,
+        grad_norm_spikes=grad_norm_spikes,
+        spikes_per_1000_steps=1000 * spiked / judged if judged else None,
+        grad_norm_mean=float(last.mean()) if full else None,
+        grad_norm_fluctuation=float(last.std()) if full else None,
+        diverged=run.summary.status == "diverged",
+        diverged_step=run.summary.diverged_step,
+    )
 
 
-def _checked(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings, or a `UserError` for the first that is unknown, missing or impossible."""
-    for name in settings.keys() - set(SETTINGS):
-        raise UserError(f"--settings: unknown key {name!r}; known are {', '.join(SETTINGS)}")
-    for name in SETTINGS:
-        value: Any = settings.get(name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if name == "spike_sigmas" and not (number and 0 < value < math.inf):
-            raise UserError(f"--settings: {name} = {value!r} must be a number above 0")
-        if name != "spike_sigmas" and not (number and isinstance(value, int) and value >= 2):
-            raise UserError(f"--settings: {name} = {value!r} must be a whole number, at least 2")
+def judge_all(runs: Path, names: Sequence[str], settings: StabilitySettings, out: Path) -> None:
+    """Judge the named run folders under `runs` and write stability.json."""
+    entries = {name: judge(RunFolder(runs / name).finished(), settings) for name in names}
+    write_json(out, to_json(Stability(SCHEMA, settings, entries)))
+
+
+def stability_settings(text: str) -> StabilitySettings:
+    """The settings given by `--settings`; `UserError` for the first that is impossible."""
+    try:
+        settings = build(StabilitySettings, json_argument(text, "--settings"), "--settings")
+    except Misfit as problem:
+        raise UserError(str(problem)) from None
+    if not 0 < settings.spike_sigmas < math.inf:
+        raise UserError(f"--settings: spike_sigmas = {settings.spike_sigmas} must be above 0")
+    for name in ("spike_window", "fluctuation_window"):
+        if getattr(settings, name) < 2:
+            raise UserError(f"--settings: {name} = {getattr(settings, name)} must be at least 2")
     return settings
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite stability`."""
     parser.add_argument(
-        "--settings", required=True, metavar="JSON", help=f"object with {', '.join(SETTINGS)}"
+        "--settings",
+        required=True,
+        metavar="JSON",
+        help="object with spike_window, spike_sigmas and fluctuation_window",
     )
     parser.add_argument(
         "--runs", required=True, type=Path, metavar="DIR", help="folder of the run folders"
     )
     parser.add_argument(
-        "--run", required=True, nargs="+", metavar="ID", help="runs, or @FILE with one a line"
+        "--run", required=True, nargs="+", metavar="ID", help="runs, or @FILE with one per line"
     )
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="stability.json")
 
 
 def run(args: argparse.Namespace) -> None:
     """Judge every run and write stability.json."""
-    settings = _checked(json_argument(args.settings, "--settings"))
-    verdicts = {
-        name: judge(finished_run(args.runs, name), settings) for name in run_arguments(args.run)
-    }
-    write_json(args.out, {"schema": SCHEMA, "settings": settings, "runs": verdicts})
+    settings = stability_settings(args.settings)
+    judge_all(args.runs, run_arguments(args.run), settings, args.out)

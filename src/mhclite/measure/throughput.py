@@ -9,10 +9,10 @@ is read.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,19 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from mhclite.arguments import json_argument
+from mhclite.config import (
+    RESIDUAL,
+    ConnectionConfig,
+    ModelConfig,
+    ThroughputConfig,
+    TrainingConfig,
+)
 from mhclite.errors import UserError
 from mhclite.files import write_json
+from mhclite.measure.files import SCHEMA, Measured, Quartiles, Throughput, Timing
 from mhclite.model import GPT, compiled_loss
+from mhclite.records import Misfit, build, to_json
 from mhclite.runs.provenance import hardware
 from mhclite.training.optimizer import AdamW, apply_update
 from mhclite.training.processes import choose_device
@@ -32,7 +42,7 @@ from mhclite.training.processes import choose_device
 log = logging.getLogger(__name__)
 
 
-def counts(model: dict[str, Any], connection: dict[str, Any]) -> tuple[int, float]:
+def counts(model: ModelConfig, connection: ConnectionConfig) -> tuple[int, float]:
     """(parameters, FLOPs of forward and backward per token) of a model.
 
     FLOPs are counted by torch, operator by operator, on the meta device with one sequence. Only
@@ -41,14 +51,14 @@ def counts(model: dict[str, Any], connection: dict[str, Any]) -> tuple[int, floa
     """
     with torch.device("meta"):
         parameters = GPT(model, connection, seed=0).parameter_counts()["total"]
-    one, two = (_flops({**model, "n_layer": n}, connection) for n in (1, 2))
-    return parameters, (one + (model["n_layer"] - 1) * (two - one)) / int(model["block_size"])
+    one, two = (_flops(replace(model, n_layer=n), connection) for n in (1, 2))
+    return parameters, (one + (model.n_layer - 1) * (two - one)) / model.block_size
 
 
-def _flops(model: dict[str, Any], connection: dict[str, Any]) -> int:
+def _flops(model: ModelConfig, connection: ConnectionConfig) -> int:
     with torch.device("meta"):
-        gpt = GPT(model, {**connection, "implementation": "reference"}, seed=0)
-        tokens = torch.zeros(1, model["block_size"] + 1, dtype=torch.int64)
+        gpt = GPT(model, replace(connection, implementation="reference"), seed=0)
+        tokens = torch.zeros(1, model.block_size + 1, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
         gpt.loss(tokens).backward()
     return counter.get_total_flops()
@@ -67,9 +77,9 @@ class Stepper:
 
     def __init__(
         self,
-        model: dict[str, Any],
-        connection: dict[str, Any],
-        training: dict[str, Any],
+        model: ModelConfig,
+        connection: ConnectionConfig,
+        training: TrainingConfig,
         batch_size: int,
         device: torch.device,
         weights_of: Stepper | None = None,
@@ -80,31 +90,31 @@ class Stepper:
         if weights_of is not None:  # the same model, computed in another way
             share_parameters(self.model, weights_of.model)
         self.optimizer: AdamW = (
-            AdamW(self.model, tuple(training["betas"]), training["weight_decay"])
+            AdamW(self.model, training.betas, training.weight_decay)
             if weights_of is None
             else weights_of.optimizer
         )
-        self.loss = compiled_loss(self.model) if training["compile"] else self.model.loss
+        self.loss = compiled_loss(self.model) if training.compile else self.model.loss
         generator = torch.Generator().manual_seed(0)
         self.tokens = torch.randint(
-            model["vocab_size"], (batch_size, model["block_size"] + 1), generator=generator
+            model.vocab_size, (batch_size, model.block_size + 1), generator=generator
         ).to(device)
-        self.rate = model["learning_rate"]
+        self.rate = model.learning_rate
 
     @property
     def computed(self) -> str:
         """How its connections are computed: `reference`, `fast` or `fused`."""
-        return self.model.choice(self.training["precision"] == "bf16")[0]
+        return self.model.choice(self.training.precision == "bf16")[0]
 
     def forward(self) -> Tensor:
         """The loss, ()."""
-        enabled = self.training["precision"] == "bf16"
+        enabled = self.training.precision == "bf16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
             return self.loss(self.tokens)
 
     def step(self) -> None:
         self.forward().backward()
-        apply_update(self.model, self.optimizer, self.rate, self.training["grad_clip"])
+        apply_update(self.model, self.optimizer, self.rate, self.training.grad_clip)
 
     def timed_step(self) -> float:
         """Seconds of one step."""
@@ -156,80 +166,86 @@ def cpu_peak_of(work: Callable[[], None]) -> int:
     return peak
 
 
-def quartiles(values: list[float]) -> dict[str, float]:
+def quartiles(values: list[float]) -> Quartiles:
     """Median and quartiles."""
     q1, median, q3 = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
-    return {"median": median, "q1": q1, "q3": q3}
+    return Quartiles(median, q1, q3)
 
 
-def measure(
-    model: dict[str, Any],
-    connections: dict[str, dict[str, Any]],
-    training: dict[str, Any],
-    settings: dict[str, Any],
-) -> dict[str, Any]:
-    """Throughput of each connection at one model size; see docs/results.md for the fields.
+Arm = tuple[str | None, str]  # implementation, name of the connection
 
-    Args:
-        model: a resolved model of a study.
-        connections: name -> resolved connection, a variant or a variant under a condition
-            (`Study.measured_connections`); the plain residual is measured too, named or not.
-        training: the study's training settings.
-        settings: the study's throughput settings.
+
+def steppers_of(
+    config: ThroughputConfig, batch_size: int, device: torch.device
+) -> tuple[str | None, dict[Arm, Stepper]]:
+    """What is timed: each connection as the study computes it, then in every other way that runs.
+
+    Returns:
+        The study's own implementation (None: the plain residual alone), and the steppers.
     """
-    device = choose_device(training["device"])
-    batch_size = settings["batch_size"] or training["micro_batch_size"] or training["batch_size"]
-    own_arms = {"residual": {"variant": "residual", "n_streams": 1}} | connections
-    stepper_of = {
-        name: Stepper(model, connection, training, batch_size, device)
-        for name, connection in own_arms.items()
+    connections = {"residual": RESIDUAL} | config.connections
+    own_steppers = {
+        name: Stepper(config.model, connection, config.training, batch_size, device)
+        for name, connection in connections.items()
     }
-    own = next((s.computed for s in stepper_of.values() if s.model.n_streams > 1), None)
-    steppers: dict[tuple[str | None, str], Stepper] = {
-        (own, name): stepper for name, stepper in stepper_of.items()
-    }
-    for other in settings["implementations"]:
-        for name, stepper in stepper_of.items():
+    own = next((s.computed for s in own_steppers.values() if s.model.n_streams > 1), None)
+    steppers: dict[Arm, Stepper] = {(own, name): s for name, s in own_steppers.items()}
+    for other in config.implementations:
+        for name, stepper in own_steppers.items():
             if stepper.model.n_streams > 1:
-                connection = {**own_arms[name], "implementation": other}
-                made = Stepper(model, connection, training, batch_size, device, stepper)
+                connection = replace(connections[name], implementation=other)
+                made = Stepper(
+                    config.model, connection, config.training, batch_size, device, stepper
+                )
                 # Triton's interpreter is for tests: its speed says nothing.
                 runs = made.computed == other and (other != "fused" or device.type == "cuda")
                 if runs and other != stepper.computed:
                     steppers[other, name] = made
-    base, residual = steppers[own, "residual"], (own, "residual")
-    seconds = interleaved(steppers, settings["warmup_rounds"], settings["rounds"])
-    variants: dict[str, dict[str, Any]] = {}
-    others: dict[str | None, dict[str, Any]] = {}
+    return own, steppers
+
+
+def measure(config: ThroughputConfig) -> Throughput:
+    """Throughput of each connection at one model size, the plain residual's too, named or not."""
+    training, model = config.training, config.model
+    device = choose_device(training.device)
+    batch_size = training.micro_batch_size or training.batch_size
+    own, steppers = steppers_of(config, batch_size, device)
+    base = steppers[own, "residual"]
+    seconds = interleaved(steppers, config.warmup_rounds, config.rounds)
+    variants: dict[str, Measured] = {}
+    others: dict[str, dict[str, Timing]] = {}
     for (implementation, name), stepper in steppers.items():
-        arm = (implementation, name)
-        row = timing(seconds[arm], seconds[residual], batch_size * model["block_size"])
-        row["peak_memory_bytes"] = stepper.peak_bytes()
+        row = timing(
+            seconds[implementation, name],
+            seconds[own, "residual"],
+            batch_size * model.block_size,
+            stepper.peak_bytes(),
+        )
         if implementation == own:
             total = stepper.model.parameter_counts()["total"]
-            row["flops_per_token"] = counts(model, own_arms[name])[1]
-            row["parameters"] = total
-            row["extra_parameters"] = total - base.model.parameter_counts()["total"]
-            variants[name] = row
+            connection = RESIDUAL if name == "residual" else config.connections[name]
+            extra = total - base.model.parameter_counts()["total"]
+            variants[name] = Measured(row, counts(model, connection)[1], total, extra)
         else:
+            assert implementation is not None
             others.setdefault(implementation, {})[name] = row
     found = hardware()
-    return {
-        "schema": 1,
-        "model": model["name"],
-        "device": found.get("gpu", "cpu") if device.type == "cuda" else "cpu",
-        "hardware": found,
-        "threads": torch.get_num_threads(),
-        "precision": training["precision"],
-        "compile": training["compile"],
-        "batch_size": batch_size,
-        "block_size": model["block_size"],
-        "rounds": settings["rounds"],
-        "warmup_rounds": settings["warmup_rounds"],
-        "implementation": own,
-        "variants": variants,
-        "others": others,
-    }
+    return Throughput(
+        schema=SCHEMA,
+        model=model.name,
+        device=found.get("gpu", "cpu") if device.type == "cuda" else "cpu",
+        hardware=found,
+        threads=torch.get_num_threads(),
+        precision=training.precision,
+        compile=training.compile,
+        batch_size=batch_size,
+        block_size=model.block_size,
+        rounds=config.rounds,
+        warmup_rounds=config.warmup_rounds,
+        implementation=own,
+        variants=variants,
+        others=others,
+    )
 
 
 def interleaved(steppers: dict[Any, Stepper], warmup: int, rounds: int) -> dict[Any, list[float]]:
@@ -247,15 +263,26 @@ def interleaved(steppers: dict[Any, Stepper], warmup: int, rounds: int) -> dict[
     return seconds
 
 
-def timing(seconds: list[float], residual: list[float], tokens: int) -> dict[str, Any]:
-    """Speed from step times, and relative to the plain residual's in the same rounds."""
+def timing(seconds: list[float], residual: list[float], tokens: int, peak_bytes: int) -> Timing:
+    """Speed from step times, and relative to the plain residual's in the same rounds.
+
+    Args:
+        tokens: of a step.
+        peak_bytes: most memory held during a step.
+    """
     ratio = [own / base for own, base in zip(seconds, residual, strict=True)]
-    return {
-        "step_seconds": seconds,
-        "ratio": ratio,
-        "tokens_per_second": quartiles([tokens / s for s in seconds]),
-        "ratio_quartiles": quartiles(ratio),
-    }
+    speed = quartiles([tokens / s for s in seconds])
+    return Timing(seconds, ratio, speed, quartiles(ratio), peak_bytes)
+
+
+def throughput_config(text: str) -> ThroughputConfig:
+    """What `--config` asks for; `UserError` if it is not that."""
+    try:
+        return build(ThroughputConfig, json_argument(text, "--config"))
+    except Misfit as problem:
+        raise UserError(
+            f"--config {text[:60]!r} is not what a study resolves for throughput: {problem}"
+        ) from None
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -263,7 +290,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         required=True,
-        help="JSON with model, connections, training and throughput, as the study resolves them",
+        help="model, connections, training and rounds, as the study resolves them (JSON or @FILE)",
     )
     parser.add_argument("--threads", type=int, required=True, help="CPU threads")
     parser.add_argument("--out", required=True, type=Path, help="file to write")
@@ -271,18 +298,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure one model size and write the file."""
-    try:
-        config = json.loads(args.config)
-        parts = [config[key] for key in ("model", "connections", "training", "throughput")]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(
-            f"--config {args.config[:60]!r} needs the keys model, connections, training and "
-            f"throughput ({error})"
-        ) from None
+    config = throughput_config(args.config)
     torch.set_num_threads(args.threads)
-    result = measure(*parts)
-    write_json(args.out, result)
-    for implementation, rows in {"": result["variants"], **result["others"]}.items():
+    result = measure(config)
+    write_json(args.out, to_json(result))
+    own = {name: measured.timing for name, measured in result.variants.items()}
+    for implementation, rows in {"": own, **result.others}.items():
         for variant, row in rows.items():
-            ratio = row["ratio_quartiles"]["median"]
+            ratio = row.ratio_quartiles.median
             log.info("%-10s %-9s %.2fx the residual's step", variant, implementation, ratio)

@@ -3,39 +3,87 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.data.batches import Tokens, evaluation_starts
-from mhclite.data.shards import TokenSplit, open_split, open_tokens
+from mhclite.data.manifest import open_split, open_tokens
+from mhclite.data.tokens import TokenSplit
 from mhclite.errors import UserError
-from mhclite.files import read_json, sha256_of
+from mhclite.files import sha256_of
 from mhclite.model import GPT
-from mhclite.training.processes import choose_device, deterministic
+from mhclite.records import read_record
+from mhclite.runs.folder import WEIGHTS, RunFolder
+from mhclite.training.group import deterministic
+from mhclite.training.processes import choose_device
+
+SCHEMA = 1  # of imported.json
+IMPORTED = "imported.json"
 
 
-def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(resolved configuration, summary) of a finished run."""
-    if not (folder / "summary.json").is_file():
-        raise UserError(f"{folder} is no finished run: it has no summary.json")
-    record = read_json(folder / "run.json", "record of the run")
-    return record["config"], read_json(folder / "summary.json", "summary of the run")
+@dataclass(frozen=True)
+class Trained:
+    """A model whose training has ended, here or elsewhere (`exchange`)."""
+
+    folder: Path
+    model: ModelConfig
+    connection: ConnectionConfig
+    seed: int
+    device: str  # as in the study
+    weights_sha256: str | None
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there are final weights: a diverged run has none."""
+        return self.weights_sha256 is not None
 
 
-def load_trained(folder: Path) -> tuple[GPT, torch.device]:
-    """The model of a completed run in evaluation mode, in float32, and its device."""
-    config, summary = read_run(folder)
-    weights = folder / "weights.pt"
-    if not weights.exists() or sha256_of(weights) != summary["weights_sha256"]:
-        raise UserError(
-            f"{weights} is missing or not what {folder / 'summary.json'} recorded; delete the "
-            "summary and run the workflow again to train this run anew"
+@dataclass(frozen=True)
+class ImportedModel:
+    """imported.json: a model of the authors' repository, in a folder with its weights."""
+
+    schema: int
+    source: str  # their checkpoint
+    source_sha256: str
+    steps: int
+    model: ModelConfig
+    connection: ConnectionConfig
+    weights_sha256: str
+
+
+def read_trained(path: Path) -> Trained:
+    """The model in a run folder, or in one that `exchange` imported into; `UserError` if none."""
+    if (path / IMPORTED).is_file():
+        found = read_record(
+            ImportedModel, path / IMPORTED, "the imported model", SCHEMA, "import it again"
         )
-    device = choose_device(config["training"]["device"])
+        return Trained(path, found.model, found.connection, 0, "auto", found.weights_sha256)
+    folder = RunFolder(path)
+    summary, config = folder.summary(), folder.record().config
+    return Trained(
+        path,
+        config.model,
+        config.connection,
+        config.seed,
+        config.training.device,
+        summary.weights_sha256,
+    )
+
+
+def load_trained(trained: Trained) -> tuple[GPT, torch.device]:
+    """The model in evaluation mode, in float32, and its device."""
+    weights = trained.folder / WEIGHTS
+    if not weights.exists() or sha256_of(weights) != trained.weights_sha256:
+        raise UserError(
+            f"{weights} is missing or not what was recorded beside it; delete {trained.folder} and "
+            "train or import the model again"
+        )
+    device = choose_device(trained.device)
     deterministic(device)
-    model = GPT(config["model"], config["connection"], config["seed"])
+    model = GPT(trained.model, trained.connection, trained.seed)
     model.load_state_dict(torch.load(weights, weights_only=True))
     return model.to(device).eval(), device
 

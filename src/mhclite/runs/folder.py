@@ -1,128 +1,310 @@
-"""What a measuring step is given: JSON arguments, lists of runs, finished run folders."""
+"""The run folder, owned here: its files, their content, and whether the run is finished.
+
+    run.json       the resolved configuration and where the result comes from (`RunRecord`)
+    metrics.jsonl  one line per optimizer step; the same bits whenever the run is repeated
+    timing.jsonl   seconds and wall time of each step
+    mixing.jsonl   one line per evaluation: the streams and H_res of the model in training
+    weights.pt     the final weights
+    result.json    written when the run is finished (`Summary`)
+    summary.json   the same, written last: Snakemake's declared output, which it deletes at will
+    checkpoints/   while the run is under way
+    superseded/    a run of another key that was under way here before, by its key
+    lock           held by the process that trains
+
+Whoever wants to know something of a run asks this module. It needs no torch.
+"""
 
 from __future__ import annotations
 
-import json
-import sys
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from mhclite.config import RunConfig
 from mhclite.errors import UserError
-from mhclite.files import misfit, read_json, read_jsonl, sha256_of
+from mhclite.files import read_json, read_jsonl, sha256_of, write_json
+from mhclite.records import read_record, to_json
+from mhclite.runs.provenance import Provenance
 
-SCHEMA = 1  # of every file that one step writes for another
+SCHEMA = 2  # of run.json, result.json and summary.json
+STEP_FILES = ("metrics", "timing", "mixing")  # .jsonl, one line per step or evaluation
+RECORD, RESULT, SUMMARY, WEIGHTS = "run.json", "result.json", "summary.json", "weights.pt"
+CHECKPOINTS, SUPERSEDED, LOCK = "checkpoints", "superseded", "lock"
+KEY_SHORT = 12  # hex digits of a key in the name of a folder
 
-
-def _text_argument(text: str, what: str) -> str:
-    """The argument itself, the content of FILE for `@FILE`, or standard input for `-`."""
-    if text == "-":
-        return sys.stdin.read()
-    if not text.startswith("@"):
-        return text
-    try:
-        return Path(text[1:]).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{what}: cannot read {text[1:]}: {error}") from None
+log = logging.getLogger(__name__)
 
 
-def json_argument(text: str, what: str) -> dict[str, Any]:
-    """A JSON object given on the command line, as `@FILE`, or `-` for standard input."""
-    try:
-        value = json.loads(_text_argument(text, what))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{what} is not JSON ({error}); a file is given as @FILE") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{what} must be a JSON object, not {value!r:.60}")
-    return value
+@dataclass(frozen=True)
+class Attempt:
+    """A time that a process began to train the run."""
+
+    started: str  # ISO 8601, UTC
+    provenance: Provenance
 
 
-def run_arguments(arguments: list[str]) -> list[str]:
-    """Run ids given one by one or, one a line, in files named `@FILE`."""
-    runs = [run for text in arguments for run in _text_argument(text, "--run").split()]
-    twice = sorted({run for run in runs if runs.count(run) > 1})
-    if twice:
-        raise UserError(f"--run: {twice[0]} is given twice")
-    return runs
+@dataclass(frozen=True)
+class CorpusRecord:
+    """The prepared corpus that a run is trained on."""
+
+    name: str
+    digest: str
+    manifest: str  # path
 
 
-def read_schema(path: Path, what: str, step: str, delete: Path | None = None) -> dict[str, Any]:
-    """Read a JSON file that `step` wrote; `UserError` if it is missing or of another version.
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Numbers of parameters; a tied head is counted once."""
 
-    `delete` is what the user removes to have it written again: left out, the file itself.
-    """
-    if not path.is_file():
-        raise UserError(
-            f"{what} is missing: {path} does not exist; run `snakemake --cores all`, or "
-            f"`python -m mhclite {step}` by hand"
-        )
-    value = read_json(path, what)
-    found = value.get("schema") if isinstance(value, dict) else None
-    if found != SCHEMA:
-        raise UserError(
-            f"{what} is from another version of mhclite: {path} has schema {found}, expected "
-            f"{SCHEMA}; delete {delete or path} and run `snakemake --cores all`"
-        )
-    return dict(value)
+    total: int
+    connection: int
 
 
-# What the steps after training read of a run folder, as shapes for `misfit`.
-SUMMARY_SHAPE = {
-    "status": str,
-    "steps": int,
-    "diverged_step": int | None,
-    "tokens": int,
-    "train_loss": float | None,
-    "validation_loss": float | None,
-    "validation_bits_per_byte": float | None,
-    "best_validation_loss": float,
-    "seconds": float,
-    "tokens_per_second": float,
-    "metrics_sha256": str,
-}
-RECORD_SHAPE = {
-    "config": {"training": {}, "model": {}, "connection": {}},
-    "corpus": {"digest": str},
-    "provenance": {
-        "git": {"commit": str | None, "dirty": bool | None},
-        "versions": {},
-        "hardware": {"cpu": str, "cores": int | None},
-        "platform": str,
-    },
-    "parameters": {"total": int, "connection": int},
-}
+@dataclass(frozen=True)
+class RunRecord:
+    """run.json: what a run is, and where its result comes from."""
+
+    schema: int
+    key: str
+    code: str  # digest of the code in the key
+    config: RunConfig
+    corpus: CorpusRecord
+    attempts: list[Attempt]
+    parameters: ParameterCounts
+    implementation: str  # how the connections are computed: reference, fast or fused
+    launch: dict[str, Any] | None  # sizes of the kernels' launches, where the run uses them
+
+    @property
+    def provenance(self) -> Provenance:
+        """Of the last attempt."""
+        return self.attempts[-1].provenance
+
+
+@dataclass(frozen=True)
+class Summary:
+    """summary.json: what a finished run comes to. A diverged run has no final losses."""
+
+    schema: int
+    run: str
+    key: str
+    status: Literal["completed", "diverged"]
+    steps: int
+    diverged_step: int | None
+    tokens: int
+    train_loss: float | None  # mean over the last steps, nats per token
+    validation_loss: float | None  # at the last step
+    validation_bits_per_byte: float | None
+    best_validation_loss: float
+    seconds: float  # of all steps
+    tokens_per_second: float
+    attempts: int
+    metrics_sha256: str
+    weights_sha256: str | None
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run folder that `train` has completed."""
+    """A run that `train` has completed."""
 
     run: str
-    description: dict[str, Any]  # run.json
-    summary: dict[str, Any]  # summary.json
-    metrics: list[dict[str, Any]]  # metrics.jsonl, one entry a step, step 0 first
+    record: RunRecord
+    summary: Summary
+    metrics: list[dict[str, Any]]  # metrics.jsonl, one entry per step, step 0 first
 
 
-def finished_run(runs: Path, run: str) -> FinishedRun:
-    """Read the folder of a run; `UserError` if it is not finished or of another version."""
-    folder = runs / run
-    if not (folder / "summary.json").is_file():
-        raise UserError(
-            f"run {run} is not finished: {folder / 'summary.json'} does not exist; "
-            "`snakemake --cores all` trains or continues it"
-        )
-    again = f"delete {folder} and run `snakemake --cores all`"
-    metrics = folder / "metrics.jsonl"
-    if not metrics.is_file():
-        raise UserError(f"run {run} has no {metrics}; {again}")
-    read = []
-    for name, shape in (("summary.json", SUMMARY_SHAPE), ("run.json", RECORD_SHAPE)):
-        content = read_schema(folder / name, f"{name} of run {run}", "train", folder)
-        problem = misfit(content, shape)
-        if problem:
-            raise UserError(f"{folder / name} is not what training wrote: {problem}; {again}")
-        read.append(content)
-    summary, description = read
-    if sha256_of(metrics) != summary["metrics_sha256"]:
-        raise UserError(f"{metrics} is not what training wrote: it was changed since; {again}")
-    return FinishedRun(run, description, summary, metrics=read_jsonl(metrics))
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._again = f"delete {path} and run `snakemake --cores all`"
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    # --- reading ----------------------------------------------------------------------------
+
+    def record(self) -> RunRecord:
+        """run.json; `UserError` if it is missing, damaged or of another version."""
+        what = f"the record of run {self.path.name}"
+        return read_record(RunRecord, self / RECORD, what, SCHEMA, self._again)
+
+    def summary(self) -> Summary:
+        """summary.json; `UserError` if the run is not finished or of another version."""
+        if not self.is_finished():
+            raise UserError(
+                f"run {self.path.name} is not finished: {self / SUMMARY} does not exist; "
+                "`snakemake --cores all` trains or continues it"
+            )
+        what = f"the summary of run {self.path.name}"
+        return read_record(Summary, self / SUMMARY, what, SCHEMA, self._again)
+
+    def is_finished(self) -> bool:
+        """Whether the run has ended, by itself or by diverging."""
+        return (self / SUMMARY).is_file()
+
+    def finished(self) -> FinishedRun:
+        """The whole run, its metrics compared with their digest; `UserError` if it is not whole."""
+        summary, record = self.summary(), self.record()
+        metrics = self / "metrics.jsonl"
+        if not metrics.is_file():
+            raise UserError(f"run {self.path.name} has no {metrics}; {self._again}")
+        if sha256_of(metrics) != summary.metrics_sha256:
+            raise UserError(
+                f"{metrics} is not what training wrote: it was changed since; {self._again}"
+            )
+        return FinishedRun(self.path.name, record, summary, read_jsonl(metrics))
+
+    def begun_key(self) -> str | None:
+        """Key of the run that run.json describes; None if nothing was begun here.
+
+        Of any version of mhclite, so that a newer one can put an older one's run aside.
+        """
+        return self._begun()[0]
+
+    def _begun(self) -> tuple[str | None, int]:
+        """(key, schema) from run.json."""
+        path = self / RECORD
+        if not path.exists():
+            return None, SCHEMA
+        content = read_json(path, "record of the run")
+        key = content.get("key") if isinstance(content, dict) else None
+        if not (isinstance(key, str) and key.isalnum()):
+            raise UserError(f"{path} does not describe a run; delete {self.path} to train it again")
+        return key, content.get("schema")
+
+    def finished_key(self) -> str | None:
+        """Key of the run that was finished here; None if none was."""
+        if not self.is_finished():
+            return None
+        content = read_json(self / SUMMARY, "summary of the run")
+        return str(content.get("key")) if isinstance(content, dict) else None
+
+    def saved_steps(self, key: str) -> int:
+        """Steps of the newest checkpoint; 0 if there is none of this key."""
+        saved = [0]
+        for path in (self / CHECKPOINTS).glob("step_*.json"):
+            meta = read_json(path, "checkpoint")
+            ours = isinstance(meta, dict) and meta.get("key") == key
+            if ours and path.with_suffix(".pt").is_file() and isinstance(meta.get("step"), int):
+                saved.append(meta["step"])
+        return max(saved)
+
+    def damage(self, summary: Summary, weights_needed: bool = True) -> Path | None:
+        """The first file that does not have the digest of the summary; None if all have."""
+        expected = {"metrics.jsonl": summary.metrics_sha256, WEIGHTS: summary.weights_sha256}
+        for name, digest in expected.items():
+            path = self / name
+            if name == WEIGHTS and not weights_needed and not path.exists():
+                continue
+            if (sha256_of(path) if path.exists() else None) != digest:
+                return path
+        return None
+
+    # --- writing: only for the process that trains ------------------------------------------
+
+    @contextmanager
+    def only_writer(self) -> Iterator[None]:
+        """Hold the folder alone. The lock falls with the process, however it ends."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self / LOCK).open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                log.info(
+                    "another process (pid %s) is training this run: waiting for it to end",
+                    file.read().strip() or "unknown",
+                )
+                fcntl.flock(file, fcntl.LOCK_EX)
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def is_locked(self) -> bool:
+        """Whether a process on this machine (or on a file system that shares locks) trains here."""
+        try:
+            with (self / LOCK).open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def restore_summary(self, key: str) -> bool:
+        """Whether the run of this key is finished; a summary.json that was deleted is written
+        again."""
+        for name in (SUMMARY, RESULT):
+            path = self / name
+            if not path.exists():
+                continue
+            content = read_json(path, "result")
+            if not isinstance(content, dict) or content.get("key") != key:
+                continue
+            if name == SUMMARY:
+                return True
+            result = read_record(Summary, path, "the result", SCHEMA, self._again)
+            if self.damage(result) is None:
+                log.info("finished before: writing summary.json again from result.json")
+                write_json(self / SUMMARY, to_json(result))
+                return True
+            log.warning("%s does not fit the files beside it: training again", path)
+        return False
+
+    def make_room(self, key: str) -> None:
+        """Put aside what a run of another key has under way here; take back what ours had.
+
+        Killed at any point, the next call does the rest: run.json is moved last.
+        """
+        other = self.begun_key()
+        superseded = self / SUPERSEDED
+        if other not in (None, key):
+            assert other is not None
+            log.info("settings, code or corpus differ from what %s holds", self.path)
+            theirs = superseded / other[:KEY_SHORT]
+            if (self / CHECKPOINTS).exists() or (theirs / CHECKPOINTS).exists():
+                log.info("it was under way: kept in %s until this run is finished", theirs)
+                _move(self.path, theirs)
+        ours = superseded / key[:KEY_SHORT]
+        if ours.exists():  # also where putting it aside was interrupted
+            log.info("taking back what this run had done")
+            _move(ours, self.path)
+            ours.rmdir()
+
+    def attempts(self, key: str) -> list[Attempt]:
+        """Earlier attempts at the run of this key."""
+        found, schema = self._begun()
+        return self.record().attempts if found == key and schema == SCHEMA else []
+
+    def begin(self, record: RunRecord) -> None:
+        """Write run.json."""
+        write_json(self / RECORD, to_json(record))
+
+    def finish(self, summary: Summary) -> None:
+        """Write what the run comes to, summary.json last, and remove what it needed on the way."""
+        for name in (RESULT, SUMMARY):
+            write_json(self / name, to_json(summary))
+        self.clear()
+
+    def clear(self) -> None:
+        """Remove what only an unfinished run needs."""
+        for leftover in (CHECKPOINTS, SUPERSEDED):
+            shutil.rmtree(self / leftover, ignore_errors=True)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move a run's files from folder to folder, run.json last."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (*(f"{name}.jsonl" for name in STEP_FILES), CHECKPOINTS, RECORD):
+        if (source / name).is_dir():
+            shutil.rmtree(target / name, ignore_errors=True)
+        if (source / name).exists():
+            os.replace(source / name, target / name)

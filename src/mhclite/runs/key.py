@@ -1,28 +1,108 @@
-"""What decides a run's result. Another key, another run."""
+"""What decides a run's numbers. Another key, another run.
+
+A key is a digest of the settings, the code and the corpus that decide what `metrics.jsonl` and the
+final weights hold, to the bit. A run whose key changed is trained again; `bundle merge` refuses it.
+So what stands here costs every user their finished runs when it changes, and what is missing here
+lets two different computations pass for one run. docs/reproducibility.md has a table of edits and
+what each of them runs again.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from mhclite.config import RunConfig
 from mhclite.files import digest_of
-from mhclite.runs.provenance import code_digest
+from mhclite.runs.code import PACKAGE, digest_of_modules
 
-# Settings that do not decide the result: a run may be continued with others.
-FREE_SETTINGS = ("processes", "checkpoint_interval")
+# The code of every run. tests/unit/runs/test_key.py compares it with what the trainer imports.
+MODULES = (
+    "connections",
+    "connections.base",
+    "connections.choice",
+    "connections.fast",
+    "connections.mixing",
+    "data.batches",
+    "data.tokens",
+    "model",
+    "seeding",
+    "training.group",
+    "training.optimizer",
+    "training.streams",
+    "training.trainer",
+)
+# Besides, of runs whose connections may be computed by Triton kernels.
+FUSED_MODULES = ("connections.fused", "connections.kernels")
+
+# Settings that do not decide the numbers: names, and how training is carried out.
+NAMES = ("run", "corpus", "condition")
+FREE_TRAINING = ("processes", "checkpoint_interval")
 
 
-def deciding(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's configuration without the settings that do not decide its result."""
-    training = {k: v for k, v in config["training"].items() if k not in FREE_SETTINGS}
-    return {**config, "training": training}
+def may_be_fused(config: RunConfig) -> bool:
+    """Whether a run's connections may be computed by kernels, on some machine."""
+    wanted = config.connection.implementation
+    return config.connection.n_streams > 1 and (
+        wanted == "fused" or (wanted == "auto" and config.training.device != "cpu")
+    )
 
 
-def code_of(config: dict[str, Any]) -> str:
-    """Digest of the source that decides a run's result."""
-    variant = config["connection"]["variant"]
-    return code_digest("mhclite.training.loop", f"mhclite.connections.{variant}")
+def modules_of(config: RunConfig) -> tuple[str, ...]:
+    """The modules whose code decides a run's numbers."""
+    variant = f"connections.{config.connection.variant}"
+    names = (*MODULES, variant, *(FUSED_MODULES if may_be_fused(config) else ()))
+    return tuple(f"{PACKAGE}.{name}" for name in names)
 
 
-def run_key(config: dict[str, Any], corpus_digest: str) -> str:
-    """Digest of configuration, code and corpus."""
-    return digest_of({"config": deciding(config), "code": code_of(config), "corpus": corpus_digest})
+def deciding(config: RunConfig) -> dict[str, Any]:
+    """The settings of a run that decide its numbers, as JSON."""
+    found = config.to_json()
+    for name in NAMES:
+        del found[name]
+    del found["model"]["name"]
+    for name in FREE_TRAINING:
+        del found["training"][name]
+    return found
+
+
+def settings_digest(config: RunConfig) -> str:
+    """Digest of the settings that decide a run's numbers."""
+    return digest_of(deciding(config))[:16]
+
+
+def code_digest(config: RunConfig) -> str:
+    """Digest of the code that decides a run's numbers."""
+    return digest_of_modules(modules_of(config))
+
+
+def run_key(config: RunConfig, corpus_digest: str) -> str:
+    """Digest of settings, code and corpus.
+
+    Args:
+        corpus_digest: of the prepared corpus (`Manifest.digest`).
+    """
+    parts = {
+        "settings": settings_digest(config),
+        "code": code_digest(config),
+        "corpus": corpus_digest,
+    }
+    return digest_of(parts)
+
+
+def difference(expected: Any, found: Any, where: str = "") -> str:
+    """The first setting in which two configurations differ; empty if they agree.
+
+    Args:
+        expected: as the study has it.
+        found: as the run has it.
+        where: the path of both.
+    """
+    if isinstance(expected, dict) and isinstance(found, dict):
+        for key in [*expected, *(key for key in found if key not in expected)]:
+            inner = difference(expected.get(key), found.get(key), f"{where}.{key}".lstrip("."))
+            if inner:
+                return inner
+        return ""
+    if expected == found:
+        return ""
+    return f"{where} is {expected!r} in the study and {found!r} in the run"

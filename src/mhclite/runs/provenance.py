@@ -1,111 +1,45 @@
-"""Where a result comes from: source code, versions, hardware."""
+"""Where a result comes from: commit, versions, hardware."""
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import json
 import os
 import platform
 import subprocess
 import sys
-from functools import cache
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGE_ROOT = Path(__file__).parent.parent
+from mhclite.runs.code import PACKAGE_ROOT
+
 PACKED = "packed.json"  # in the package of a bundle: the git state of the checkout it was made from
 
 
-def _path_of(module: str) -> Path | None:
-    """Source file of a module of this package, None for anything else."""
-    parts = module.split(".")
-    if parts[0] != PACKAGE_ROOT.name:
-        return None
-    base = PACKAGE_ROOT.joinpath(*parts[1:])
-    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
-        if candidate.is_file():
-            return candidate
-    return None
+@dataclass(frozen=True)
+class GitState:
+    """The commit that the code is from; None where it is not known."""
+
+    commit: str | None
+    dirty: bool | None  # whether tracked files had uncommitted changes
 
 
-def canonical(node: Any) -> Any:
-    """A syntax tree as nested lists, the same in every version of Python that can parse it.
+@dataclass(frozen=True)
+class Provenance:
+    """Code, versions and hardware of a process."""
 
-    `ast.unparse` and `ast.dump` are not: versions differ in the quotes of f-strings, in fields that
-    are left empty, and in empty pieces of f-strings.
-    """
-    if isinstance(node, ast.JoinedStr):
-        pieces = [v for v in node.values if not (isinstance(v, ast.Constant) and v.value == "")]
-        return ["JoinedStr", [canonical(piece) for piece in pieces]]
-    if isinstance(node, ast.AST):
-        fields = [(name, canonical(value)) for name, value in ast.iter_fields(node)]
-        return [type(node).__name__, *(field for field in fields if field[1] not in ("None", []))]
-    if isinstance(node, list):
-        return [canonical(entry) for entry in node]
-    return repr(node)
+    git: GitState
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+    platform: str
 
 
-@cache
-def _parsed(path: Path) -> tuple[str, frozenset[str]]:
-    """(source without comments, docstrings and layout, modules imported anywhere in it)."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    imported: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            imported |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            imported.add(node.module)
-            imported |= {f"{node.module}.{alias.name}" for alias in node.names}
-        body = getattr(node, "body", None)
-        if (
-            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-            and ast.get_docstring(node, clean=False) is not None
-            and isinstance(body, list)
-        ):
-            body[0] = ast.Pass()
-    return json.dumps(canonical(tree)), frozenset(imported)
-
-
-def source_modules(*modules: str) -> list[str]:
-    """The given modules of this package and all of its modules they import, sorted.
-
-    Imports made by name at run time (the registry of variants) are not followed: whoever needs
-    them names them here.
-    """
-    found: set[str] = set()
-    pending = list(modules)
-    while pending:
-        module = pending.pop()
-        path = _path_of(module)
-        if path is None or module in found:
-            continue
-        found.add(module)
-        pending.extend(_parsed(path)[1])
-    return sorted(found)
-
-
-@cache
-def code_digest(*modules: str) -> str:
-    """Digest of what `modules` and the modules they import compute.
-
-    Comments, docstrings and layout do not count: editing them reruns nothing.
-    """
-    digest = hashlib.sha256()
-    for module in source_modules(*modules):
-        path = _path_of(module)
-        assert path is not None
-        digest.update(f"{module}\n{_parsed(path)[0]}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def git_state() -> dict[str, Any]:
+def git_state() -> GitState:
     """Commit of the checkout that the code is from, and whether it had uncommitted changes."""
     packed = PACKAGE_ROOT / PACKED
     if packed.is_file():
-        found: dict[str, Any] = json.loads(packed.read_text(encoding="utf-8"))
-        return found
+        return GitState(**json.loads(packed.read_text(encoding="utf-8")))
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -117,12 +51,10 @@ def git_state() -> dict[str, Any]:
         ).stdout.strip()
 
     try:
-        return {
-            "commit": git("rev-parse", "HEAD"),
-            "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
-        }
+        dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
+        return GitState(git("rev-parse", "HEAD"), dirty)
     except (OSError, subprocess.SubprocessError):
-        return {"commit": None, "dirty": None}
+        return GitState(None, None)
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -158,11 +90,16 @@ def hardware() -> dict[str, Any]:
     return found
 
 
-def provenance() -> dict[str, Any]:
-    """Code, versions and hardware of this process."""
-    return {
-        "git": git_state(),
-        "versions": versions("torch", "numpy", "mhclite"),
-        "hardware": hardware(),
-        "platform": platform.platform(),
-    }
+def hardware_in_words(hardware: dict[str, Any]) -> str:
+    """Processor or GPU, and how many, e.g. `AMD EPYC, 2 cores`."""
+    if "gpu" in hardware:
+        count = hardware.get("gpus", 1)
+        return f"{count} x {hardware['gpu']}" if count > 1 else str(hardware["gpu"])
+    return f"{hardware['cpu']}, {hardware['cores']} cores"
+
+
+def provenance() -> Provenance:
+    """Of this process."""
+    return Provenance(
+        git_state(), versions("torch", "numpy", "mhclite"), hardware(), platform.platform()
+    )

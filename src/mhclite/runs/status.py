@@ -1,27 +1,23 @@
-"""`python -m mhclite status STUDY`: where a study stands, from its files alone.
+"""Where runs stand, from their files alone.
 
 Works while the study runs, on any machine that sees the results, and without torch.
 """
 
 from __future__ import annotations
 
-import argparse
-import fcntl
 import json
 import statistics
-import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mhclite.config import RunConfig
 from mhclite.errors import UserError
-from mhclite.files import read_json
+from mhclite.runs.folder import RunFolder
 from mhclite.runs.key import deciding
-
-if TYPE_CHECKING:  # a bundle asks for the state of its runs where pydantic is not installed
-    from mhclite.study.settings import Study
 
 TAIL = 16384  # bytes read of the end of a file
 LATEST = 50  # steps from which the rate is taken
@@ -71,18 +67,6 @@ def latest_steps(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def is_locked(folder: Path) -> bool:
-    """Whether a process on this machine (or on a file system that shares locks) trains the run."""
-    try:
-        with (folder / "lock").open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
 def last_words(log: Path) -> str:
     """What a step's log ends with, empty if it has none."""
     lines = [line.strip() for line in tail(log) if line.strip()]
@@ -90,31 +74,29 @@ def last_words(log: Path) -> str:
     return (errors or lines or [""])[-1]
 
 
-def status_of(out: Path, run: str, config: dict[str, Any]) -> RunStatus:
+def status_of(out: Path, config: RunConfig) -> RunStatus:
     """Where a run stands; `out` is the study's folder."""
-    folder, log = out / "runs" / run, out / "logs" / "train" / f"{run}.log"
-    steps = config["training"]["steps"]
-    cell = f"{config['model']['name']} {config['connection']['variant']}"
-    latest = latest_steps(folder)
+    run, steps = config.run, config.training.steps
+    folder, log = RunFolder(out / "runs" / run), out / "logs" / "train" / f"{run}.log"
+    cell = f"{config.model.name} {config.connection.variant}"
+    latest = latest_steps(folder.path)
     seconds = statistics.median(record["seconds"] for record in latest) if latest else None
     step = int(latest[-1]["step"]) if latest else 0
 
     def at(state: str, note: str = "") -> RunStatus:
         return RunStatus(run, cell, state, step, steps, seconds, note)
 
-    if (folder / "summary.json").exists():
+    if folder.is_finished():
         try:
-            summary = read_json(folder / "summary.json")
-            trained = read_json(folder / "run.json")["config"]
-            if deciding(trained) != deciding(config):
-                return RunStatus(run, cell, "outdated", 0, steps, seconds, "of other settings")
-            if summary["status"] == "diverged":
-                return at("diverged", f"at step {summary['diverged_step']}")
-        except (UserError, KeyError, TypeError) as error:
-            reason = error if isinstance(error, UserError) else "a result that is not one"
-            return at("failed", f"{reason}; delete {folder}")
+            summary, trained = folder.summary(), folder.record().config
+        except UserError as error:
+            return at("failed", str(error))
+        if deciding(trained) != deciding(config):
+            return RunStatus(run, cell, "outdated", 0, steps, seconds, "of other settings")
+        if summary.status == "diverged":
+            return at("diverged", f"at step {summary.diverged_step}")
         return at("finished")
-    if is_locked(folder):
+    if folder.is_locked():
         return at("under way")
     if latest:
         age = time.time() - latest[-1]["wall"]
@@ -160,13 +142,18 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def report(study: Study, results: Path) -> str:
-    """The lines that are printed."""
-    out = results / study.name
-    found = [status_of(out, run, config) for run, config in study.runs().items()]
+def report(name: str, runs: Iterable[RunConfig], out: Path) -> str:
+    """The lines that are printed.
+
+    Args:
+        name: of the study.
+        runs: its runs.
+        out: its folder under results/.
+    """
+    found = [status_of(out, config) for config in runs]
     counts = [(state, sum(status.state == state for status in found)) for state in STATES]
     summary = ", ".join(f"{count} {state}" for state, count in counts if count)
-    lines = [f"study {study.name}: {len(found)} runs: {summary}"]
+    lines = [f"study {name}: {len(found)} runs: {summary}"]
     width = max(len(status.run) for status in found)
     for state in ("under way", "diverged", "failed", "stopped", "outdated"):
         for status in found:
@@ -194,25 +181,3 @@ def report(study: Study, results: Path) -> str:
         pace = f"{at_once} at once as now" if at_once else "one at a time"
         lines.append(f"about {duration(left_over)} of training left ({pace})")
     return "\n".join(lines)
-
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m mhclite status`."""
-    parser.add_argument("study", type=Path, help="study file (YAML)")
-    parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="default: %(default)s"
-    )
-
-
-def run(args: argparse.Namespace) -> None:
-    """Print where the study stands."""
-    from mhclite.study.reading import load_study
-
-    study = load_study(args.study)
-    print(report(study, args.results))
-    if not (args.results / study.name).is_dir():
-        print(
-            f"nothing of it is in {args.results / study.name} yet: "
-            f"snakemake --cores all --configfile {args.study}",
-            file=sys.stderr,
-        )

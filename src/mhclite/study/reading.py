@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         study = load_study(path)
         if args.runs:
             for config in study.runs().values():
-                print(json.dumps(config))
+                print(json.dumps(config.to_json()))
             continue
         runs = len(study.runs())
         tokens = [

@@ -6,6 +6,7 @@ parameter table in docs/configuration.md) is derived from them.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import glob
 from pathlib import Path
@@ -13,6 +14,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from mhclite.config import (
+    ConnectionConfig,
+    ModelConfig,
+    RunConfig,
+    ThroughputConfig,
+    TrainingConfig,
+)
 from mhclite.connections.registry import VARIANTS, check_streams
 from mhclite.files import digest_of
 from mhclite.study.wording import one_line
@@ -145,6 +153,8 @@ class Model(Settings):
         return self
 
 
+# Fields of a connection that the model carries out; the others go to the variant's class.
+CARRIED_OUT_BY_MODEL = {field.name for field in dataclasses.fields(ConnectionConfig)}
 Implementation = Literal["reference", "fast", "fused"]
 
 
@@ -185,11 +195,6 @@ class Connections(Settings):
         description="how connections are computed, alike to rounding: `reference` as the authors' "
         "code does; `fast` in torch with less memory traffic; `fused` by Triton kernels on a GPU "
         "(2 or 4 streams, `n_embd` a multiple of 16); `auto`: `fused` where it runs, else `fast`",
-    )
-    recompute: bool = Field(
-        False,
-        description="`fused` only: keep the streams of every other sub-layer for the backward "
-        "pass and compute the others again; less memory, a little slower",
     )
 
 
@@ -296,9 +301,6 @@ class Throughput(Settings):
         9, description="timed rounds; each takes one step of every variant"
     )
     warmup_rounds: Annotated[int, Field(ge=1)] = Field(3, description="rounds before, not counted")
-    batch_size: PositiveInt | None = Field(
-        None, description="sequences a step; left out: training's micro-batch"
-    )
     implementations: list[Implementation] = Field(
         ["reference", "fast", "fused"],
         description="implementations that are timed besides the study's own, where they run",
@@ -414,7 +416,7 @@ class Study(Settings):
             raise ValueError(f"conditions.{name}: {one_line(error, Study)}") from None
         for variant in condition.variants:
             if (
-                changed.connection_settings(variant) == self.connection_settings(variant)
+                changed.resolved_connection(variant) == self.resolved_connection(variant)
                 and changed.training == self.training
                 and changed.models == self.models
             ):
@@ -444,68 +446,74 @@ class Study(Settings):
         """Folder of a prepared corpus under results/: its name and a digest of its settings."""
         return f"corpora/{corpus}-{digest_of(self.corpus_settings(corpus))[:8]}"
 
-    def runs(self) -> dict[str, dict[str, Any]]:
-        """Every run of the grid: id -> its resolved configuration, plain JSON for `train`."""
+    def runs(self) -> dict[str, RunConfig]:
+        """Every run of the grid: id -> its resolved configuration."""
         runs = self._runs(BASE)
         for name in self.conditions:
             runs |= self.under(name)._runs(name)
         return runs
 
-    def _runs(self, condition: str) -> dict[str, dict[str, Any]]:
+    def _runs(self, condition: str) -> dict[str, RunConfig]:
         place = "" if condition == BASE else f"-{condition}"
+        training = self.resolved_training()
+        connections = {variant: self.resolved_connection(variant) for variant in self.variants}
         runs = [
-            {
-                "run": f"{corpus}-{model}-{variant}{place}-s{seed}",
-                "corpus": corpus,
-                "condition": condition,
-                "seed": seed,
-                "model": self.model_settings(model),
-                "connection": self.connection_settings(variant),
-                "training": self.training.model_dump(mode="json"),
-            }
+            RunConfig(
+                run=f"{corpus}-{model}-{variant}{place}-s{seed}",
+                corpus=corpus,
+                condition=condition,
+                seed=seed,
+                model=self.resolved_model(model),
+                connection=connections[variant],
+                training=training,
+            )
             for corpus in self.corpora
             for model in self.models
             for variant in self.variants
             for seed in self.seeds
         ]
-        return {str(run["run"]): run for run in runs}
+        return {config.run: config for config in runs}
 
-    def measured_connections(self) -> dict[str, dict[str, Any]]:
-        """Name -> settings of what throughput is measured for.
+    def measured_connections(self) -> dict[str, ConnectionConfig]:
+        """Name -> connection of what throughput is measured for.
 
         The variants, and `<variant>-<condition>` where a condition changes the number of streams.
         """
-        found = {variant: self.connection_settings(variant) for variant in self.variants}
+        found = {variant: self.resolved_connection(variant) for variant in self.variants}
         for name, condition in self.conditions.items():
             if "n_streams" in condition.connections:
                 changed = self.under(name)
                 for variant in condition.variants:
-                    found[f"{variant}-{name}"] = changed.connection_settings(variant)
+                    found[f"{variant}-{name}"] = changed.resolved_connection(variant)
         return found
 
-    def throughput_config(self, model: str) -> dict[str, Any]:
-        """What `throughput` needs to know of one model size, as JSON."""
-        return {
-            "model": self.model_settings(model),
-            "connections": self.measured_connections(),
-            "training": self.training.model_dump(mode="json"),
-            "throughput": self.throughput.model_dump(mode="json"),
-        }
+    def throughput_config(self, model: str) -> ThroughputConfig:
+        """What `throughput` needs to know of one model size."""
+        return ThroughputConfig(
+            model=self.resolved_model(model),
+            connections=self.measured_connections(),
+            training=self.resolved_training(),
+            rounds=self.throughput.rounds,
+            warmup_rounds=self.throughput.warmup_rounds,
+            implementations=tuple(self.throughput.implementations),
+        )
 
-    def model_settings(self, model: str) -> dict[str, Any]:
-        """A model size with its name and vocabulary, as JSON."""
-        return {
-            "name": model,
-            "vocab_size": self.tokenizer.vocab_size,
-            **self.models[model].model_dump(mode="json"),
-        }
+    def resolved_training(self) -> TrainingConfig:
+        """The training loop."""
+        return TrainingConfig(**self.training.model_dump())
 
-    def connection_settings(self, variant: str) -> dict[str, Any]:
-        """A variant with only the options that it reads, as JSON."""
-        settings: dict[str, Any] = {
-            "variant": variant,
-            "n_streams": n_streams(variant, self.connections),
-        }
-        for option in VARIANTS[variant].options:
-            settings[option] = getattr(self.connections, option)
-        return settings
+    def resolved_model(self, model: str) -> ModelConfig:
+        """A model size with its name and vocabulary."""
+        sizes = self.models[model].model_dump()
+        return ModelConfig(name=model, vocab_size=self.tokenizer.vocab_size, **sizes)
+
+    def resolved_connection(self, variant: str) -> ConnectionConfig:
+        """A variant with only the settings that it reads; the others are left at their defaults."""
+        read = {name: getattr(self.connections, name) for name in VARIANTS[variant].options}
+        own = {name: value for name, value in read.items() if name not in CARRIED_OUT_BY_MODEL}
+        return ConnectionConfig(
+            variant=variant,
+            n_streams=n_streams(variant, self.connections),
+            options=own,
+            **{name: value for name, value in read.items() if name not in own},
+        )

@@ -237,7 +237,7 @@ class Sender:
 
 
 @contextmanager
-def live_metrics(config: dict[str, Any], folder: Path) -> Iterator[Callable[[str], None]]:
+def live_metrics(run: str, steps: int, folder: Path) -> Iterator[Callable[[str], None]]:
     """Send the curves of a run while it trains, if the workflow named a server.
 
     Gives what `train` must call, with the run's key, when its files are open.
@@ -246,8 +246,7 @@ def live_metrics(config: dict[str, Any], folder: Path) -> Iterator[Callable[[str
     if not uri or os.environ.get("RANK", "0") != "0":
         yield lambda key: None
         return
-    steps = config["training"]["steps"]
-    sender = Sender(uri, os.environ.get(EXPERIMENT, "mhclite"), config["run"], folder, steps)
+    sender = Sender(uri, os.environ.get(EXPERIMENT, "mhclite"), run, folder, steps)
     sender.thread.start()
     try:
         yield sender.begin

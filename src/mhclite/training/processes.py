@@ -5,59 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from mhclite.errors import UserError
-
-
-@dataclass(frozen=True)
-class Processes:
-    """Which process this is, of how many, and its device."""
-
-    rank: int
-    count: int
-    device: torch.device
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """Sum over all processes, in place."""
-        if self.count > 1:
-            dist.all_reduce(tensor)
-        return tensor
-
-    def sum_gradients(self, model: torch.nn.Module) -> None:
-        """Sum every gradient over all processes, in one message."""
-        if self.count == 1:
-            return
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in gradients])
-        dist.all_reduce(flat)
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients])):
-            gradient.copy_(part.view_as(gradient))
-
-    def any(self, value: bool) -> bool:
-        """Whether `value` is true in at least one process."""
-        if self.count == 1:
-            return value
-        flag = torch.tensor(int(value), device=self.device)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return bool(flag.item())
-
-    def broadcast(self, value: Any) -> Any:
-        """The main process's value, in every process."""
-        if self.count == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+from mhclite.training.group import Group, deterministic
 
 
 def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
@@ -74,32 +27,20 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def deterministic(device: torch.device) -> None:
-    """Ask for the same bits every time; must come before the first use of a GPU.
-
-    On a CPU nothing that is used here varies, and asking would import torch's compiler: seconds.
-    """
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        # It would also fill every new tensor before it is written.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
 @contextmanager
-def processes(device: str, threads: int) -> Iterator[Processes]:
+def processes(device: str, threads: int) -> Iterator[Group]:
     """Set up this process: torchrun's environment, threads, device."""
     torch.set_num_threads(threads)
     count = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     deterministic(chosen)
     if count == 1:
-        yield Processes(0, 1, chosen)
+        yield Group(0, 1, chosen)
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
-        yield Processes(dist.get_rank(), count, chosen)
+        yield Group(dist.get_rank(), count, chosen)
     finally:
         dist.destroy_process_group()

@@ -1,35 +1,40 @@
-"""`python -m mhclite train`: one run as a job, with its curves sent to MLflow while it trains.
-
-Apart from `loop`, so that nothing here counts as code that decides a run's result.
-"""
+"""`python -m mhclite train`: one run as a job, with its curves sent to MLflow while it trains."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
+from mhclite.arguments import json_argument
+from mhclite.config import RunConfig
 from mhclite.errors import UserError
+from mhclite.records import Misfit
 from mhclite.training.live import live_metrics
 from mhclite.training.loop import train
 
 
+def run_config(text: str) -> RunConfig:
+    """The run given by `--config`; `UserError` if it is not one."""
+    try:
+        return RunConfig.from_json(json_argument(text, "--config"))
+    except Misfit as problem:
+        raise UserError(
+            f"--config {text[:60]!r} is not a resolved run configuration: {problem}; "
+            "`python -m mhclite check --runs STUDY` prints those of a study"
+        ) from None
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite train`."""
-    parser.add_argument("--config", required=True, help="resolved run configuration (JSON)")
+    parser.add_argument(
+        "--config", required=True, help="resolved run configuration (JSON, or @FILE)"
+    )
     parser.add_argument("--corpus", required=True, type=Path, help="folder of a prepared corpus")
     parser.add_argument("--out", required=True, type=Path, help="run folder")
 
 
 def run(args: argparse.Namespace) -> None:
     """Train or continue the run."""
-    try:
-        config = json.loads(args.config)
-        assert {"run", "corpus", "seed", "model", "connection", "training"} <= config.keys()
-    except (json.JSONDecodeError, AssertionError, AttributeError):
-        raise UserError(
-            f"--config {args.config[:60]!r} is not a resolved run configuration; "
-            "`python -m mhclite check --runs STUDY` prints those of a study"
-        ) from None
-    with live_metrics(config, args.out) as begun:
+    config = run_config(args.config)
+    with live_metrics(config.run, config.training.steps, args.out) as begun:
         train(config, args.corpus, args.out, begun)

@@ -1,0 +1,133 @@
+"""How each step of a run is called: said once, for the rules of the DAG and for bundles.
+
+A *step* is a command of `python -m mhclite`; a *job* is one call of it, with its arguments, the
+file that it writes, its log, and a digest of what decides that file.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from mhclite.config import RunConfig
+from mhclite.files import digest_of
+from mhclite.runs.code import step_digest
+from mhclite.runs.key import code_digest
+from mhclite.study.settings import RESULTS, Study
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that is made once per run, or once per model size."""
+
+    name: str  # of the command, of the rule and of the folder of its logs
+    output: str  # under results/<study>/, with {run} or {model}
+
+    @property
+    def log(self) -> str:
+        """Under results/<study>/."""
+        return f"logs/{self.name}/{{{self.wildcard}}}.log"
+
+    @property
+    def wildcard(self) -> str:
+        """What it is made of: `run` or `model`."""
+        return self.output.partition("{")[2].partition("}")[0]
+
+
+TRAIN = Step("train", "runs/{run}/summary.json")
+PROBE = Step("probe", "probes/{run}.json")
+THROUGHPUT = Step("throughput", "throughput/{model}.json")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of `python -m mhclite`, made in a folder that is laid out like a checkout."""
+
+    step: str
+    output: str  # under results/<study>/
+    log: str  # likewise
+    arguments: list[str]
+    code: str  # digest of the code that decides the output
+    processes: int = 1
+
+    @property
+    def is_training(self) -> bool:
+        return self.step == TRAIN.name
+
+
+def train(study: Study, config: RunConfig) -> Job:
+    """Train a run, or continue it."""
+    return Job(
+        TRAIN.name,
+        TRAIN.output.format(run=config.run),
+        TRAIN.log.format(run=config.run),
+        [
+            *("--config", json.dumps(config.to_json(), sort_keys=True)),
+            *("--corpus", str(corpus_folder(study, config.corpus))),
+            *("--out", str(run_folder(study, config))),
+        ],
+        code_digest(config),
+        config.training.processes,
+    )
+
+
+def probe(study: Study, config: RunConfig) -> Job:
+    """Measure H_res of a finished run on held-out text."""
+    output = PROBE.output.format(run=config.run)
+    return Job(
+        PROBE.name,
+        output,
+        PROBE.log.format(run=config.run),
+        [
+            *("--run", str(run_folder(study, config))),
+            *("--corpus", str(corpus_folder(study, config.corpus))),
+            *("--sequences", str(study.probe.sequences)),
+            *("--threads", str(config.training.threads)),
+            *("--out", str(results_folder(study) / output)),
+        ],
+        step_digest("measure.probe", [config.connection.variant]),
+    )
+
+
+def throughput(study: Study, model: str) -> Job:
+    """Time training steps of every variant at one model size; `--threads` is up to the caller."""
+    output = THROUGHPUT.output.format(model=model)
+    variants = dict.fromkeys(["residual", *study.variants])
+    return Job(
+        THROUGHPUT.name,
+        output,
+        THROUGHPUT.log.format(model=model),
+        [
+            *("--config", json.dumps(study.throughput_config(model).to_json(), sort_keys=True)),
+            *("--out", str(results_folder(study) / output)),
+        ],
+        step_digest("measure.throughput", variants),
+    )
+
+
+def digest(job: Job, run_key: str | None = None) -> str:
+    """Digest of all that decides a job's output, wherever the job is done.
+
+    Args:
+        run_key: of the run that is trained or probed.
+    """
+    if job.is_training:
+        assert run_key is not None
+        return run_key
+    return digest_of({"arguments": job.arguments, "code": job.code, "run": run_key})
+
+
+def results_folder(study: Study) -> Path:
+    """results/<study>."""
+    return RESULTS / study.name
+
+
+def run_folder(study: Study, config: RunConfig) -> Path:
+    """Folder of a run."""
+    return results_folder(study) / "runs" / config.run
+
+
+def corpus_folder(study: Study, corpus: str) -> Path:
+    """Folder of a prepared corpus."""
+    return RESULTS / study.corpus_folder(corpus)

@@ -1,0 +1,103 @@
+"""`python -m mhclite keys STUDY`: what decides each run, and why one would be trained again."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tabulate import tabulate
+
+from mhclite.config import RunConfig
+from mhclite.data.manifest import MANIFEST, load_manifest
+from mhclite.errors import UserError
+from mhclite.runs.code import digest_of_modules
+from mhclite.runs.folder import RunFolder
+from mhclite.runs.key import code_digest, deciding, difference, modules_of, run_key, settings_digest
+from mhclite.study.reading import load_study
+from mhclite.study.settings import Study
+
+SHORT = 12  # digits shown of a digest
+
+
+def corpus_digests(study: Study, results: Path) -> dict[str, str | None]:
+    """Corpus -> digest of its tokens; None for one that is not prepared."""
+    folders = {name: results / study.corpus_folder(name) for name in study.corpora}
+    return {
+        name: load_manifest(folder).digest if (folder / MANIFEST).is_file() else None
+        for name, folder in folders.items()
+    }
+
+
+def why(config: RunConfig, corpus: str | None, folder: RunFolder) -> list[str]:
+    """What of a run's key differs from the run in its folder, one line per part.
+
+    Args:
+        config: as the study has it.
+        corpus: digest of its corpus, None if it is not prepared.
+        folder: where the run is.
+    """
+    if folder.begun_key() is None:
+        return [f"{folder.path} holds no run: it will be trained from the start"]
+    record = folder.record()
+    state = "finished" if folder.is_finished() else "under way"
+    if corpus is not None and run_key(config, corpus) == record.key:
+        return [f"the run in {folder.path} is this one, and {state}: nothing to train"]
+    lines = []
+    if found := difference(deciding(config), deciding(record.config)):
+        lines.append(f"settings: {found}")
+    if code_digest(config) != record.code:
+        lines.append(
+            f"code: {code_digest(config)} here, {record.code} in the run: one of the modules above "
+            "computes something else (`git diff` between the commit in run.json and here says what)"
+        )
+    if corpus is None:
+        lines.append("corpus: not prepared here, so its digest is not known")
+    elif corpus != record.corpus.digest:
+        lines.append(f"corpus: {corpus[:SHORT]} here, {record.corpus.digest[:SHORT]} in the run")
+    return lines or ["nothing differs, but the key does: run.json was changed by hand"]
+
+
+def table(study: Study, corpora: dict[str, str | None]) -> str:
+    """One row per run: digests of its settings, code and corpus."""
+    rows = [
+        [
+            config.run,
+            settings_digest(config)[:SHORT],
+            code_digest(config)[:SHORT],
+            (corpora[config.corpus] or "not prepared")[:SHORT],
+        ]
+        for config in study.runs().values()
+    ]
+    return tabulate(rows, ["run", "settings", "code", "corpus"], disable_numparse=True)
+
+
+def modules(config: RunConfig) -> str:
+    """One row per module in a run's key, with its own digest."""
+    rows = [(name, digest_of_modules((name,))[:SHORT]) for name in modules_of(config)]
+    return tabulate(rows, ["module", "digest"], disable_numparse=True)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m mhclite keys`."""
+    parser.add_argument("study", type=Path, help="study file (YAML)")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--why", metavar="RUN", help="what of this run's key differs from the run in its folder"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the keys of a study, or why one run is what it is."""
+    study = load_study(args.study)
+    corpora = corpus_digests(study, args.results)
+    if args.why is None:
+        print(table(study, corpora))
+        return
+    config = study.runs().get(args.why)
+    if config is None:
+        raise UserError(f"--why {args.why}: no run of study {study.name!r} has this name")
+    folder = RunFolder(args.results / study.name / "runs" / config.run)
+    print(modules(config))
+    print("\n".join(why(config, corpora[config.corpus], folder)))

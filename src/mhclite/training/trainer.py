@@ -1,0 +1,190 @@
+"""What a run computes: its steps, its evaluations, and the records that they leave.
+
+All of it decides a run's numbers and is in its key (`runs/key.py`); files, checkpoints and signals
+are in `loop.py` and are not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mhclite.config import RunConfig
+from mhclite.data.batches import Tokens, batch_starts, evaluation_starts
+from mhclite.data.tokens import TokenSplit
+from mhclite.model import GPT, compiled_loss
+from mhclite.training.group import Group
+from mhclite.training.optimizer import AdamW, apply_update, learning_rate
+from mhclite.training.streams import stream_statistics
+
+STREAM_WINDOWS = 4  # evaluation windows from which the stream statistics are computed
+
+
+@dataclass(frozen=True)
+class Text:
+    """The tokens that a run is trained and evaluated on."""
+
+    train: TokenSplit
+    validation: TokenSplit
+    tokens_per_byte: tuple[int, int]  # tokens and bytes of the validation text
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one step leaves: a line of metrics.jsonl, and one of mixing.jsonl at an evaluation."""
+
+    step: int
+    metrics: dict[str, Any]
+    streams: dict[str, Any] | None
+    seconds: float  # of the update alone
+
+    @property
+    def diverged(self) -> bool:
+        """Whether something is not finite. Training ends there."""
+        return None in self.metrics.values()
+
+
+class Trainer:
+    """One run in one process.
+
+    Args:
+        config: the run.
+        text: tokens; each split has at least one window of block_size + 1.
+        group: the processes that share the run.
+    """
+
+    def __init__(self, config: RunConfig, text: Text, group: Group) -> None:
+        self.config = config
+        self.settings = config.training
+        self.text = text
+        self.group = group
+        self.window = config.model.block_size + 1
+        self.model = GPT(config.model, config.connection, config.seed).to(group.device)
+        compiled = self.settings.compile
+        self.loss = compiled_loss(self.model) if compiled else self.model.loss
+        self.optimizer = AdamW(self.model, self.settings.betas, self.settings.weight_decay)
+
+    def state(self) -> dict[str, Any]:
+        """All tensors that the next step depends on."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.tensors()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load(state["optimizer"])
+
+    def records(self, step: int) -> Iterator[StepRecord]:
+        """Train from a step to the end; a record after each step, and one before the first.
+
+        Args:
+            step: steps done; the state is that after them.
+        """
+        if step == 0:
+            metrics = {"step": 0, "tokens": 0, **self.evaluate()}
+            yield StepRecord(0, metrics, self.streams(), 0.0)
+        for done in range(step + 1, self.settings.steps + 1):
+            began = time.perf_counter()
+            record = StepRecord(done, self.step(done - 1), None, time.perf_counter() - began)
+            due = done == self.settings.steps or done % self.settings.evaluation_interval == 0
+            if due and not record.diverged:
+                metrics = record.metrics | self.evaluate()
+                record = replace(record, metrics=metrics, streams=self.streams())
+            yield record
+            if record.diverged:
+                return
+
+    def step(self, index: int) -> dict[str, Any]:
+        """Update number `index` (0 is the first). Returns its metrics."""
+        settings, model = self.settings, self.config.model
+        # Disks take longer than the share of a step that data may cost; this step hides it.
+        self.text.train.expect(self._share(self._starts(index + 1)), self.window)
+        total = torch.zeros((), device=self.group.device)
+        for windows in self._windows(self.text.train, self._starts(index)):
+            with self._autocast():
+                loss = self.loss(windows) * (len(windows) / settings.batch_size)
+            loss.backward()
+            total += loss.detach()
+        self.group.sum_gradients(self.model)
+        rate = learning_rate(
+            index,
+            model.learning_rate,
+            model.learning_rate * settings.min_lr_ratio,
+            settings.warmup_steps,
+            settings.steps,
+        )
+        norm = apply_update(self.model, self.optimizer, rate, settings.grad_clip)
+        return {
+            "step": index + 1,
+            "loss": finite(self.group.sum(total).item()),
+            "grad_norm": finite(norm.item()),
+            "learning_rate": rate,
+            "tokens": (index + 1) * self.config.tokens_per_step,
+        }
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float | None]:
+        """Loss on the fixed validation windows."""
+        count = self.settings.evaluation_sequences
+        starts = evaluation_starts(len(self.text.validation), self.window, count)
+        total = torch.zeros((), dtype=torch.float64, device=self.group.device)
+        self.model.eval()
+        for windows in self._windows(self.text.validation, starts):
+            with self._autocast():
+                total += self.model.loss(windows).double() * len(windows)
+        self.model.train()
+        loss = finite(self.group.sum(total).item() / count)
+        tokens, text_bytes = self.text.tokens_per_byte
+        bits = None if loss is None else loss * tokens / text_bytes / math.log(2)
+        return {"validation_loss": loss, "validation_bits_per_byte": bits}
+
+    def streams(self) -> dict[str, Any] | None:
+        """Statistics of the streams on the first evaluation windows; None where not finite.
+
+        None altogether with one stream, and in all processes but the main one.
+        """
+        if self.model.n_streams == 1 or not self.group.is_main:
+            return None
+        count = min(STREAM_WINDOWS, self.settings.evaluation_sequences)
+        starts = evaluation_starts(len(self.text.validation), self.window, count)
+        windows = self.text.validation.windows(starts, self.window)[:, :-1]
+        self.model.eval()
+        found = stream_statistics(self.model, torch.from_numpy(windows).to(self.group.device))
+        self.model.train()
+        return {
+            name: [finite(v) for v in value] if isinstance(value, list) else finite(value)
+            for name, value in found.items()
+        }
+
+    def _autocast(self) -> Any:
+        if self.settings.precision == "bf16":
+            return torch.autocast(self.group.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def _share(self, starts: Tokens) -> Tokens:
+        """This process's part of the windows."""
+        return starts[self.group.rank :: self.group.count]
+
+    def _starts(self, index: int) -> Tokens:
+        """Where the windows of a step begin, for all processes."""
+        count, seed = self.settings.batch_size, self.config.seed
+        return batch_starts(len(self.text.train), self.window, count, seed, index)
+
+    def _windows(self, split: TokenSplit, starts: Tokens) -> Iterator[Tensor]:
+        """This process's share of the windows, in micro-batches (b, T + 1) on the device."""
+        starts = self._share(starts)
+        size = self.settings.micro_batch_size or self.settings.batch_size // self.group.count
+        for first in range(0, len(starts), size):
+            windows = split.windows(starts[first : first + size], self.window)
+            yield torch.from_numpy(windows).to(self.group.device)
+
+
+def finite(value: float) -> float | None:
+    """The value, or None if it is NaN or infinite: those are not JSON."""
+    return value if -float("inf") < value < float("inf") else None
