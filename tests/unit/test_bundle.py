@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny import write_corpus
+from tiny import run_record, run_summary, write_corpus
 
 from mhclite import cli
 from mhclite.bundle import drive, merge, pack
-from mhclite.bundle.jobs import RECEIPTS, Job, jobs_of, run_config
+from mhclite.bundle.jobs import RECEIPTS, SCHEMA, Bundle, PackedJob
 from mhclite.errors import UserError
 from mhclite.files import sha256_of, write_json
+from mhclite.records import to_json
+from mhclite.runs.folder import RunFolder
 from mhclite.study.reading import load_study
 from mhclite.study.settings import Study
-from mhclite.training.loop import only_writer
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,19 +42,17 @@ def touched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return told
 
 
-def write_run(results: Path, train: Job, loss: float | None = None, steps: int = 0) -> Path:
+def write_run(results: Path, train: PackedJob, loss: float | None = None, steps: int = 0) -> Path:
     """A run folder as training leaves it: finished with a loss, or with a checkpoint."""
-    config = run_config(train)
-    folder = results / "runs" / config["run"]
+    config = train.config()
+    folder = results / "runs" / config.run
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(
-        folder / "run.json",
-        {"key": train.digest, "code": "", "config": config, "corpus": {"digest": ""}},
-    )
+    write_json(folder / "run.json", to_json(run_record(config, train.digest)))
     (folder / "metrics.jsonl").write_text(json.dumps({"loss": loss, "steps": steps}) + "\n")
     if loss is not None:
         digest = sha256_of(folder / "metrics.jsonl")
-        write_json(folder / "summary.json", {"key": train.digest, "metrics_sha256": digest})
+        summary = run_summary(config, train.digest, metrics_sha256=digest)
+        write_json(folder / "summary.json", to_json(summary))
     if steps:
         meta = {"key": train.digest, "step": steps}
         write_json(folder / f"checkpoints/step_{steps:09d}.json", meta)
@@ -62,13 +61,11 @@ def write_run(results: Path, train: Job, loss: float | None = None, steps: int =
 
 
 def test_runs_come_seed_by_seed_with_all_variants(study: Study) -> None:
-    _, runs = jobs_of(study)
-    configs = [run_config(train) for train, _ in runs]
-    assert {config["run"] for config in configs} == set(study.runs())
-    assert [config["seed"] for config in configs] == sorted(config["seed"] for config in configs)
-    first = [
-        c["connection"]["variant"] for c in configs if (c["seed"], c["condition"]) == (0, "base")
-    ]
+    runs = pack.bundle_of(study).runs
+    configs = [train.config() for train, _ in runs]
+    assert {config.run for config in configs} == set(study.runs())
+    assert [config.seed for config in configs] == sorted(config.seed for config in configs)
+    first = [c.connection.variant for c in configs if (c.seed, c.condition) == (0, "base")]
     assert first == study.variants
     for train, probe in runs:
         assert train.output.split("/")[1] == Path(probe.output).stem
@@ -76,7 +73,7 @@ def test_runs_come_seed_by_seed_with_all_variants(study: Study) -> None:
 
 def test_what_is_taken_over_what(study: Study, touched: list[str]) -> None:
     """A finished run is kept; an unfinished one gives way to more steps, and to a finished one."""
-    _, runs = jobs_of(study)
+    runs = pack.bundle_of(study).runs
     here, there = Path("results/smoke"), Path("bundle/results/smoke")
     (kept, _), (longer, _), (shorter, _), (ended, _), (new, _) = runs[:5]
     write_run(here, kept, loss=1.0)
@@ -99,10 +96,10 @@ def test_what_is_taken_over_what(study: Study, touched: list[str]) -> None:
         (11, "not begun"),
     ):
         assert f"{count} {what}" in f"{line},"
-    assert merge.finished_key(here / "runs" / run_config(kept)["run"]) == kept.digest
+    assert RunFolder(here / "runs" / kept.config().run).finished_key() == kept.digest
     for train, steps in ((longer, 20), (shorter, 20), (ended, 0)):
-        folder = here / "runs" / run_config(train)["run"]
-        assert merge.steps_saved(folder, train.digest) == steps
+        folder = RunFolder(here / "runs" / train.config().run)
+        assert folder.saved_steps(train.digest) == steps
     targets = [f"results/smoke/{train.output}" for train in (ended, new)]
     assert touched == ["--touch", "--force", *targets]
 
@@ -114,7 +111,8 @@ def test_what_is_taken_over_what(study: Study, touched: list[str]) -> None:
 def test_measurements_come_along_if_they_are_of_this_study(
     study: Study, touched: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    (throughput,), runs = jobs_of(study)
+    bundle = pack.bundle_of(study)
+    (throughput,), runs = bundle.throughput, bundle.runs
     (first, probe), (second, other) = runs[:2]
     there = Path("bundle/results/smoke")
     for train in (first, second):
@@ -132,7 +130,7 @@ def test_measurements_come_along_if_they_are_of_this_study(
 def test_a_merge_that_was_ended_is_recorded_by_the_next(
     study: Study, touched: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, runs = jobs_of(study)
+    runs = pack.bundle_of(study).runs
     train = runs[0][0]
     write_run(Path("bundle/results/smoke"), train, loss=1.0)
 
@@ -159,7 +157,7 @@ def refused(capsys: pytest.CaptureFixture[str], source: str) -> str:
 
 @pytest.mark.usefixtures("touched")
 def test_what_is_refused_changes_nothing(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
-    _, runs = jobs_of(study)
+    runs = pack.bundle_of(study).runs
     (first, _), (second, _) = runs[:2]
     there = Path("bundle/results/smoke")
     write_run(there, first, loss=1.0)
@@ -176,9 +174,9 @@ def test_what_is_refused_changes_nothing(study: Study, capsys: pytest.CaptureFix
     assert "other code than is here now" in refused(capsys, "bundle")
     write_json(folder / "run.json", record)
     (folder / "metrics.jsonl").write_text("cut o")
-    assert "metrics.jsonl is not whole: bring it back again" in refused(capsys, "bundle")
+    assert "metrics.jsonl is damaged: bring it back again" in refused(capsys, "bundle")
     write_run(there, second, loss=2.0)
-    with only_writer(Path("results/smoke/runs") / record["config"]["run"]):
+    with RunFolder(Path("results/smoke/runs") / record["config"]["run"]).only_writer():
         assert "is being trained here" in refused(capsys, "bundle")
     assert not list(Path("results/smoke").rglob("summary.json"))
 
@@ -188,7 +186,7 @@ def test_what_is_refused_changes_nothing(study: Study, capsys: pytest.CaptureFix
     with tarfile.open("whole.tar.gz", "w:gz") as tar:
         tar.add("bundle")
     Path("half.tar.gz").write_bytes(Path("whole.tar.gz").read_bytes()[:300])
-    assert "is no whole archive" in refused(capsys, "half.tar.gz")
+    assert "is not a complete archive" in refused(capsys, "half.tar.gz")
     assert not list(Path("results").glob(".merge.*"))
 
 
@@ -201,8 +199,9 @@ def test_a_large_bundle_says_what_is_large(
     pack.pack(Path("study.yaml"), Path("large"))
     assert "the bundle has" in caplog.text
     assert "src alone has" in caplog.text
-    study_name, throughput, runs = drive.load_bundle(Path("large"))
-    assert (study_name, len(throughput), len(runs)) == ("smoke", 1, len(study.runs()))
+    found = drive.load_bundle(Path("large"))
+    counts = (len(found.throughput), len(found.runs))
+    assert (found.study, *counts) == ("smoke", 1, len(study.runs()))
 
 
 def test_packing_prepares_nothing_outside_the_project(
@@ -219,7 +218,7 @@ def test_packing_prepares_nothing_outside_the_project(
     [
         (["--jobs", "0"], "--jobs 0: at least one"),
         (["--minutes", "0"], "--minutes 0.0: a time above 0"),
-        ([], "bundle nowhere/bundle.json does not exist"),
+        ([], "the bundle is missing: nowhere/bundle.json does not exist"),
     ],
 )
 def test_bad_arguments_of_run(
@@ -245,9 +244,9 @@ def test_a_run_of_several_processes_is_started_as_the_workflow_does(
     monkeypatch.setattr(
         drive.subprocess, "Popen", lambda command, env, **_: started.append((command, env))
     )
-    driver = drive.Driver(tmp_path, "paper", [], [])
-    driver._start(drive.Slot(["2", "3"]), Job("train", "runs/a/summary.json", "a", "", ["x"], 2))
-    driver._start(drive.Slot([]), Job("probe", "probes/a.json", "b", "", ["y"]))
+    driver = drive.Driver(tmp_path, Bundle(SCHEMA, "paper", [], []), [])
+    driver._start(drive.Slot(["2", "3"]), PackedJob("train", "runs/a/summary.json", "a", "", ["x"], 2))
+    driver._start(drive.Slot([]), PackedJob("probe", "probes/a.json", "b", "", ["y"]))
     (several, first), (single, second) = started
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     assert several[1:] == [*launcher, "-m", "mhclite", "train", "x"]
@@ -263,9 +262,9 @@ def test_a_failed_job_stops_no_other(study: Study, caplog: pytest.LogCaptureFixt
     bundle["throughput"], bundle["runs"] = [], bundle["runs"][:2]
     del bundle["runs"][0][0]["arguments"][4:]  # without --out
     write_json(Path("bundle/bundle.json"), bundle)
-    study_name, _, runs = drive.load_bundle(Path("bundle"))
-    driver = drive.Driver(Path("bundle").resolve(), study_name, runs, [])
-    driver.work(runs, [drive.Slot([])], None)
+    found = drive.load_bundle(Path("bundle"))
+    driver = drive.Driver(Path("bundle").resolve(), found, [])
+    driver.work(found.runs, [drive.Slot([])], None)
     assert driver.failed == ["runs/sotu-d1-residual-s0/summary.json"]
     assert "the following arguments are required: --out" in caplog.text
     assert "1 of 2 runs finished" in drive.remaining(driver.standing())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 from tiny import MODEL, configuration, write_corpus
 
 from mhclite.files import read_json
+from mhclite.measure.files import StabilitySettings
 from mhclite.measure.stability import judge, spikes
-from mhclite.runs.folder import finished_run
+from mhclite.runs.folder import RunFolder
 from mhclite.training.loop import train
 
 WINDOW, SIGMAS, STEPS, SERIES = 128, 6.0, 1200, 60
@@ -112,15 +114,15 @@ def test_a_new_level_counts_a_few_times_not_at_every_step() -> None:
 def test_a_run_that_is_made_to_diverge(tmp_path: Path) -> None:
     """An absurd rate without clipping; the same run at a sane rate is quiet."""
     corpus = write_corpus(tmp_path / "corpus")
-    settings = {"spike_window": 16, "spike_sigmas": 6.0, "fluctuation_window": 20}
-    verdicts = {}
+    settings = StabilitySettings(spike_window=16, spike_sigmas=6.0, fluctuation_window=20)
+    found = {}
     for name, rate in (("sane", 1e-3), ("absurd", 1e12)):
         config = configuration("hc", steps=60, evaluation_interval=30, grad_clip=0.0)
-        config = {**config, "run": name, "model": {**MODEL, "learning_rate": rate}}
+        config = replace(config, run=name, model=replace(MODEL, learning_rate=rate))
         train(config, corpus, tmp_path / name)
-        verdicts[name] = judge(finished_run(tmp_path, name), settings)
-    assert verdicts["absurd"]["diverged"] or verdicts["absurd"]["loss_spikes"]
-    assert not verdicts["sane"]["diverged"]
-    assert verdicts["sane"]["loss_spikes"] == []
+        found[name] = judge(RunFolder(tmp_path / name).finished(), settings)
+    assert found["absurd"].diverged or found["absurd"].loss_spikes
+    assert not found["sane"].diverged
+    assert found["sane"].loss_spikes == []
     status = read_json(tmp_path / "absurd" / "summary.json")["status"]
-    assert (status == "diverged") == verdicts["absurd"]["diverged"]
+    assert (status == "diverged") == found["absurd"].diverged

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import replace
+
 import pytest
 import torch
-from tiny import MODEL, OPTIONS, VARIANTS, connection
+from tiny import MODEL, VARIANTS, connection
 
+from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.connections import connection_class
-from mhclite.model import DEFAULTS, GPT
+from mhclite.model import GPT
 from mhclite.study.settings import Connections
 
 SIZES = {"S": (6, 8, 512), "M": (12, 12, 768), "L": (24, 16, 1024)}
@@ -20,15 +24,9 @@ EXTRA = {
 }
 
 
-def paper_model(size: str) -> dict[str, int]:
+def paper_model(size: str) -> ModelConfig:
     n_layer, n_head, n_embd = SIZES[size]
-    return {
-        "vocab_size": 50304,
-        "n_layer": n_layer,
-        "n_head": n_head,
-        "n_embd": n_embd,
-        "block_size": 1024,
-    }
+    return ModelConfig(size, 50304, n_layer, n_head, n_embd, 1024, 1e-3)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -44,7 +42,7 @@ def test_plain_residual_has_the_papers_size(size: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("variant", EXTRA)
 def test_connections_have_the_papers_size(size: str, variant: str) -> None:
     n_layer, _, n_embd = SIZES[size]
-    one = connection_class(variant)(4, n_embd, 0, **OPTIONS[variant])
+    one = connection_class(variant)(4, n_embd, 0, **connection(variant).options)
     assert 2 * n_layer * sum(p.numel() for p in one.parameters()) == EXTRA[variant][size]
 
 
@@ -100,11 +98,11 @@ def test_later_tokens_do_not_change_earlier_logits(variant: str) -> None:
     with torch.no_grad():  # away from the start, where most mixing weights are zero
         for parameter in model.parameters():
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-    tokens = torch.randint(MODEL["vocab_size"], (2, 6), generator=generator)
+    tokens = torch.randint(MODEL.vocab_size, (2, 6), generator=generator)
     before = model(tokens)
     for place in (1, 5):
         changed = tokens.clone()
-        changed[:, place] = (changed[:, place] + 1) % MODEL["vocab_size"]
+        changed[:, place] = (changed[:, place] + 1) % MODEL.vocab_size
         after = model(changed)
         torch.testing.assert_close(after[:, :place], before[:, :place], rtol=1e-12, atol=1e-12)
         moved = (after[:, place:] - before[:, place:]).abs().amax((0, 2))
@@ -120,7 +118,7 @@ def test_loss_is_the_mean_cross_entropy() -> None:
 
 
 def test_home_streams_go_round() -> None:
-    model = GPT({**MODEL, "n_layer": 3}, connection("hc"), seed=0)
+    model = GPT(replace(MODEL, n_layer=3), connection("hc"), seed=0)
     assert [c.home_stream for c in model.connections()] == [0, 1, 2, 3, 0, 1]
 
 
@@ -129,14 +127,17 @@ def test_home_streams_go_round() -> None:
 
 def test_defaults_are_those_of_the_study_file() -> None:
     # A model made by hand computes the plain formula; a study what is fast.
-    expected = DEFAULTS | {"implementation": "auto"}
+    fields = {f.name: f.default for f in dataclasses.fields(ConnectionConfig)}
+    known = {name: fields[name] for name in fields if name in Connections.model_fields}
+    expected = known | {"implementation": "auto", "n_streams": 4}
     assert Connections().model_dump().items() >= expected.items()
+    assert len(expected) == 6
 
 
 def test_random_home_streams_are_the_seeds() -> None:
     def homes(seed: int) -> list[int]:
-        settings = connection("mhc") | {"home_stream": "random"}
-        model = GPT({**MODEL, "n_layer": 20}, settings, seed=seed)
+        settings = connection("mhc", home_stream="random")
+        model = GPT(replace(MODEL, n_layer=20), settings, seed=seed)
         return [c.home_stream for c in model.connections()]
 
     assert homes(0) == homes(0) != homes(1)
@@ -145,7 +146,7 @@ def test_random_home_streams_are_the_seeds() -> None:
 
 def perturbed(variant: str, **settings: str) -> GPT:
     """A model away from its initial values, the same for any settings."""
-    model = GPT(MODEL, connection(variant) | settings, seed=0)
+    model = GPT(MODEL, connection(variant, **settings), seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -172,7 +173,7 @@ def test_final_norm_by_hand() -> None:
 @pytest.mark.parametrize("variant", ["residual", "identity", "hc", "mhc", "mhc_lite", "kromhc"])
 def test_decay_of_logits(variant: str) -> None:
     def decayed(policy: str) -> set[str]:
-        model = GPT(MODEL, connection(variant) | {"decay_logits": policy}, seed=0)
+        model = GPT(MODEL, connection(variant, decay_logits=policy), seed=0)
         ids = {id(p) for p in model.decay_groups()[0]}
         return {
             name.split("connection.")[1]

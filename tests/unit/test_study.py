@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from mhclite.cli import main
+from mhclite.config import RunConfig
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
 from mhclite.study.reading import load_study, parse_study
@@ -159,7 +161,7 @@ def test_runs_are_unique_and_stable() -> None:
     first, again = parse_study(smoke()).runs(), parse_study(smoke()).runs()
     assert first == again
     assert list(first)[:3] == ["sotu-d1-residual-s0", "sotu-d1-residual-s1", "sotu-d1-identity-s0"]
-    assert all(run == config["run"] for run, config in first.items())
+    assert all(run == config.run for run, config in first.items())
     more = parse_study(smoke(seeds=[0, 1, 2])).runs()
     assert {run: more[run] for run in first} == first  # another seed changes no other run
 
@@ -170,12 +172,15 @@ def test_a_run_knows_only_the_options_that_it_reads() -> None:
     for variant, entry in VARIANTS.items():
         options = {option: defaults[option] for option in entry.options}
         n = 1 if variant == "residual" else 2
-        expected = {"variant": variant, "n_streams": n, **options}
-        assert study.connection_settings(variant) == expected
-    assert study.connection_settings("mhc")["sinkhorn_iterations"] == 7
+        found = study.resolved_connection(variant)
+        assert (found.variant, found.n_streams) == (variant, n)
+        own = {name: value for name, value in options.items() if not hasattr(found, name)}
+        assert found.options == own
+        for name in options.keys() - own.keys():
+            assert getattr(found, name) == options[name]
+    assert study.resolved_connection("mhc").options["sinkhorn_iterations"] == 7
     for variant in ("residual", "hc", "mhc_lite", "kromhc", "jpmhc"):
-        assert "sinkhorn_iterations" not in study.connection_settings(variant)
-    assert "cayley_iterations" in study.connection_settings("jpmhc")
+        assert "sinkhorn_iterations" not in study.resolved_connection(variant).options
 
 
 NORM = {"title": "norm", "variants": ["mhc"], "connections": {"final_norm": "after_sum"}}
@@ -192,11 +197,16 @@ def test_conditions_add_runs_and_change_no_other() -> None:
         *(f"sotu-d1-{variant}-rate-s{seed}" for variant in ("residual", "hc") for seed in (0, 1)),
     ]
     changed, plain = added["sotu-d1-mhc-norm-s0"], base["sotu-d1-mhc-s0"]
-    assert changed["connection"] == {**plain["connection"], "final_norm": "after_sum"}
-    assert {k for k in plain if changed[k] != plain[k]} == {"run", "condition", "connection"}
+    assert changed.connection == replace(plain.connection, final_norm="after_sum")
+    assert changes(plain, changed) == {"run", "condition", "connection"}
     faster, plain = added["sotu-d1-hc-rate-s1"], base["sotu-d1-hc-s1"]
-    assert faster["model"]["learning_rate"] == 2 * plain["model"]["learning_rate"]
-    assert {k for k in plain if faster[k] != plain[k]} == {"run", "condition", "model"}
+    assert faster.model.learning_rate == 2 * plain.model.learning_rate
+    assert changes(plain, faster) == {"run", "condition", "model"}
+
+
+def changes(one: RunConfig, other: RunConfig) -> set[str]:
+    first, second = one.to_json(), other.to_json()
+    return {name for name in first if first[name] != second[name]}
 
 
 BAD_CONDITIONS = {

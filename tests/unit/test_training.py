@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import configuration, write_corpus
 
+from mhclite.config import RunConfig
 from mhclite.data.batches import batch_starts, evaluation_starts
-from mhclite.data.shards import TokenSplit
+from mhclite.data.tokens import TokenSplit
 from mhclite.errors import UserError
 from mhclite.files import read_json, read_jsonl, sha256_of
 from mhclite.runs.key import run_key
@@ -61,9 +63,9 @@ def test_the_windows_of_a_step_are_asked_for_a_step_ahead(
     assert asked[:3] == read[1:]
 
 
-def arguments(config: dict[str, Any], corpus: Path, folder: Path) -> list[str]:
+def arguments(config: RunConfig, corpus: Path, folder: Path) -> list[str]:
     """`train` as the workflow calls it, after the interpreter."""
-    options = ["--config", json.dumps(config), "--corpus", str(corpus), "--out", str(folder)]
+    options = ["--config", json.dumps(config.to_json()), "--corpus", str(corpus), "--out", str(folder)]
     return ["-m", "mhclite", "train", *options]
 
 
@@ -221,12 +223,12 @@ def test_files_of_a_run_and_doing_it_again(corpus: Path, tmp_path: Path) -> None
     assert [line["step"] for line in metrics] == list(range(7))
     assert [line["step"] for line in metrics if "validation_loss" in line] == [0, 3, 6]
     assert metrics[-1]["tokens"] == summary["tokens"] == 6 * 4 * 6
-    bits = metrics[-1]["validation_loss"] / 3 / math.log(2)  # three bytes a token
+    bits = metrics[-1]["validation_loss"] / 3 / math.log(2)  # three bytes per token
     assert summary["validation_bits_per_byte"] == pytest.approx(bits)
     assert (summary["status"], summary["steps"], summary["attempts"]) == ("completed", 6, 1)
     assert summary["metrics_sha256"] == sha256_of(tmp_path / "metrics.jsonl")
     assert summary["weights_sha256"] == sha256_of(tmp_path / "weights.pt")
-    assert record["config"] == config
+    assert RunConfig.from_json(record["config"]) == config
     assert not (tmp_path / "checkpoints").exists()
 
     before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.glob("*.*")}
@@ -291,7 +293,7 @@ def test_interrupted_runs_end_as_undisturbed_ones(corpus: Path, tmp_path: Path) 
 
 def test_divergence_is_a_result(corpus: Path, tmp_path: Path) -> None:
     config = configuration("hc", steps=60, grad_clip=0.0, warmup_steps=0)
-    config["model"] = {**config["model"], "learning_rate": 1e6}
+    config = replace(config, model=replace(config.model, learning_rate=1e6))
     train(config, corpus, tmp_path)  # ends without an exception: exit code 0
     summary, metrics = read_json(tmp_path / "summary.json"), read_jsonl(tmp_path / "metrics.jsonl")
     last = metrics[-1]
@@ -304,7 +306,7 @@ def test_divergence_is_a_result(corpus: Path, tmp_path: Path) -> None:
 
 def test_corpus_too_small_for_one_window(corpus: Path, tmp_path: Path) -> None:
     config = configuration()
-    config["model"] = {**config["model"], "block_size": 500}
+    config = replace(config, model=replace(config.model, block_size=500))
     with pytest.raises(UserError, match=r"validation split .* 300 tokens.* 501"):
         train(config, corpus, tmp_path)
 

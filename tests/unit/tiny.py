@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mhclite.config import ConnectionConfig, ModelConfig, RunConfig, TrainingConfig
 from mhclite.connections.registry import VARIANTS as REGISTRY
 from mhclite.data.shards import (
     SPLITS,
@@ -17,63 +19,102 @@ from mhclite.data.shards import (
     shard_name,
     write_manifest,
 )
-from mhclite.model import DEFAULTS
-from mhclite.study.settings import Connections
+from mhclite.runs.folder import (
+    SCHEMA,
+    Attempt,
+    CorpusRecord,
+    ParameterCounts,
+    RunRecord,
+    Summary,
+)
+from mhclite.runs.provenance import GitState, Provenance
+from mhclite.study.settings import CARRIED_OUT_BY_MODEL, Connections
 
 VARIANTS = tuple(REGISTRY)
 MIXING = tuple(v for v in VARIANTS if v not in ("residual", "identity"))
-# What a variant's class is given; the model carries out the other settings of a connection.
-OPTIONS: dict[str, dict[str, Any]] = {
-    variant: {
-        option: getattr(Connections(), option) for option in entry.options if option not in DEFAULTS
-    }
-    for variant, entry in REGISTRY.items()
-}
-MODEL = {
-    "name": "tiny",
-    "vocab_size": 31,
-    "n_layer": 2,
-    "n_head": 2,
-    "n_embd": 8,
-    "block_size": 6,
-    "learning_rate": 1e-2,
-}
+MODEL = ModelConfig(
+    name="tiny", vocab_size=31, n_layer=2, n_head=2, n_embd=8, block_size=6, learning_rate=1e-2
+)
+TRAINING = TrainingConfig(
+    steps=6,
+    batch_size=4,
+    micro_batch_size=None,
+    warmup_steps=2,
+    min_lr_ratio=0.1,
+    betas=(0.9, 0.95),
+    weight_decay=0.1,
+    grad_clip=1.0,
+    precision="fp32",
+    device="cpu",
+    threads=1,
+    compile=False,
+    processes=1,
+    evaluation_interval=3,
+    evaluation_sequences=4,
+    checkpoint_interval=2,
+)
 
 
-def connection(variant: str, n_streams: int = 4) -> dict[str, Any]:
-    """The resolved connection of a variant."""
+def connection(variant: str, n_streams: int = 4, **changes: Any) -> ConnectionConfig:
+    """The resolved connection of a variant, computed by the reference; keywords change settings."""
+    own = [name for name in REGISTRY[variant].options if name not in CARRIED_OUT_BY_MODEL]
+    options = {name: changes.pop(name, getattr(Connections(), name)) for name in own}
     n = 1 if variant == "residual" else n_streams
-    return {"variant": variant, "n_streams": n, **OPTIONS.get(variant, {})}
+    return ConnectionConfig(variant, n, options=options, **changes)
 
 
-def configuration(variant: str = "mhc_lite", seed: int = 0, **training: Any) -> dict[str, Any]:
+def configuration(variant: str = "mhc_lite", seed: int = 0, **training: Any) -> RunConfig:
     """A resolved run configuration; keywords replace training settings."""
-    return {
-        "run": f"tiny-tiny-{variant}-s{seed}",
-        "corpus": "tiny",
-        "seed": seed,
-        "model": MODEL,
-        "connection": connection(variant) | {"implementation": "fast"},
-        "training": {
-            "steps": 6,
-            "batch_size": 4,
-            "micro_batch_size": None,
-            "warmup_steps": 2,
-            "min_lr_ratio": 0.1,
-            "betas": [0.9, 0.95],
-            "weight_decay": 0.1,
-            "grad_clip": 1.0,
-            "precision": "fp32",
-            "device": "cpu",
-            "threads": 1,
-            "processes": 1,
-            "compile": False,
-            "evaluation_interval": 3,
-            "evaluation_sequences": 4,
-            "checkpoint_interval": 2,
-            **training,
-        },
-    }
+    return RunConfig(
+        run=f"tiny-tiny-{variant}-s{seed}",
+        corpus="tiny",
+        condition="base",
+        seed=seed,
+        model=MODEL,
+        connection=connection(variant, implementation="fast"),
+        training=replace(TRAINING, **training),
+    )
+
+
+def run_record(config: RunConfig, key: str, code: str = "c0de") -> RunRecord:
+    """run.json of a run, as training begins it."""
+    attempt = Attempt(
+        "2026-01-01T00:00:00+00:00", Provenance(GitState(None, None), {}, {}, "Linux")
+    )
+    return RunRecord(
+        schema=SCHEMA,
+        key=key,
+        code=code,
+        config=config,
+        corpus=CorpusRecord(config.corpus, "c", "manifest.json"),
+        attempts=[attempt],
+        parameters=ParameterCounts(2, 1),
+        implementation="fast",
+        launch=None,
+    )
+
+
+def run_summary(config: RunConfig, key: str, **changes: Any) -> Summary:
+    """summary.json of a run that is completed; keywords change fields."""
+    done = Summary(
+        schema=SCHEMA,
+        run=config.run,
+        key=key,
+        status="completed",
+        steps=config.training.steps,
+        diverged_step=None,
+        tokens=config.training.steps * config.tokens_per_step,
+        train_loss=1.0,
+        validation_loss=1.0,
+        validation_bits_per_byte=1.0,
+        best_validation_loss=1.0,
+        seconds=1.0,
+        tokens_per_second=1.0,
+        attempts=1,
+        metrics_sha256="",
+        weights_sha256=None,
+    )
+    return replace(done, **changes)
 
 
 def write_shards(
@@ -99,8 +140,8 @@ def write_corpus(folder: Path) -> Path:
         "source": {"kind": "files", "description": "random", "files": []},
         "tokenizer": {
             "kind": "bpe",
-            "vocab_size": MODEL["vocab_size"],
-            "n_tokens": MODEL["vocab_size"],
+            "vocab_size": MODEL.vocab_size,
+            "n_tokens": MODEL.vocab_size,
             "sha256": "0" * 64,
             "eot_id": 0,
         },
@@ -109,7 +150,7 @@ def write_corpus(folder: Path) -> Path:
     }
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in zip(SPLITS, (2000, 300), strict=True):
-        ids = np.cumsum(generator.integers(1, 4, size=count)) % MODEL["vocab_size"]
+        ids = np.cumsum(generator.integers(1, 4, size=count)) % MODEL.vocab_size
         manifest[split] = {
             "documents": 1,
             "bytes": 3 * count,

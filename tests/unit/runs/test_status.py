@@ -7,17 +7,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from tiny import run_record, run_summary
 
 from mhclite import cli
 from mhclite.files import write_json
+from mhclite.records import to_json
 from mhclite.runs import status
 from mhclite.study.reading import load_study
-from mhclite.training.loop import only_writer
+from mhclite.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,11 +59,12 @@ def place(study: Path) -> Callable[..., Path]:
         ]
         if step:
             (folder / "timing.jsonl").write_text("\n".join(lines) + "\n")
-        config = runs[run] | {"training": runs[run]["training"] | training}
-        write_json(folder / "run.json", {"config": config})
+        config = replace(runs[run], training=replace(runs[run].training, **training))
+        write_json(folder / "run.json", to_json(run_record(config, "k")))
         if status is not None:
             diverged = step if status == "diverged" else None
-            write_json(folder / "summary.json", {"status": status, "diverged_step": diverged})
+            summary = run_summary(config, "k", status=status, diverged_step=diverged)
+            write_json(folder / "summary.json", to_json(summary))
         if log is not None:
             (out / "logs" / "train").mkdir(parents=True, exist_ok=True)
             (out / "logs" / "train" / f"{run}.log").write_text(log)
@@ -125,7 +129,7 @@ def test_a_held_lock_is_a_run_under_way(
     """However long ago its last step was, for instance in a long evaluation."""
     folder = place("sotu-d1-hc-s0", 30, time.time() - 5000)
     assert "stopped" in said(study, capsys)[0]
-    with only_writer(folder):
+    with RunFolder(folder).only_writer():
         assert "1 under way" in said(study, capsys)[0]
     assert "stopped" in said(study, capsys)[0]
 
