@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,12 @@ def _checked(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def judge_all(runs: Path, names: Iterable[str], settings: dict[str, Any], out: Path) -> None:
+    """Judge every run named, of the folders under `runs`, and write stability.json as `out`."""
+    entries = {name: judge(finished_run(runs, name), settings) for name in names}
+    write_json(out, {"schema": SCHEMA, "settings": settings, "runs": entries})
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite stability`."""
     parser.add_argument(
@@ -143,7 +149,4 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Judge every run and write stability.json."""
     settings = _checked(json_argument(args.settings, "--settings"))
-    verdicts = {
-        name: judge(finished_run(args.runs, name), settings) for name in run_arguments(args.run)
-    }
-    write_json(args.out, {"schema": SCHEMA, "settings": settings, "runs": verdicts})
+    judge_all(args.runs, run_arguments(args.run), settings, args.out)
