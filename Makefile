@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 replicate: $(READY)
 	$(BIN)/snakemake --cores $(CORES)
 	$(BIN)/snakemake --report results/laptop/snakemake-report.html > results/laptop/logs/snakemake-report.log 2>&1
-	@$(BIN)/python -m mhclite tables --results results/laptop --show
+	@$(BIN)/python -m mhclite evidence --results results/laptop --show
 	@echo
 	@echo "Next:"
 	@echo "  open results/laptop/report.html    the whole study on one page"

@@ -34,9 +34,7 @@ STEPS = {
     ),
     "stability": ("mhclite.measure.stability", "find spikes and divergence in all runs"),
     "collect": ("mhclite.evidence.collect", "gather all runs into one tidy table"),
-    "figures": ("mhclite.evidence.figures", "draw the figures"),
-    "tables": ("mhclite.evidence.tables", "write the tables"),
-    "report": ("mhclite.evidence.report", "write the self-contained HTML report"),
+    "evidence": ("mhclite.evidence.evidence", "write the figures, tables and HTML report"),
     "publish": ("mhclite.evidence.publish", "publish a study's small files; rebuild from them"),
     "bundle": (
         "mhclite.bundle.command",

@@ -14,9 +14,8 @@ sys.path.insert(0, str(SOURCE))
 from mhclite import jobs
 from mhclite.data.optional import available
 from mhclite.errors import UserError
-from mhclite.evidence import captions
-from mhclite.evidence.captions import shown
 from mhclite.evidence.claims import load_claims
+from mhclite.evidence.exhibits import HEADINGS, declared
 from mhclite.files import write_json, write_text
 from mhclite.runs.code import step_digest
 from mhclite.study.reading import parse_study
@@ -30,13 +29,14 @@ except UserError as error:
     sys.exit(f"error: {error}")
 
 RUNS = STUDY.runs()
-FIGURES = shown(captions.FIGURES, STUDY.model_dump())
-TABLES = shown(captions.TABLES, STUDY.model_dump())
+EXHIBITS = [exhibit for exhibit in declared() if exhibit.shown_in(STUDY.model_dump())]
 OUT = f"results/{STUDY.name}"
 # Jobs run the Python that runs Snakemake, with this checkout's source; those that train send their
 # curves to the study's MLflow server, if it has one. Not as parameters: the results do not depend
 # on these.
-JOB_ENVIRONMENT = {"PYTHONPATH": str(SOURCE)} | live.environment(STUDY.tracking.uri, STUDY.name)
+JOB_ENVIRONMENT = {"PYTHONPATH": str(SOURCE)} | live.environment(
+    STUDY.tracking.uri, STUDY.name
+)
 JOB_PREFIX = (
     f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH "
     + " ".join(f"{key}={shlex.quote(value)}" for key, value in JOB_ENVIRONMENT.items())
@@ -104,23 +104,16 @@ def resolved_study():
     }
 
 
-def figure(name):
-    """A figure with its caption, under its heading of the report."""
-    return report(
-        f"{OUT}/figures/{name}.png",
-        caption=f"../report/{name}.rst",
-        category=FIGURES[name].heading,
-        labels={"item": name.replace("_", " ")},
-    )
+def in_report(exhibit):
+    """The file of a figure or table that stands under its heading of Snakemake's report.
 
-
-def table(name):
-    """A table with its caption, under its heading of the report."""
+    Its caption is text that the same rule writes: Snakemake reads it when it makes the report.
+    """
     return report(
-        f"{OUT}/tables/{name}.html",
-        caption=f"../report/{name}.rst",
-        category=TABLES[name].heading,
-        labels={"item": f"table of {name}"},
+        f"{OUT}/{exhibit.files[0]}",
+        caption=os.path.abspath(f"{OUT}/{exhibit.caption_file}"),
+        category=HEADINGS[exhibit.heading],
+        labels={"item": f"{exhibit.kind}: {exhibit.title}"},
     )
 
 

@@ -22,68 +22,27 @@ rule collect:
         "python -m mhclite collect --study @{input.study:q} --out {params.folder:q} > {log:q} 2>&1"
 
 
-rule figures:
+rule evidence:
     input:
         collected=rules.collect.output,
         throughput=expand(rules.throughput.output, model=STUDY.models),
         sinkhorn=rules.sinkhorn.output if STUDY.sinkhorn else [],
-    output:
-        [figure(name) for name in FIGURES],
-        expand(f"{OUT}/figures/{{name}}.svg", name=FIGURES),
-    log:
-        f"{OUT}/logs/figures.log",
-    localrule: True
-    params:
-        confidence=STUDY.statistics.confidence,
-        folder=subpath(output[0], ancestor=2),
-        code=step_digest("evidence.figures"),
-    shell:
-        "python -m mhclite figures --results {params.folder:q} --confidence {params.confidence}"
-        " > {log:q} 2>&1"
-
-
-rule tables:
-    input:
-        collected=rules.collect.output,
-        throughput=expand(rules.throughput.output, model=STUDY.models),
-        sinkhorn=rules.sinkhorn.output if STUDY.sinkhorn else [],
-    output:
-        [table(name) for name in TABLES],
-        expand(
-            f"{OUT}/tables/{{name}}.{{format}}",
-            name=TABLES,
-            format=["csv", "md", "tex"],
-        ),
-        f"{OUT}/tables/results_seeds.csv",
-    log:
-        f"{OUT}/logs/tables.log",
-    localrule: True
-    params:
-        confidence=STUDY.statistics.confidence,
-        folder=subpath(output[0], ancestor=2),
-        code=step_digest("evidence.tables"),
-    shell:
-        "python -m mhclite tables --results {params.folder:q} --confidence {params.confidence}"
-        " > {log:q} 2>&1"
-
-
-rule report:
-    input:
-        rules.figures.output,
-        rules.tables.output,
         template=workflow.source_path("../../src/mhclite/evidence/report.html.j2"),
     output:
-        report(
+        page=report(
             f"{OUT}/report.html",
             caption="../report/report.rst",
             category="0 The whole study on one page",
             labels={"item": "report"},
         ),
+        shown=[in_report(exhibit) for exhibit in EXHIBITS],
+        formats=[f"{OUT}/{file}" for exhibit in EXHIBITS for file in exhibit.files[1:]],
+        captions=[f"{OUT}/{exhibit.caption_file}" for exhibit in EXHIBITS],
     log:
-        f"{OUT}/logs/report.log",
+        f"{OUT}/logs/evidence.log",
     localrule: True
     params:
-        folder=subpath(output[0], parent=True),
-        code=step_digest("evidence.report"),
+        folder=subpath(output.page, parent=True),
+        code=step_digest("evidence.evidence"),
     shell:
-        "python -m mhclite report --results {params.folder:q} > {log:q} 2>&1"
+        "python -m mhclite evidence --results {params.folder:q} > {log:q} 2>&1"

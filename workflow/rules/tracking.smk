@@ -1,6 +1,6 @@
 rule track:
     input:
-        rules.report.output,
+        rules.evidence.output.page,
     output:
         f"{OUT}/mlflow.json",
     log:

@@ -1,4 +1,4 @@
-"""Gather a study's finished runs, probes and verdicts into study.json, runs.csv and curves.csv.
+"""Gather a study's finished runs, probes and stability into study.json, runs.csv and curves.csv.
 
 Every figure, table and report reads these three (through `results.load_results`) and the files
 they name, nothing else. What was measured for another configuration, other data or other settings
@@ -18,6 +18,7 @@ import pandas as pd
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
 from mhclite.evidence.columns import CURVE_COLUMNS, RUN_COLUMNS
+from mhclite.evidence.results import evenly_spaced
 from mhclite.files import write_json, write_text
 from mhclite.measure.stability import series_of, trailing
 from mhclite.runs.folder import SCHEMA, FinishedRun, finished_run, json_argument, read_schema
@@ -58,7 +59,7 @@ def check_run(run: FinishedRun, configuration: dict[str, Any], manifest: dict[st
 def run_row(
     run: FinishedRun,
     configuration: dict[str, Any],
-    verdict: dict[str, Any],
+    stability: dict[str, Any],
     probe: dict[str, Any],
     baselines: dict[str, float],
 ) -> dict[str, Any]:
@@ -76,8 +77,8 @@ def run_row(
         "seed": configuration["seed"],
         "parameters": parameters["total"],
         "connection_parameters": parameters["connection"],
-        "loss_spikes": len(verdict["loss_spikes"]),
-        "grad_norm_spikes": len(verdict["grad_norm_spikes"]),
+        "loss_spikes": len(stability["loss_spikes"]),
+        "grad_norm_spikes": len(stability["grad_norm_spikes"]),
         "single_max_deviation": None,
         "product_max_deviation": None,
         "gain_forward": None,
@@ -87,7 +88,7 @@ def run_row(
         **baselines,
     }
     for name in ("spikes_per_1000_steps", "grad_norm_mean", "grad_norm_fluctuation"):
-        row[name] = verdict[name]
+        row[name] = stability[name]
     for name in RUN_COLUMNS.keys() - row.keys():
         row[name] = summary[name]
     if "skipped" not in probe:
@@ -124,7 +125,7 @@ def curve(run: FinishedRun, configuration: dict[str, Any], window: int) -> pd.Da
     table = _typed(table, CURVE_COLUMNS)
     if len(steps) <= CURVE_POINTS:
         return table
-    even = steps[np.unique(np.linspace(0, len(steps) - 1, CURVE_POINTS).round().astype(int))]
+    even = steps[evenly_spaced(len(steps), CURVE_POINTS)]
     evaluated = [at for at, line in enumerate(run.metrics) if "validation_loss" in line]
     return table.iloc[np.union1d(even, evaluated).astype(int)]
 

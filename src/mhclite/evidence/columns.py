@@ -28,7 +28,7 @@ RUN_COLUMNS = {
     "connection_parameters": "int64",
     "loss_spikes": "int64",
     "grad_norm_spikes": "int64",
-    "spikes_per_1000_steps": "float64",  # empty: too few steps for a verdict
+    "spikes_per_1000_steps": "float64",  # empty: too few steps to judge
     "grad_norm_mean": "float64",
     "grad_norm_fluctuation": "float64",
     "single_max_deviation": "float64",

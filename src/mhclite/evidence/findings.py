@@ -11,8 +11,8 @@ import numpy as np
 
 from mhclite.connections.registry import VARIANTS
 from mhclite.evidence.claims import GAIN_GROWTH, Claim, parse_claims
-from mhclite.evidence.results import Results
-from mhclite.evidence.statistics import tokens_to_reach
+from mhclite.evidence.results import Results, of
+from mhclite.evidence.statistics import BASELINE, tokens_to_reach
 from mhclite.evidence.verdicts import (
     Comparison,
     Verdict,
@@ -56,15 +56,9 @@ def metric_by_seed(
     results: Results, corpus: str, model: str, variant: str, metric: str
 ) -> dict[int, float]:
     """seed -> value of the completed runs that have one."""
-    runs = results.runs
-    cell = runs[
-        (runs["corpus"] == corpus)
-        & (runs["model"] == model)
-        & (runs["variant"] == variant)
-        & (runs["status"] == "completed")
-    ]
+    cell = of(results.runs, corpus, model, variant)
     values: dict[int, float] = {}
-    for row in cell.to_dict("records"):
+    for row in cell[cell["status"] == "completed"].to_dict("records"):
         if metric == GAIN_GROWTH:
             probe = results.probes[row["run"]]
             if "skipped" in probe:
@@ -87,8 +81,7 @@ def token_difference(
     the variant was there after 80 % of the tokens. As the learning rate falls only at the end, a
     shorter run planned as such would save more.
     """
-    curves = results.curves.dropna(subset=["validation_loss"])
-    cell = curves[(curves["corpus"] == corpus) & (curves["model"] == model)]
+    cell = of(results.curves.dropna(subset=["validation_loss"]), corpus, model)
     differences = []
     seeds = metric_by_seed(results, corpus, model, variant, "validation_loss")
     for seed in seeds.keys() & metric_by_seed(results, corpus, model, reference, "validation_loss"):
@@ -113,7 +106,7 @@ def measured_in(throughput: dict[str, Any], implementation: str) -> dict[str, An
         return own
     others = throughput["others"].get(implementation)
     # The plain residual is the same in all.
-    return None if others is None else {k: v for k, v in own.items() if k == "residual"} | others
+    return None if others is None else {k: v for k, v in own.items() if k == BASELINE} | others
 
 
 def _compare(
@@ -168,15 +161,12 @@ def evaluate(results: Results, claims: Sequence[Claim]) -> list[Finding]:
     """A finding for each claim, corpus and model size, Holm-corrected over all of them."""
     found: list[Finding] = []
     for claim in claims:
-        for corpus in results.corpora:
-            for model in results.models:
-                if claim.kind == "parameters":
-                    found.append(_count(results, claim, corpus, model))
-                    continue
-                comparison, reason = _compare(results, claim, corpus, model)
-                found.append(
-                    Finding(claim, corpus, model, "not tested", reason, comparison=comparison)
-                )
+        for corpus, model in results.panels():
+            if claim.kind == "parameters":
+                found.append(_count(results, claim, corpus, model))
+                continue
+            comparison, reason = _compare(results, claim, corpus, model)
+            found.append(Finding(claim, corpus, model, "not tested", reason, comparison=comparison))
     tested = [
         at
         for at, finding in enumerate(found)

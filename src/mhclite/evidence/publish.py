@@ -8,7 +8,6 @@ and figure from it.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import re
 import shutil
@@ -16,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from mhclite.errors import UserError
-from mhclite.evidence import figures, report, tables
 from mhclite.evidence.collect import collect
+from mhclite.evidence.evidence import write
 from mhclite.evidence.report_origin import training_dates
-from mhclite.evidence.results import Results, load_results
+from mhclite.evidence.results import Results
 from mhclite.evidence.table_format import fixed, percent_of, plus_minus
-from mhclite.evidence.table_results import results_data
+from mhclite.evidence.topics.losses import results_data
 from mhclite.files import read_json, write_json, write_text
-from mhclite.measure import stability
-from mhclite.tracking.content import hardware_of
+from mhclite.measure.stability import judge_all
+from mhclite.runs.provenance import hardware_in_words
 
 RUN_FILES = ("run.json", "summary.json", "metrics.jsonl", "mixing.jsonl")
 STUDY_FILES = ("probes/*.json", "throughput/*.json", "sinkhorn.json")
@@ -63,21 +62,12 @@ def rebuild(published: Path, out: Path) -> Results:
     """Compute stability, tables, figures and report from a published folder, into `out`."""
     resolved: dict[str, Any] = read_json(published / "resolved.json", "the published study")
     shutil.copytree(published, out, dirs_exist_ok=True)
-    stability.run(
-        argparse.Namespace(
-            settings=json.dumps(resolved["study"]["stability"]),
-            runs=out / "runs",
-            run=list(resolved["runs"]),
-            out=out / "stability.json",
-        )
+    judge_all(
+        out / "runs", resolved["runs"], resolved["study"]["stability"], out / "stability.json"
     )
     corpora = {name: str(out / folder) for name, folder in resolved["corpora"].items()}
     collect({**resolved, "corpora": corpora}, out)
-    step = argparse.Namespace(results=out, confidence=None, only=None, show=False)
-    tables.run(step)
-    figures.run(step)
-    report.run(step)
-    return load_results(out)
+    return write(out)
 
 
 # --- README ---------------------------------------------------------------------------------
@@ -85,7 +75,7 @@ def rebuild(published: Path, out: Path) -> Results:
 
 def readme_block(results: Results) -> str:
     """The README's table of results, between its marks."""
-    data = results_data(results, results.confidence)
+    data = results_data(results)
     cells = {
         (row["corpus"], row["model"], row["variant"]): row
         for row in data.to_dict("records")
@@ -111,10 +101,10 @@ def readme_block(results: Results) -> str:
                 else plus_minus(found["difference_mean"], found["difference_half_width"], 3)
             )
         lines.append(f"| {' | '.join(row)} |")
-    baselines = "; ".join(
+    counting = "; ".join(
         f"{corpus}, " * several
         + ", ".join(
-            f"{name} {fixed(value, 3)}" for name, value in results.baselines[corpus].items()
+            f"{name} {fixed(value, 3)}" for name, value in results.counting_models[corpus].items()
         )
         for corpus in results.corpora
     )
@@ -125,8 +115,8 @@ def readme_block(results: Results) -> str:
     lines += [
         "",
         f"Mean ± half-width of the {percent_of(results.confidence)} Student t interval over "
-        f"{len(results.seeds)} seeds, differences paired by seed; {baselines}. Commit "
-        f"{commit[:10] if commit else 'unknown'}, {hardware_of(provenance['hardware'])}; "
+        f"{len(results.seeds)} seeds, differences paired by seed; {counting}. Commit "
+        f"{commit[:10] if commit else 'unknown'}, {hardware_in_words(provenance['hardware'])}; "
         f"{len(results.runs)} runs. Made from `results/published/{results.name}`.",
     ]
     return "\n".join(lines)

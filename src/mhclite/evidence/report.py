@@ -1,52 +1,30 @@
-"""`python -m mhclite report`: a study as one self-contained HTML page.
+"""A study as one self-contained HTML page.
 
 The page needs neither network nor other files: styles and figures are inside. Every number comes
-from results; equal results give equal bytes.
+from results.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mhclite.connections.registry import VARIANTS
-from mhclite.errors import UserError
-from mhclite.evidence.captions import FIGURES, Caption, render, shown
-from mhclite.evidence.report_methods import (
-    introduction,
-    methods,
-    model_rows,
-)
+from mhclite.evidence.exhibits import FIGURES, Exhibit, shown
+from mhclite.evidence.report_methods import introduction, methods, model_rows
 from mhclite.evidence.report_origin import origin_rows, rerun_rows
-from mhclite.evidence.results import Results, load_results
-from mhclite.evidence.table_costs import how_measured
-from mhclite.evidence.table_format import Table, fixed, sparse
-from mhclite.evidence.table_results import seeds_data
-from mhclite.evidence.tables import all_tables
-from mhclite.files import write_text
+from mhclite.evidence.results import Results
+from mhclite.evidence.table_format import Table
+from mhclite.evidence.topics.cost import how_measured
 
 TEMPLATE = "report.html.j2"
-# The column that names a row, where it is not the variant.
-ROW_HEADS = {
-    "claims": "Claim",
-    "paper": "Quantity",
-    "sinkhorn": "Logit range",
-    "warnings": "Signal",
-    "sinkhorn_example": "Iterations",
-}
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,15 +65,15 @@ def with_minus_signs(text: str) -> str:
     return re.sub(r"(?<![\w.])-(?=\d)", "−", text)
 
 
-def html_of(table: Table, row_head: str = "Variant") -> HtmlTable:
-    """A results table for the template; `row_head` is the column that names a row."""
+def html_of(table: Table) -> HtmlTable:
+    """A table of results for the template."""
     columns = list(table.display.columns)
     return HtmlTable(
         name=table.name,
         title=table.title,
         notes=table.notes,
         headings=[
-            Cell(name, numeric=name in table.numeric, heads_row=name == row_head)
+            Cell(name, numeric=name in table.numeric, heads_row=name == table.row_head)
             for name in columns
         ],
         rows=[
@@ -104,7 +82,7 @@ def html_of(table: Table, row_head: str = "Variant") -> HtmlTable:
                     with_minus_signs(text),
                     numeric=name in table.numeric,
                     bold=(at, name) in table.bold,
-                    heads_row=name == row_head,
+                    heads_row=name == table.row_head,
                 )
                 for name, text in zip(columns, row, strict=True)
             ]
@@ -140,68 +118,21 @@ def plain_table(
     )
 
 
-def seeds_table(results: Results) -> Table:
-    """Final validation loss of every run: a row a cell of the grid, a column a seed."""
-    data = seeds_data(results)
-    cells = {
-        (row["corpus"], row["model"], row["variant"], row["seed"]): row
-        for row in data.to_dict("records")
-    }
-
-    def text(row: dict[Any, Any]) -> str:
-        return "diverged" if row["status"] == "diverged" else fixed(row["validation_loss"])
-
-    display = pd.DataFrame(
-        {
-            "Corpus": corpus,
-            "Model": model,
-            "Layers": fixed(results.n_layer(model), 0),
-            "Variant": results.label(variant),
-            **{f"Seed {seed}": text(cells[corpus, model, variant, seed]) for seed in results.seeds},
-        }
-        for corpus, model, variant in product(results.corpora, results.models, results.variants)
-    )
-    diverged = data[data["status"] == "diverged"]
-    steps = [
-        f"{run} at step {step:,}"
-        for run, step in zip(diverged["run"], diverged["diverged_step"], strict=True)
-    ]
-    return Table(
-        name="seeds",
-        title="Final validation loss of every run",
-        notes="Nats per token. These are the values that the means and intervals above are made of."
-        + (f" Diverged: {', '.join(steps)}." if steps else ""),
-        data=data,
-        display=sparse(display, ["Corpus", "Model", "Layers"]),
-        numeric=tuple(display.columns[4:]),
-    )
-
-
-def html_figure(results: Results, name: str, caption: Caption) -> HtmlFigure:
-    """A figure with its drawing inside; `UserError` if it was not drawn."""
-    path = results.folder / "figures" / f"{name}.svg"
-    try:
-        drawing = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist; run `snakemake --cores all`, or by hand "
-            f"`python -m mhclite figures --results {results.folder}`"
-        ) from None
+def html_figure(results: Results, exhibit: Exhibit) -> HtmlFigure:
+    """A figure with its drawing inside."""
+    drawing = (results.folder / "figures" / f"{exhibit.name}.svg").read_bytes()
     return HtmlFigure(
-        name=name,
-        title=caption.title,
-        caption=render(caption, results.settings),
-        alt=caption.alt,
+        name=exhibit.name,
+        title=exhibit.title,
+        caption=exhibit.caption_for(results),
+        alt=exhibit.alt,
         data=f"data:image/svg+xml;base64,{base64.b64encode(drawing).decode()}",
     )
 
 
-def page(results: Results) -> str:
-    """The whole page."""
-    tables = {
-        table.name: html_of(table, ROW_HEADS.get(table.name, "Variant"))
-        for table in all_tables(results, results.confidence)
-    }
+def page(results: Results, written: Sequence[Table]) -> str:
+    """The whole page, of the study's tables and of the figures drawn in its folder."""
+    tables = {table.name: html_of(table) for table in written}
     context: dict[str, Any] = {
         "title": results.study.get("title", results.name),
         "name": results.name,
@@ -209,9 +140,9 @@ def page(results: Results) -> str:
         "variants": [(results.label(name), VARIANTS[name].note) for name in results.variants],
         "claims": tables.pop("claims"),
         "results": tables.pop("results"),
-        "seeds": html_of(seeds_table(results)),
+        "seeds": tables.pop("results_seeds"),
         "figures": [
-            html_figure(results, *item) for item in shown(FIGURES, results.settings).items()
+            html_figure(results, exhibit) for exhibit, _ in shown(FIGURES, results.settings)
         ],
         "tables": list(tables.values()),
         "methods": methods(results),
@@ -239,21 +170,3 @@ def page(results: Results) -> str:
         keep_trailing_newline=True,
     )
     return environment.get_template(TEMPLATE).render(context)
-
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m mhclite report`."""
-    parser.add_argument(
-        "--results",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="results/<study>, collected and with its figures drawn",
-    )
-
-
-def run(args: argparse.Namespace) -> None:
-    """Write <results>/report.html."""
-    path = args.results / "report.html"
-    write_text(path, page(load_results(args.results)))
-    log.info("wrote %s (%d kB)", path, path.stat().st_size // 1000)

@@ -148,7 +148,9 @@ def statistics_text(results: Results) -> str:
         f"{counted(len(seeds), 'seed')} ({', '.join(map(str, seeds))}). Intervals are two-sided "
         f"{level} Student t intervals over seeds. Variants are compared with the plain residual by "
         "differences within a seed, which cancel what the seed does to all variants. Diverged runs "
-        "are counted and are in no mean. Nothing is corrected for the number of comparisons."
+        "are counted and are in no mean. The p values of the claims are corrected by Holm's method "
+        "over all tests of the study, so that the chance of even one wrong verdict is at most "
+        f"{percent_of(1 - results.confidence)}; intervals are not corrected."
     )
     if len(seeds) == 1:
         text += " With a single seed there is no interval: a difference may be chance."

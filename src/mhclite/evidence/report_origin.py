@@ -6,10 +6,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from mhclite.evidence.report_methods import counted
 from mhclite.evidence.results import Results
 from mhclite.files import read_jsonl
 from mhclite.runs.folder import read_schema
+from mhclite.runs.provenance import hardware_in_words
 
 
 def _commit(provenance: dict[str, Any]) -> str:
@@ -19,21 +19,10 @@ def _commit(provenance: dict[str, Any]) -> str:
     return str(git["commit"]) + (" with uncommitted changes" if git["dirty"] else "")
 
 
-def hardware_text(hardware: dict[str, Any]) -> str:
-    """Processor, cores, memory and, where there is one, the GPU."""
-    parts = []
-    if hardware.get("gpu"):
-        parts.append(f"{hardware.get('gpus', 1)} × {hardware['gpu']}")
-    parts.append(f"{hardware['cpu']}, {counted(hardware['cores'], 'core')}")
-    if hardware.get("memory_gib") is not None:
-        parts.append(f"{hardware['memory_gib']:g} GiB memory")
-    return ", ".join(parts)
-
-
 # Row of the table -> the value of one run.json.
 _FACTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "Commit": lambda run: _commit(run["provenance"]),
-    "Hardware": lambda run: hardware_text(run["provenance"]["hardware"]),
+    "Hardware": lambda run: hardware_in_words(run["provenance"]["hardware"]),
     "Platform": lambda run: str(run["provenance"]["platform"]),
     "Versions": lambda run: ", ".join(
         f"{name} {version}" for name, version in run["provenance"]["versions"].items()
@@ -44,7 +33,7 @@ _FACTS: dict[str, Callable[[dict[str, Any]], str]] = {
 def origin_rows(results: Results) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of the table of provenance.
 
-    A row a fact where all runs agree; where they differ, one for each value with its runs.
+    One row per fact where all runs agree; where they differ, one for each value with its runs.
     """
     described = {
         run: read_schema(
@@ -87,7 +76,6 @@ def rerun_rows(results: Results) -> tuple[list[str], list[list[str]]]:
     Commands are for the root of the repository; RUN and MODEL stand for a run and a model.
     """
     folder = f"results/{results.name}"
-    level = f"{results.confidence:g}"
     again = "snakemake --cores all --configfile STUDY.yaml"
     rows = [
         ["everything that is missing or outdated", f"{folder}/", again],
@@ -112,20 +100,14 @@ def rerun_rows(results: Results) -> tuple[list[str], list[list[str]]]:
             f"{again} --force {folder}/stability.json",
         ],
         [
-            "one row a run, curves",
+            "one row per run, curves",
             f"{folder}/runs.csv, curves.csv",
             f"{again} --force {folder}/runs.csv",
         ],
         [
-            "means, intervals, differences",
-            f"{folder}/tables/",
-            f"python -m mhclite tables --results {folder} --confidence {level}",
+            "means, intervals, verdicts, figures, this page",
+            f"{folder}/tables/, figures/, report.html",
+            f"python -m mhclite evidence --results {folder}",
         ],
-        [
-            "figures",
-            f"{folder}/figures/",
-            f"python -m mhclite figures --results {folder} --confidence {level}",
-        ],
-        ["this page", f"{folder}/report.html", f"python -m mhclite report --results {folder}"],
     ]
     return ["Number", "File", "Command"], rows

@@ -6,14 +6,16 @@ the probes and the throughput measurements.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
+from mhclite.data.shards import bits_per_byte
 from mhclite.errors import UserError
 from mhclite.evidence.columns import CURVE_COLUMNS, RUN_COLUMNS
 from mhclite.runs.folder import read_schema
@@ -25,8 +27,8 @@ class Results:
     """One study's results.
 
     Lists and categories follow the study's order. `all_runs` has the columns of `RUN_COLUMNS` and
-    one row a run, `runs` those of the study's own settings; `curves` has the columns of
-    `CURVE_COLUMNS` and one row a step kept of the latter. `probes` has an entry for
+    one row per run, `runs` those of the study's own settings; `curves` has the columns of
+    `CURVE_COLUMNS` and one row per step kept of the latter. `probes` has an entry for
     every run; those of the plain residual and of diverged runs carry `skipped` and no arrays.
     """
 
@@ -100,27 +102,68 @@ class Results:
         return dict(self.study["corpora"][corpus]["manifest"])
 
     @cached_property
-    def baselines(self) -> dict[str, dict[str, float]]:
-        """corpus -> {"unigram", "bigram"}: validation loss of counting models, nats per token."""
+    def counting_models(self) -> dict[str, dict[str, float]]:
+        """corpus -> {"unigram", "bigram"}: their validation loss in nats per token."""
         return {corpus: dict(self.manifest(corpus)["baselines"]) for corpus in self.corpora}
 
     def bits_per_byte(self, corpus: str, loss: float) -> float:
         """A validation loss in nats per token as bits per byte of text."""
-        validation = self.manifest(corpus)["validation"]
-        return float(loss * validation["tokens"] / validation["bytes"] / math.log(2))
+        return bits_per_byte(loss, self.manifest(corpus))
 
     def mixing_probes(self, corpus: str, model: str, variant: str) -> dict[int, dict[str, Any]]:
         """seed -> probe of one cell of the grid, without the runs that have no arrays."""
-        cell = self.runs[
-            (self.runs.corpus == corpus)
-            & (self.runs.model == model)
-            & (self.runs.variant == variant)
-        ]
+        cell = of(self.runs, corpus, model, variant)
         return {
             int(seed): self.probes[run]
             for run, seed in zip(cell["run"], cell["seed"], strict=True)
             if "skipped" not in self.probes[run]
         }
+
+    @cached_property
+    def completed(self) -> list[str]:
+        """Runs of the study's own settings that reached their last step."""
+        return list(self.runs.loc[self.runs["status"] == "completed", "run"])
+
+    def panels(self) -> list[tuple[str, str]]:
+        """(corpus, model): one panel each in most figures."""
+        return [(corpus, model) for corpus in self.corpora for model in self.models]
+
+    def cells(self) -> list[tuple[str, str, str]]:
+        """(corpus, model, variant): the cells of the grid, whose runs differ in their seed only."""
+        return [(*panel, variant) for panel in self.panels() for variant in self.variants]
+
+    def panel_title(self, corpus: str, model: str) -> str:
+        """Title of a panel: corpus and depth."""
+        return f"{corpus}, {self.model_label(model)}"
+
+    def divergence_note(self, corpus: str, model: str, variants: list[str] | None = None) -> str:
+        """Which runs diverged, e.g. `diverged: HC 1 of 5, mHC 2 of 5`; empty if none."""
+        parts = []
+        for variant in variants or self.variants:
+            diverged = of(self.runs, corpus, model, variant)["status"] == "diverged"
+            if diverged.any():
+                count = f"{self.label(variant)} {diverged.sum()} of {len(diverged)}"
+                parts.append(count.replace(" ", "\u00a0"))  # is not broken over two lines
+        return f"diverged: {', '.join(parts)}" if parts else ""
+
+
+def of(
+    table: pd.DataFrame, corpus: str, model: str | None = None, variant: str | None = None
+) -> pd.DataFrame:
+    """The rows of a corpus, of a model size if one is named, of a variant if one is named."""
+    wanted = table["corpus"] == corpus
+    if model is not None:
+        wanted &= table["model"] == model
+    if variant is not None:
+        wanted &= table["variant"] == variant
+    return table[wanted]
+
+
+def evenly_spaced(count: int, most: int) -> npt.NDArray[np.intp]:
+    """Places of at most `most` out of `count` entries, the first and the last among them."""
+    if count <= most:
+        return np.arange(count)
+    return np.unique(np.linspace(0, count - 1, most).round().astype(np.intp))
 
 
 def _read_table(path: Path, columns: dict[str, str], orders: dict[str, list[str]]) -> pd.DataFrame:

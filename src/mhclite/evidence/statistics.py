@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-REFERENCE = "residual"  # the variant that the others are compared with
+BASELINE = "residual"  # the variant that the others are compared with
 INTERVAL_COLUMNS = ("n", "mean", "sd", "half_width", "low", "high")
 CELL = ("corpus", "model", "variant")  # a cell of the grid: runs that differ in their seed only
 
@@ -49,7 +49,7 @@ class Interval:
 
 
 def t_interval(values: Iterable[float], confidence: float = 0.95) -> Interval:
-    """Mean of finite values (one a seed) and the interval that covers the true mean with
+    """Mean of finite values (one per seed) and the interval that covers the true mean with
     probability `confidence` if the values are independent and normal.
     """
     sample = np.fromiter(values, dtype=np.float64)
@@ -78,7 +78,7 @@ def summarise(
     confidence: float = 0.95,
     include_diverged: bool = False,
 ) -> pd.DataFrame:
-    """One row a group of runs: the columns of `by`, n, mean, sd, half_width, low, high, n_diverged.
+    """One row per group of runs: the columns of `by`, `INTERVAL_COLUMNS`, n_diverged.
 
     n counts the runs in the mean: those completed, with a finite value. Groups come in the order
     of the categories; combinations without a run are left out. `include_diverged` is for what is
@@ -100,41 +100,41 @@ def summarise(
 def differences_by_seed(
     runs: pd.DataFrame,
     value: str = "validation_loss",
-    reference: str = REFERENCE,
+    baseline: str = BASELINE,
     within: Sequence[str] = ("corpus", "model"),
 ) -> pd.DataFrame:
-    """`value` minus the reference variant's of the same seed: within, variant, seed, difference.
+    """`value` minus the baseline's of the same seed: within, variant, seed, difference.
 
-    Only pairs of completed runs with finite values; the reference itself has no rows.
+    Only pairs of completed runs with finite values; the baseline itself has no rows.
     """
     finished = runs[(runs["status"] == "completed") & np.isfinite(runs[value])]
     keys = [*within, "seed"]
     columns = [*within, "variant", "seed", value]
-    pairs = finished[finished["variant"] != reference][columns].merge(
-        finished[finished["variant"] == reference][[*keys, value]],
+    pairs = finished[finished["variant"] != baseline][columns].merge(
+        finished[finished["variant"] == baseline][[*keys, value]],
         on=keys,
         how="inner",
-        suffixes=("", "_reference"),
+        suffixes=("", "_baseline"),
         validate="many_to_one",
     )
-    pairs["difference"] = pairs[value] - pairs[f"{value}_reference"]
+    pairs["difference"] = pairs[value] - pairs[f"{value}_baseline"]
     return pd.DataFrame(pairs[[*within, "variant", "seed", "difference"]])
 
 
 def paired_differences(
     runs: pd.DataFrame,
     value: str = "validation_loss",
-    reference: str = REFERENCE,
+    baseline: str = BASELINE,
     within: Sequence[str] = ("corpus", "model"),
     confidence: float = 0.95,
 ) -> pd.DataFrame:
-    """Mean difference to the reference variant, paired by seed, with its t interval.
+    """Mean difference to the baseline, paired by seed, with its t interval.
 
-    One row a group and variant that has at least one pair: within, variant, n (pairs), mean, sd,
-    half_width, low, high. Below zero means a lower value than the reference's.
+    One row per group and variant that has at least one pair: within, variant, n (pairs), mean, sd,
+    half_width, low, high. Below zero means a lower value than the baseline's.
     """
     by = [*within, "variant"]
-    pairs = differences_by_seed(runs, value, reference, within)
+    pairs = differences_by_seed(runs, value, baseline, within)
     rows: list[dict[str, Any]] = [
         dict(zip(by, key, strict=True))
         | interval_columns(t_interval(group["difference"], confidence))
@@ -160,10 +160,10 @@ def tokens_to_reach(
 
 
 def by_cell(table: pd.DataFrame) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """(corpus, model, variant) -> the row of a summary with one row a cell."""
+    """(corpus, model, variant) -> the row of a summary with one row per cell."""
     rows = table.to_dict("records")
     cells = {(row["corpus"], row["model"], row["variant"]): dict(row) for row in rows}
-    assert len(cells) == len(rows), "more than one row a cell"
+    assert len(cells) == len(rows), "more than one row per cell"
     return cells  # type: ignore[return-value]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,6 +23,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from mhclite.connections.registry import VARIANTS
+from mhclite.evidence.results import Results
 from mhclite.files import atomic_write
 
 mpl.use("Agg")
@@ -31,7 +33,8 @@ PNG_DPI = 200
 FORMATS = ("png", "svg")
 
 INK = "#222222"  # text and axes
-FAINT = "#8a8a8a"  # reference lines and notes
+FAINT = "#8a8a8a"  # lines to compare with, and notes
+SEED_LINE = Line2D([], [], color=FAINT, linewidth=0.5, label="one seed")  # for a legend
 
 # Colour, marker, dashes (on, off in points; empty: solid), for the registry's variants in order.
 _LOOKS: tuple[tuple[str, str, tuple[float, ...]], ...] = (
@@ -164,15 +167,96 @@ def plain_log(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
+def seeds_and_interval(
+    axes: Axes,
+    variant: str,
+    place: float,
+    values: Sequence[float],
+    mean: float | None,
+    half_width: float | None,
+    *,
+    upright: bool = False,
+    apart: tuple[float, float] = (0.22, -0.07),
+    filled: bool = True,
+) -> None:
+    """Each seed as a faint point, and beside them their mean with its interval.
+
+    Args:
+        place: on the axis across; the points stand `apart[0]` from it, the mean `apart[1]`.
+        mean, half_width: None or NaN where there is none.
+        upright: values on the y axis, else on the x axis.
+    """
+    at = [place + apart[0]] * len(values)
+    axes.plot(
+        *((at, values) if upright else (values, at)),
+        linestyle="none",
+        marker="o",
+        markersize=2.4,
+        markeredgewidth=0,
+        color=colour(variant),
+        alpha=0.45,
+    )
+    if mean is None or np.isnan(mean):
+        return
+    beside = place + apart[1]
+    axes.errorbar(
+        *((beside, mean) if upright else (mean, beside)),
+        xerr=None if upright else half_width,
+        yerr=half_width if upright else None,
+        linestyle="none",
+        marker=marker(variant),
+        markersize=5,
+        markerfacecolor=colour(variant) if filled else "white",
+        markeredgecolor="white" if filled else colour(variant),
+        markeredgewidth=0.5 if filled else 1,
+        color=colour(variant),
+        elinewidth=1.1,
+        capsize=2.2,
+        zorder=3,
+    )
+
+
+def runs_and_means(axes: Axes, results: Results, table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Draw a column over training: each run thin, each variant's mean over completed runs bold.
+
+    A diverged run ends with a cross; it is left out of the mean, which would otherwise jump where
+    the run ends. Returns the means: variant, step, `column`.
+    """
+    table = table.dropna(subset=[column])
+    finished = table["run"].isin(results.completed)
+    by = ["variant", "step"]
+    means = table[finished].groupby(by, observed=True)[column].mean().reset_index()
+    sns.lineplot(
+        data=table,
+        x="step",
+        y=column,
+        hue="variant",
+        palette={variant: colour(variant) for variant in results.variants},
+        units="run",
+        estimator=None,
+        alpha=0.45,
+        linewidth=0.5,
+        legend=False,
+        ax=axes,
+    )
+    for variant in results.variants:
+        mean = means[means["variant"] == variant]
+        axes.plot(mean["step"], mean[column], color=colour(variant), linestyle=line_style(variant))
+    for _, line in table[~finished].groupby("run"):
+        end = line.iloc[-1]
+        axes.plot(end["step"], end[column], "x", color=colour(end["variant"]), zorder=4)
+    return means
+
+
 def remark(axes: Axes, text: str) -> None:
     """Add lines of text below the x label, where they hide no data; nothing if empty."""
     if text:
         axes.set_xlabel("\n".join([axes.get_xlabel(), *textwrap.wrap(text, 54)]))
 
 
-def wrapped_grid(panels: int, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of `panels` equal panels, two beside each other."""
-    columns = min(2, panels)
+def wrapped_grid(panels: int, height: float, beside: int = 2) -> tuple[Figure, list[Axes]]:
+    """A figure of `panels` equal panels, at most `beside` in a row."""
+    columns = min(beside, panels)
     figure, axes = grid(-(-panels // columns), columns, height)
     for spare in axes.flat[panels:]:
         spare.set_axis_off()

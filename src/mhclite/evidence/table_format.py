@@ -6,7 +6,7 @@ import html
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +41,28 @@ _LATEX = str.maketrans(
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table for readers and the numbers behind it.
+class Rows:
+    """The content of a table: for readers, and the numbers behind it.
 
-    `data` goes to the CSV: one row a cell of the grid, snake_case columns, unrounded. `display` is
-    the same for readers: strings, headings with units; repeated group names are blank. `bold` are
-    the (row, column) positions in `display` to stress. `numeric` columns are aligned right.
+    `data` goes to the CSV: one row per cell of the grid, snake_case columns, unrounded. `display`
+    is the same for readers: strings, headings with units; repeated group names are blank. `bold`
+    are the (row, column) positions in `display` to stress. `numeric` columns are aligned right.
     """
 
-    name: str  # of the files
-    title: str
     notes: str  # what the columns mean, n and the kind of interval
     data: pd.DataFrame
     display: pd.DataFrame
     numeric: Sequence[str]
-    bold: frozenset[tuple[int, str]] = field(default_factory=frozenset)
+    bold: frozenset[tuple[int, str]] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(Rows):
+    """A table with the name of its files, its title, and the column that names its rows."""
+
+    name: str
+    title: str
+    row_head: str
 
 
 # --- numbers --------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Is a difference real? Verdicts from a few paired differences, one a seed.
+"""Is a difference real? Verdicts from a few paired differences, one per seed.
 
 A comparison asks whether the true mean of the differences d lies below a margin m. Student's t test
 of d against m gives a two-sided p value; the p values of all comparisons of a study are corrected
@@ -39,7 +39,7 @@ class Comparison:
 
 
 def compare(differences: Sequence[float], margin: float, confidence: float) -> Comparison:
-    """Interval and p values of finite differences, one a seed."""
+    """Interval and p values of finite differences, one per seed."""
     d = np.asarray(differences, dtype=np.float64)
     n = d.size
     shifted = d - margin

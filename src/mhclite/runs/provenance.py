@@ -91,11 +91,14 @@ def hardware() -> dict[str, Any]:
 
 
 def hardware_in_words(hardware: dict[str, Any]) -> str:
-    """Processor or GPU, and how many, e.g. `AMD EPYC, 2 cores`."""
-    if "gpu" in hardware:
-        count = hardware.get("gpus", 1)
-        return f"{count} x {hardware['gpu']}" if count > 1 else str(hardware["gpu"])
-    return f"{hardware['cpu']}, {hardware['cores']} cores"
+    """GPUs where there are any, processor, cores and memory of what `hardware` returned."""
+    cores = hardware["cores"]
+    parts = [f"{hardware['cpu']}, {cores} core" + "s" * (cores != 1)]
+    if hardware.get("gpu"):
+        parts.insert(0, f"{hardware.get('gpus', 1)} × {hardware['gpu']}")
+    if hardware.get("memory_gib") is not None:
+        parts.append(f"{hardware['memory_gib']:g} GiB memory")
+    return ", ".join(parts)
 
 
 def provenance() -> Provenance:

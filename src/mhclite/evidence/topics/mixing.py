@@ -1,4 +1,4 @@
-"""Figures of how H_res is distributed, from the mixing probe of the trained models.
+"""H_res of the trained models, from the mixing probe.
 
 H_res is in operator orientation: row t holds the weights that enter output stream t. What the
 papers call column sums are the row sums here.
@@ -18,8 +18,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from mhclite.evidence.figures_training import cell_title, divergence_note
+from mhclite.evidence import exhibits
 from mhclite.evidence.results import Results
+from mhclite.evidence.statistics import BASELINE
 from mhclite.evidence.style import (
     FAINT,
     INK,
@@ -32,9 +33,16 @@ from mhclite.evidence.style import (
 
 FloatArray = npt.NDArray[np.float64]
 
+
 ROUNDING = 1e-6  # deviations below this are rounding of 32-bit numbers
+
+
 SINKHORN_LIMIT = 30  # log(1/nu) above which 20 Sinkhorn iterations leave a gap
+
+
 H_RES = r"$H_\mathrm{res}$"
+
+
 NO_PROBES = "No multi-stream run reached its last step, so there is no H_res to show."
 
 
@@ -42,8 +50,7 @@ def probed(results: Results) -> list[tuple[str, str]]:
     """(corpus, model) of the cells in which at least one run was probed."""
     return [
         (corpus, model)
-        for corpus in results.corpora
-        for model in results.models
+        for corpus, model in results.panels()
         if any(results.mixing_probes(corpus, model, variant) for variant in results.variants)
     ]
 
@@ -87,12 +94,26 @@ def _deviation_axis(axes: Axes, largest: float) -> None:
     axes.set_xlim(-(10.0**top) * 2, 10.0**top * 2)
 
 
-def row_sums(results: Results, confidence: float) -> Figure:
+@exhibits.figure(
+    "row_sums",
+    title="Row sums of the mixing matrices",
+    caption=(
+        "How far the row sums of H_res lie from 1, per token of held-out text: all single "
+        "matrices (left), and their product over the whole depth (right). Operator orientation:"
+        " a row holds the weights that enter one output stream, so these are the column sums of"
+        " the paper's Figure 3. The axis is logarithmic to both sides, and linear in the grey "
+        "band. Box, median and whiskers are medians over {seeds} of each seed's quantiles; the "
+        "dots are the extremes over all seeds. Source: the files in probes/."
+    ),
+    alt="Horizontal box plots around a line at exactly one, a row for each variant.",
+    heading="mixing",
+)
+def row_sums(results: Results) -> Figure:
     """Distribution of the row sums of H_res: of single matrices, and of the product over depth."""
     cells = probed(results)
     if not cells:
         return empty_figure(NO_PROBES)
-    variants = [variant for variant in results.variants if variant != "residual"]
+    variants = [variant for variant in results.variants if variant != BASELINE]
     figure, axes = grid(len(cells), 2, 0.75 + 0.22 * len(variants), sharey=True)
     largest = results.runs[["single_max_deviation", "product_max_deviation"]].max().max()
     for row, (corpus, model) in enumerate(cells):
@@ -126,10 +147,10 @@ def row_sums(results: Results, confidence: float) -> Figure:
             panel.grid(visible=False, axis="y")
             _deviation_axis(panel, float(largest))
             panel.set(
-                title=f"{cell_title(results, corpus, model)}: {title}",
+                title=f"{results.panel_title(corpus, model)}: {title}",
                 xlabel=f"row sum of {what}, minus 1",
             )
-        remark(axes[row, 0], divergence_note(results, corpus, model))
+        remark(axes[row, 0], results.divergence_note(corpus, model))
     figure.legend(
         handles=[
             Line2D([], [], color=FAINT, label="1 exactly"),
@@ -168,7 +189,7 @@ def _box(axes: Axes, place: int, variant: str, box: dict[str, Any]) -> None:
 
 
 def sinkhorn_histogram(probes: list[dict[str, Any]]) -> tuple[FloatArray, FloatArray, float, float]:
-    """Edges, share of inputs a bin, share above the limit, largest log(1/nu), over all seeds.
+    """Edges, share of inputs per bin, share above the limit, largest log(1/nu), over all seeds.
 
     The probe's last bin is open where it gives as many edges as counts: it is closed here one
     width further.
@@ -183,7 +204,20 @@ def sinkhorn_histogram(probes: list[dict[str, Any]]) -> tuple[FloatArray, FloatA
     return edges, counts / counts.sum(), above, max(entry["max"] for entry in inputs)
 
 
-def sinkhorn_inputs(results: Results, confidence: float) -> Figure:
+@exhibits.figure(
+    "sinkhorn_inputs",
+    title="Inputs of the Sinkhorn-Knopp iterations",
+    caption=(
+        "log(1/ν) of the matrices that mHC gives to the Sinkhorn-Knopp iterations on held-out "
+        "text, where ν is a matrix's smallest entry over its largest: all tokens and sub-layers"
+        " of {seeds} together, as in the paper's Figure 4. The dashed line at 30 (1/ν of about "
+        "1e13) is the paper's threshold, beyond which 20 iterations leave a gap. Source: the "
+        "files in probes/."
+    ),
+    alt=("Histogram with a dashed line at 30; the share above it is written beside the line."),
+    heading="mixing",
+)
+def sinkhorn_inputs(results: Results) -> Figure:
     """Histogram of log(1/nu) of mhc's Sinkhorn inputs."""
     if "mhc" not in results.variants:
         return empty_figure("mHC is not in this study: no other variant uses Sinkhorn iterations.")
@@ -219,11 +253,11 @@ def sinkhorn_inputs(results: Results, confidence: float) -> Figure:
             fontsize=7,
         )
         panel.set(
-            title=cell_title(results, corpus, model),
+            title=results.panel_title(corpus, model),
             xlabel="log(1/ν) of a Sinkhorn input",
             ylabel="share of inputs (%)",
             xlim=(0, max(1.4 * SINKHORN_LIMIT, min(highest, edges[-1]) * 1.05)),
             ylim=(0, 130 * shares.max()),  # room for the text above the bars
         )
-        remark(panel, divergence_note(results, corpus, model, ["mhc"]))
+        remark(panel, results.divergence_note(corpus, model, ["mhc"]))
     return figure

@@ -1,17 +1,21 @@
-"""Tables of the claims: what this study says of each, and the papers' own figures beside ours."""
+"""What a study says of each claim, and the papers' own figures beside ours."""
 
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
-from mhclite.evidence.findings import Finding, claims_of, evaluate
+from mhclite.evidence import exhibits
+from mhclite.evidence.findings import Finding, claims_of, evaluate, metric_by_seed
 from mhclite.evidence.results import Results
+from mhclite.evidence.style import FAINT, INK, empty_figure, grid, seeds_and_interval
 from mhclite.evidence.table_format import (
     NONE,
-    Table,
+    Rows,
     fixed,
     missing,
     percent_of,
@@ -24,6 +28,8 @@ UNITS = {
     "sinkhorn_share_above_30": "share",
     "gain_growth": "log gain",
 }
+
+
 HOW = {
     "verbatim": "read in the paper",
     "second-hand": "quoted by a reader of the paper",
@@ -33,7 +39,7 @@ HOW = {
 
 
 def claims_data(results: Results) -> pd.DataFrame:
-    """One row a claim, corpus and model size.
+    """One row per claim, corpus and model size.
 
     `effect_*` is variant minus reference (or minus the threshold) in the metric's own unit, for
     throughput the logarithm of the ratio of step times; the test is against `margin` on the side
@@ -114,7 +120,18 @@ def _p(value: Any) -> str:
     return NONE if missing(value) else ("< 0.0001" if value < 1e-4 else f"{value:.4f}")
 
 
-def claims_table(results: Results) -> Table:
+@exhibits.table(
+    "claims",
+    title="What this study says of each claim",
+    caption=(
+        "Verdict for every claim of config/claims.yaml over {seeds}: supported, contradicted or"
+        " inconclusive, with effect, {level} % Student t interval, Holm-corrected and sign-flip"
+        " p values. Source: runs.csv, the files in probes/ and throughput/."
+    ),
+    heading="claims",
+    row_head="Claim",
+)
+def claims_table(results: Results) -> Rows:
     """The verdicts for readers."""
     data = claims_data(results)
     rows = []
@@ -139,9 +156,7 @@ def claims_table(results: Results) -> Table:
         )
     display = pd.DataFrame(rows)
     level = percent_of(results.confidence)
-    return Table(
-        name="claims",
-        title="What this study says of each claim",
+    return Rows(
         notes=(
             f"Effect: variant minus reference, paired by seed, mean ± half-width of the {level} "
             "Student t interval over n seeds; for a bound the value itself; for throughput the "
@@ -189,7 +204,18 @@ def paper_data(findings: list[Finding], data: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def paper_table(results: Results) -> Table:
+@exhibits.table(
+    "paper",
+    title="The papers' own figures beside ours",
+    caption=(
+        "Figures that the papers are known to give, with how they are known, and what this "
+        "study measures for the same quantity over {seeds}. Source: config/claims.yaml and "
+        "runs.csv."
+    ),
+    heading="claims",
+    row_head="Quantity",
+)
+def paper_table(results: Results) -> Rows:
     """The papers' own figures beside ours, where they are known."""
     data = paper_data(evaluate(results, claims_of(results)), claims_data(results))
     display = pd.DataFrame(
@@ -203,9 +229,7 @@ def paper_table(results: Results) -> Table:
             "Here": data["ours"],
         }
     )
-    return Table(
-        name="paper",
-        title="The papers' own figures beside ours",
+    return Rows(
         notes=(
             "Their models are hundreds to hundred thousands of times as large as those of a study "
             "on a laptop, and were trained on other text: the figures show the size of an effect "
@@ -217,3 +241,93 @@ def paper_table(results: Results) -> Table:
         display=sparse(display, ["Quantity", "In the paper", "Source", "Known from"]),
         numeric=("Here",),
     )
+
+
+ROW = 0.27  # inches per claim
+
+
+LABEL = 44  # characters of a line
+
+
+def loss_findings(results: Results) -> list[Finding]:
+    """The findings that compare final losses."""
+    return [
+        finding
+        for finding in evaluate(results, claims_of(results))
+        if finding.claim.kind == "difference"
+        and finding.claim.metric == "validation_loss"
+        and finding.comparison is not None
+    ]
+
+
+@exhibits.figure(
+    "forest",
+    title="Paired differences of final losses, with verdicts",
+    caption=(
+        "Each row is a claim that compares final validation losses: the first variant's minus "
+        "the second's of the same seed. Marker and bar: mean with its {level} % Student t "
+        "interval over {seeds}; faint points: each seed; dotted: the margin of a claim of no "
+        "worse. Filled markers and black verdicts: decided, after Holm's correction over all "
+        "claims; hollow and grey: inconclusive. Source: runs.csv."
+    ),
+    alt=(
+        "Rows of points with horizontal error bars around a line at zero, a panel for each depth."
+    ),
+    heading="claims",
+)
+def forest(results: Results) -> Figure:
+    """One row per claim, one panel per corpus and model; colour of the variant, its verdict."""
+    findings = loss_findings(results)
+    if not findings:
+        return empty_figure("No claim compares the final losses of variants in this study.")
+    claims = list({finding.claim.id: finding.claim for finding in findings}.values())
+    place = {claim.id: at for at, claim in enumerate(claims)}
+    panels = results.panels()
+    height = 0.8 + ROW * len(claims)
+    figure, axes = grid(1, len(panels), height, sharey=True)
+    for panel, (corpus, model) in zip(axes[0], panels, strict=True):
+        panel.axvline(0, color=FAINT, linewidth=0.8)
+        for finding in findings:
+            if (finding.corpus, finding.model) != (corpus, model):
+                continue
+            claim, comparison = finding.claim, finding.comparison
+            assert comparison is not None
+            assert claim.reference is not None
+            y = place[claim.id]
+            own, other = (
+                metric_by_seed(results, corpus, model, name, "validation_loss")
+                for name in (claim.variant, claim.reference)
+            )
+            values = [own[seed] - other[seed] for seed in own.keys() & other.keys()]
+            if claim.margin:
+                panel.plot([finding.sign * claim.margin] * 2, [y - 0.35, y + 0.35], ":", color=INK)
+            assert comparison.interval.mean is not None
+            decided = finding.verdict in ("supported", "contradicted")
+            mean, half_width = comparison.interval.mean, comparison.interval.half_width
+            seeds_and_interval(
+                panel, claim.variant, y, values, finding.sign * mean, half_width, filled=decided
+            )
+            panel.annotate(
+                finding.verdict,
+                (1.0, y),
+                xycoords=("axes fraction", "data"),
+                xytext=(-2, 0),
+                textcoords="offset points",
+                ha="right",
+                va="center",
+                fontsize=6,
+                color=INK if decided else "#666666",
+            )
+        low, high = panel.get_xlim()
+        panel.set_xlim(low, high + 0.32 * (high - low))  # room for the verdicts
+        panel.grid(visible=False, axis="y")
+        panel.set(title=results.panel_title(corpus, model), xlabel="difference (nats/token)")
+    labels = [
+        f"{results.label(claim.variant)} - {results.label(str(claim.reference))}"
+        + (f" (margin {claim.margin:g})" if claim.margin else "")
+        for claim in claims
+    ]
+    axes[0][0].set_yticks(range(len(claims)), [textwrap.fill(label, LABEL) for label in labels])
+    axes[0][0].tick_params(axis="y", length=0)
+    axes[0][0].set_ylim(len(claims) - 0.4, -0.6)
+    return figure

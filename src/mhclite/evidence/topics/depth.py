@@ -1,4 +1,4 @@
-"""Figures of H_res along the depth of the network, from the mixing probe of the trained models.
+"""H_res along the depth of the trained networks, from the mixing probe.
 
 H_res is in operator orientation: row t holds the weights that enter output stream t.
 """
@@ -12,11 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mhclite.evidence.figures_mixing import H_RES, NO_PROBES, FloatArray, probed
-from mhclite.evidence.figures_training import SEED_LINE, cell_title, divergence_note
+from mhclite.evidence import exhibits
 from mhclite.evidence.results import Results
+from mhclite.evidence.statistics import BASELINE
 from mhclite.evidence.style import (
     FAINT,
+    SEED_LINE,
     colour,
     empty_figure,
     empty_state,
@@ -27,6 +28,7 @@ from mhclite.evidence.style import (
     variant_legend,
     wrapped_grid,
 )
+from mhclite.evidence.topics.mixing import H_RES, NO_PROBES, FloatArray, probed
 
 AT_ONE = 0.005  # gains this close to 1 lie on top of each other in the figure
 
@@ -69,7 +71,21 @@ def _names(results: Results, variants: list[str]) -> str:
     return ", ".join(results.label(variant) for variant in variants)
 
 
-def composite_gain(results: Results, confidence: float) -> Figure:
+@exhibits.figure(
+    "composite_gain",
+    title="Composite gain over depth",
+    caption=(
+        "Gain of the product of the first H_res matrices: the largest absolute row sum (left, "
+        "signals going forward) and column sum (right, gradients going back) of the product, "
+        "mean over the tokens of held-out text. Operator orientation. 1 keeps the size of a "
+        "signal. Bold: mean over {seeds}; thin: each seed. Source: the files in probes/."
+    ),
+    alt=(
+        "Curves over the number of matrices multiplied on a logarithmic axis, with a line at one."
+    ),
+    heading="stability",
+)
+def composite_gain(results: Results) -> Figure:
     """Composite gain of the product of the first l sub-layers' H_res."""
     cells = probed(results)
     if not cells:
@@ -84,8 +100,8 @@ def composite_gain(results: Results, confidence: float) -> Figure:
             gains += [gain for values in found.values() for gain in (values.min(), values.max())]
             panel.axhline(1, color=FAINT, linewidth=0.8, zorder=1)
             panel.set(
-                title=f"{cell_title(results, corpus, model)}: {direction}",
-                xlabel=f"number of {H_RES} multiplied (two a layer)",
+                title=f"{results.panel_title(corpus, model)}: {direction}",
+                xlabel=f"number of {H_RES} multiplied (two per layer)",
                 ylabel=f"largest absolute {what} sum",
             )
             at_one = [v for v, values in found.items() if np.abs(values - 1).max() < AT_ONE]
@@ -94,13 +110,28 @@ def composite_gain(results: Results, confidence: float) -> Figure:
         axes[row, 0].set_ylim(min(gains) / margin, max(gains) * margin)
         for panel in axes[row]:
             plain_log(panel)
-        remark(axes[row, 0], divergence_note(results, corpus, model))
-    shown = [variant for variant in results.variants if variant != "residual"]
+        remark(axes[row, 0], results.divergence_note(corpus, model))
+    shown = [variant for variant in results.variants if variant != BASELINE]
     variant_legend(figure, shown, results.labels, extra=[SEED_LINE])
     return figure
 
 
-def identity_distance(results: Results, confidence: float) -> Figure:
+@exhibits.figure(
+    "identity_distance",
+    title="Distance of the mixing matrices from identity",
+    caption=(
+        "Frobenius norm of H_res minus the identity in each sub-layer of the trained models, "
+        "mean over the tokens of held-out text; 0 means that the streams are not mixed. "
+        "Sub-layers alternate between attention and MLP, from the input to the output. Bold: "
+        "mean over {seeds}; thin: each seed. Source: the files in probes/."
+    ),
+    alt=(
+        "Curves over the sub-layers on a logarithmic axis, one colour and line style for each "
+        "variant."
+    ),
+    heading="mixing",
+)
+def identity_distance(results: Results) -> Figure:
     """Distance of H_res from the identity, sub-layer by sub-layer."""
     cells = probed(results)
     if not cells:
@@ -114,12 +145,12 @@ def identity_distance(results: Results, confidence: float) -> Figure:
             continue
         plain_log(panel)
         panel.set(
-            title=cell_title(results, corpus, model),
-            xlabel="sub-layer (two a layer)",
+            title=results.panel_title(corpus, model),
+            xlabel="sub-layer (two per layer)",
             ylabel=f"distance of {H_RES} from identity",
         )
         remark(panel, f"0 everywhere: {_names(results, zero)}" if zero else "")
-        remark(panel, divergence_note(results, corpus, model))
-    shown = [variant for variant in results.variants if variant != "residual"]
+        remark(panel, results.divergence_note(corpus, model))
+    shown = [variant for variant in results.variants if variant != BASELINE]
     variant_legend(figure, shown, results.labels, extra=[SEED_LINE])
     return figure

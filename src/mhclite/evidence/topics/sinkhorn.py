@@ -1,4 +1,4 @@
-"""Figure and tables of the Sinkhorn-Knopp experiment."""
+"""The Sinkhorn-Knopp experiment."""
 
 from __future__ import annotations
 
@@ -9,17 +9,22 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from mhclite.evidence import exhibits
 from mhclite.evidence.results import Results
 from mhclite.evidence.style import FAINT, grid
-from mhclite.evidence.table_format import Table, significant, sparse
+from mhclite.evidence.table_format import Rows, significant, sparse
 
 FLOOR = 1e-8  # below it float32's rounding is all there is; the axis ends there
+
+
 METHODS = {
     ("fp32", "log"): "fp32, log domain",
     ("fp32", "exp"): "fp32, exp domain",
     ("bf16", "log"): "bf16, log domain",
     ("bf16", "exp"): "bf16, exp domain",
 }
+
+
 PAPER_ITERATIONS = 20
 
 
@@ -38,7 +43,24 @@ def _trained_limit(results: Results) -> float | None:
     return max(values, default=None)
 
 
-def sinkhorn_error(results: Results, confidence: float) -> Figure:
+@exhibits.figure(
+    "sinkhorn_error",
+    title="Error of the Sinkhorn-Knopp iterations",
+    caption=(
+        "How far the sums on the inexact side lie from 1 after Sinkhorn-Knopp in float32 and "
+        "the log domain, for {matrices} random 4 by 4 matrices of each depth, whose logits are "
+        "uniform over a range. Left: single matrices, against iterations. Right: products of "
+        "independent matrices after 20 iterations each. Solid: median, dotted: largest; the "
+        "axis ends at float32's rounding. Source: sinkhorn.json."
+    ),
+    alt=(
+        "Falling curves on logarithmic axes, one colour for each logit range; on the right "
+        "curves that rise with the number of matrices."
+    ),
+    heading="mixing",
+    needs="sinkhorn",
+)
+def sinkhorn_error(results: Results) -> Figure:
     """Deviation of the inexact sums against iterations, and against depth."""
     rows = [row for row in _rows(results) if (row["precision"], row["domain"]) == ("fp32", "log")]
     ranges = sorted({row["logit_range"] for row in rows})
@@ -96,7 +118,18 @@ def sinkhorn_error(results: Results, confidence: float) -> Figure:
     return figure
 
 
-def sinkhorn_table(results: Results) -> Table:
+@exhibits.table(
+    "sinkhorn",
+    title="What Sinkhorn-Knopp leaves after so many iterations",
+    caption=(
+        "Median and largest deviation of the inexact sums from 1 by logit range, iterations, "
+        "precision and domain, single and multiplied. Source: sinkhorn.json."
+    ),
+    heading="mixing",
+    needs="sinkhorn",
+    row_head="Logit range",
+)
+def sinkhorn_table(results: Results) -> Rows:
     """Median and largest deviation by range, iterations and way of computing."""
     rows = _rows(results)
     deepest = max(int(depth) for depth in rows[0]["product"])
@@ -137,9 +170,7 @@ def sinkhorn_table(results: Results) -> Table:
         if limit is None
         else f" The inputs of this study's trained mHC runs reach log(1/ν) = {limit:.1f}."
     )
-    return Table(
-        name="sinkhorn",
-        title="What Sinkhorn-Knopp leaves after so many iterations",
+    return Rows(
         notes=(
             f"Median / largest |sum - 1| on the side that the last half-step does not normalise, "
             f"over {results.sinkhorn['settings']['matrices']:,} x {deepest} random 4 × 4 matrices "
@@ -152,7 +183,18 @@ def sinkhorn_table(results: Results) -> Table:
     )
 
 
-def example_table(results: Results) -> Table:
+@exhibits.table(
+    "sinkhorn_example",
+    title="The paper's 3 × 3 example",
+    caption=(
+        "Column sums of the example of arXiv 2601.05732 after so many iterations. Source: "
+        "sinkhorn.json."
+    ),
+    heading="mixing",
+    needs="sinkhorn",
+    row_head="Iterations",
+)
+def example_table(results: Results) -> Rows:
     """The paper's 3 x 3 example."""
     assert results.sinkhorn is not None
     rows = results.sinkhorn["example"]
@@ -175,9 +217,7 @@ def example_table(results: Results) -> Table:
         }
         for row in rows
     )
-    return Table(
-        name="sinkhorn_example",
-        title="The paper's 3 × 3 example",
+    return Rows(
         notes=(
             "[[1/2, α, α], [1/2, α, α], [α, 1, 1]] with α = 1e-13, columns normalised, then rows, "
             "in float64. After 20 iterations the paper is quoted with column sums 1.92 / 0.59 / "

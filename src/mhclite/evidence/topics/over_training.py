@@ -1,4 +1,4 @@
-"""Figures of the streams while training goes on, sub-layer by sub-layer."""
+"""The streams while training goes on, sub-layer by sub-layer."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mhclite.evidence.figures_training import completed
-from mhclite.evidence.results import Results
-from mhclite.evidence.style import empty_figure, grid, wrapped_grid
+from mhclite.evidence import exhibits
+from mhclite.evidence.results import Results, of
+from mhclite.evidence.style import empty_figure, wrapped_grid
 from mhclite.files import read_jsonl
 
 NOTHING = "No completed run has more than one stream that it mixes."
@@ -21,13 +21,9 @@ def over_training(
     results: Results, corpus: str, model: str, variant: str, quantity: str
 ) -> tuple[list[int], np.ndarray[Any, Any]] | None:
     """(steps, values (steps, sub-layers)): mean over seeds of a quantity of mixing.jsonl."""
-    runs = results.runs
-    cell = runs[
-        (runs["corpus"] == corpus) & (runs["model"] == model) & (runs["variant"] == variant)
-    ]
     series, steps = [], []
-    for run in cell["run"]:
-        if run not in completed(results):
+    for run in of(results.runs, corpus, model, variant)["run"]:
+        if run not in results.completed:
             continue
         lines = read_jsonl(results.folder / "runs" / run / "mixing.jsonl")
         if lines:
@@ -37,7 +33,7 @@ def over_training(
 
 
 def _per_layer(results: Results, quantity: str, label: str, log: bool) -> Figure:
-    """A panel a variant, of the deepest model; a line a sub-layer, light to dark from the input."""
+    """One panel per variant of the deepest model, one line per sub-layer, dark towards the end."""
     for model in sorted(results.models, key=results.n_layer, reverse=True):
         found = {
             (corpus, variant): series
@@ -51,7 +47,7 @@ def _per_layer(results: Results, quantity: str, label: str, log: bool) -> Figure
             break
     else:
         return empty_figure(NOTHING)
-    figure, panels = wrapped_grid(len(found), 1.9) if len(found) < 3 else _thirds(len(found))
+    figure, panels = wrapped_grid(len(found), 1.9, beside=3)
     for panel, ((corpus, variant), (steps, values)) in zip(panels, found.items(), strict=True):
         palette = sns.color_palette("flare", values.shape[1])
         for layer, series in enumerate(values.T):
@@ -76,18 +72,34 @@ def _per_layer(results: Results, quantity: str, label: str, log: bool) -> Figure
     return figure
 
 
-def _thirds(count: int) -> tuple[Figure, list[Any]]:
-    figure, axes = grid(-(-count // 3), 3, 1.8)
-    for spare in axes.flat[count:]:
-        spare.set_axis_off()
-    return figure, list(axes.flat[:count])
-
-
-def stream_similarity(results: Results, confidence: float) -> Figure:
+@exhibits.figure(
+    "stream_similarity",
+    title="Similarity of the streams over training",
+    caption=(
+        "Mean cosine between the residual streams after each sub-layer, over training, on "
+        "held-out text, for the deepest model; mean over the completed runs of {seeds}. At 1 "
+        "the streams are copies of each other. Source: the files mixing.jsonl of the runs."
+    ),
+    alt="A panel for each variant with one line for each sub-layer, coloured by depth.",
+    heading="mixing",
+)
+def stream_similarity(results: Results) -> Figure:
     """Cosine between the streams after each sub-layer, over training."""
     return _per_layer(results, "stream_similarity", "cosine between streams", log=False)
 
 
-def mixing_over_training(results: Results, confidence: float) -> Figure:
+@exhibits.figure(
+    "mixing_over_training",
+    title="Distance of the mixing matrices from identity over training",
+    caption=(
+        "Frobenius norm of H_res minus the identity in each sub-layer, over training, mean over"
+        " tokens of held-out text, for the deepest model; mean over the completed runs of "
+        "{seeds}. Variants whose H_res is exactly the identity are left out. Source: the files "
+        "mixing.jsonl of the runs."
+    ),
+    alt=("A panel for each variant with one line for each sub-layer on a logarithmic axis."),
+    heading="mixing",
+)
+def mixing_over_training(results: Results) -> Figure:
     """Distance of H_res from the identity in each sub-layer, over training."""
     return _per_layer(results, "identity_distance", "distance from identity", log=True)

@@ -1,0 +1,32 @@
+"""One file per subject of a study: its data, figures, tables and captions.
+
+Importing this package registers them all; a new file is found once it is named here.
+"""
+
+from mhclite.evidence.topics import (
+    claims,
+    conditions,
+    cost,
+    curves,
+    depth,
+    losses,
+    mixing,
+    over_training,
+    sinkhorn,
+    stability,
+    stress,
+)
+
+__all__ = [
+    "claims",
+    "conditions",
+    "cost",
+    "curves",
+    "depth",
+    "losses",
+    "mixing",
+    "over_training",
+    "sinkhorn",
+    "stability",
+    "stress",
+]

@@ -1,0 +1,209 @@
+"""Spikes and divergence in training, the gradient norm, and what H_res does over depth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from mhclite.evidence import exhibits
+from mhclite.evidence.results import Results, evenly_spaced, of
+from mhclite.evidence.statistics import CELL, by_cell, summarise
+from mhclite.evidence.style import (
+    SEED_LINE,
+    colour,
+    empty_figure,
+    empty_state,
+    grid,
+    plain_log,
+    remark,
+    runs_and_means,
+    variant_legend,
+)
+from mhclite.evidence.table_format import (
+    NONE,
+    Rows,
+    fixed,
+    percent_of,
+    scaled_plus_minus,
+    significant,
+    sparse,
+)
+
+# Means over completed runs; those of the gains come with the half-width of their interval.
+MEANS = (
+    *("grad_norm_mean", "grad_norm_fluctuation", "gain_forward", "gain_backward"),
+    *("sinkhorn_share_above_30", "identity_distance"),
+)
+
+
+LARGEST = ("single_max_deviation", "product_max_deviation")
+
+
+SUMS = ("loss_spikes", "grad_norm_spikes")
+
+
+def stability_data(results: Results) -> pd.DataFrame:
+    """One row per cell of the grid.
+
+    Spikes are those of all runs, diverged ones too: their steps count. The rate is the mean over
+    the runs that are long enough to be judged. Everything else is over completed runs: means over
+    seeds, and the largest value for the deviations of the row sums of H_res from 1.
+    """
+    runs, confidence = results.runs, results.confidence
+    rate = by_cell(
+        summarise(runs, CELL, "spikes_per_1000_steps", confidence, include_diverged=True)
+    )
+    means = {name: by_cell(summarise(runs, CELL, name, confidence)) for name in MEANS}
+    grouped = runs.groupby(list(CELL), observed=True)
+    largest = by_cell(grouped[list(LARGEST)].max().reset_index())
+    sums = by_cell(grouped[list(SUMS)].sum().reset_index())
+    sizes = by_cell(grouped.size().rename("n_runs").reset_index())
+
+    rows: list[dict[str, Any]] = []
+    for cell in results.cells():
+        corpus, model, variant = cell
+        row: dict[str, Any] = {
+            "corpus": corpus,
+            "model": model,
+            "n_layer": results.n_layer(model),
+            "variant": variant,
+            "label": results.label(variant),
+            "n_runs": sizes[cell]["n_runs"],
+            "n_diverged": rate[cell]["n_diverged"],
+            **{name: sums[cell][name] for name in SUMS},
+            "spikes_per_1000_steps": rate[cell]["mean"],
+            **{name: largest[cell][name] for name in LARGEST},
+        }
+        for name in MEANS:
+            row[name] = means[name][cell]["mean"]
+            if name.startswith("gain"):
+                row[f"{name}_half_width"] = means[name][cell]["half_width"]
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+@exhibits.table(
+    "stability",
+    title="Stability of training and of the mixing over depth",
+    caption=(
+        "Spikes of loss and gradient norm, diverged runs, the gradient norm over the last "
+        "{window} steps, and what H_res (operator orientation) does on held-out text, over "
+        "{seeds}. Source: runs.csv."
+    ),
+    heading="stability",
+)
+def stability_table(results: Results) -> Rows:
+    """Spikes, gradient norm, divergence, and what H_res does on held-out text."""
+    data = stability_data(results)
+    settings = results.settings["stability"]
+    last = f"last {settings['fluctuation_window']} steps"
+
+    def gain(row: dict[Any, Any], way: str) -> str:
+        return scaled_plus_minus(row[f"gain_{way}"], row[f"gain_{way}_half_width"])
+
+    display = pd.DataFrame(
+        {
+            "Corpus": row["corpus"],
+            "Model": row["model"],
+            "Layers": fixed(row["n_layer"], 0),
+            "Variant": row["label"],
+            "Diverged runs": f"{row['n_diverged']} of {row['n_runs']}",
+            "Spikes per 1,000 steps": significant(row["spikes_per_1000_steps"]),
+            f"Gradient norm, {last}": significant(row["grad_norm_mean"]),
+            f"Gradient norm sd, {last}": significant(row["grad_norm_fluctuation"]),
+            "Row-sum error, one sub-layer": significant(row["single_max_deviation"]),
+            "Row-sum error, whole depth": significant(row["product_max_deviation"]),
+            "Composite gain, forward": gain(row, "forward"),
+            "Composite gain, backward": gain(row, "backward"),
+            "log(1/ν) > 30 (%)": significant(100 * row["sinkhorn_share_above_30"]),
+        }
+        for row in data.to_dict("records")
+    )
+    return Rows(
+        notes=(
+            "A spike is a step whose loss or gradient norm lies more than "
+            f"{settings['spike_sigmas']:g} standard deviations above the mean of the "
+            f"{settings['spike_window']} steps before it. The rate is out of the steps that have "
+            "such a window, and a mean over all runs, diverged ones included. All other columns "
+            "are over the completed runs, one per seed: means (of the gains ± half-width of the "
+            f"{percent_of(results.confidence)} Student t interval over seeds), and for the row-sum "
+            "error the largest deviation of a row sum of H_res from 1 over held-out tokens and "
+            "seeds, in any single sub-layer and in the product over the whole depth. Composite "
+            "gain: largest absolute row sum (forward) or column sum (backward) of that product, 1 "
+            "where signals keep their size. log(1/ν) > 30: share of Sinkhorn inputs whose smallest "
+            "entry ν is so far below the largest that a fixed number of iterations may not balance "
+            f"them (mHC only). {NONE}: does not apply, or too few steps."
+        ),
+        data=data,
+        display=sparse(display, ["Corpus", "Model", "Layers"]),
+        numeric=tuple(display.columns[4:]),
+    )
+
+
+POINTS = 200  # drawn of a window's curve, which is smooth; a panel is 3 inches wide
+
+
+def thinned(table: pd.DataFrame) -> pd.DataFrame:
+    """At most `POINTS` of the steps in the table, the first and the last among them."""
+    steps = table["step"].drop_duplicates().sort_values().to_numpy()
+    return table[table["step"].isin(steps[evenly_spaced(len(steps), POINTS)])]
+
+
+@exhibits.figure(
+    "gradient_norm",
+    title="Gradient norm and its fluctuation",
+    caption=(
+        "Gradient norm before clipping over the last {window} steps. Left: its mean in that "
+        "window with a band of one standard deviation within the window, as in the paper's "
+        "Figure 2; the band is not an interval over seeds. Right: that standard deviation "
+        "alone, the fluctuation. Bold: mean over the completed runs of {seeds}; thin: each "
+        "seed; a cross is where a run diverged. Source: curves.csv."
+    ),
+    alt=(
+        "Curves with bands on a logarithmic axis, one colour and line style for each variant; "
+        "beside them the width of the bands as curves of their own."
+    ),
+    heading="stability",
+)
+def gradient_norm(results: Results) -> Figure:
+    """Gradient norm before clipping: mean and standard deviation of the trailing window."""
+    window = results.settings["stability"]["fluctuation_window"]
+    curves = results.curves.dropna(subset=["grad_norm_window_mean"])
+    if curves.empty:
+        return empty_figure(f"No run has the {window} steps over which the mean is taken.")
+    figure, axes = grid(len(results.corpora) * len(results.models), 2, 2.2)
+    for (left, right), (corpus, model) in zip(axes, results.panels(), strict=True):
+        cell = thinned(of(curves, corpus, model))
+        title = results.panel_title(corpus, model)
+        if cell.empty:
+            empty_state(
+                left, f"{title}: no run has the {window} steps\nover which the mean is taken."
+            )
+            right.set_axis_off()
+            continue
+        means = runs_and_means(left, results, cell, "grad_norm_window_mean")
+        spread = runs_and_means(right, results, cell, "grad_norm_window_sd")
+        bands = means.merge(spread, on=["variant", "step"])
+        for variant in results.variants:
+            band = bands[bands["variant"] == variant]
+            middle, sd = band["grad_norm_window_mean"], band["grad_norm_window_sd"]
+            left.fill_between(
+                band["step"],
+                middle - sd,
+                middle + sd,
+                color=colour(variant),
+                alpha=0.1,
+                linewidth=0,
+            )
+        # A band that reaches zero would stretch the logarithmic axis without end.
+        left.set_yscale("log")
+        left.set_ylim(bottom=max(left.get_ylim()[0], cell["grad_norm_window_mean"].min() / 3))
+        left.set(title=f"{title}: mean ± sd", ylabel="gradient norm", xlabel="training step")
+        right.set(title=f"{title}: sd", ylabel="sd of the gradient norm", xlabel="training step")
+        plain_log(left)
+        plain_log(right)
+        remark(left, results.divergence_note(corpus, model))
+    variant_legend(figure, results.variants, results.labels, extra=[SEED_LINE])
+    return figure
