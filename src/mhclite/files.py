@@ -66,29 +66,26 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def misfit(value: Any, shape: Any, where: str = "") -> str | None:
-    """First place where `value`, as JSON gives it, has not the shape, in words; None if it has.
+def read_schema(path: Path, what: str, step: str, schema: int) -> dict[str, Any]:
+    """Read a JSON object with a field `schema` that `step` wrote.
 
-    A shape is a type or several (`float | None`), a dict of shapes (further keys are allowed), or
-    a list with the shape of its entries.
+    Raises:
+        UserError: missing, damaged or of another version.
     """
-    if isinstance(shape, dict):
-        if not isinstance(value, dict):
-            return f"{where or 'its content'} is not an object"
-        for key, inner in shape.items():
-            place = f"{where}.{key}" if where else key
-            problem = misfit(value[key], inner, place) if key in value else f"{place!r} is missing"
-            if problem:
-                return problem
-        return None
-    if isinstance(shape, list):
-        if not isinstance(value, list):
-            return f"{where} is not a list"
-        return next(filter(None, (misfit(entry, shape[0], where) for entry in value)), None)
-    # An integer will do for a float.
-    wanted = shape | int if shape is float or float in getattr(shape, "__args__", ()) else shape
-    name = getattr(shape, "__name__", str(shape))
-    return None if isinstance(value, wanted) else f"{where} is {value!r:.60}, expected {name}"
+    again = f"delete {path} and run `snakemake --cores all`"
+    if not path.is_file():
+        raise UserError(
+            f"{what} is missing: {path} does not exist; run `snakemake --cores all`, or "
+            f"`python -m mhclite {step}` by hand"
+        )
+    value = read_json(path, what)
+    found = value.get("schema") if isinstance(value, dict) else None
+    if found != schema:
+        raise UserError(
+            f"{what} is from another version of mhclite: {path} has schema {found}, expected "
+            f"{schema}; {again}"
+        )
+    return dict(value)
 
 
 def sha256_of(path: Path) -> str:

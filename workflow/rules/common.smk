@@ -17,8 +17,10 @@ from mhclite.errors import UserError
 from mhclite.evidence.claims import load_claims
 from mhclite.evidence.exhibits import HEADINGS, declared
 from mhclite.files import write_json, write_text
+from mhclite.records import to_json
 from mhclite.runs.code import step_digest
 from mhclite.study.reading import parse_study
+from mhclite.study.resolved import resolve
 from mhclite.training import live
 
 try:
@@ -92,16 +94,6 @@ def torchrun(processes):
     if processes == 1:
         return ""
     return f"torch.distributed.run --standalone --nproc-per-node {processes} -m"
-
-
-def resolved_study():
-    """The study, its runs and the folders of its corpora, as `collect` reads them."""
-    return {
-        "study": STUDY.model_dump(mode="json"),
-        "runs": {run: config.to_json() for run, config in RUNS.items()},
-        "corpora": {name: corpus_folder(name) for name in STUDY.corpora},
-        "claims": [claim.model_dump(mode="json") for claim in CLAIMS],
-    }
 
 
 def in_report(exhibit):

@@ -6,10 +6,10 @@ rule resolve:
         f"{OUT}/logs/resolve.log",
     localrule: True
     params:
-        study=as_json(resolved_study()),
-        code=step_digest("study.settings"),
+        study=as_json(to_json(resolve(STUDY, CLAIMS))),
+        code=step_digest("study.resolved"),
     run:
-        write_json(output.study, resolved_study())
+        write_json(output.study, to_json(resolve(STUDY, CLAIMS)))
         write_text(output.runs, "\n".join(RUNS) + "\n")
 
 

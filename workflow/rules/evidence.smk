@@ -19,7 +19,7 @@ rule collect:
         folder=subpath(output[0], parent=True),
         code=step_digest("evidence.collect"),
     shell:
-        "python -m mhclite collect --study @{input.study:q} --out {params.folder:q} > {log:q} 2>&1"
+        "python -m mhclite collect --study {input.study:q} --out {params.folder:q} > {log:q} 2>&1"
 
 
 rule evidence:

@@ -15,95 +15,89 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mhclite.config import RunConfig
 from mhclite.connections.registry import VARIANTS
+from mhclite.data.manifest import load_manifest
 from mhclite.errors import UserError
 from mhclite.evidence.columns import CURVE_COLUMNS, RUN_COLUMNS
-from mhclite.evidence.results import evenly_spaced
+from mhclite.evidence.results import SCHEMA, evenly_spaced
 from mhclite.files import write_json, write_text
+from mhclite.measure.files import Mixing, RunStability, read_probe, read_stability
 from mhclite.measure.stability import series_of, trailing
-from mhclite.runs.folder import SCHEMA, FinishedRun, finished_run, json_argument, read_schema
-from mhclite.runs.key import deciding
+from mhclite.records import to_json
+from mhclite.runs.folder import FinishedRun, RunFolder
+from mhclite.runs.key import deciding, difference
+from mhclite.study.resolved import Resolved, read_resolved
 
 log = logging.getLogger(__name__)
 
 CURVE_POINTS = 2000  # steps kept of a run in curves.csv; evaluation steps are always kept
 
 
-def _difference(expected: Any, found: Any, where: str = "") -> str:
-    """The first setting in which two configurations differ, as `where: expected, found`."""
-    if isinstance(expected, dict) and isinstance(found, dict):
-        for key in [*expected, *(key for key in found if key not in expected)]:
-            inner = _difference(expected.get(key), found.get(key), f"{where}.{key}".lstrip("."))
-            if inner:
-                return inner
-        return ""
-    if expected == found:
-        return ""
-    return f"{where} is {expected!r} in the study and {found!r} in the run"
-
-
-def check_run(run: FinishedRun, configuration: dict[str, Any], manifest: dict[str, Any]) -> None:
-    """Refuse a run of another configuration or of other data than the study's."""
+def check_run(run: FinishedRun, config: RunConfig, corpus_digest: str) -> None:
+    """Refuse a run of other settings or of other data than the study's."""
     again = f"delete its folder under runs/ and run `snakemake --cores all` (run {run.run})"
-    difference = _difference(deciding(configuration), deciding(run.description["config"]))
-    if difference:
-        raise UserError(f"run {run.run} was trained with other settings: {difference}; {again}")
-    if run.description["corpus"]["digest"] != manifest["digest"]:
+    found = difference(deciding(config), deciding(run.record.config))
+    if found:
+        raise UserError(f"run {run.run} was trained with other settings: {found}; {again}")
+    if run.record.corpus.digest != corpus_digest:
         raise UserError(
-            f"run {run.run} was trained on other data: corpus {configuration['corpus']} now has "
-            f"digest {manifest['digest'][:12]}, the run's was "
-            f"{run.description['corpus']['digest'][:12]}; {again}"
+            f"run {run.run} was trained on other data: corpus {config.corpus} now has digest "
+            f"{corpus_digest[:12]}, the run's was {run.record.corpus.digest[:12]}; {again}"
         )
 
 
 def run_row(
     run: FinishedRun,
-    configuration: dict[str, Any],
-    stability: dict[str, Any],
-    probe: dict[str, Any],
+    config: RunConfig,
+    stability: RunStability,
+    mixing: Mixing | None,
     baselines: dict[str, float],
 ) -> dict[str, Any]:
     """One row of runs.csv, with the columns of `RUN_COLUMNS`; None where there is no value."""
-    summary, parameters = run.summary, run.description["parameters"]
     row = {
         "run": run.run,
-        "corpus": configuration["corpus"],
-        "model": configuration["model"]["name"],
-        "n_layer": configuration["model"]["n_layer"],
-        "n_embd": configuration["model"]["n_embd"],
-        "variant": configuration["connection"]["variant"],
-        "condition": configuration["condition"],
-        "n_streams": configuration["connection"]["n_streams"],
-        "seed": configuration["seed"],
-        "parameters": parameters["total"],
-        "connection_parameters": parameters["connection"],
-        "loss_spikes": len(stability["loss_spikes"]),
-        "grad_norm_spikes": len(stability["grad_norm_spikes"]),
-        "single_max_deviation": None,
-        "product_max_deviation": None,
-        "gain_forward": None,
-        "gain_backward": None,
-        "sinkhorn_share_above_30": None,
-        "identity_distance": None,
+        "corpus": config.corpus,
+        "model": config.model.name,
+        "n_layer": config.model.n_layer,
+        "n_embd": config.model.n_embd,
+        "variant": config.connection.variant,
+        "condition": config.condition,
+        "n_streams": config.connection.n_streams,
+        "seed": config.seed,
+        "parameters": run.record.parameters.total,
+        "connection_parameters": run.record.parameters.connection,
+        "loss_spikes": len(stability.loss_spikes),
+        "grad_norm_spikes": len(stability.grad_norm_spikes),
+        "spikes_per_1000_steps": stability.spikes_per_1000_steps,
+        "grad_norm_mean": stability.grad_norm_mean,
+        "grad_norm_fluctuation": stability.grad_norm_fluctuation,
         **baselines,
+        **mixing_columns(mixing),
     }
-    for name in ("spikes_per_1000_steps", "grad_norm_mean", "grad_norm_fluctuation"):
-        row[name] = stability[name]
     for name in RUN_COLUMNS.keys() - row.keys():
-        row[name] = summary[name]
-    if "skipped" not in probe:
-        row["single_max_deviation"] = probe["single"]["max_deviation"]
-        row["product_max_deviation"] = probe["product"]["max_deviation"]
-        # The last entry is the product over the whole depth.
-        row["gain_forward"] = probe["product"]["gain_forward"][-1]
-        row["gain_backward"] = probe["product"]["gain_backward"][-1]
-        row["identity_distance"] = float(np.mean(probe["identity_distance"]))
-        if probe["sinkhorn_input"] is not None:
-            row["sinkhorn_share_above_30"] = probe["sinkhorn_input"]["share_above_30"]
+        row[name] = getattr(run.summary, name)
     return row
 
 
-def curve(run: FinishedRun, configuration: dict[str, Any], window: int) -> pd.DataFrame:
+def mixing_columns(mixing: Mixing | None) -> dict[str, float | None]:
+    """The columns of runs.csv that come from a probe."""
+    if mixing is None:
+        names = ("single_max_deviation", "product_max_deviation", "gain_forward", "gain_backward")
+        return dict.fromkeys((*names, "identity_distance", "sinkhorn_share_above_30"))
+    inputs = mixing.sinkhorn_input
+    return {
+        "single_max_deviation": mixing.single.max_deviation,
+        "product_max_deviation": mixing.product.max_deviation,
+        # The last entry is the product over the whole depth.
+        "gain_forward": mixing.product.gain_forward[-1],
+        "gain_backward": mixing.product.gain_backward[-1],
+        "identity_distance": float(np.mean(mixing.identity_distance)),
+        "sinkhorn_share_above_30": None if inputs is None else inputs.share_above_30,
+    }
+
+
+def curve(run: FinishedRun, config: RunConfig, window: int) -> pd.DataFrame:
     """The rows of one run in curves.csv, with the columns of `CURVE_COLUMNS`.
 
     The windowed gradient norm is computed over all steps, then long runs are thinned to
@@ -111,11 +105,11 @@ def curve(run: FinishedRun, configuration: dict[str, Any], window: int) -> pd.Da
     """
     table = pd.DataFrame(run.metrics).reindex(columns=list(CURVE_COLUMNS))
     table["run"] = run.run
-    table["corpus"] = configuration["corpus"]
-    table["model"] = configuration["model"]["name"]
-    table["variant"] = configuration["connection"]["variant"]
-    table["condition"] = configuration["condition"]
-    table["seed"] = configuration["seed"]
+    table["corpus"] = config.corpus
+    table["model"] = config.model.name
+    table["variant"] = config.connection.variant
+    table["condition"] = config.condition
+    table["seed"] = config.seed
     # Evaluation before training (step 0) is a line of its own, without a gradient norm.
     trained = table["step"] > 0
     mean, deviation = trailing(series_of(run.metrics, "grad_norm"), window)
@@ -130,51 +124,32 @@ def curve(run: FinishedRun, configuration: dict[str, Any], window: int) -> pd.Da
     return table.iloc[np.union1d(even, evaluated).astype(int)]
 
 
-def collect(description: dict[str, Any], out: Path) -> None:
-    """Write study.json, runs.csv and curves.csv under `out`.
-
-    `description` has `study` (Study.model_dump), `runs` (Study.runs()), `corpora` (name -> folder
-    of the prepared corpus) and `claims` (config/claims.yaml); optionally `title`.
-    """
-    for key in ("study", "runs", "corpora"):
-        if not isinstance(description.get(key), dict):
-            raise UserError(f"--study: the object needs the key {key!r}, which holds an object")
-    if not isinstance(description.get("claims"), list):
-        raise UserError("--study: the object needs the key 'claims', which holds a list")
-    study, runs = description["study"], description["runs"]
-    corpora: dict[str, dict[str, Any]] = {
-        name: {
-            "folder": str(folder),
-            "manifest": read_schema(
-                Path(folder) / "manifest.json", f"the manifest of corpus {name}", "prepare"
-            ),
-        }
-        for name, folder in description["corpora"].items()
-    }
-    stability = read_schema(out / "stability.json", "the stability of the runs", "stability")
-    if stability["settings"] != study["stability"]:
-        difference = _difference(study["stability"], stability["settings"])
+def collect(resolved: Resolved, out: Path) -> None:
+    """Write study.json, runs.csv and curves.csv under `out`, the study's folder."""
+    study = resolved.study
+    manifests = {name: load_manifest(Path(folder)) for name, folder in resolved.corpora.items()}
+    stability = read_stability(out / "stability.json")
+    if found := difference(study["stability"], to_json(stability.settings)):
         raise UserError(
             f"{out / 'stability.json'} was made with other settings: "
-            f"{difference.replace('the run', 'the file')}; write it again with "
+            f"{found.replace('the run', 'the file')}; write it again with "
             "`python -m mhclite stability`"
         )
 
     rows, curves = [], []
-    for name, configuration in runs.items():
-        run = finished_run(out / "runs", name)
-        manifest = corpora[configuration["corpus"]]["manifest"]
-        check_run(run, configuration, manifest)
-        if name not in stability["runs"]:
+    for name, config in resolved.runs.items():
+        run = RunFolder(out / "runs" / name).finished()
+        manifest = manifests[config.corpus]
+        check_run(run, config, manifest.digest)
+        if name not in stability.runs:
             raise UserError(
                 f"{out / 'stability.json'} has no run {name}; write it again with "
                 "`python -m mhclite stability`"
             )
-        probe = read_schema(out / "probes" / f"{name}.json", f"the probe of run {name}", "probe")
-        rows.append(
-            run_row(run, configuration, stability["runs"][name], probe, manifest["baselines"])
-        )
-        curves.append(curve(run, configuration, study["stability"]["fluctuation_window"]))
+        mixing = read_probe(out / "probes" / f"{name}.json", name).mixing
+        baselines = to_json(manifest.baselines)
+        rows.append(run_row(run, config, stability.runs[name], mixing, baselines))
+        curves.append(curve(run, config, study["stability"]["fluctuation_window"]))
 
     _write_csv(_typed(pd.DataFrame(rows), RUN_COLUMNS), out / "runs.csv")
     _write_csv(pd.concat(curves, ignore_index=True), out / "curves.csv")
@@ -184,11 +159,14 @@ def collect(description: dict[str, Any], out: Path) -> None:
         {
             "schema": SCHEMA,
             "name": study["name"],
-            "title": description.get("title", study["name"]),
+            "title": study["name"],
             "study": study,
-            "runs": runs,
-            "corpora": corpora,
-            "claims": description["claims"],
+            "runs": to_json(resolved.runs),
+            "corpora": {
+                name: {"folder": folder, "manifest": to_json(manifests[name])}
+                for name, folder in resolved.corpora.items()
+            },
+            "claims": resolved.claims,
             "labels": {variant: VARIANTS[variant].label for variant in study["variants"]},
         },
     )
@@ -211,8 +189,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--study",
         required=True,
-        metavar="JSON",
-        help="the resolved study: an object with study, runs and corpora, as @FILE, or - (stdin)",
+        type=Path,
+        metavar="FILE",
+        help="resolved.json: the study with its runs, corpora and claims",
     )
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="the study's folder under results/"
@@ -221,4 +200,4 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Collect one study."""
-    collect(json_argument(args.study, "--study"), args.out)
+    collect(read_resolved(args.study), args.out)

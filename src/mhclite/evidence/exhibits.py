@@ -83,7 +83,7 @@ class Exhibit:
     def caption_for(self, results: Results) -> str:
         """The caption with a study's numbers."""
         study, seeds = results.settings, len(results.seeds)
-        computed_by = (file["implementation"] for file in results.throughput.values())
+        computed_by = (str(file.implementation) for file in results.throughput.values())
         return self.caption.format(
             seeds=f"{seeds} seed" + "s" * (seeds != 1),
             level=f"{100 * results.confidence:.6g}",

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from mhclite.evidence.verdicts import (
     seeds_to_decide,
     verdict,
 )
+from mhclite.measure.files import Throughput, Timing
 
 
 def claims_of(results: Results) -> list[Claim]:
@@ -60,10 +60,10 @@ def metric_by_seed(
     values: dict[int, float] = {}
     for row in cell[cell["status"] == "completed"].to_dict("records"):
         if metric == GAIN_GROWTH:
-            probe = results.probes[row["run"]]
-            if "skipped" in probe:
+            mixing = results.probes[row["run"]].mixing
+            if mixing is None:
                 continue
-            gain = probe["product"]["gain_forward"]
+            gain = mixing.product.gain_forward
             value = math.log(gain[-1] / gain[0])
         else:
             value = row[metric]
@@ -99,14 +99,13 @@ def token_difference(
     return float(np.mean(differences)) if differences else None
 
 
-def measured_in(throughput: dict[str, Any], implementation: str) -> dict[str, Any] | None:
-    """variant -> its row of a throughput file for an implementation; None if not measured."""
-    own: dict[str, Any] = throughput["variants"]
-    if throughput["implementation"] == implementation:
-        return own
-    others = throughput["others"].get(implementation)
+def measured_in(throughput: Throughput, implementation: str) -> Mapping[str, Timing] | None:
+    """variant -> its timing in a throughput file by an implementation; None if not measured."""
+    if throughput.implementation == implementation:
+        return throughput.variants
+    others = throughput.others.get(implementation)
     # The plain residual is the same in all.
-    return None if others is None else {k: v for k, v in own.items() if k == BASELINE} | others
+    return None if others is None else {BASELINE: throughput.variants[BASELINE], **others}
 
 
 def _compare(
@@ -124,7 +123,7 @@ def _compare(
         if measured is None:
             return None, f"the {claim.implementation} implementation was not measured"
         own, other = (
-            np.array(measured[name]["step_seconds"]) for name in (claim.variant, claim.reference)
+            np.array(measured[name].step_seconds) for name in (claim.variant, claim.reference)
         )
         return compare(list(np.log(own / other)), 0.0, results.confidence), ""
     assert claim.metric is not None
@@ -147,12 +146,12 @@ def _compare(
 def _count(results: Results, claim: Claim, corpus: str, model: str) -> Finding:
     """A claim about parameters."""
     assert claim.reference is not None
-    measured = results.throughput[model]["variants"]
+    measured = results.throughput[model].variants
     for variant in (claim.variant, claim.reference):
         if variant not in measured:
             reason = f"{VARIANTS[variant].label} is not in this study"
             return Finding(claim, corpus, model, "not tested", reason)
-    own, other = (measured[name]["extra_parameters"] for name in (claim.variant, claim.reference))
+    own, other = (measured[name].extra_parameters for name in (claim.variant, claim.reference))
     decided: Verdict = "supported" if own < other else "contradicted"
     return Finding(claim, corpus, model, decided, numbers=f"{own:,} against {other:,}")
 

@@ -11,8 +11,8 @@ import argparse
 import logging
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from mhclite.errors import UserError
 from mhclite.evidence.collect import collect
@@ -21,9 +21,13 @@ from mhclite.evidence.report_origin import training_dates
 from mhclite.evidence.results import Results
 from mhclite.evidence.table_format import fixed, percent_of, plus_minus
 from mhclite.evidence.topics.losses import results_data
-from mhclite.files import read_json, write_json, write_text
+from mhclite.files import write_json, write_text
+from mhclite.measure.files import StabilitySettings
 from mhclite.measure.stability import judge_all
+from mhclite.records import build, to_json
+from mhclite.runs.folder import RunFolder
 from mhclite.runs.provenance import hardware_in_words
+from mhclite.study.resolved import read_resolved
 
 RUN_FILES = ("run.json", "summary.json", "metrics.jsonl", "mixing.jsonl")
 STUDY_FILES = ("probes/*.json", "throughput/*.json", "sinkhorn.json")
@@ -35,10 +39,10 @@ log = logging.getLogger(__name__)
 
 def publish(results: Path, out: Path) -> None:
     """Copy the small files of a finished study from results/<study> into `out`."""
-    resolved = read_json(results / "resolved.json", "the resolved study")
+    resolved = read_resolved(results / "resolved.json")
     if out.exists():
         shutil.rmtree(out)
-    for run in resolved["runs"]:
+    for run in resolved.runs:
         folder = results / "runs" / run
         if not (folder / "summary.json").is_file():
             raise UserError(f"run {run} is not finished: complete the study before it is published")
@@ -50,23 +54,22 @@ def publish(results: Path, out: Path) -> None:
             target = out / path.relative_to(results)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-    for corpus, folder in resolved["corpora"].items():
+    for corpus, prepared in resolved.corpora.items():
         target = out / "corpora" / corpus / "manifest.json"
         target.parent.mkdir(parents=True)
-        shutil.copyfile(Path(folder) / "manifest.json", target)
-    study = {**resolved, "corpora": {corpus: f"corpora/{corpus}" for corpus in resolved["corpora"]}}
-    write_json(out / "resolved.json", study)
+        shutil.copyfile(Path(prepared) / "manifest.json", target)
+    corpora = {corpus: f"corpora/{corpus}" for corpus in resolved.corpora}
+    write_json(out / "resolved.json", to_json(replace(resolved, corpora=corpora)))
 
 
 def rebuild(published: Path, out: Path) -> Results:
     """Compute stability, tables, figures and report from a published folder, into `out`."""
-    resolved: dict[str, Any] = read_json(published / "resolved.json", "the published study")
+    resolved = read_resolved(published / "resolved.json")
     shutil.copytree(published, out, dirs_exist_ok=True)
-    judge_all(
-        out / "runs", resolved["runs"], resolved["study"]["stability"], out / "stability.json"
-    )
-    corpora = {name: str(out / folder) for name, folder in resolved["corpora"].items()}
-    collect({**resolved, "corpora": corpora}, out)
+    settings = build(StabilitySettings, resolved.study["stability"])
+    judge_all(out / "runs", list(resolved.runs), settings, out / "stability.json")
+    corpora = {name: str(out / folder) for name, folder in resolved.corpora.items()}
+    collect(replace(resolved, corpora=corpora), out)
     return write(out)
 
 
@@ -108,15 +111,14 @@ def readme_block(results: Results) -> str:
         )
         for corpus in results.corpora
     )
-    provenance = read_json(results.folder / "runs" / results.runs["run"].iloc[0] / "run.json")[
-        "provenance"
-    ]
-    commit = provenance["git"]["commit"]
+    first = RunFolder(results.folder / "runs" / results.runs["run"].iloc[0])
+    provenance = first.record().provenance
+    commit = provenance.git.commit
     lines += [
         "",
         f"Mean ± half-width of the {percent_of(results.confidence)} Student t interval over "
         f"{len(results.seeds)} seeds, differences paired by seed; {counting}. Commit "
-        f"{commit[:10] if commit else 'unknown'}, {hardware_in_words(provenance['hardware'])}; "
+        f"{commit[:10] if commit else 'unknown'}, {hardware_in_words(provenance.hardware)}; "
         f"{len(results.runs)} runs. Made from `results/published/{results.name}`.",
     ]
     return "\n".join(lines)

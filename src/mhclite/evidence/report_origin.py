@@ -4,29 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
 
 from mhclite.evidence.results import Results
 from mhclite.files import read_jsonl
-from mhclite.runs.folder import read_schema
-from mhclite.runs.provenance import hardware_in_words
+from mhclite.runs.folder import RunFolder
+from mhclite.runs.provenance import GitState, Provenance, hardware_in_words
 
 
-def _commit(provenance: dict[str, Any]) -> str:
-    git = provenance["git"]
-    if git["commit"] is None:
+def _commit(git: GitState) -> str:
+    if git.commit is None:
         return "unknown (not run from a git checkout)"
-    return str(git["commit"]) + (" with uncommitted changes" if git["dirty"] else "")
+    return git.commit + (" with uncommitted changes" if git.dirty else "")
 
 
-# Row of the table -> the value of one run.json.
-_FACTS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "Commit": lambda run: _commit(run["provenance"]),
-    "Hardware": lambda run: hardware_in_words(run["provenance"]["hardware"]),
-    "Platform": lambda run: str(run["provenance"]["platform"]),
-    "Versions": lambda run: ", ".join(
-        f"{name} {version}" for name, version in run["provenance"]["versions"].items()
-    ),
+# Row of the table -> the value of one run.
+_FACTS: dict[str, Callable[[Provenance], str]] = {
+    "Commit": lambda run: _commit(run.git),
+    "Hardware": lambda run: hardware_in_words(run.hardware),
+    "Platform": lambda run: run.platform,
+    "Versions": lambda run: ", ".join(f"{name} {v}" for name, v in run.versions.items()),
 }
 
 
@@ -35,23 +31,21 @@ def origin_rows(results: Results) -> tuple[list[str], list[list[str]]]:
 
     One row per fact where all runs agree; where they differ, one for each value with its runs.
     """
-    described = {
-        run: read_schema(
-            results.folder / "runs" / run / "run.json", f"the description of run {run}", "train"
-        )
+    recorded = {
+        run: RunFolder(results.folder / "runs" / run).record().provenance
         for run in results.all_runs["run"]
     }
     rows = []
     for fact, value_of in _FACTS.items():
         runs_of: dict[str, list[str]] = {}
-        for run, description in described.items():
-            runs_of.setdefault(value_of(description), []).append(run)
+        for run, provenance in recorded.items():
+            runs_of.setdefault(value_of(provenance), []).append(run)
         for value, runs in runs_of.items():
-            everywhere = len(runs) == len(described)
-            names = f"{len(runs)} of {len(described)}: {', '.join(runs)}"
+            everywhere = len(runs) == len(recorded)
+            names = f"{len(runs)} of {len(recorded)}: {', '.join(runs)}"
             rows.append([fact, value, f"all {len(runs)}" if everywhere else names])
     if dates := training_dates(results):
-        rows.append(["Trained (UTC)", dates, f"all {len(described)}"])
+        rows.append(["Trained (UTC)", dates, f"all {len(recorded)}"])
     return ["Fact", "Value", "Runs"], rows
 
 

@@ -15,11 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mhclite.data.shards import bits_per_byte
+from mhclite.data.manifest import bits_per_byte
 from mhclite.errors import UserError
 from mhclite.evidence.columns import CURVE_COLUMNS, RUN_COLUMNS
-from mhclite.runs.folder import read_schema
+from mhclite.files import read_schema
+from mhclite.measure.files import Mixing, Probe, Throughput, read_probe, read_throughput
 from mhclite.study.settings import BASE
+
+SCHEMA = 2  # of study.json, which `collect` writes
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Results:
     Lists and categories follow the study's order. `all_runs` has the columns of `RUN_COLUMNS` and
     one row per run, `runs` those of the study's own settings; `curves` has the columns of
     `CURVE_COLUMNS` and one row per step kept of the latter. `probes` has an entry for
-    every run; those of the plain residual and of diverged runs carry `skipped` and no arrays.
+    every run; those of the plain residual and of diverged runs have no `mixing`.
     """
 
     folder: Path
@@ -37,8 +40,8 @@ class Results:
     runs: pd.DataFrame
     all_runs: pd.DataFrame
     curves: pd.DataFrame
-    probes: dict[str, dict[str, Any]]  # run -> content of probes/<run>.json
-    throughput: dict[str, dict[str, Any]]  # model -> content of throughput/<model>.json
+    probes: dict[str, Probe]  # by run
+    throughput: dict[str, Throughput]  # by model
     sinkhorn: dict[str, Any] | None  # content of sinkhorn.json, if the study has the experiment
 
     @property
@@ -108,16 +111,17 @@ class Results:
 
     def bits_per_byte(self, corpus: str, loss: float) -> float:
         """A validation loss in nats per token as bits per byte of text."""
-        return bits_per_byte(loss, self.manifest(corpus))
+        validation = self.manifest(corpus)["validation"]
+        return bits_per_byte(loss, validation["tokens"], validation["bytes"])
 
-    def mixing_probes(self, corpus: str, model: str, variant: str) -> dict[int, dict[str, Any]]:
-        """seed -> probe of one cell of the grid, without the runs that have no arrays."""
+    def mixing(self, corpus: str, model: str, variant: str) -> dict[int, Mixing]:
+        """seed -> what H_res does in one cell of the grid, without runs not probed."""
         cell = of(self.runs, corpus, model, variant)
-        return {
-            int(seed): self.probes[run]
+        found = {
+            int(seed): self.probes[run].mixing
             for run, seed in zip(cell["run"], cell["seed"], strict=True)
-            if "skipped" not in self.probes[run]
         }
+        return {seed: mixing for seed, mixing in found.items() if mixing is not None}
 
     @cached_property
     def completed(self) -> list[str]:
@@ -201,7 +205,7 @@ def _read_table(path: Path, columns: dict[str, str], orders: dict[str, list[str]
 def load_results(folder: str | Path) -> Results:
     """Read results/<study>; a missing or outdated file is a `UserError` that names it."""
     folder = Path(folder)
-    study = read_schema(folder / "study.json", "the study's description", "collect")
+    study = read_schema(folder / "study.json", "the study's description", "collect", SCHEMA)
     settings = study["study"]
     orders = {
         "corpus": list(settings["corpora"]),
@@ -218,20 +222,13 @@ def load_results(folder: str | Path) -> Results:
         runs=runs,
         all_runs=all_runs,
         curves=curves[curves["condition"] == BASE].reset_index(drop=True),
-        probes={
-            run: read_schema(folder / "probes" / f"{run}.json", f"the probe of run {run}", "probe")
-            for run in all_runs["run"]
-        },
+        probes={run: read_probe(folder / "probes" / f"{run}.json", run) for run in all_runs["run"]},
         throughput={
-            model: read_schema(
-                folder / "throughput" / f"{model}.json",
-                f"the throughput of model {model}",
-                "throughput",
-            )
+            model: read_throughput(folder / "throughput" / f"{model}.json", model)
             for model in orders["model"]
         },
         sinkhorn=(
-            read_schema(folder / "sinkhorn.json", "the Sinkhorn-Knopp experiment", "sinkhorn")
+            read_schema(folder / "sinkhorn.json", "the Sinkhorn-Knopp experiment", "sinkhorn", 1)
             if settings["sinkhorn"]
             else None
         ),

@@ -107,10 +107,9 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A connection: its timing under the study's own implementation, and what was counted."""
+class Measured(Timing):
+    """The same under the study's own implementation, with what was counted."""
 
-    timing: Timing
     flops_per_token: float
     parameters: int
     extra_parameters: int  # beyond the plain residual's

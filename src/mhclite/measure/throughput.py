@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -225,7 +225,10 @@ def measure(config: ThroughputConfig) -> Throughput:
             total = stepper.model.parameter_counts()["total"]
             connection = RESIDUAL if name == "residual" else config.connections[name]
             extra = total - base.model.parameter_counts()["total"]
-            variants[name] = Measured(row, counts(model, connection)[1], total, extra)
+            flops = counts(model, connection)[1]
+            variants[name] = Measured(
+                **vars(row), flops_per_token=flops, parameters=total, extra_parameters=extra
+            )
         else:
             assert implementation is not None
             others.setdefault(implementation, {})[name] = row
@@ -302,8 +305,8 @@ def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     result = measure(config)
     write_json(args.out, to_json(result))
-    own = {name: measured.timing for name, measured in result.variants.items()}
-    for implementation, rows in {"": own, **result.others}.items():
+    timed: dict[str, Mapping[str, Timing]] = {"": result.variants, **result.others}
+    for implementation, rows in timed.items():
         for variant, row in rows.items():
             ratio = row.ratio_quartiles.median
             log.info("%-10s %-9s %.2fx the residual's step", variant, implementation, ratio)

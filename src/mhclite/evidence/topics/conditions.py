@@ -240,7 +240,7 @@ def streams_data(results: Results) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for corpus in results.corpora:
         for model in results.models:
-            measured = results.throughput[model]["variants"]
+            measured = results.throughput[model].variants
             for variant in results.variants:
                 tried = [
                     (n, name)
@@ -267,10 +267,10 @@ def streams_data(results: Results) -> pd.DataFrame:
                             "n_streams": n,
                             **{f"loss_{k}": v for k, v in interval_columns(loss).items()},
                             **{f"change_{k}": v for k, v in interval_columns(change).items()},
-                            "extra_parameters": cost["extra_parameters"],
-                            "flops_per_token": cost["flops_per_token"],
-                            "peak_memory_bytes": cost["peak_memory_bytes"],
-                            **{f"ratio_{k}": v for k, v in cost["ratio_quartiles"].items()},
+                            "extra_parameters": cost.extra_parameters,
+                            "flops_per_token": cost.flops_per_token,
+                            "peak_memory_bytes": cost.peak_memory_bytes,
+                            **{f"ratio_{k}": v for k, v in vars(cost.ratio_quartiles).items()},
                         }
                     )
     return pd.DataFrame(rows)

@@ -25,6 +25,7 @@ from mhclite.evidence.style import (
     wrapped_grid,
 )
 from mhclite.evidence.table_format import Rows, fixed, quartiles, significant, sparse
+from mhclite.measure.files import Throughput
 
 MIB = 2**20
 
@@ -57,34 +58,37 @@ def parameters_data(results: Results) -> pd.DataFrame:
     for model in results.models:
         measured = results.throughput[model]
         for variant in results.variants:
-            if variant not in measured["variants"]:
+            if variant not in measured.variants:
                 raise UserError(
                     f"the throughput of model {model} was measured without variant {variant}: "
                     f"delete {results.folder / 'throughput' / model}.json and run "
                     "`snakemake --cores all`"
                 )
-            values = measured["variants"][variant]
-            extra = values["extra_parameters"]
+            values = measured.variants[variant]
+            extra = values.extra_parameters
             rows.append(
                 {
                     "model": model,
                     "n_layer": results.n_layer(model),
                     "variant": variant,
                     "label": results.label(variant),
-                    "parameters": values["parameters"],
+                    "parameters": values.parameters,
                     "extra_parameters": extra,
-                    "extra_percent": 100 * extra / (values["parameters"] - extra),
-                    "flops_per_token": values["flops_per_token"],
-                    **{f"tokens_per_second_{q}": values["tokens_per_second"][q] for q in QUARTILES},
-                    **{f"ratio_{q}": values["ratio_quartiles"][q] for q in QUARTILES},
+                    "extra_percent": 100 * extra / (values.parameters - extra),
+                    "flops_per_token": values.flops_per_token,
                     **{
-                        f"{other}_ratio_{q}": by_variant[variant]["ratio_quartiles"][q]
-                        for other, by_variant in measured["others"].items()
+                        f"tokens_per_second_{q}": getattr(values.tokens_per_second, q)
+                        for q in QUARTILES
+                    },
+                    **{f"ratio_{q}": getattr(values.ratio_quartiles, q) for q in QUARTILES},
+                    **{
+                        f"{other}_ratio_{q}": getattr(by_variant[variant].ratio_quartiles, q)
+                        for other, by_variant in measured.others.items()
                         if variant in by_variant
                         for q in QUARTILES
                     },
-                    "peak_memory_bytes": values["peak_memory_bytes"],
-                    **{name: measured[name] for name in SETTINGS},
+                    "peak_memory_bytes": values.peak_memory_bytes,
+                    **{name: getattr(measured, name) for name in SETTINGS},
                 }
             )
     return pd.DataFrame(rows)
@@ -95,14 +99,14 @@ def how_measured(results: Results) -> str:
     models_of: dict[str, list[str]] = {}
     for model in results.models:
         measured = results.throughput[model]
-        where = measured["device"]
+        where = measured.device
         if where == "cpu":
-            threads = measured["threads"]
-            where = f"{measured['hardware']['cpu']}, {threads} thread" + "s" * (threads != 1)
+            threads = measured.threads
+            where = f"{measured.hardware['cpu']}, {threads} thread" + "s" * (threads != 1)
         how = (
-            f"{where}, {measured['precision']}{', compiled' * measured['compile']}, "
-            f"batch {measured['batch_size']} × context {measured['block_size']}, "
-            f"{measured['rounds']} rounds"
+            f"{where}, {measured.precision}{', compiled' * measured.compile}, "
+            f"batch {measured.batch_size} × context {measured.block_size}, "
+            f"{measured.rounds} rounds"
         )
         models_of.setdefault(how, []).append(model)
     if len(models_of) == 1:
@@ -112,7 +116,7 @@ def how_measured(results: Results) -> str:
 
 def _implementations(results: Results, others: list[str]) -> str:
     """Which implementation the columns are of."""
-    own = results.throughput[results.models[0]]["implementation"]
+    own = results.throughput[results.models[0]].implementation
     if not own or not others:
         return ""
     return f"it is that of the {own} implementation, and beside it of {' and '.join(others)}. "
@@ -136,7 +140,7 @@ def parameters_table(results: Results) -> Rows:
         values = {q: row.get(f"{name}_{q}", math.nan) for q in QUARTILES}
         return "" if math.isnan(values["median"]) else quartiles(values, decimals)
 
-    others = list(dict.fromkeys(o for m in results.models for o in results.throughput[m]["others"]))
+    others = list(dict.fromkeys(o for m in results.models for o in results.throughput[m].others))
 
     display = pd.DataFrame(
         {
@@ -170,24 +174,24 @@ def parameters_table(results: Results) -> Rows:
     )
 
 
-def _throughput_panel(axes: Axes, results: Results, measured: dict[str, Any]) -> None:
+def _throughput_panel(axes: Axes, results: Results, measured: Throughput) -> None:
     """Bars of one model size: median, quartiles as whiskers, every round as a point.
 
     What other implementations reach is a dash across the bar.
     """
-    variants = [variant for variant in results.variants if variant in measured["variants"]]
-    tokens = measured["batch_size"] * measured["block_size"]
+    variants = [variant for variant in results.variants if variant in measured.variants]
+    tokens = measured.batch_size * measured.block_size
     highest = 0.0
     for place, variant in enumerate(variants):
-        row = measured["variants"][variant]
-        speed, rounds = row["tokens_per_second"], tokens / np.array(row["step_seconds"])
+        row = measured.variants[variant]
+        speed, rounds = row.tokens_per_second, tokens / np.array(row.step_seconds)
         axes.barh(
             place,
-            speed["median"],
+            speed.median,
             height=0.72,
             color=colour(variant),
             alpha=0.75,
-            xerr=[[speed["median"] - speed["q1"]], [speed["q3"] - speed["median"]]],
+            xerr=[[speed.median - speed.q1], [speed.q3 - speed.median]],
             error_kw={"elinewidth": 1, "capsize": 2, "ecolor": INK},
         )
         # Spread over the bar's height, so that equal rounds do not hide each other.
@@ -195,15 +199,15 @@ def _throughput_panel(axes: Axes, results: Results, measured: dict[str, Any]) ->
         axes.plot(
             rounds, heights, ".", color=INK, markersize=2.2, markeredgewidth=0, alpha=0.7, zorder=3
         )
-        end = max(float(rounds.max()), speed["q3"])
-        for rows in measured["others"].values():
+        end = max(float(rounds.max()), speed.q3)
+        for rows in measured.others.values():
             if variant in rows:
-                other = rows[variant]["tokens_per_second"]["median"]
+                other = rows[variant].tokens_per_second.median
                 axes.plot([other] * 2, [place - 0.42, place + 0.42], color=INK, linewidth=1.4)
                 end = max(end, other)
         highest = max(highest, end)
         axes.annotate(
-            f"{1 / row['ratio_quartiles']['median']:.2f}×",
+            f"{1 / row.ratio_quartiles.median:.2f}×",
             (end, place),
             xytext=(4, 0),
             textcoords="offset points",
@@ -240,8 +244,8 @@ def throughput(results: Results) -> Figure:
         measured = results.throughput[model]
         _throughput_panel(panel, results, measured)
         panel.set(
-            title=f"{results.model_label(model)} on {measured['device']}, "
-            f"{measured['precision']}, {measured['batch_size']} sequences a step",
+            title=f"{results.model_label(model)} on {measured.device}, "
+            f"{measured.precision}, {measured.batch_size} sequences a step",
             xlabel="training tokens per second",
         )
     return figure
@@ -271,13 +275,13 @@ def loss_against_time(results: Results) -> Figure:
         return empty_figure("No run reached its last step.")
     figure, panels = wrapped_grid(len(results.panels()), 2.6)
     for panel, (corpus, model) in zip(panels, results.panels(), strict=True):
-        measured = results.throughput[model]["variants"]
+        measured = results.throughput[model].variants
         for variant in results.variants:
             own = of(curves, corpus, model, variant)
             if own.empty or variant not in measured:
                 continue
             mean = own.groupby("tokens")["validation_loss"].mean()
-            seconds = mean.index.to_numpy(float) / measured[variant]["tokens_per_second"]["median"]
+            seconds = mean.index.to_numpy(float) / measured[variant].tokens_per_second.median
             panel.plot(
                 seconds, mean, color=colour(variant), linestyle=line_style(variant), linewidth=1.2
             )
@@ -287,7 +291,7 @@ def loss_against_time(results: Results) -> Figure:
         plain_log(panel)
         panel.set(
             title=results.panel_title(corpus, model),
-            xlabel=f"training time on {results.throughput[model]['device']} (s)",
+            xlabel=f"training time on {results.throughput[model].device} (s)",
             ylabel="validation loss (nats/token)",
         )
     variant_legend(figure, results.variants, results.labels)

@@ -5,7 +5,8 @@ H_res is in operator orientation: row t holds the weights that enter output stre
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from operator import attrgetter
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -29,12 +30,17 @@ from mhclite.evidence.style import (
     wrapped_grid,
 )
 from mhclite.evidence.topics.mixing import H_RES, NO_PROBES, FloatArray, probed
+from mhclite.measure.files import Mixing
 
 AT_ONE = 0.005  # gains this close to 1 lie on top of each other in the figure
 
 
 def _along_depth(
-    axes: Axes, results: Results, corpus: str, model: str, *path: str
+    axes: Axes,
+    results: Results,
+    corpus: str,
+    model: str,
+    series_of: Callable[[Mixing], list[float]],
 ) -> dict[str, FloatArray]:
     """Draw a probe's series over sub-layers: seeds thin, their mean bold.
 
@@ -43,12 +49,7 @@ def _along_depth(
     """
     found = {}
     for variant in results.variants:
-        series = []
-        for probe in results.mixing_probes(corpus, model, variant).values():
-            value: Any = probe
-            for key in path:
-                value = value[key]
-            series.append(value)
+        series = [series_of(mixing) for mixing in results.mixing(corpus, model, variant).values()]
         if not series:
             continue
         values = found[variant] = np.array(series, dtype=np.float64)
@@ -96,7 +97,8 @@ def composite_gain(results: Results) -> Figure:
         for panel, direction, what in zip(
             axes[row], ("forward", "backward"), ("row", "column"), strict=True
         ):
-            found = _along_depth(panel, results, corpus, model, "product", f"gain_{direction}")
+            series = attrgetter(f"product.gain_{direction}")
+            found = _along_depth(panel, results, corpus, model, series)
             gains += [gain for values in found.values() for gain in (values.min(), values.max())]
             panel.axhline(1, color=FAINT, linewidth=0.8, zorder=1)
             panel.set(
@@ -138,7 +140,7 @@ def identity_distance(results: Results) -> Figure:
         return empty_figure(NO_PROBES)
     figure, panels = wrapped_grid(len(cells), 2.5)
     for panel, (corpus, model) in zip(panels, cells, strict=True):
-        found = _along_depth(panel, results, corpus, model, "identity_distance")
+        found = _along_depth(panel, results, corpus, model, lambda mixing: mixing.identity_distance)
         zero = [variant for variant, values in found.items() if not values.any()]
         if len(zero) == len(found):
             empty_state(panel, f"H_res is the identity everywhere: {_names(results, zero)}.")

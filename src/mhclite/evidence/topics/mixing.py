@@ -7,6 +7,7 @@ papers call column sums are the row sums here.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from mhclite.evidence.style import (
     remark,
     wrapped_grid,
 )
+from mhclite.measure.files import Mixing
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -51,7 +53,7 @@ def probed(results: Results) -> list[tuple[str, str]]:
     return [
         (corpus, model)
         for corpus, model in results.panels()
-        if any(results.mixing_probes(corpus, model, variant) for variant in results.variants)
+        if any(results.mixing(corpus, model, variant) for variant in results.variants)
     ]
 
 
@@ -120,13 +122,13 @@ def row_sums(results: Results) -> Figure:
         boxes: list[list[dict[str, Any]]] = [[], []]
         drawn = []
         for place, variant in enumerate(variants):
-            probes = list(results.mixing_probes(corpus, model, variant).values())
+            probes = list(results.mixing(corpus, model, variant).values())
             if not probes:
                 continue
             drawn.append((place, variant))
-            levels = probes[0]["quantile_levels"]
-            single = [probe["single"]["row_sum_all"] for probe in probes]
-            product = [probe["product"]["row_sum"][-1] for probe in probes]
+            levels = probes[0].quantile_levels
+            single = [probe.single.row_sum_all for probe in probes]
+            product = [probe.product.row_sum[-1] for probe in probes]
             for kind, sums in zip(boxes, (single, product), strict=True):
                 deviations = (np.array(sums) - 1).tolist()
                 kind.append(pooled_quantiles(deviations, levels))
@@ -188,20 +190,18 @@ def _box(axes: Axes, place: int, variant: str, box: dict[str, Any]) -> None:
     )
 
 
-def sinkhorn_histogram(probes: list[dict[str, Any]]) -> tuple[FloatArray, FloatArray, float, float]:
+def sinkhorn_histogram(probes: Iterable[Mixing]) -> tuple[FloatArray, FloatArray, float, float]:
     """Edges, share of inputs per bin, share above the limit, largest log(1/nu), over all seeds.
 
-    The probe's last bin is open where it gives as many edges as counts: it is closed here one
-    width further.
+    The probe's last bin is open: it is closed here one width further.
     """
-    inputs = [probe["sinkhorn_input"] for probe in probes]
-    edges = np.array(inputs[0]["bin_edges"], dtype=np.float64)
-    counts = np.sum([entry["counts"] for entry in inputs], axis=0).astype(np.float64)
-    if len(edges) == len(counts):
-        edges = np.append(edges, 2 * edges[-1] - edges[-2])
+    inputs = [probe.sinkhorn_input for probe in probes if probe.sinkhorn_input is not None]
+    edges = np.array(inputs[0].bin_edges, dtype=np.float64)
+    edges = np.append(edges, 2 * edges[-1] - edges[-2])
+    counts = np.sum([entry.counts for entry in inputs], axis=0).astype(np.float64)
     # Every seed's probe has the same number of inputs.
-    above = float(np.mean([entry["share_above_30"] for entry in inputs]))
-    return edges, counts / counts.sum(), above, max(entry["max"] for entry in inputs)
+    above = float(np.mean([entry.share_above_30 for entry in inputs]))
+    return edges, counts / counts.sum(), above, max(entry.max for entry in inputs)
 
 
 @exhibits.figure(
@@ -222,15 +222,13 @@ def sinkhorn_inputs(results: Results) -> Figure:
     if "mhc" not in results.variants:
         return empty_figure("mHC is not in this study: no other variant uses Sinkhorn iterations.")
     cells = [
-        (corpus, model)
-        for corpus, model in probed(results)
-        if results.mixing_probes(corpus, model, "mhc")
+        (corpus, model) for corpus, model in probed(results) if results.mixing(corpus, model, "mhc")
     ]
     if not cells:
         return empty_figure("No mHC run reached its last step.")
     figure, panels = wrapped_grid(len(cells), 2.2)
     for panel, (corpus, model) in zip(panels, cells, strict=True):
-        probes = list(results.mixing_probes(corpus, model, "mhc").values())
+        probes = results.mixing(corpus, model, "mhc").values()
         edges, shares, above, highest = sinkhorn_histogram(probes)
         sns.histplot(
             x=edges[:-1],

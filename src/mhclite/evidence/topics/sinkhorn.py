@@ -36,9 +36,9 @@ def _rows(results: Results) -> list[dict[str, Any]]:
 def _trained_limit(results: Results) -> float | None:
     """Largest log(1/nu) of the inputs of this study's trained mHC runs."""
     values = [
-        probe["sinkhorn_input"]["max"]
+        probe.mixing.sinkhorn_input.max
         for probe in results.probes.values()
-        if probe.get("sinkhorn_input")
+        if probe.mixing is not None and probe.mixing.sinkhorn_input is not None
     ]
     return max(values, default=None)
 
