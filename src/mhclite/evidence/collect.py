@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mhclite.arguments import json_argument
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
 from mhclite.evidence.columns import CURVE_COLUMNS, RUN_COLUMNS
 from mhclite.files import write_json, write_text
 from mhclite.measure.stability import series_of, trailing
-from mhclite.runs.folder import SCHEMA, FinishedRun, finished_run, json_argument, read_schema
+from mhclite.runs.folder import SCHEMA, FinishedRun, finished_run, read_schema
 from mhclite.runs.key import deciding
 
 log = logging.getLogger(__name__)

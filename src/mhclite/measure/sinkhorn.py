@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mhclite.arguments import json_argument
 from mhclite.connections.mixing import sinkhorn_knopp
 from mhclite.errors import UserError
 from mhclite.files import write_json
-from mhclite.runs.folder import SCHEMA, json_argument
+from mhclite.runs.folder import SCHEMA
 from mhclite.seeding import generator_for
 
 N = 4  # streams

@@ -27,9 +27,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mhclite.arguments import json_argument, run_arguments
 from mhclite.errors import UserError
 from mhclite.files import write_json
-from mhclite.runs.folder import SCHEMA, FinishedRun, finished_run, json_argument, run_arguments
+from mhclite.runs.folder import SCHEMA, FinishedRun, finished_run
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -9,7 +9,6 @@ is read.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from mhclite.arguments import json_argument, positive_int
 from mhclite.errors import UserError
 from mhclite.files import write_json
 from mhclite.model import GPT, compiled_loss
@@ -263,24 +263,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         required=True,
-        help="JSON with model, connections, training and throughput, as the study resolves them",
+        help="JSON or @FILE with model, connections, training and throughput, as the study "
+        "resolves them",
     )
-    parser.add_argument("--threads", type=int, required=True, help="CPU threads")
+    parser.add_argument("--threads", type=positive_int, required=True, help="CPU threads")
     parser.add_argument("--out", required=True, type=Path, help="file to write")
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure one model size and write the file."""
-    try:
-        config = json.loads(args.config)
-        parts = [config[key] for key in ("model", "connections", "training", "throughput")]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(
-            f"--config {args.config[:60]!r} needs the keys model, connections, training and "
-            f"throughput ({error})"
-        ) from None
+    config = json_argument(args.config, "--config")
+    sections = ("model", "connections", "training", "throughput")
+    missing = [key for key in sections if key not in config]
+    if missing:
+        raise UserError(f"--config lacks {', '.join(missing)}; it needs {', '.join(sections)}")
     torch.set_num_threads(args.threads)
-    result = measure(*parts)
+    result = measure(*(config[key] for key in sections))
     write_json(args.out, result)
     for implementation, rows in {"": result["variants"], **result["others"]}.items():
         for variant, row in rows.items():

@@ -1,9 +1,7 @@
-"""What a measuring step is given: JSON arguments, lists of runs, finished run folders."""
+"""What a measuring step is given: finished run folders."""
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,38 +10,6 @@ from mhclite.errors import UserError
 from mhclite.files import misfit, read_json, read_jsonl, sha256_of
 
 SCHEMA = 1  # of every file that one step writes for another
-
-
-def _text_argument(text: str, what: str) -> str:
-    """The argument itself, the content of FILE for `@FILE`, or standard input for `-`."""
-    if text == "-":
-        return sys.stdin.read()
-    if not text.startswith("@"):
-        return text
-    try:
-        return Path(text[1:]).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{what}: cannot read {text[1:]}: {error}") from None
-
-
-def json_argument(text: str, what: str) -> dict[str, Any]:
-    """A JSON object given on the command line, as `@FILE`, or `-` for standard input."""
-    try:
-        value = json.loads(_text_argument(text, what))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{what} is not JSON ({error}); a file is given as @FILE") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{what} must be a JSON object, not {value!r:.60}")
-    return value
-
-
-def run_arguments(arguments: list[str]) -> list[str]:
-    """Run ids given one by one or, one a line, in files named `@FILE`."""
-    runs = [run for text in arguments for run in _text_argument(text, "--run").split()]
-    twice = sorted({run for run in runs if runs.count(run) > 1})
-    if twice:
-        raise UserError(f"--run: {twice[0]} is given twice")
-    return runs
 
 
 def read_schema(path: Path, what: str, step: str, delete: Path | None = None) -> dict[str, Any]:
