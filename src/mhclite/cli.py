@@ -12,52 +12,69 @@ import importlib
 import logging
 import os
 import sys
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from mhclite import __version__
 from mhclite.errors import Interrupted, UserError
 
-# step -> (module with `configure(parser)` and `run(args)`, one line of help)
-STEPS = {
-    "check": ("mhclite.study.reading", "validate a study file and list its runs"),
-    "prepare": ("mhclite.data.prepare", "turn a corpus into token shards and a manifest"),
-    "bench-data": ("mhclite.bench.data", "how fast a corpus is prepared and read"),
-    "train": ("mhclite.training.train", "train one run, or continue it"),
-    "probe": ("mhclite.measure.probe", "measure H_res of a trained run on held-out text"),
-    "sinkhorn": ("mhclite.measure.sinkhorn", "measure the error of Sinkhorn-Knopp iterations"),
-    "throughput": ("mhclite.measure.throughput", "time every variant of one model size"),
-    "bench": ("mhclite.bench.implementations", "what each variant costs in each implementation"),
-    "gpu-check": ("mhclite.bench.gpu_check", "is the fused implementation right, how fast"),
-    "overhead": ("mhclite.bench.pipeline", "what the pipeline costs around training"),
-    "status": (
-        "mhclite.runs.status",
-        "where a study stands: finished, under way, failed, time left",
-    ),
-    "stability": ("mhclite.measure.stability", "find spikes and divergence in all runs"),
-    "collect": ("mhclite.evidence.collect", "gather all runs into one tidy table"),
-    "evidence": ("mhclite.evidence.evidence", "write the figures, tables and HTML report"),
-    "publish": ("mhclite.evidence.publish", "publish a study's small files; rebuild from them"),
-    "bundle": (
-        "mhclite.bundle.command",
-        "train a study on a machine that has only torch and numpy: pack, run, merge",
-    ),
-    "track": ("mhclite.tracking.track", "bring a study's results into MLflow"),
-    "ui": ("mhclite.tracking.server", "open the MLflow UI on the tracked results"),
-    "evaluate": (
-        "mhclite.measure.evaluate",
-        "loss of a trained run on held-out text",
-    ),
-    "exchange": (
-        "mhclite.authors.exchange",
-        "import and export checkpoints of the authors' repository",
-    ),
-    "describe": ("mhclite.planning.describe", "what a study will train, and what it costs"),
-    "conformance": (
-        "mhclite.authors.conformance",
-        "compare with golden vectors of the authors' code",
-    ),
-}
 
-# Failures of the storage, which are nobody's bug, and the way out.
+class Step(NamedTuple):
+    """One command: its module has `configure(parser)` and `run(args) -> exit code or None`."""
+
+    module: str
+    help: str
+
+
+Groups = Mapping[str, Mapping[str, Step]]
+
+# tests/unit/test_cli.py freezes the steps, their groups and their options.
+GROUPS: Groups = {
+    "steps of the DAG, which Snakemake calls": {
+        "prepare": Step("mhclite.data.prepare", "turn a corpus into token shards and a manifest"),
+        "train": Step("mhclite.training.train", "train one run, or continue it"),
+        "probe": Step("mhclite.measure.probe", "measure H_res of a trained run on held-out text"),
+        "sinkhorn": Step(
+            "mhclite.measure.sinkhorn", "measure the error of Sinkhorn-Knopp iterations"
+        ),
+        "throughput": Step("mhclite.measure.throughput", "time every variant of one model size"),
+        "stability": Step("mhclite.measure.stability", "find spikes and divergence in all runs"),
+        "collect": Step("mhclite.evidence.collect", "gather all runs into tidy tables"),
+        "evidence": Step("mhclite.evidence.evidence", "write figures, tables and the report"),
+        "track": Step("mhclite.tracking.track", "bring a study's results into MLflow"),
+    },
+    "for users": {
+        "check": Step("mhclite.study.reading", "validate a study file and list its runs"),
+        "keys": Step("mhclite.planning.keys", "what decides each run, and what would train it again"),
+        "status": Step(
+            "mhclite.planning.status", "show what has finished, runs, failed, and is left"
+        ),
+        "describe": Step("mhclite.planning.describe", "what a study will train, and what it costs"),
+        "evaluate": Step("mhclite.measure.evaluate", "loss of a trained run on held-out text"),
+        "exchange": Step(
+            "mhclite.authors.exchange", "import and export checkpoints of the authors' repository"
+        ),
+        "bundle": Step(
+            "mhclite.bundle.command",
+            "train a study on a machine that has only torch and numpy: pack, run, merge",
+        ),
+        "ui": Step("mhclite.tracking.server", "open the MLflow UI on the tracked results"),
+    },
+    "for developers": {
+        "conformance": Step(
+            "mhclite.authors.conformance", "compare with golden vectors of the authors' code"
+        ),
+        "gpu-check": Step(
+            "mhclite.bench.gpu_check", "check and time the fused implementation on this GPU"
+        ),
+        "publish": Step(
+            "mhclite.evidence.publish", "publish a study's small files; rebuild from them"
+        ),
+    },
+}
+STEPS: dict[str, Step] = {name: step for group in GROUPS.values() for name, step in group.items()}
+
+# Storage failures that are not bugs, and what the user can do about them.
 STORAGE = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room within your quota",
@@ -66,7 +83,7 @@ STORAGE = {
     errno.EPERM: "make it accessible",
     errno.EEXIST: "a folder must be there: move the file away",
     errno.ENOTDIR: "a folder must be there: move the file away",
-    errno.EIO: "have the storage looked at",
+    errno.EIO: "have the storage checked",
     errno.ESTALE: "have the storage mounted again",
 }
 EXIT_USER_ERROR = 2
@@ -75,25 +92,40 @@ EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: saved; run the same command again to conti
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one step; returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    """Run one step of the pipeline; returns the exit code."""
+    about = "Replication pipeline for mHC-lite. `STEP --help` shows the options of a step."
+    return dispatch("python -m mhclite", about, GROUPS, sys.argv[1:] if argv is None else argv)
+
+
+def dispatch(prog: str, about: str, groups: Groups, argv: list[str]) -> int:
+    """Run the step that the first argument names; returns the exit code."""
+    steps = {name: step for group in groups.values() for name, step in group.items()}
+    lines = []
+    for title, group in groups.items():
+        lines += [f"{title}:", *(f"  {name:<15} {step.help}" for name, step in group.items()), ""]
     parser = argparse.ArgumentParser(
-        prog="mhclite",
-        description="Replication pipeline for mHC-lite. The DAG calls these steps.",
-        epilog="steps:\n" + "\n".join(f"  {name:<12} {text}" for name, (_, text) in STEPS.items()),
+        prog=prog,
+        description=about,
+        epilog="\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("step", choices=STEPS, metavar="step", help="one of the steps below")
+    parser.add_argument("step", choices=steps, metavar="STEP", help="one of the steps below")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     outer = parser.parse_args(argv)
+    return run_step(steps[outer.step], f"{prog} {outer.step}", outer.rest)
 
-    module = importlib.import_module(STEPS[outer.step][0])
-    step_parser = argparse.ArgumentParser(
-        prog=f"mhclite {outer.step}", description=STEPS[outer.step][1]
-    )
-    module.configure(step_parser)
-    args = step_parser.parse_args(outer.rest)
+
+def run_step(step: Step, prog: str, argv: list[str]) -> int:
+    """Run one step with its own arguments; what the user can mend ends in one line, no traceback.
+
+    Returns:
+        the exit code: that of the step, or EXIT_USER_ERROR, EXIT_STORAGE or EXIT_INTERRUPTED.
+    """
+    module = importlib.import_module(step.module)
+    parser = argparse.ArgumentParser(prog=prog, description=step.help)
+    module.configure(parser)
+    args = parser.parse_args(argv)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
     )

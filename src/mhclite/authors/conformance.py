@@ -1,10 +1,13 @@
 """Comparison with golden vectors made by the authors' own modules.
 
-Two kinds of file (see tests/golden/README.md): `connection`, one sub-layer's outputs and gradients;
-`trajectory`, a whole small training run. Everything is computed in float64, but for the fused
-implementation: its kernels are for float32. Their read of a connection ends in the LayerNorm of the
-branch, so that of `connection` files its outputs are compared, and the gradient that does not come
-through what is read; of `trajectory` files everything.
+There are two kinds of golden file (tests/golden/README.md): `connection`, the outputs and gradients
+of one sub-layer's connection, and `trajectory`, a whole small training run.
+
+The implementations `reference` and `fast` are computed in float64, `fused` in float32, since its
+kernels have no float64. `trajectory` files are compared completely with any of them. In
+`connection` files, `fused` is checked on less: its kernel returns LayerNorm(h), what the branch is
+given, and not h = H_pre x itself, so neither h nor the gradients that flow through h can be
+compared. What remains are the other outputs and the gradient of y.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mhclite.authors import names as authors
+from mhclite.authors import names
 from mhclite.connections import connection_class
 from mhclite.connections.base import Connection
 from mhclite.connections.choice import interpreted
@@ -29,16 +32,18 @@ from mhclite.errors import UserError
 from mhclite.model import DEFAULTS, GPT
 from mhclite.training.optimizer import AdamW, apply_update, learning_rate
 
+# Largest relative error that counts as agreement. A trajectory accumulates rounding over its steps.
 TOLERANCE = {"connection": 1e-9, "trajectory": 1e-6}
-# Of float32; a trajectory's twenty steps add up.
+# The same in float32.
 FUSED_TOLERANCE = {"connection": 1e-5, "trajectory": 1e-4}
 DTYPE = {"reference": torch.float64, "fast": torch.float64, "fused": torch.float32}
 
-# A tensor much smaller than the largest of its kind in the file is compared on the scale of that
-# one: some true gradients are 0 (all streams are equal at entry) and hold only rounding.
+# Errors are relative to the tensor's own largest entry, or to this share of the largest entry among
+# all tensors compared with it, whichever is more: some true gradients are 0 (all streams are equal
+# at entry), so that their values are nothing but rounding.
 RELATIVE_FLOOR = {torch.float64: 1e-6, torch.float32: 1e-2}
 
-# A file that says more is damaged: it would be computed for hours.
+# A file with larger numbers is damaged; without these bounds it would compute for hours.
 LARGEST = {
     "n_streams": 64,
     "n_embd": 16384,
@@ -56,14 +61,14 @@ Arrays = dict[str, Any]
 def read_golden(path: Path) -> tuple[dict[str, Any], Arrays]:
     """(meta, arrays) of a golden file; `UserError` if it is damaged or something else."""
     try:
-        # Opened here: numpy leaves a file open that turns out not to be a whole archive.
+        # Opened here because numpy would leave a truncated archive open.
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise UserError(f"golden file {path} does not exist") from None
     except (
         ValueError,
-        TypeError,  # a bare .npy is an array, no archive
+        TypeError,  # a bare .npy is an array, not an archive
         OSError,
         EOFError,
         zipfile.BadZipFile,
@@ -78,7 +83,7 @@ def read_golden(path: Path) -> tuple[dict[str, Any], Arrays]:
         assert meta["variant"] in VARIANTS
         check_streams(meta["variant"], meta["n_streams"])
         for name, largest in LARGEST.items():
-            assert 0 <= meta.get(name, 0) <= largest, f"{name} is not within 0 and {largest}"
+            assert 0 <= meta.get(name, 0) <= largest, f"{name} is not between 0 and {largest}"
     except (KeyError, TypeError, AssertionError, ValueError) as error:
         raise UserError(
             f"{path} is not a golden file: its `meta` needs kind ({' or '.join(TOLERANCE)}), a "
@@ -90,7 +95,7 @@ def read_golden(path: Path) -> tuple[dict[str, Any], Arrays]:
 def relative_errors(
     pairs: dict[str, tuple[Any, Any]], dtype: torch.dtype = torch.float64
 ) -> dict[str, float]:
-    """Largest |ours - theirs| of each pair over the largest |theirs|, floored as said above."""
+    """Largest |ours - theirs| of each pair over the largest |theirs|, with `RELATIVE_FLOOR`."""
     magnitudes = {name: float(np.abs(theirs).max(initial=0)) for name, (_, theirs) in pairs.items()}
     floor = RELATIVE_FLOOR[dtype] * max(magnitudes.values(), default=0.0)
     errors = {}
@@ -109,18 +114,18 @@ def relative_errors(
 
 def _tensor(array: Any, implementation: str, **options: Any) -> Tensor:
     if array.dtype.kind not in "fiu":
-        raise UserError(f"it holds numbers of type {array.dtype}, expected real ones")
+        raise UserError(f"it holds numbers of type {array.dtype}, expected real numbers")
     dtype, device = DTYPE[implementation], _device(implementation)
     return torch.tensor(array, dtype=dtype, device=device, **options)
 
 
 def _device(implementation: str) -> str:
-    """The fused implementation is computed on a GPU, unless Triton's interpreter is asked for."""
+    """A GPU for the fused implementation, unless Triton's interpreter is asked for."""
     return "cuda" if implementation == "fused" and not interpreted() else "cpu"
 
 
 def options_of(meta: dict[str, Any]) -> dict[str, Any]:
-    """Options of the variant that the file states; the authors' 20 iterations if it is silent."""
+    """The variant's options as the file states them; by default the authors' 20 iterations."""
     known = [name for name in VARIANTS[meta["variant"]].options if name not in DEFAULTS]
     options = {name: meta[name] for name in known if name in meta}
     return {"sinkhorn_iterations": 20, **options} if meta["variant"] == "mhc" else options
@@ -177,8 +182,8 @@ def golden_model(meta: dict[str, Any], arrays: Arrays, implementation: str = "re
     model = GPT(meta, connection, seed=0).to(_device(implementation), DTYPE[implementation])
     state: dict[str, torch.Tensor] = {}
     for name, array in arrays.items():
-        if name.startswith("state.") and not authors.is_repeated(name):
-            parts = authors.to_ours(name.removeprefix("state."), array, variant, n)
+        if name.startswith("state.") and not names.is_repeated(name):
+            parts = names.to_ours(name.removeprefix("state."), array, variant, n)
             state |= {ours: _tensor(part, implementation) for ours, part in parts.items()}
     model.load_state_dict(state)
     computed, reason = model.choice(autocast=False)
@@ -206,7 +211,7 @@ def trajectory_errors(
     norms = json.loads(str(arrays["grad_norm_names"]))
     pairs: dict[str, tuple[Any, Any]] = {}
     for name, theirs in norms.items():
-        parts = authors.parts_of(name)
+        parts = names.parts_of(name)
         pairs[f"grad_norm.{name}"] = (sum(squares[part] for part in parts) ** 0.5, theirs)
     errors = relative_errors(pairs, DTYPE[implementation])
     logits = model(first[:, :-1])
@@ -284,19 +289,23 @@ def check_file(path: Path, implementation: str = "reference") -> tuple[str, dict
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite conformance`."""
     parser.add_argument("file", nargs="+", type=Path, help="golden file (.npz)")
-    parser.add_argument("--tolerance", type=float, help="largest relative error for either kind")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        help="largest relative error that agrees, instead of the usual one for the kind of file",
+    )
     parser.add_argument(
         "--implementation",
         choices=tuple(DTYPE),
         default="reference",
-        help="how the connections are computed; `fused` in float32, where TRITON_INTERPRET=1 runs "
-        "its kernels without a GPU",
+        help="how the connections are computed; TRITON_INTERPRET=1 in the environment runs the "
+        "kernels of `fused` without a GPU",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare every file; exit code 1 if one disagrees."""
+    """Compare every file; exit code 1 if any disagrees."""
     report: list[dict[str, Any]] = []
     for path in args.file:
         kind, errors = check_file(path, args.implementation)
@@ -313,7 +322,7 @@ def run(args: argparse.Namespace) -> int:
             }
         )
     if args.json:
-        # inf is not JSON: a disagreement without a number is null.
+        # JSON has no inf: an error that is not a number becomes null.
         for entry in report:
             entry["relative_errors"] = {
                 name: error if np.isfinite(error) else None
@@ -327,6 +336,6 @@ def run(args: argparse.Namespace) -> int:
             rows = [(name, f"{error:.1e}") for name, error in entry["relative_errors"].items()]
             print(f"\n{entry['file']} ({entry['kind']})")
             print(tabulate(rows, headers=("quantity", "largest relative error")))
-            verdict = "agrees" if entry["agrees"] else "DISAGREES"
-            print(f"{verdict} within {entry['tolerance']:g}")
+            outcome = "agrees" if entry["agrees"] else "DISAGREES"
+            print(f"{outcome} within {entry['tolerance']:g}")
     return 0 if all(entry["agrees"] for entry in report) else 1

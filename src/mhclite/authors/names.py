@@ -1,4 +1,4 @@
-"""The authors' names: tensors of their GPT (FFTYYY/mhc-lite) as ours, and back.
+"""Names and layout of the tensors in the authors' GPT (FFTYYY/mhc-lite): theirs to ours and back.
 
 Their code keeps b_pre and b_res in one tensor (`static_alpha`), w_pre and w_res in another
 (`dynamic_alpha_fn`), and stores mixing matrices as alpha[s, t], the transpose of H_res[t, s].
@@ -37,12 +37,11 @@ _CONNECTION = {
     "h_post_scale": "scale_post",
 }
 
-
-VARIANTS = ("residual", "hc", "mhc", "mhc_lite", "kromhc")  # those that they have code for
+VARIANTS = ("residual", "hc", "mhc", "mhc_lite", "kromhc")  # those in their code
 
 
 def parts_of(name: str) -> list[str]:
-    """Our names for one tensor of the authors' GPT: two where they keep two of ours in one.
+    """Our names for one tensor of the authors' GPT: two where one of theirs holds two of ours.
 
     Raises:
         KeyError: for a name that their code does not have.
@@ -63,7 +62,7 @@ def parts_of(name: str) -> list[str]:
 
 
 def to_ours(name: str, array: Array, variant: str, n: int) -> dict[str, Array]:
-    """One tensor of the authors' GPT under our names, in our shapes and orientation.
+    """Convert one tensor of the authors' GPT to our names, shapes and orientation.
 
     Args:
         name: theirs, e.g. `transformer.h.0.hc_attn.static_alpha`.
@@ -73,7 +72,7 @@ def to_ours(name: str, array: Array, variant: str, n: int) -> dict[str, Array]:
     """
     names = parts_of(name)
     if len(names) == 1:
-        # They hold some scales as (1,), some as ().
+        # Some of their scales have shape (1,), some ().
         return {names[0]: array.reshape(()) if array.size == 1 else array}
     if name.endswith("static_alpha"):
         if variant in ("hc", "mhc"):  # (n, 1 + n): [s, 0] is b_pre[s], [s, 1 + t] is b_res[t, s]
@@ -91,7 +90,7 @@ def to_ours(name: str, array: Array, variant: str, n: int) -> dict[str, Array]:
 
 
 def to_theirs(state: dict[str, Array], variant: str, n: int) -> dict[str, Array]:
-    """A whole state of our GPT under their names, in their shapes and orientation.
+    """Convert a whole state of our GPT to their names, shapes and orientation.
 
     Their repeated entries (the tied head, `hc_*.branch.*`) are included, as in their checkpoints.
 
@@ -126,7 +125,7 @@ def to_theirs(state: dict[str, Array], variant: str, n: int) -> dict[str, Array]
 
 
 def _connection_to_theirs(own: dict[str, Array], variant: str, n: int) -> dict[str, Array]:
-    """One connection's tensors."""
+    """The tensors of one connection, under their names."""
     if variant == "residual":
         return {}
     pre, res, w_pre, w_res = (own[name] for name in ("b_pre", "b_res", "w_pre", "w_res"))
@@ -158,5 +157,5 @@ def _connection_to_theirs(own: dict[str, Array], variant: str, n: int) -> dict[s
 
 
 def is_repeated(name: str) -> bool:
-    """Whether the entry only repeats another one (`hc_*.branch.*` repeats `branch_*`)."""
+    """Whether the entry repeats another one: `hc_*.branch.*` is `branch_*`, the head is tied."""
     return bool(re.search(r"\.hc_(attn|mlp)\.branch\.", name)) or name == "lm_head.weight"

@@ -1,12 +1,12 @@
-"""`python -m mhclite bench`: what each variant costs in each implementation, and the floor.
+"""`python -m mhclite.bench implementations`: what each variant costs in each implementation.
 
-For every variant one process holds all its implementations and the plain residual, eager and
+For every variant, one process holds all its implementations and the plain residual, eager and
 compiled, and takes their training steps in turn: a ratio compares steps of the same round, in the
 same mode. Needs torch and numpy, nothing else.
 
-The floor is what a variant must cost on the device at hand: its additional matrix products at the
-rate measured for a large product, and the additional traffic of streams that are read and written
-once a sub-layer, at the bandwidth measured for a copy.
+Beside each ratio stands its floor, the least that a variant can cost on this device: its additional
+matrix products at the rate measured for a large product, and the additional traffic of streams that
+are read and written once per sub-layer, at the bandwidth measured for a copy.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ import argparse
 import gc
 import logging
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mhclite.bench.kernels import kernel_rows, median_seconds, tuning_rows
+from mhclite.arguments import positive_float, positive_int
+from mhclite.bench.kernels import kernel_rows, median_seconds
 from mhclite.bench.parity import Case, connection_of
 from mhclite.connections.registry import VARIANTS
 from mhclite.files import write_json
@@ -29,7 +31,7 @@ from mhclite.measure.throughput import Stepper, counts, interleaved, quartiles, 
 from mhclite.runs.provenance import hardware, provenance
 from mhclite.training.processes import choose_device
 
-# What the goals of docs/performance.md are stated for; S, M and L are the paper's.
+# The goals in docs/performance.md are stated for these sizes; S, M and L are the paper's.
 SIZES: dict[str, dict[str, Any]] = {
     "laptop": {"n_layer": 6, "n_head": 4, "n_embd": 256, "block_size": 256, "vocab_size": 4096},
     "s": {"n_layer": 6, "n_head": 8, "n_embd": 512, "block_size": 1024, "vocab_size": 50304},
@@ -41,13 +43,27 @@ RESIDUAL = "residual"
 SEVERAL = [variant for variant in VARIANTS if variant != RESIDUAL]
 ARMS = [f"{how}:{mode}" for how in ("reference", "fast", "fused") for mode in ("eager", "compiled")]
 
-Arm = tuple[str, str, str]  # variant, implementation, mode; no implementation for the residual
+# (variant, implementation, mode). The residual has one implementation, named "".
+Arm = tuple[str, str, str]
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Request:
+    """What is to be measured, and how."""
+
+    sizes: list[str] = field(default_factory=list)  # none: what suits the device
+    variants: list[str] = field(default_factory=lambda: list(SEVERAL))
+    arms: list[str] = field(default_factory=lambda: list(ARMS))  # implementation:mode
+    rounds: int = 9
+    batch_size: int | None = None  # sequences per step; None: that of the size
+    stream_dtype: str = "authors"
+    minutes: float | None = None  # no further variant is begun after that
+
+
 def limits(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Bytes a second of a large copy, read and write counted, and FLOP/s of a large product."""
+    """Bytes per second of a large copy (read plus write) and FLOP/s of a large product."""
     cuda = device.type == "cuda"
     source = torch.zeros(2**30 if cuda else 2**26, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -78,11 +94,11 @@ def saved_bytes(stepper: Stepper) -> int:
 
 
 def extra_traffic(model: dict[str, Any], n_streams: int, stream_bytes: int, other: int) -> int:
-    """Bytes a token that the floor adds to the residual's, forward and backward.
+    """Bytes per token that the floor adds to the residual's traffic, forward and backward.
 
-    A boundary between sub-layers reads n streams and what was written, and writes n streams and
-    what is read next; backward it reads the gradient besides. The residual is counted alike, with
-    one stream and two passes less: 5 n + 5 against 8 numbers of width C.
+    Forward, a boundary between sub-layers reads n streams and the branch's output and writes n
+    streams and the next branch's input: 2 n + 2 numbers of width C. Backward it also reads the
+    gradient: 3 n + 3. The residual moves 4 + 4.
     """
     C, sublayers = model["n_embd"], 2 * model["n_layer"]
     several = 5 * n_streams * stream_bytes + 5 * other
@@ -99,9 +115,10 @@ def steppers_of(
     arms: list[str],
     stream_dtype: str,
 ) -> tuple[dict[Arm, Stepper], dict[Arm, str]]:
-    """The steppers of a variant and of the residual, and why others cannot take a step.
+    """(steppers that can take a step, the reason for each arm that cannot), residual included.
 
-    The arms of a variant share their weights. Each takes a step here, compiled if need be.
+    The arms of a variant share their weights. Each takes its first step here, in which it is
+    compiled if its mode says so.
     """
     able: dict[Arm, Stepper] = {}
     failed: dict[Arm, str] = {}
@@ -138,22 +155,22 @@ def steppers_of(
 
 
 def group_rows(
-    size: str, variant: str, args: argparse.Namespace, device: torch.device, limit: dict[str, float]
+    size: str, variant: str, wanted: Request, device: torch.device, limit: dict[str, float]
 ) -> list[dict[str, Any]]:
-    """Rows of a variant at one size, with those of the residual beside it."""
+    """Rows of one variant at one size, and those of the residual measured with it."""
     cuda = device.type == "cuda"
     model = {**SIZES[size], "name": size, "learning_rate": 1e-3}
-    batch_size = args.batch_size or BATCH_SIZE[size]
+    batch_size = wanted.batch_size or BATCH_SIZE[size]
     tokens = batch_size * model["block_size"]
     training = {"betas": (0.9, 0.95), "weight_decay": 0.1, "grad_clip": 1.0}
     training["precision"] = "bf16" if cuda else "fp32"
     steppers, failed = steppers_of(
-        variant, model, training, batch_size, device, args.arms, args.stream_dtype
+        variant, model, training, batch_size, device, wanted.arms, wanted.stream_dtype
     )
-    seconds = interleaved(steppers, 2, args.rounds)
+    seconds = interleaved(steppers, 2, wanted.rounds)
     _, plain = counts(model, connection_of(Case(RESIDUAL, 1)))
     _, flops = counts(model, connection_of(Case(variant)))
-    stream_bytes = 4 if args.stream_dtype == "fp32" or not cuda else 2
+    stream_bytes = 4 if wanted.stream_dtype == "fp32" or not cuda else 2
     extra = (flops - plain) / limit["flops_per_second"]
     extra += extra_traffic(model, 4, stream_bytes, 2 if cuda else 4) / limit["bytes_per_second"]
     rows: list[dict[str, Any]] = []
@@ -180,8 +197,11 @@ def group_rows(
     return rows
 
 
-def bench(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure what is asked for, as far as the time goes; docs/performance.md has the fields."""
+def measure(wanted: Request, out: Path) -> dict[str, Any]:
+    """Measure what is wanted, as far as the time goes, print it and write the file `out`.
+
+    docs/performance.md explains the fields.
+    """
     began = time.monotonic()
     device = choose_device("auto")
     cuda = device.type == "cuda"
@@ -192,41 +212,46 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         "provenance": provenance(),
         "threads": torch.get_num_threads(),
         "precision": "bf16" if cuda else "fp32",
-        "stream_dtype": args.stream_dtype,
-        "rounds": args.rounds,
+        "stream_dtype": wanted.stream_dtype,
+        "rounds": wanted.rounds,
         "limits": limit,
         "kernels": [],
         "rows": [],
         "skipped": [],
     }
-    sizes = args.sizes or (["s", "m", "l"] if cuda else ["laptop"])
+    sizes = wanted.sizes or (["s", "m", "l"] if cuda else ["laptop"])
     for size in sizes:
-        N = (args.batch_size or BATCH_SIZE[size]) * SIZES[size]["block_size"]
+        N = (wanted.batch_size or BATCH_SIZE[size]) * SIZES[size]["block_size"]
         C = SIZES[size]["n_embd"]
-        for variant in args.variants:
+        for variant in wanted.variants:
             bandwidth = limit["bytes_per_second"]
             result["kernels"] += kernel_rows(variant, N, C, device, bandwidth)
-        if args.tune:
-            result.setdefault("tuning", []).extend(tuning_rows(N, C, device))
     print(kernel_table(result["kernels"]), flush=True)
     for size in sizes:
-        for variant in args.variants:
-            if args.minutes and time.monotonic() - began > 60 * args.minutes:
+        for variant in wanted.variants:
+            if wanted.minutes and time.monotonic() - began > 60 * wanted.minutes:
                 result["skipped"].append(f"{size} {variant}")
                 continue
-            rows = group_rows(size, variant, args, device, limit)
+            rows = group_rows(size, variant, wanted, device, limit)
             result["rows"] += rows
-            write_json(args.out, result)  # what there is, should the time be cut short
+            write_json(out, result)  # so that a run that is cut short leaves what it measured
             print(table(rows), flush=True)
             gc.collect()
             torch._dynamo.reset()
             if cuda:
                 torch.cuda.empty_cache()
+    write_json(out, result)
+    print(
+        f"\nall rows (copy {limit['bytes_per_second'] / 1e9:,.0f} GB/s, product "
+        f"{limit['flops_per_second'] / 1e12:,.2f} TFLOP/s):\n{table(result['rows'])}"
+    )
+    if result["skipped"]:
+        print(f"not measured, for lack of time: {', '.join(result['skipped'])}")
     return result
 
 
 def kernel_table(rows: list[dict[str, Any]]) -> str:
-    """The kernels' rows as text."""
+    """Rows of kernels as text."""
     lines = [f"{'variant':10} {'kernel':24} {'C':>5} {'us':>9} {'GB/s':>7} {'of a copy':>9}"]
     for row in rows:
         microseconds = f"{1e6 * row['seconds']:,.0f}"
@@ -244,7 +269,7 @@ HEADER = (
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as text."""
+    """Rows of arms as text."""
     lines = [HEADER]
     for row in rows:
         how = f"{row['implementation']} {row['mode']}".strip()
@@ -264,16 +289,26 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m mhclite bench`."""
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, help="laptop on a CPU, s m l on a GPU")
-    parser.add_argument("--variants", nargs="+", choices=SEVERAL, default=SEVERAL)
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="implementation:mode")
-    parser.add_argument("--rounds", type=int, default=9, help="timed rounds")
-    parser.add_argument("--batch-size", type=int, help="sequences a step")
-    parser.add_argument("--threads", type=int, help="CPU threads; left out: all")
-    parser.add_argument("--stream-dtype", choices=("authors", "fp32", "bf16"), default="authors")
-    parser.add_argument("--minutes", type=float, help="after which no further variant is begun")
-    parser.add_argument("--tune", action="store_true", help="time other launches of the kernels")
+    """Arguments of `python -m mhclite.bench implementations`."""
+    usual = Request()
+    parser.add_argument(
+        "--sizes", nargs="+", choices=SIZES, default=[], help="default: laptop, on a GPU s m l"
+    )
+    parser.add_argument("--variants", nargs="+", choices=SEVERAL, default=usual.variants)
+    parser.add_argument(
+        "--arms", nargs="+", choices=ARMS, default=usual.arms, help="implementation:mode"
+    )
+    parser.add_argument("--rounds", type=positive_int, default=usual.rounds, help="timed rounds")
+    parser.add_argument("--batch-size", type=positive_int, help="sequences per step")
+    parser.add_argument("--threads", type=positive_int, help="CPU threads (default: all)")
+    parser.add_argument(
+        "--stream-dtype", choices=("authors", "fp32", "bf16"), default=usual.stream_dtype
+    )
+    parser.add_argument(
+        "--minutes",
+        type=positive_float,
+        help="then no further variant is begun (default: no limit)",
+    )
     parser.add_argument("--out", required=True, type=Path, help="file to write")
 
 
@@ -281,14 +316,13 @@ def run(args: argparse.Namespace) -> None:
     """Measure, print the tables and write the file."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    result = bench(args)
-    write_json(args.out, result)
-    limit = result["limits"]
-    print(
-        f"\nall rows (copy {limit['bytes_per_second'] / 1e9:,.0f} GB/s, product "
-        f"{limit['flops_per_second'] / 1e12:,.2f} TFLOP/s):\n{table(result['rows'])}"
+    wanted = Request(
+        args.sizes,
+        args.variants,
+        args.arms,
+        args.rounds,
+        args.batch_size,
+        args.stream_dtype,
+        args.minutes,
     )
-    for row in result.get("tuning", []):
-        print(row)
-    if result["skipped"]:
-        print(f"not measured, for time: {', '.join(result['skipped'])}")
+    measure(wanted, args.out)

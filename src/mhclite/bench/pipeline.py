@@ -1,7 +1,7 @@
-"""`python -m mhclite overhead`: what the pipeline itself costs, around training and measuring.
+"""`python -m mhclite.bench pipeline`: what the pipeline costs around training and measuring.
 
-Run in the checkout in which the study was run: how long each of its jobs took is in Snakemake's own
-records, a training process is started once more, and a study of ten thousand runs is planned.
+It runs in the checkout in which a study has run: Snakemake's own records say how long each job
+took. Besides, one training process is started again, and a study of ten thousand runs is planned.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from mhclite.errors import UserError
 from mhclite.files import read_json, read_jsonl, write_json
 from mhclite.runs.provenance import provenance
 
+# The rules that train or measure; all others are the pipeline's own work.
 WORK = frozenset({"train", "probe_mixing", "measure_throughput", "measure_sinkhorn"})
 RUNS = 10_000
 
@@ -30,7 +31,7 @@ Interval = tuple[float, float]
 
 
 def first_step_seconds(results: Path, scratch: Path) -> float:
-    """From the start of a training process to the end of its first step, for a run of the study."""
+    """From the start of a training process to the end of its first step, for one run of a study."""
     record = read_json(next(iter(sorted(results.glob("runs/*/run.json")))))
     config = record["config"]
     config["training"] |= {"steps": 1, "warmup_steps": 0, "evaluation_sequences": 1}
@@ -45,7 +46,7 @@ def first_step_seconds(results: Path, scratch: Path) -> float:
 
 
 def covered(intervals: Iterable[Interval]) -> float:
-    """Seconds in which at least one of the intervals runs."""
+    """Seconds covered by at least one of the intervals."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(intervals):
         total += max(0.0, end - max(start, reached))
@@ -54,7 +55,7 @@ def covered(intervals: Iterable[Interval]) -> float:
 
 
 def time_outside(results: Path) -> dict[str, float]:
-    """Wall time of a study's jobs, and the part of it in which none trained or measured."""
+    """Wall time of a study's jobs, and the share of it in which none trained or measured."""
     jobs: dict[str, list[Interval]] = {}
     for path in Path(".snakemake/metadata").rglob("*"):
         if path.is_file():
@@ -70,7 +71,7 @@ def time_outside(results: Path) -> dict[str, float]:
 
 
 def planning(study: Path, scratch: Path) -> dict[str, float]:
-    """Time and memory of a dry run of the study with so many seeds that it has 10,000 runs."""
+    """Time and memory of a dry run of the study, with enough seeds to make 10,000 runs."""
     settings: dict[str, Any] = yaml.safe_load(study.read_text(encoding="utf-8"))
     for_one_seed = len(settings["corpora"]) * len(settings["models"]) * len(settings["variants"])
     settings["seeds"] = list(range(-(-RUNS // for_one_seed)))
@@ -92,7 +93,7 @@ def planning(study: Path, scratch: Path) -> dict[str, float]:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m mhclite overhead`."""
+    """Arguments of `python -m mhclite.bench pipeline`."""
     parser.add_argument("--study", type=Path, default=Path("config/config.yaml"))
     parser.add_argument("--results", type=Path, default=Path("results/laptop"), help="its folder")
     parser.add_argument("--out", required=True, type=Path, help="file to write")

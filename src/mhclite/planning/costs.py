@@ -1,7 +1,7 @@
-"""What a study takes: device-hours, days, disk, and the differences that its seeds can show.
+"""What a study costs and can show: device-hours, days, disk, and the smallest visible difference.
 
-Nothing is assumed: speeds are those of a throughput or bench file, spreads those of finished runs,
-and what was not measured is said to be so.
+Nothing is assumed: speeds come from a throughput or benchmark file, the spread between seeds from
+finished runs, and what was not measured is reported as such.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from mhclite.training.checkpoint import KEEP
 GPUS = (1, 8)
 SEEDS = (1, 3, 5)
 COMPARISONS = (("mhc_lite", "residual"), ("mhc_lite", "mhc"))  # variant, reference
-PUBLISHED = "published/laptop"  # whose spread is used until the study has its own
+PUBLISHED = "published/laptop"  # its spread is used until the study has one of its own
 CONFIDENCE = 0.95
 BYTES_PER_WEIGHT = 4
-RUN_BYTES_PER_STEP = 220  # metrics.jsonl and timing.jsonl; 205 to 215 seen
+RUN_BYTES_PER_STEP = 220  # metrics.jsonl and timing.jsonl; measured: 205 to 215
 BYTES_PER_TOKEN = 2
 GIB = 2**30
 
@@ -40,10 +40,10 @@ GIB = 2**30
 def speeds(
     study: Study, model: str, results: Path, file: Path | None = None
 ) -> tuple[dict[str, float], str]:
-    """(variant -> training tokens per second of one device, where from); empty if not measured.
+    """(variant -> training tokens per second on one device, source); empty if not measured.
 
     Args:
-        file: a throughput or bench file to be used instead of the study's own.
+        file: a throughput or benchmark file to use instead of the study's own.
     """
     path = file or results / study.name / "throughput" / f"{model}.json"
     if file is None and not path.is_file():
@@ -51,7 +51,7 @@ def speeds(
     measured = read_json(path, "throughput")
     try:
         if "rows" in measured:
-            found = _of_bench(study, model, measured["rows"])
+            found = _benchmarked_speeds(study, model, measured["rows"])
             device, precision = measured["hardware"], measured["precision"]
             device = device.get("gpu", device["cpu"])
         else:
@@ -63,12 +63,12 @@ def speeds(
                 if own
             }
     except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is neither a throughput nor a bench file of mhclite") from None
+        raise UserError(f"{path} is neither a throughput nor a benchmark file of mhclite") from None
     return found, f"{path} ({device}, {precision})" if found else ""
 
 
-def _of_bench(study: Study, model: str, rows: list[dict[str, Any]]) -> dict[str, float]:
-    """From the rows of a bench: in the study's mode and implementation, or the best if `auto`."""
+def _benchmarked_speeds(study: Study, model: str, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """From a benchmark's rows, in the study's mode and its implementation (the best for `auto`)."""
     mode = "compiled" if study.training.compile else "eager"
     order = [study.connections.implementation, "fused", "fast", "reference"]
     found: dict[str, dict[str, float]] = defaultdict(dict)
@@ -82,13 +82,13 @@ def _of_bench(study: Study, model: str, rows: list[dict[str, Any]]) -> dict[str,
     }
 
 
-# --- spread ---------------------------------------------------------------------------------
+# --- power ----------------------------------------------------------------------------------
 
 
 def final_losses(
     runs: Path, wanted: Iterable[str] | None
 ) -> dict[tuple[str, str, str, int], float]:
-    """(corpus, model, variant, seed) -> final validation loss of the completed runs of a folder."""
+    """(corpus, model, variant, seed) -> final validation loss of the completed runs in a folder."""
     found = {}
     for path in sorted(runs.glob("*/summary.json")):
         summary = read_json(path, "summary of the run")
@@ -106,7 +106,7 @@ def final_losses(
 def paired_spread(
     losses: dict[tuple[str, str, str, int], float], variant: str, reference: str
 ) -> tuple[float, int] | None:
-    """(standard deviation of the difference of a seed, degrees of freedom), pooled over cells.
+    """(standard deviation of the paired differences, degrees of freedom), pooled over cells.
 
     None if no cell has two seeds of both variants.
     """
@@ -123,7 +123,7 @@ def paired_spread(
     return math.sqrt(squares / freedom), freedom
 
 
-def power_plan(study: Study, results: Path) -> dict[str, Any]:
+def study_power(study: Study, results: Path) -> dict[str, Any]:
     """`source` of the spread, and for each comparison its `sd` and the `detectable` differences.
 
     `detectable`: seeds -> smallest true difference in nats per token that a t test of the paired
@@ -159,14 +159,14 @@ def power_plan(study: Study, results: Path) -> dict[str, Any]:
 # --- cost -----------------------------------------------------------------------------------
 
 
-def costs(study: Study, rows: list[dict[str, Any]], results: Path) -> dict[str, Any]:
-    """Device-hours, days and bytes of disk: `variants`, a row each, and `total`.
+def study_costs(study: Study, rows: list[dict[str, Any]], results: Path) -> dict[str, Any]:
+    """Device-hours, days and bytes of disk: `variants`, with one row each, and `total`.
+
+    `checkpoints` are the further bytes that unfinished runs need, by number of GPUs. `tokens` are
+    the bytes of each prepared corpus, None for one that is not prepared.
 
     Args:
-        rows: of `describe`, a row a model and variant; `hours` of one run on one device or None.
-
-    `checkpoints` are the bytes that runs under way take besides, by number of GPUs; `tokens` those
-    of the corpora, None for one that is not prepared.
+        rows: those of `describe`, one per model and variant; `hours` of one run on one device.
     """
     variants = [
         _sum(variant, [row for row in rows if row["variant"] == variant])
@@ -211,7 +211,7 @@ def _sum(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def as_text(plan: dict[str, Any]) -> str:
-    """Costs and power, with what they rest on."""
+    """Costs and power as text, with what they rest on."""
     return "\n".join(
         [*_cost_lines(plan["costs"], plan["speeds"]), "", *_power_lines(plan["power"])]
     )
@@ -245,27 +245,27 @@ def _cost_lines(found: dict[str, Any], sources: list[str]) -> list[str]:
     if sources:
         rests = (
             "Device-hours: training steps alone, at the speed in " + ", ".join(sources) + "; "
-            "starts, compiling, evaluations and communication come on top. Eight GPUs are taken to "
-            "be eight times as fast."
+            "starts, compiling, evaluations and communication come on top. Eight GPUs are assumed "
+            "to be eight times as fast."
         )
     else:
         rests = (
-            "Device-hours: no speed is measured. `snakemake` measures it in the study's own "
+            "Device-hours: no speed was measured. `snakemake` measures it in the study's own "
             "throughput step; `--throughput FILE` takes one from another study or from "
-            "`mhclite bench`."
+            "`python -m mhclite.bench implementations`."
         )
     return [
         tabulate(rows, headings, disable_numparse=True, colalign=align),
         "",
         rests,
-        "Disk: final weights and run files. Besides, runs under way with two checkpoints: "
+        f"Disk: final weights and run files. Unfinished runs need more, {KEEP} checkpoints each: "
         f"{under_way}; tokens: {tokens}.",
     ]
 
 
 def _power_lines(found: dict[str, Any]) -> list[str]:
     if found["source"] is None:
-        return ["Differences that can be seen: no finished runs of several seeds tell the spread."]
+        return ["Detectable differences: unknown; no finished runs of several seeds show a spread."]
 
     def cell(value: float | None) -> str:
         return "none: one seed has no spread" if value is None else f"{value:.2g}"
@@ -282,11 +282,11 @@ def _power_lines(found: dict[str, Any]) -> list[str]:
     whose = (
         "the study's own finished runs"
         if found["own"]
-        else "another study, since this one has no several seeds yet: it may differ at this size"
+        else "another study, since this one has too few seeds yet: it may differ at this size"
     )
     return [
-        "Smallest difference of validation loss found with 80 % power (nats/token; paired by seed, "
-        "two-sided 5 %, one comparison):",
+        "Smallest difference in validation loss detected with 80 % power (nats/token; paired by "
+        "seed, two-sided 5 %, one comparison):",
         tabulate(rows, ["difference", "its sd", *seeds], disable_numparse=True),
         f"Spread: {found['source']}, {whose}.",
     ]

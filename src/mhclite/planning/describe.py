@@ -1,8 +1,8 @@
 """`python -m mhclite describe STUDY`: what a study trains, and what that costs.
 
-Parameters and FLOPs are counted on the models themselves, without memory for their weights. What
-was measured or prepared before (throughput, tokens of a corpus) is used where it is there; what
-follows from it for time, disk and statistics is in `plan`.
+Parameters and FLOPs are counted on the models themselves, without allocating their weights. What
+was measured or prepared before (throughput, tokens of a corpus) is used where it exists; `costs`
+derives time, disk and statistical power from it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from mhclite.data.shards import MANIFEST, load_manifest
 from mhclite.measure.throughput import counts
-from mhclite.planning import costs as plan
+from mhclite.planning import costs
 from mhclite.study.reading import load_study
 from mhclite.study.settings import Study
 
@@ -27,13 +27,14 @@ log = logging.getLogger(__name__)
 
 
 def describe(study: Study, results: Path, throughput: Path | None = None) -> dict[str, Any]:
-    """The study in numbers: `rows` a model and variant, `corpora`, `totals`, `plan`.
+    """The study in numbers: `rows` (one per model and variant), `corpora`, `totals`, `plan`.
 
-    `hours` are of one device for one run, from the measured throughput; None where there is none.
+    `hours` in a row is the time of one run on one device, from the measured throughput; None where
+    none was measured.
 
     Args:
-        results: where finished runs, throughput and corpora are looked for.
-        throughput: a file that is used instead of the study's own.
+        results: folder in which finished runs, throughput and corpora are looked up.
+        throughput: a throughput or benchmark file to use instead of the study's own.
     """
     training = study.training
     runs = list(study.runs().values())
@@ -42,7 +43,7 @@ def describe(study: Study, results: Path, throughput: Path | None = None) -> dic
     for model in study.models:
         settings = study.model_settings(model)
         tokens = training.steps * training.batch_size * settings["block_size"]
-        speeds, source = plan.speeds(study, model, results, throughput)
+        speeds, source = costs.speeds(study, model, results, throughput)
         sources += [source] * (source not in ("", *sources))
         plain, _ = counts(settings, {"variant": "residual", "n_streams": 1})
         for variant in study.variants:
@@ -78,7 +79,7 @@ def describe(study: Study, results: Path, throughput: Path | None = None) -> dic
                 row["model"]: None if known is None else row["tokens"] / known for row in rows
             },
         }
-    costs = plan.costs(study, rows, results)
+    takes = costs.study_costs(study, rows, results)
     return {
         "study": study.name,
         "rows": rows,
@@ -91,14 +92,14 @@ def describe(study: Study, results: Path, throughput: Path | None = None) -> dic
                 * run["model"]["block_size"]
                 for run in runs
             ),
-            "device_hours": costs["total"]["device_hours"],
+            "device_hours": takes["total"]["device_hours"],
         },
-        "plan": {"costs": costs, "speeds": sources, "power": plan.power_plan(study, results)},
+        "plan": {"costs": takes, "speeds": sources, "power": costs.study_power(study, results)},
     }
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """The same for readers."""
+    """What `describe` found, as text for readers."""
 
     def number(value: float | None, form: str) -> str:
         return "not measured" if value is None else format(value, form)
@@ -131,18 +132,18 @@ def as_text(found: dict[str, Any]) -> str:
         epochs = ", ".join(f"{model} {value:.3g}" for model, value in corpus["epochs"].items())
         lines.append(f"Corpus {name}: {corpus['train_tokens']:,} train tokens; epochs: {epochs}.")
     totals = found["totals"]
-    lines.append(f"{totals['runs']:,} runs, {totals['tokens']:,} training tokens in all.")
-    return "\n".join([*lines, "", plan.as_text(found["plan"])])
+    lines.append(f"{totals['runs']:,} runs, {totals['tokens']:,} training tokens in total.")
+    return "\n".join([*lines, "", costs.as_text(found["plan"])])
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite describe`."""
     parser.add_argument("study", type=Path, help="study file")
     parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="where results are (default: results)"
+        "--results", type=Path, default=Path("results"), help="results folder (default: results)"
     )
     parser.add_argument(
-        "--throughput", type=Path, help="throughput or bench file to be used for the speeds"
+        "--throughput", type=Path, help="throughput or benchmark file to take the speeds from"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 

@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mhclite import cli
+from mhclite.arguments import json_argument, run_arguments
 from mhclite.errors import UserError
 from mhclite.files import sha256_of
 from mhclite.measure.stability import judge, spikes, trailing
-from mhclite.runs.folder import FinishedRun, finished_run, json_argument, run_arguments
+from mhclite.runs.folder import FinishedRun, finished_run
 
 SETTINGS = {"spike_window": 4, "spike_sigmas": 3.0, "fluctuation_window": 5}
 WAVE = [0.0, 1.0]  # mean 1/2, standard deviation 1/2 over every even window

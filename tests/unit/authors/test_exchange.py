@@ -11,15 +11,15 @@ import pytest
 import torch
 from tiny import configuration, write_corpus
 
-from mhclite.authors import names as authors
+from mhclite.authors import names
+from mhclite.authors.checkpoint import read_checkpoint
 from mhclite.authors.conformance import golden_model, read_golden
-from mhclite.authors.exchange import read_checkpoint
 from mhclite.cli import main
 from mhclite.errors import UserError
 from mhclite.files import read_json, read_jsonl
 from mhclite.training.loop import train
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 TRAJECTORIES = sorted(GOLDEN.glob("trajectory_*.npz"))
 
 
@@ -107,13 +107,13 @@ def test_training_continues_as_if_it_had_never_been_theirs(tmp_path: Path) -> No
     assert load_manifest(corpus)["digest"]
     n = config["connection"]["n_streams"]
     state = {k: v.detach().numpy() for k, v in trainer.model.state_dict().items()}
-    theirs = {k: torch.tensor(v) for k, v in authors.to_theirs(state, "mhc", n).items()}
+    theirs = {k: torch.tensor(v) for k, v in names.to_theirs(state, "mhc", n).items()}
     averages = {}
     for kind in ("exp_avg", "exp_avg_sq"):
-        names = {id(p): name for name, p in trainer.model.named_parameters()}
-        held = {names[id(p)]: t.numpy() for p, t in getattr(trainer.optimizer, kind).items()}
-        averages[kind] = authors.to_theirs(held, "mhc", n)
-    order = [k for k in theirs if not authors.is_repeated(k)]
+        name_of = {id(p): name for name, p in trainer.model.named_parameters()}
+        held = {name_of[id(p)]: t.numpy() for p, t in getattr(trainer.optimizer, kind).items()}
+        averages[kind] = names.to_theirs(held, "mhc", n)
+    order = [k for k in theirs if not names.is_repeated(k)]
     order = [k for k in order if theirs[k].dim() >= 2] + [k for k in order if theirs[k].dim() < 2]
     torch.save(
         {

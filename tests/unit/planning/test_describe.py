@@ -1,4 +1,4 @@
-"""`mhclite describe`: counts of the paper's models, and costs from what was measured."""
+"""`python -m mhclite describe`: counts of the paper's models, and costs from what was measured."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mhclite.files import write_json
 from mhclite.planning.describe import describe
 from mhclite.study.reading import load_study
 
-CONFIG = Path(__file__).parents[2] / "config"
+CONFIG = Path(__file__).parents[3] / "config"
 
 # Counted from the shapes in the authors' code (FFTYYY/mhc-lite, wz1119/KromHC), for S, M, L.
 EXTRA = {

@@ -1,4 +1,4 @@
-"""The plan of a study: costs from measured speeds, and what its seeds can show."""
+"""Costs of a study from measured speeds, and what its seeds can show."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mhclite.cli import main
 from mhclite.errors import UserError
 from mhclite.evidence.verdicts import detectable_effect, power
 from mhclite.files import write_json
-from mhclite.planning import costs as plan
+from mhclite.planning import costs
 from mhclite.planning.describe import describe
 from mhclite.study.reading import load_study
 from mhclite.study.settings import Study
 
-CONFIG = Path(__file__).parents[2] / "config"
-PUBLISHED = Path(__file__).parents[2] / "results"
+CONFIG = Path(__file__).parents[3] / "config"
+PUBLISHED = Path(__file__).parents[3] / "results"
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +29,8 @@ def study() -> Study:
     return load_study(CONFIG / "smoke.yaml")
 
 
-def bench_file(path: Path, study: Study, **changed: float) -> Path:
-    """A bench of model d1 in which fast is twice as fast as the reference, eager."""
+def benchmark_file(path: Path, study: Study, **changed: float) -> Path:
+    """A benchmark of model d1 in which fast is twice as fast as the reference, eager."""
     rows: list[dict[str, Any]] = [
         {
             **{"size": "d1", "mode": "eager", "variant": variant, "implementation": name},
@@ -46,8 +46,8 @@ def bench_file(path: Path, study: Study, **changed: float) -> Path:
     return path
 
 
-def test_costs_follow_from_a_bench_file(study: Study, tmp_path: Path) -> None:
-    file = bench_file(tmp_path / "bench.json", study, mhc_lite=0.5)
+def test_costs_follow_from_a_benchmark_file(study: Study, tmp_path: Path) -> None:
+    file = benchmark_file(tmp_path / "bench.json", study, mhc_lite=0.5)
     found = describe(study, tmp_path, file)["plan"]
     rows = {row["variant"]: row for row in found["costs"]["variants"]}
     tokens = study.training.steps * study.training.batch_size * study.models["d1"].block_size
@@ -69,27 +69,27 @@ def test_nothing_is_said_that_was_not_measured(
     study_file = str(CONFIG / "smoke.yaml")
     assert main(["describe", study_file, "--results", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    assert "no speed is measured" in text
-    assert "no finished runs of several seeds tell the spread" in text
+    assert "no speed was measured" in text
+    assert "no finished runs of several seeds show a spread" in text
     assert main(["describe", study_file, "--results", str(PUBLISHED)]) == 0
     assert f"Spread: {PUBLISHED}/published/laptop/runs, another study" in capsys.readouterr().out
     (tmp_path / "other.json").write_text("[1]")
-    with pytest.raises(UserError, match="is neither a throughput nor a bench file"):
-        plan.speeds(study, "d1", tmp_path, tmp_path / "other.json")
+    with pytest.raises(UserError, match="is neither a throughput nor a benchmark file"):
+        costs.speeds(study, "d1", tmp_path, tmp_path / "other.json")
 
 
-def test_disk_is_final_weights_and_two_checkpoints_a_run_under_way(
+def test_disk_is_final_weights_and_two_checkpoints_per_unfinished_run(
     study: Study, tmp_path: Path
 ) -> None:
     found = describe(study, tmp_path)
-    costs = found["plan"]["costs"]
+    takes = found["plan"]["costs"]
     row = next(row for row in found["rows"] if row["variant"] == "hc")
-    hc = next(cost for cost in costs["variants"] if cost["variant"] == "hc")
-    size = 4 * row["parameters"] + plan.RUN_BYTES_PER_STEP * study.training.steps
+    hc = next(cost for cost in takes["variants"] if cost["variant"] == "hc")
+    size = 4 * row["parameters"] + costs.RUN_BYTES_PER_STEP * study.training.steps
     assert hc["disk_bytes"] == 2 * size
     largest = max(row["checkpoint_bytes"] for row in found["rows"])
-    assert costs["checkpoints"] == {1: 2 * largest, 8: 16 * largest}
-    assert costs["tokens"] == {"sotu": None}
+    assert takes["checkpoints"] == {1: 2 * largest, 8: 16 * largest}
+    assert takes["tokens"] == {"sotu": None}
 
 
 def test_the_studys_own_runs_tell_the_spread_if_there_are_several(
@@ -106,7 +106,7 @@ def test_the_studys_own_runs_tell_the_spread_if_there_are_several(
         write_json(runs / name / "run.json", {"config": config})
         summary = {"status": "completed", "validation_loss": loss}
         write_json(runs / name / "summary.json", summary)
-    found = plan.power_plan(study, tmp_path)
+    found = costs.study_power(study, tmp_path)
     assert found["own"]
     residual, mhc = found["comparisons"]
     assert residual["sd"] == pytest.approx(np.std([-1.0, -0.8], ddof=1))
@@ -118,7 +118,7 @@ def test_the_studys_own_runs_tell_the_spread_if_there_are_several(
 
     one = next(runs.glob("*-mhc_lite-s1/summary.json"))
     write_json(one, json.loads(one.read_text()) | {"status": "diverged", "validation_loss": None})
-    assert plan.power_plan(study, tmp_path)["source"] is None
+    assert costs.study_power(study, tmp_path)["source"] is None
 
 
 def test_spreads_of_cells_are_pooled() -> None:
@@ -127,8 +127,8 @@ def test_spreads_of_cells_are_pooled() -> None:
         **{("c", "large", "a", seed): value for seed, value in enumerate((5.0, 9.0))},
         **{("c", model, "b", seed): 0.0 for model in ("small", "large") for seed in range(5)},
     }
-    assert plan.paired_spread(losses, "a", "b") == (pytest.approx(math.sqrt((2 * 1 + 8) / 3)), 3)
-    assert plan.paired_spread(losses, "a", "c") is None
+    assert costs.paired_spread(losses, "a", "b") == (pytest.approx(math.sqrt((2 * 1 + 8) / 3)), 3)
+    assert costs.paired_spread(losses, "a", "c") is None
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 20])

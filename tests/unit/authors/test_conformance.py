@@ -13,7 +13,7 @@ from mhclite.authors.conformance import TOLERANCE, check_file
 from mhclite.cli import main
 from mhclite.errors import UserError
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 FILES = sorted(GOLDEN.glob("*.npz"))
 CONNECTION = GOLDEN / "connection_mhc_lite_n2.npz"
 TRAJECTORY = GOLDEN / "trajectory_residual.npz"

@@ -1,0 +1,192 @@
+"""Reading a `ckpt.pt` of the authors' repository (FFTYYY/mhc-lite, after nanoGPT).
+
+The file is a dictionary of `model` (a state dict), `model_args`, `config`, `optimizer`, `iter_num`
+and `best_val_loss`. Its tensors are renamed and transposed by `names`, never computed anew, so
+import and export give the same bits back.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mhclite.authors import names
+from mhclite.errors import UserError
+from mhclite.model import DEFAULTS, GPT
+
+SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+VARIANT_OF = {"none": "residual"}  # their `hyper_conn_type` where it is not our name
+SHOWN = 5  # names of tensors in an error
+
+
+@dataclass(frozen=True)
+class TheirCheckpoint:
+    """What a ckpt.pt holds, under our names."""
+
+    model: dict[str, Any]  # sizes, as in a resolved run configuration
+    connection: dict[str, Any]
+    state: dict[str, Tensor]
+    steps: int
+    optimizer: dict[str, dict[str, Tensor]] | None  # our name -> exp_avg, exp_avg_sq, step
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{path} is not a checkpoint that can be read safely: {reason}") from None
+    missing = [key for key in ("model", "model_args") if key not in dict(content)]
+    if missing:
+        raise UserError(
+            f"{path} is not a checkpoint of the authors' repository: it lacks {missing[0]!r}; "
+            "expected: model, model_args, config, optimizer, iter_num"
+        )
+    return dict(content)
+
+
+def _connection_of(
+    state: dict[str, Tensor], settings: dict[str, Any], path: Path
+) -> tuple[str, int]:
+    """(variant, n_streams), from what the file states and the shapes of its tensors."""
+    stated = settings.get("hyper_conn_type")
+    beta = next((t for name, t in state.items() if name.endswith(".static_beta")), None)
+    if beta is None:
+        if stated not in (None, "none"):
+            raise UserError(f"{path} says {stated!r} but has no hyper-connection tensors")
+        return "residual", 1
+    n = beta.numel()
+    alpha = next(t for name, t in state.items() if name.endswith(".static_alpha"))
+    if alpha.dim() == 2:
+        hc = any(name.endswith(".dynamic_alpha_scale") for name in state)
+        found = "hc" if hc else "mhc"
+    else:
+        logits = alpha.numel() - n
+        # With two streams both have two logits, with the same meaning: what is stated decides.
+        widths = {"mhc_lite": math.factorial(n), "kromhc": 2 * (n.bit_length() - 1)}
+        possible = [variant for variant, width in widths.items() if width == logits]
+        if not possible:
+            raise UserError(
+                f"{path} has {logits} residual logits for {n} streams, which fits neither mhc_lite "
+                f"({math.factorial(n)}) nor kromhc"
+            )
+        found = str(stated) if stated in possible else possible[0]
+    variant = VARIANT_OF.get(str(stated), str(stated)) if stated is not None else found
+    if variant != found:
+        raise UserError(f"{path} says {stated!r}, but its tensors are those of {found}")
+    return found, n
+
+
+def read_checkpoint(path: Path) -> TheirCheckpoint:
+    """Read a ckpt.pt of the authors; `UserError` names unknown and missing tensors."""
+    content = _load(path)
+    settings = {**content.get("config", {}), **content["model_args"]}
+    missing = [name for name in SIZES if name not in settings]
+    if missing:
+        raise UserError(f"{path}: neither model_args nor config says {missing[0]!r}")
+    if settings.get("bias"):
+        raise UserError(f"{path} has biases (bias = True); the paper's models have none")
+    state = {
+        name.removeprefix("module.").removeprefix("_orig_mod."): tensor
+        for name, tensor in content["model"].items()
+    }
+    variant, n = _connection_of(state, settings, path)
+    model = {"name": "imported", **{name: int(settings[name]) for name in SIZES}}
+    connection: dict[str, Any] = {"variant": variant, "n_streams": n, **DEFAULTS}
+    if variant == "mhc":
+        connection["sinkhorn_iterations"] = 20
+    expected = _their_shapes(model, connection)
+    _check_names(state, expected, path)
+    ours: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if not names.is_repeated(name):
+            ours |= _renamed(name, tensor, variant, n)
+    return TheirCheckpoint(
+        model,
+        connection,
+        ours,
+        int(content.get("iter_num", 0)),
+        _read_optimizer(content.get("optimizer"), state, variant, n, path),
+    )
+
+
+def _renamed(name: str, tensor: Tensor, variant: str, n: int) -> dict[str, Tensor]:
+    half = tensor.dtype in (torch.bfloat16, torch.float16)  # numpy has no bfloat16
+    array = (tensor.float() if half else tensor).detach().numpy()
+    parts = names.to_ours(name, array, variant, n)
+    return {ours: tensor_of(part) for ours, part in parts.items()}
+
+
+def tensor_of(array: names.Array) -> Tensor:
+    """A tensor with the array's values and shape."""
+    # `ascontiguousarray` makes a vector of a scalar, hence the reshape.
+    return torch.from_numpy(np.ascontiguousarray(array)).reshape(array.shape)
+
+
+def _their_shapes(model: dict[str, Any], connection: dict[str, Any]) -> dict[str, torch.Size]:
+    """Their names and shapes for a model of these sizes."""
+    state = {name: value.numpy() for name, value in GPT(model, connection, 0).state_dict().items()}
+    theirs = names.to_theirs(state, connection["variant"], connection["n_streams"])
+    return {name: torch.Size(array.shape) for name, array in theirs.items()}
+
+
+def _check_names(state: dict[str, Tensor], expected: dict[str, torch.Size], path: Path) -> None:
+    """`UserError` for tensors that are unknown, missing or of another shape."""
+
+    def listed(tensors: list[str]) -> str:
+        more = f" and {len(tensors) - SHOWN} more" if len(tensors) > SHOWN else ""
+        return ", ".join(tensors[:SHOWN]) + more
+
+    unknown = sorted(state.keys() - expected.keys())
+    missing = sorted(name for name in expected.keys() - state.keys() if not names.is_repeated(name))
+    if unknown:
+        raise UserError(f"{path} has tensors unknown to the authors' code: {listed(unknown)}")
+    if missing:
+        raise UserError(f"{path} lacks tensors of the authors' code: {listed(missing)}")
+    for name, tensor in state.items():
+        if tensor.shape != expected[name]:
+            raise UserError(
+                f"{path}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name])}"
+            )
+
+
+def _parameter_order(state: dict[str, Tensor]) -> list[str]:
+    """Their parameters in the order of their optimizer: two or more dimensions first."""
+    own = [name for name in state if not names.is_repeated(name)]
+    return [name for name in own if state[name].dim() >= 2] + [
+        name for name in own if state[name].dim() < 2
+    ]
+
+
+def _read_optimizer(
+    saved: Any, state: dict[str, Tensor], variant: str, n: int, path: Path
+) -> dict[str, dict[str, Tensor]] | None:
+    """AdamW's averages under our names; None where the file has none."""
+    if not saved or not saved.get("state"):
+        return None
+    order = _parameter_order(state)
+    indices = [index for group in saved["param_groups"] for index in group["params"]]
+    if len(indices) != len(order):
+        raise UserError(
+            f"{path}: its optimizer has {len(indices)} parameters, its model {len(order)}"
+        )
+    result: dict[str, dict[str, Tensor]] = {}
+    for index, name in zip(indices, order, strict=True):
+        entry = saved["state"][index]
+        if entry["exp_avg"].shape != state[name].shape:
+            raise UserError(f"{path}: the optimizer's averages of {name} have another shape")
+        for kind in ("exp_avg", "exp_avg_sq"):
+            for ours, part in _renamed(name, entry[kind], variant, n).items():
+                result.setdefault(ours, {"step": torch.as_tensor(float(entry["step"]))})[kind] = (
+                    part
+                )
+    return result
