@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tiny import configuration, write_corpus
 
 from mhclite.data.batches import batch_starts, evaluation_starts
-from mhclite.data.shards import TokenSplit
+from mhclite.data.tokens import TokenSplit
 from mhclite.errors import UserError
 from mhclite.files import read_json, read_jsonl, sha256_of
 from mhclite.runs.key import run_key

@@ -9,14 +9,20 @@ import numpy as np
 import numpy.typing as npt
 
 from mhclite.connections.registry import VARIANTS as REGISTRY
-from mhclite.data.shards import (
-    SPLITS,
-    ShardWriter,
+from mhclite.data.manifest import (
+    Baselines,
+    Manifest,
+    Shard,
+    SourceEntry,
     Split,
+    SplitEntry,
+    SplitRule,
+    TokenizerEntry,
     content_digest,
     shard_name,
     write_manifest,
 )
+from mhclite.data.parts import ShardWriter
 from mhclite.model import DEFAULTS
 from mhclite.study.settings import Connections
 
@@ -78,44 +84,41 @@ def configuration(variant: str = "mhc_lite", seed: int = 0, **training: Any) -> 
 
 def write_shards(
     folder: Path, split: Split, ids: npt.ArrayLike, shard_tokens: int
-) -> list[dict[str, Any]]:
+) -> tuple[Shard, ...]:
     """Write tokens as shards of that many; their entries in the manifest."""
     tokens = np.asarray(ids, dtype=np.uint16)
-    shards: list[dict[str, Any]] = []
+    shards: list[Shard] = []
     for index, first in enumerate(range(0, len(tokens), shard_tokens)):
         with ShardWriter(folder / shard_name(split, index)) as writer:
             writer.append(tokens[first : first + shard_tokens])
         shards += writer.shards
-    return shards
+    return tuple(shards)
 
 
 def write_corpus(folder: Path) -> Path:
     """A prepared corpus of random tokens that follow one another more often than by chance."""
     generator = np.random.default_rng(0)
-    manifest: dict[str, Any] = {
-        "schema": 1,
-        "name": "tiny",
-        "settings": {"name": "tiny", "corpus": {}, "tokenizer": {}},
-        "source": {"kind": "files", "description": "random", "files": []},
-        "tokenizer": {
-            "kind": "bpe",
-            "vocab_size": MODEL["vocab_size"],
-            "n_tokens": MODEL["vocab_size"],
-            "sha256": "0" * 64,
-            "eot_id": 0,
-        },
-        "split": {"rule": "none", "validation_fraction": 0.1},
-        "baselines": {"unigram": 3.4, "bigram": 3.0},
-    }
+    size = int(MODEL["vocab_size"])  # type: ignore[call-overload]
     folder.mkdir(parents=True, exist_ok=True)
-    for split, count in zip(SPLITS, (2000, 300), strict=True):
-        ids = np.cumsum(generator.integers(1, 4, size=count)) % MODEL["vocab_size"]
-        manifest[split] = {
-            "documents": 1,
-            "bytes": 3 * count,
-            "tokens": count,
-            "shards": write_shards(folder, split, ids, 700),
-        }
-    manifest["digest"] = content_digest(manifest)
+
+    def entry(split: Split, count: int) -> SplitEntry:
+        ids = np.cumsum(generator.integers(1, 4, size=count)) % size
+        return SplitEntry(1, 3 * count, count, write_shards(folder, split, ids, 700))
+
+    tokenizer = TokenizerEntry("bpe", vocab_size=size, n_tokens=size, sha256="0" * 64, eot_id=0)
+    train, validation = entry("train", 2000), entry("validation", 300)
+    manifest = Manifest(
+        schema=1,
+        name="tiny",
+        settings={"name": "tiny", "corpus": {}, "tokenizer": {}},
+        source=SourceEntry("files", "random"),
+        tokenizer=tokenizer,
+        split=SplitRule("none", 0.1),
+        train=train,
+        validation=validation,
+        baselines=Baselines(3.4, 3.0),
+        bigram_tokens=2000,
+        digest=content_digest(tokenizer, {"train": train, "validation": validation}),
+    )
     write_manifest(folder, manifest)
     return folder

@@ -11,18 +11,20 @@ from snakemake.exceptions import WorkflowError
 SOURCE = Path(workflow.basedir) / "src"
 sys.path.insert(0, str(SOURCE))
 
-from mhclite.data.optional import available
+from mhclite.data.lock import LOCK_FILE
+from mhclite.data.prepare import PREPARATION
 from mhclite.errors import UserError
 from mhclite.evidence import captions
 from mhclite.evidence.captions import shown
 from mhclite.evidence.claims import load_claims
 from mhclite.files import write_json, write_text
+from mhclite.runs.code import digest_of_modules
 from mhclite.runs.provenance import code_digest
 from mhclite.study.reading import parse_study
 from mhclite.training import live
 
 try:
-    STUDY = available(parse_study(config))
+    STUDY = parse_study(config)
     CLAIMS = load_claims(Path(workflow.basedir) / "config/claims.yaml")
 except UserError as error:
     # Not WorkflowError: its place in this file would hide the one line that matters.

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mhclite.authors import names as authors
-from mhclite.data.shards import load_manifest
+from mhclite.data.manifest import load_manifest
 from mhclite.errors import UserError
 from mhclite.files import read_json, sha256_of, write_json
 from mhclite.model import DEFAULTS, GPT
@@ -291,7 +291,7 @@ def import_to_continue(path: Path, folder: Path, config: dict[str, Any], corpus:
             optimizer.exp_avg_sq[parameter].copy_(entry["exp_avg_sq"])
             optimizer.updates[parameter].copy_(entry["step"])
     manifest = load_manifest(corpus)
-    key = run_key(config, manifest["digest"])
+    key = run_key(config, manifest.digest)
     folder.mkdir(parents=True, exist_ok=True)
     save_checkpoint(
         folder / "checkpoints",
@@ -306,7 +306,7 @@ def import_to_continue(path: Path, folder: Path, config: dict[str, Any], corpus:
     )
     data = {
         "name": config["corpus"],
-        "digest": manifest["digest"],
+        "digest": manifest.digest,
         "manifest": str(corpus / "manifest.json"),
     }
     write_json(folder / "run.json", _record(config, key, path, corpus=data))

@@ -28,7 +28,7 @@ from mhclite.bundle.jobs import (
     receipts,
     run_config,
 )
-from mhclite.data.shards import load_manifest
+from mhclite.data.manifest import load_manifest
 from mhclite.errors import Interrupted, UserError
 from mhclite.files import read_json, write_json
 from mhclite.runs import status
@@ -57,7 +57,7 @@ def load_bundle(folder: Path) -> tuple[str, list[Job], list[list[Job]]]:
         raise UserError(f"{folder / BUNDLE} does not describe a bundle; pack it again") from None
     for train in (run[0] for run in runs):
         corpus = folder / train.arguments[train.arguments.index("--corpus") + 1]
-        if run_key(run_config(train), load_manifest(corpus)["digest"]) != train.digest:
+        if run_key(run_config(train), load_manifest(corpus).digest) != train.digest:
             raise UserError(
                 f"{folder} is not as it was packed: its code or tokens were changed, so that its "
                 "runs would be refused by `bundle merge`; unpack or pack it again (if nobody "

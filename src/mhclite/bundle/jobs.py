@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mhclite.data.shards import load_manifest
+from mhclite.data.manifest import load_manifest
 from mhclite.errors import UserError
 from mhclite.files import digest_of, misfit, read_json
 from mhclite.runs.key import run_key
@@ -65,7 +65,7 @@ def jobs_of(study: Study) -> tuple[list[Job], list[tuple[Job, Job]]]:
         for model in study.models
     ]
     corpora = {name: RESULTS / study.corpus_folder(name) for name in study.corpora}
-    digests = {name: load_manifest(folder)["digest"] for name, folder in corpora.items()}
+    digests = {name: load_manifest(folder).digest for name, folder in corpora.items()}
     runs = sorted(study.runs().values(), key=lambda config: study.seeds.index(config["seed"]))
     return throughput, [
         _training_and_probe(study, config, corpora[config["corpus"]], digests[config["corpus"]])

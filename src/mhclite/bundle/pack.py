@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mhclite.bundle.jobs import BUNDLE, RESULTS, SCHEMA, jobs_of
 from mhclite.bundle.pipeline import snakemake
-from mhclite.data.shards import MANIFEST, SPLITS, load_manifest, verify_split
+from mhclite.data.manifest import MANIFEST, load_manifest, verify_split
 from mhclite.errors import UserError
 from mhclite.files import write_json, write_text
 from mhclite.runs.provenance import PACKAGE_ROOT, PACKED, git_state
@@ -88,11 +88,10 @@ def _fill(folder: Path, study: Study, corpora: list[Path]) -> None:
         shutil.copyfile(source, target)
     write_json(package / PACKED, git_state())
     for corpus in corpora:
-        manifest = load_manifest(corpus)
         names = [MANIFEST]
-        for split in SPLITS:
-            verify_split(corpus, manifest, split)
-            names += [shard["file"] for shard in manifest[split]["shards"]]
+        for split in load_manifest(corpus).splits.values():
+            verify_split(corpus, split)
+            names += [shard.file for shard in split.shards]
         (folder / corpus).mkdir(parents=True)
         for name in names:
             shutil.copyfile(corpus / name, folder / corpus / name)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from mhclite.data.batches import Tokens, evaluation_starts
-from mhclite.data.shards import TokenSplit, open_split, open_tokens
+from mhclite.data.manifest import open_split, open_tokens
+from mhclite.data.tokens import TokenSplit
 from mhclite.errors import UserError
 from mhclite.files import read_json, sha256_of
 from mhclite.model import GPT

@@ -16,7 +16,7 @@ import numpy as np
 from tabulate import tabulate
 
 from mhclite.connections.registry import VARIANTS
-from mhclite.data.shards import MANIFEST, SPLITS, load_manifest
+from mhclite.data.manifest import load_if_prepared
 from mhclite.errors import UserError
 from mhclite.evidence.verdicts import detectable_effect
 from mhclite.files import read_json
@@ -176,11 +176,11 @@ def costs(study: Study, rows: list[dict[str, Any]], results: Path) -> dict[str, 
     tokens: dict[str, int | None] = {}
     for corpus in study.corpora:
         folder = results / study.corpus_folder(corpus)
-        manifest = load_manifest(folder) if (folder / MANIFEST).is_file() else None
+        manifest = load_if_prepared(folder)
         tokens[corpus] = (
             None
             if manifest is None
-            else BYTES_PER_TOKEN * sum(manifest[split]["tokens"] for split in SPLITS)
+            else BYTES_PER_TOKEN * (manifest.train.tokens + manifest.validation.tokens)
         )
     return {
         "variants": variants,

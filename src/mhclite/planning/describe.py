@@ -15,7 +15,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from mhclite.data.shards import MANIFEST, load_manifest
+from mhclite.data.lock import LOCK_FILE, CorporaLock, revision_text
+from mhclite.data.manifest import load_if_prepared
 from mhclite.measure.throughput import counts
 from mhclite.planning import costs as plan
 from mhclite.study.reading import load_study
@@ -26,7 +27,9 @@ BYTES_PER_PARAMETER = 3 * 4  # weights and AdamW's two averages, in float32
 log = logging.getLogger(__name__)
 
 
-def describe(study: Study, results: Path, throughput: Path | None = None) -> dict[str, Any]:
+def describe(
+    study: Study, results: Path, throughput: Path | None = None, lock: Path = LOCK_FILE
+) -> dict[str, Any]:
     """The study in numbers: `rows` a model and variant, `corpora`, `totals`, `plan`.
 
     `hours` are of one device for one run, from the measured throughput; None where there is none.
@@ -34,6 +37,7 @@ def describe(study: Study, results: Path, throughput: Path | None = None) -> dic
     Args:
         results: where finished runs, throughput and corpora are looked for.
         throughput: a file that is used instead of the study's own.
+        lock: the corpora lock file.
     """
     training = study.training
     runs = list(study.runs().values())
@@ -71,9 +75,11 @@ def describe(study: Study, results: Path, throughput: Path | None = None) -> dic
     corpora: dict[str, dict[str, Any]] = {}
     for corpus in study.corpora:
         folder = results / study.corpus_folder(corpus)
-        known = load_manifest(folder)["train"]["tokens"] if (folder / MANIFEST).is_file() else None
+        manifest = load_if_prepared(folder)
+        known = None if manifest is None else manifest.train.tokens
         corpora[corpus] = {
             "train_tokens": known,
+            "revision": revision_text(study.corpus_settings(corpus)["corpus"], CorporaLock(lock)),
             "epochs": {
                 row["model"]: None if known is None else row["tokens"] / known for row in rows
             },
@@ -125,11 +131,13 @@ def as_text(found: dict[str, Any]) -> str:
     numeric = ["left", "left", *["right"] * (len(headings) - 2)]
     lines = [tabulate(rows, headings, disable_numparse=True, colalign=numeric), ""]
     for name, corpus in found["corpora"].items():
+        revision = f" {corpus['revision']}." if corpus["revision"] else ""
         if corpus["train_tokens"] is None:
-            lines.append(f"Corpus {name}: not prepared here, so its epochs are not known.")
-            continue
-        epochs = ", ".join(f"{model} {value:.3g}" for model, value in corpus["epochs"].items())
-        lines.append(f"Corpus {name}: {corpus['train_tokens']:,} train tokens; epochs: {epochs}.")
+            known = "not prepared here, so its epochs are not known."
+        else:
+            epochs = ", ".join(f"{model} {value:.3g}" for model, value in corpus["epochs"].items())
+            known = f"{corpus['train_tokens']:,} train tokens; epochs: {epochs}."
+        lines.append(f"Corpus {name}: {known}{revision[:2].upper()}{revision[2:]}")
     totals = found["totals"]
     lines.append(f"{totals['runs']:,} runs, {totals['tokens']:,} training tokens in all.")
     return "\n".join([*lines, "", plan.as_text(found["plan"])])

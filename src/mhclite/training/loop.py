@@ -33,7 +33,8 @@ import torch
 from torch import Tensor
 
 from mhclite.data.batches import Tokens, batch_starts, evaluation_starts
-from mhclite.data.shards import TokenSplit, bits_per_byte, load_manifest, open_split
+from mhclite.data.manifest import load_manifest, open_split
+from mhclite.data.tokens import TokenSplit
 from mhclite.errors import Interrupted, UserError
 from mhclite.files import read_json, read_jsonl, sha256_of, write_json
 from mhclite.model import GPT, compiled_loss
@@ -220,7 +221,7 @@ class Trainer:
                 total += self.model.loss(windows).double() * len(windows)
         self.model.train()
         loss = finite(self.group.sum(total).item() / count)
-        bits = None if loss is None else bits_per_byte(loss, self.manifest)
+        bits = None if loss is None else self.manifest.bits_per_byte(loss)
         return {"validation_loss": loss, "validation_bits_per_byte": bits}
 
     def streams(self) -> dict[str, Any]:
@@ -453,7 +454,7 @@ def _begin(folder: Path, trainer: Trainer, key: str, corpus: Path) -> int:
             "config": config,
             "corpus": {
                 "name": config["corpus"],
-                "digest": trainer.manifest["digest"],
+                "digest": trainer.manifest.digest,
                 "manifest": str(corpus / "manifest.json"),
             },
             "provenance": attempts[-1],
@@ -497,7 +498,7 @@ def train(
         stop_signals() as stopped,
     ):
         trainer = Trainer(config, corpus, group)
-        key = run_key(config, trainer.manifest["digest"])
+        key = run_key(config, trainer.manifest.digest)
         if group.broadcast(group.is_main and _is_finished(folder, key)):
             log.info("%s is finished already: nothing to do", config["run"])
             if group.is_main:
