@@ -14,9 +14,6 @@ from typing import Any
 
 from mhclite.errors import UserError
 
-# The sections of a resolved run configuration.
-RUN_CONFIG = ("run", "corpus", "seed", "model", "connection", "training")
-
 
 def _text_argument(text: str, what: str) -> str:
     """The argument itself, the content of FILE for `@FILE`, or standard input for `-`."""
@@ -39,18 +36,6 @@ def json_argument(text: str, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{what} must be a JSON object, not {value!r:.60}")
     return value
-
-
-def run_config_argument(text: str, what: str = "--config") -> dict[str, Any]:
-    """A resolved run configuration, given as JSON in any way that `json_argument` takes."""
-    config = json_argument(text, what)
-    missing = [key for key in RUN_CONFIG if key not in config]
-    if missing:
-        raise UserError(
-            f"{what} is not a resolved run configuration: it lacks {', '.join(missing)}; "
-            "`python -m mhclite check --runs STUDY` prints those of a study"
-        )
-    return config
 
 
 def run_arguments(arguments: list[str]) -> list[str]:

@@ -45,7 +45,9 @@ GROUPS: Groups = {
     },
     "for users": {
         "check": Step("mhclite.study.reading", "validate a study file and list its runs"),
-        "keys": Step("mhclite.planning.keys", "what decides each run, and what would train it again"),
+        "keys": Step(
+            "mhclite.planning.keys", "what decides each run, and why it would be trained again"
+        ),
         "status": Step(
             "mhclite.planning.status", "show what has finished, runs, failed, and is left"
         ),

@@ -7,7 +7,7 @@ needs torch and numpy alone. The values were checked where the study was read.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from mhclite.records import build, to_json
@@ -42,6 +42,8 @@ class ConnectionConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+# Settings of a connection that the model carries out; the others go to the variant's class.
+MODEL_FIELDS = frozenset(f.name for f in fields(ConnectionConfig)) - {"options"}
 RESIDUAL = ConnectionConfig("residual", n_streams=1)
 
 

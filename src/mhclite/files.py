@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -29,6 +30,23 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def locked(path: Path, blocking: bool = True) -> Iterator[IO[str]]:
+    """Hold `path` as a lock file, and yield it; the lock falls with the process, however it ends.
+
+    Raises:
+        BlockingIOError: not `blocking`, and another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
+            # The former holder may have replaced the file (`atomic_write`): lock the new one then.
+            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+                yield file
+                return
 
 
 def write_text(path: Path, text: str) -> None:

@@ -31,7 +31,7 @@ def write_settings(folder: Path) -> Path:
         table = pa.table({"text": paragraphs[index * 6000 : (index + 1) * 6000]})
         pq.write_table(table, folder / f"{index}.parquet", row_group_size=200)
     corpus = {"source": "files", "files": f"{folder}/*.parquet", "validation_fraction": 0.01}
-    corpus |= {"text_field": "text", "split_seed": 42, "optional": False}
+    corpus |= {"text_field": "text", "split_seed": 42, "license": None}
     corpus |= {"expected_documents": 24_000, "max_documents": None}
     settings = {
         "name": "killed",

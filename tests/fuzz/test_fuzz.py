@@ -22,11 +22,12 @@ from hypothesis import strategies as st
 from tiny import configuration, write_corpus
 
 from mhclite.authors import conformance
-from mhclite.data.shards import load_manifest, open_split
+from mhclite.data.manifest import load_manifest, open_split
 from mhclite.errors import UserError
 from mhclite.evidence.claims import parse_claims
 from mhclite.evidence.collect import check_run
 from mhclite.measure.stability import judge
+from mhclite.records import to_json
 from mhclite.runs import status
 from mhclite.runs.folder import finished_run
 from mhclite.study.reading import load_study, parse_study
@@ -189,7 +190,7 @@ def read_run(folder: Path) -> None:
     with one_line_at_most("run folder"):
         status.status_of(out, config["run"], config)
         run = finished_run(out / "runs", config["run"])
-        check_run(run, config, load_manifest(folder / "corpus"))
+        check_run(run, config, to_json(load_manifest(folder / "corpus")))
         judge(run, STABILITY)
 
 

@@ -245,7 +245,9 @@ def test_a_run_of_several_processes_is_started_as_the_workflow_does(
         drive.subprocess, "Popen", lambda command, env, **_: started.append((command, env))
     )
     driver = drive.Driver(tmp_path, Bundle(SCHEMA, "paper", [], []), [])
-    driver._start(drive.Slot(["2", "3"]), PackedJob("train", "runs/a/summary.json", "a", "", ["x"], 2))
+    driver._start(
+        drive.Slot(["2", "3"]), PackedJob("train", "runs/a/summary.json", "a", "", ["x"], 2)
+    )
     driver._start(drive.Slot([]), PackedJob("probe", "probes/a.json", "b", "", ["y"]))
     (several, first), (single, second) = started
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

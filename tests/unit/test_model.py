@@ -234,7 +234,7 @@ def test_streams_in_fp32_are_closer_to_fp32() -> None:
 )
 def test_contraction_of_stream_differences(variant: str, logit: float, expected: float) -> None:
     """What is left of a difference between streams after the 48 sub-layers of the paper's L."""
-    options = OPTIONS[variant] | {"initial_logit": logit}
+    options = connection(variant, initial_logit=logit).options
     one = connection_class(variant)(4, 8, 0, **options).double()
     H_res = one.coefficients(torch.randn(1, 1, 4, 8, dtype=torch.float64)).H_res[0, 0]
     difference = torch.tensor([1.0, -1.0, 0.0, 0.0], dtype=torch.float64)

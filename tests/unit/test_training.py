@@ -65,7 +65,14 @@ def test_the_windows_of_a_step_are_asked_for_a_step_ahead(
 
 def arguments(config: RunConfig, corpus: Path, folder: Path) -> list[str]:
     """`train` as the workflow calls it, after the interpreter."""
-    options = ["--config", json.dumps(config.to_json()), "--corpus", str(corpus), "--out", str(folder)]
+    options = [
+        "--config",
+        json.dumps(config.to_json()),
+        "--corpus",
+        str(corpus),
+        "--out",
+        str(folder),
+    ]
     return ["-m", "mhclite", "train", *options]
 
 

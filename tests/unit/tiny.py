@@ -11,14 +11,20 @@ import numpy.typing as npt
 
 from mhclite.config import ConnectionConfig, ModelConfig, RunConfig, TrainingConfig
 from mhclite.connections.registry import VARIANTS as REGISTRY
-from mhclite.data.shards import (
-    SPLITS,
-    ShardWriter,
+from mhclite.data.manifest import (
+    Baselines,
+    Manifest,
+    Shard,
+    SourceEntry,
     Split,
+    SplitEntry,
+    SplitRule,
+    TokenizerEntry,
     content_digest,
     shard_name,
     write_manifest,
 )
+from mhclite.data.parts import ShardWriter
 from mhclite.runs.folder import (
     SCHEMA,
     Attempt,
@@ -28,7 +34,7 @@ from mhclite.runs.folder import (
     Summary,
 )
 from mhclite.runs.provenance import GitState, Provenance
-from mhclite.study.settings import CARRIED_OUT_BY_MODEL, Connections
+from mhclite.study.settings import MODEL_FIELDS, Connections
 
 VARIANTS = tuple(REGISTRY)
 MIXING = tuple(v for v in VARIANTS if v not in ("residual", "identity"))
@@ -57,7 +63,7 @@ TRAINING = TrainingConfig(
 
 def connection(variant: str, n_streams: int = 4, **changes: Any) -> ConnectionConfig:
     """The resolved connection of a variant, computed by the reference; keywords change settings."""
-    own = [name for name in REGISTRY[variant].options if name not in CARRIED_OUT_BY_MODEL]
+    own = [name for name in REGISTRY[variant].options if name not in MODEL_FIELDS]
     options = {name: changes.pop(name, getattr(Connections(), name)) for name in own}
     n = 1 if variant == "residual" else n_streams
     return ConnectionConfig(variant, n, options=options, **changes)
@@ -119,44 +125,41 @@ def run_summary(config: RunConfig, key: str, **changes: Any) -> Summary:
 
 def write_shards(
     folder: Path, split: Split, ids: npt.ArrayLike, shard_tokens: int
-) -> list[dict[str, Any]]:
+) -> tuple[Shard, ...]:
     """Write tokens as shards of that many; their entries in the manifest."""
     tokens = np.asarray(ids, dtype=np.uint16)
-    shards: list[dict[str, Any]] = []
+    shards: list[Shard] = []
     for index, first in enumerate(range(0, len(tokens), shard_tokens)):
         with ShardWriter(folder / shard_name(split, index)) as writer:
             writer.append(tokens[first : first + shard_tokens])
         shards += writer.shards
-    return shards
+    return tuple(shards)
 
 
 def write_corpus(folder: Path) -> Path:
     """A prepared corpus of random tokens that follow one another more often than by chance."""
     generator = np.random.default_rng(0)
-    manifest: dict[str, Any] = {
-        "schema": 1,
-        "name": "tiny",
-        "settings": {"name": "tiny", "corpus": {}, "tokenizer": {}},
-        "source": {"kind": "files", "description": "random", "files": []},
-        "tokenizer": {
-            "kind": "bpe",
-            "vocab_size": MODEL.vocab_size,
-            "n_tokens": MODEL.vocab_size,
-            "sha256": "0" * 64,
-            "eot_id": 0,
-        },
-        "split": {"rule": "none", "validation_fraction": 0.1},
-        "baselines": {"unigram": 3.4, "bigram": 3.0},
-    }
+    size = MODEL.vocab_size
     folder.mkdir(parents=True, exist_ok=True)
-    for split, count in zip(SPLITS, (2000, 300), strict=True):
-        ids = np.cumsum(generator.integers(1, 4, size=count)) % MODEL.vocab_size
-        manifest[split] = {
-            "documents": 1,
-            "bytes": 3 * count,
-            "tokens": count,
-            "shards": write_shards(folder, split, ids, 700),
-        }
-    manifest["digest"] = content_digest(manifest)
+
+    def entry(split: Split, count: int) -> SplitEntry:
+        ids = np.cumsum(generator.integers(1, 4, size=count)) % size
+        return SplitEntry(1, 3 * count, count, write_shards(folder, split, ids, 700))
+
+    tokenizer = TokenizerEntry("bpe", vocab_size=size, n_tokens=size, sha256="0" * 64, eot_id=0)
+    train, validation = entry("train", 2000), entry("validation", 300)
+    manifest = Manifest(
+        schema=1,
+        name="tiny",
+        settings={"name": "tiny", "corpus": {}, "tokenizer": {}},
+        source=SourceEntry("files", "random"),
+        tokenizer=tokenizer,
+        split=SplitRule("none", 0.1),
+        train=train,
+        validation=validation,
+        baselines=Baselines(3.4, 3.0),
+        bigram_tokens=2000,
+        digest=content_digest(tokenizer, {"train": train, "validation": validation}),
+    )
     write_manifest(folder, manifest)
     return folder

@@ -27,8 +27,6 @@ class Checkout:
         # Captions are read by path; the editable install must not win over this copy.
         path = [str(Path(sys.executable).parent), os.environ["PATH"]]
         self.environment = {**os.environ, "PATH": os.pathsep.join(path)}
-        # Nothing is fetched: the studies go on without their optional corpora.
-        self.environment |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder)}
 
     def command(self, *arguments: str, study: str = "config/smoke.yaml") -> list[str]:
         # --configfile takes all words up to the next option, so it comes last.

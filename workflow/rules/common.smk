@@ -12,19 +12,20 @@ SOURCE = Path(workflow.basedir) / "src"
 sys.path.insert(0, str(SOURCE))
 
 from mhclite import jobs
-from mhclite.data.optional import available
+from mhclite.data.lock import LOCK_FILE
+from mhclite.data.prepare import PREPARATION
 from mhclite.errors import UserError
 from mhclite.evidence.claims import load_claims
 from mhclite.evidence.exhibits import HEADINGS, declared
 from mhclite.files import write_json, write_text
 from mhclite.records import to_json
-from mhclite.runs.code import step_digest
+from mhclite.runs.code import digest_of_modules, step_digest
 from mhclite.study.reading import parse_study
 from mhclite.study.resolved import resolve
 from mhclite.training import live
 
 try:
-    STUDY = available(parse_study(config))
+    STUDY = parse_study(config)
     CLAIMS = load_claims(Path(workflow.basedir) / "config/claims.yaml")
 except UserError as error:
     # Not WorkflowError: its place in this file would hide the one line that matters.

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from mhclite.authors import names
+from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.errors import UserError
-from mhclite.model import DEFAULTS, GPT
+from mhclite.model import GPT
 
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 VARIANT_OF = {"none": "residual"}  # their `hyper_conn_type` where it is not our name
@@ -30,8 +31,8 @@ SHOWN = 5  # names of tensors in an error
 class TheirCheckpoint:
     """What a ckpt.pt holds, under our names."""
 
-    model: dict[str, Any]  # sizes, as in a resolved run configuration
-    connection: dict[str, Any]
+    model: ModelConfig
+    connection: ConnectionConfig
     state: dict[str, Tensor]
     steps: int
     optimizer: dict[str, dict[str, Tensor]] | None  # our name -> exp_avg, exp_avg_sq, step
@@ -100,10 +101,11 @@ def read_checkpoint(path: Path) -> TheirCheckpoint:
         for name, tensor in content["model"].items()
     }
     variant, n = _connection_of(state, settings, path)
-    model = {"name": "imported", **{name: int(settings[name]) for name in SIZES}}
-    connection: dict[str, Any] = {"variant": variant, "n_streams": n, **DEFAULTS}
-    if variant == "mhc":
-        connection["sinkhorn_iterations"] = 20
+    sizes = {name: int(settings[name]) for name in SIZES}
+    # The learning rate plays no part in a model whose training has ended.
+    model = ModelConfig(name="imported", learning_rate=0.0, **sizes)
+    options = {"sinkhorn_iterations": 20} if variant == "mhc" else {}
+    connection = ConnectionConfig(variant, n, options=options)
     expected = _their_shapes(model, connection)
     _check_names(state, expected, path)
     ours: dict[str, Tensor] = {}
@@ -132,10 +134,10 @@ def tensor_of(array: names.Array) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).reshape(array.shape)
 
 
-def _their_shapes(model: dict[str, Any], connection: dict[str, Any]) -> dict[str, torch.Size]:
+def _their_shapes(model: ModelConfig, connection: ConnectionConfig) -> dict[str, torch.Size]:
     """Their names and shapes for a model of these sizes."""
     state = {name: value.numpy() for name, value in GPT(model, connection, 0).state_dict().items()}
-    theirs = names.to_theirs(state, connection["variant"], connection["n_streams"])
+    theirs = names.to_theirs(state, connection.variant, connection.n_streams)
     return {name: torch.Size(array.shape) for name, array in theirs.items()}
 
 

@@ -24,12 +24,14 @@ import torch
 from torch import Tensor
 
 from mhclite.authors import names
+from mhclite.authors.checkpoint import SIZES
+from mhclite.config import MODEL_FIELDS, ConnectionConfig, ModelConfig
 from mhclite.connections import connection_class
 from mhclite.connections.base import Connection
 from mhclite.connections.choice import interpreted
 from mhclite.connections.registry import VARIANTS, check_streams
 from mhclite.errors import UserError
-from mhclite.model import DEFAULTS, GPT
+from mhclite.model import GPT
 from mhclite.training.optimizer import AdamW, apply_update, learning_rate
 
 # Largest relative error that counts as agreement. A trajectory accumulates rounding over its steps.
@@ -126,7 +128,7 @@ def _device(implementation: str) -> str:
 
 def options_of(meta: dict[str, Any]) -> dict[str, Any]:
     """The variant's options as the file states them; by default the authors' 20 iterations."""
-    known = [name for name in VARIANTS[meta["variant"]].options if name not in DEFAULTS]
+    known = [name for name in VARIANTS[meta["variant"]].options if name not in MODEL_FIELDS]
     options = {name: meta[name] for name in known if name in meta}
     return {"sinkhorn_iterations": 20, **options} if meta["variant"] == "mhc" else options
 
@@ -177,9 +179,12 @@ def connection_errors(
 def golden_model(meta: dict[str, Any], arrays: Arrays, implementation: str = "reference") -> GPT:
     """Our GPT with the initial weights of a trajectory file."""
     variant, n = meta["variant"], meta["n_streams"]
-    connection = {"variant": variant, "n_streams": n, **options_of(meta)}
-    connection["implementation"] = implementation
-    model = GPT(meta, connection, seed=0).to(_device(implementation), DTYPE[implementation])
+    connection = ConnectionConfig(
+        variant, n, implementation=implementation, options=options_of(meta)
+    )
+    sizes = {name: meta[name] for name in SIZES}
+    size = ModelConfig(name="golden", learning_rate=meta["learning_rate"], **sizes)
+    model = GPT(size, connection, seed=0).to(_device(implementation), DTYPE[implementation])
     state: dict[str, torch.Tensor] = {}
     for name, array in arrays.items():
         if name.startswith("state.") and not names.is_repeated(name):

@@ -5,99 +5,90 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from mhclite.arguments import run_config_argument
 from mhclite.authors import names
-from mhclite.authors.checkpoint import SIZES, VARIANT_OF, read_checkpoint, tensor_of
-from mhclite.data.shards import load_manifest
+from mhclite.authors.checkpoint import (
+    SIZES,
+    VARIANT_OF,
+    TheirCheckpoint,
+    read_checkpoint,
+    tensor_of,
+)
+from mhclite.config import RunConfig
+from mhclite.data.manifest import load_manifest
 from mhclite.errors import UserError
-from mhclite.files import read_json, sha256_of, write_json
-from mhclite.model import DEFAULTS, GPT
-from mhclite.runs.key import code_of, run_key
-from mhclite.runs.provenance import provenance
+from mhclite.files import sha256_of, write_json
+from mhclite.measure.trained import IMPORTED, ImportedModel, read_trained
+from mhclite.measure.trained import SCHEMA as IMPORTED_SCHEMA
+from mhclite.model import GPT
+from mhclite.records import to_json
+from mhclite.runs.folder import CHECKPOINTS, STEP_FILES, WEIGHTS, CorpusRecord, RunFolder
+from mhclite.runs.key import run_key
 from mhclite.training.checkpoint import save_checkpoint, save_tensors
-from mhclite.training.loop import SCHEMA, STEP_FILES
+from mhclite.training.loop import new_record
 from mhclite.training.optimizer import AdamW
+from mhclite.training.train import run_config
 
 log = logging.getLogger(__name__)
 
 
-def _record(config: dict[str, Any], key: str, source: Path, **more: Any) -> dict[str, Any]:
-    """run.json of an imported run."""
-    origin = {"file": str(source), "sha256": sha256_of(source)}
-    attempt = {"imported": origin, **provenance()}
-    return {
-        "schema": SCHEMA,
-        "key": key,
-        "code": code_of(config),
-        "config": config,
-        "provenance": attempt,
-        "attempts": [attempt],
-        "parameters": GPT(config["model"], config["connection"], 0).parameter_counts(),
-        **more,
-    }
-
-
 def import_finished(path: Path, folder: Path) -> None:
-    """Make a run folder to evaluate and probe: run.json, weights.pt, summary.json."""
+    """Make a folder to evaluate and probe: the weights, and where they are from."""
     theirs = read_checkpoint(path)
-    config = {
-        "run": folder.name,
-        "corpus": "imported",
-        "condition": "base",
-        "seed": 0,
-        "model": theirs.model,
-        "connection": theirs.connection,
-        "training": {"device": "auto"},
-    }
     folder.mkdir(parents=True, exist_ok=True)
-    weights = save_tensors(folder / "weights.pt", theirs.state)
-    key = sha256_of(path)
-    write_json(folder / "run.json", _record(config, key, path))
-    write_json(
-        folder / "summary.json",
-        {
-            "schema": SCHEMA,
-            "run": folder.name,
-            "key": key,
-            "status": "completed",
-            "steps": theirs.steps,
-            "weights_sha256": weights,
-        },
+    imported = ImportedModel(
+        schema=IMPORTED_SCHEMA,
+        source=str(path),
+        source_sha256=sha256_of(path),
+        steps=theirs.steps,
+        model=theirs.model,
+        connection=theirs.connection,
+        weights_sha256=save_tensors(folder / WEIGHTS, theirs.state),
     )
+    write_json(folder / IMPORTED, to_json(imported))
     log.info(
         "%s: %s, %d streams, %d steps, imported into %s",
         path,
-        theirs.connection["variant"],
-        theirs.connection["n_streams"],
+        theirs.connection.variant,
+        theirs.connection.n_streams,
         theirs.steps,
         folder,
     )
 
 
-def import_to_continue(path: Path, folder: Path, config: dict[str, Any], corpus: Path) -> None:
+def _check_same(path: Path, theirs: TheirCheckpoint, config: RunConfig) -> None:
+    """Refuse a checkpoint of another model than the run's."""
+    found = {
+        f"model.{name}": (getattr(theirs.model, name), getattr(config.model, name))
+        for name in SIZES
+    }
+    for name in ("variant", "n_streams"):
+        both = (theirs.connection, config.connection)
+        found[f"connection.{name}"] = (getattr(both[0], name), getattr(both[1], name))
+    for name, value in theirs.connection.options.items():
+        found[f"connection.{name}"] = (value, config.connection.options.get(name, value))
+    for where, (value, wanted) in found.items():
+        if wanted != value:
+            raise UserError(f"{path} has {where} = {value!r}, the run's configuration {wanted!r}")
+
+
+def import_to_continue(path: Path, out: Path, config: RunConfig, corpus: Path) -> None:
     """Make a run folder with a checkpoint, which `train` continues with the same arguments."""
     theirs = read_checkpoint(path)
-    for section, found in (("model", theirs.model), ("connection", theirs.connection)):
-        for name, value in found.items():
-            wanted = config[section].get(name, value)
-            if name not in ("name", *DEFAULTS) and wanted != value:
-                raise UserError(
-                    f"{path} has {section}.{name} = {value!r}, the run's configuration {wanted!r}"
-                )
-    if theirs.steps >= config["training"]["steps"]:
+    _check_same(path, theirs, config)
+    if theirs.steps >= config.training.steps:
         raise UserError(
             f"{path} has done {theirs.steps} steps and the run's configuration ends at "
-            f"{config['training']['steps']}: there is nothing to continue; raise training.steps"
+            f"{config.training.steps}: there is nothing to continue; raise training.steps"
         )
-    if (folder / "run.json").exists():
-        raise UserError(f"{folder} already holds a run; name another folder")
-    model = GPT(config["model"], config["connection"], config["seed"])
+    folder = RunFolder(out)
+    if folder.begun_key() is not None:
+        raise UserError(f"{out} already holds a run; name another folder")
+    model = GPT(config.model, config.connection, config.seed)
     model.load_state_dict(theirs.state)
-    optimizer = AdamW(model, tuple(config["training"]["betas"]), config["training"]["weight_decay"])
+    optimizer = AdamW(model, config.training.betas, config.training.weight_decay)
     if theirs.optimizer is None:
         log.warning("%s has no optimizer state: AdamW starts from zero averages", path)
     else:
@@ -108,10 +99,10 @@ def import_to_continue(path: Path, folder: Path, config: dict[str, Any], corpus:
             optimizer.exp_avg_sq[parameter].copy_(entry["exp_avg_sq"])
             optimizer.updates[parameter].copy_(entry["step"])
     manifest = load_manifest(corpus)
-    key = run_key(config, manifest["digest"])
-    folder.mkdir(parents=True, exist_ok=True)
+    key = run_key(config, manifest.digest)
+    out.mkdir(parents=True, exist_ok=True)
     save_checkpoint(
-        folder / "checkpoints",
+        folder / CHECKPOINTS,
         theirs.steps,
         key,
         {
@@ -121,31 +112,26 @@ def import_to_continue(path: Path, folder: Path, config: dict[str, Any], corpus:
             "sizes": dict.fromkeys(STEP_FILES, 0),
         },
     )
-    data = {
-        "name": config["corpus"],
-        "digest": manifest["digest"],
-        "manifest": str(corpus / "manifest.json"),
-    }
-    write_json(folder / "run.json", _record(config, key, path, corpus=data))
-    log.info("step %d of %s is in %s: `train` continues it", theirs.steps, path, folder)
+    source = CorpusRecord(config.corpus, manifest.digest, str(corpus / "manifest.json"))
+    folder.begin(new_record(config, model, key, source, []))
+    log.info("step %d of %s is in %s: `train` continues it", theirs.steps, path, out)
 
 
 def export(folder: Path, path: Path) -> None:
     """Write a finished run's weights as a ckpt.pt that the authors' analysis reads."""
-    config = read_json(folder / "run.json", "run")["config"]
-    summary = read_json(folder / "summary.json", "summary")
-    variant, n = config["connection"]["variant"], config["connection"]["n_streams"]
+    trained = read_trained(folder)
+    variant, n = trained.connection.variant, trained.connection.n_streams
     if variant not in names.VARIANTS:
         raise UserError(
             f"{variant} has no counterpart in the authors' code; those that have one are "
             f"{', '.join(names.VARIANTS)}"
         )
-    if summary["status"] != "completed":
+    if not trained.has_weights:
         raise UserError(f"{folder} diverged: it has no final weights")
-    state = torch.load(folder / "weights.pt", map_location="cpu", weights_only=True)
+    state = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
     arrays = names.to_theirs({name: t.numpy() for name, t in state.items()}, variant, n)
     theirs = {ours: theirs for theirs, ours in VARIANT_OF.items()}.get(variant, variant)
-    model_args = {name: config["model"][name] for name in SIZES} | {
+    model_args = {name: getattr(trained.model, name) for name in SIZES} | {
         "bias": False,
         "dropout": 0.0,
         "hyper_conn_type": theirs,
@@ -157,8 +143,8 @@ def export(folder: Path, path: Path) -> None:
             "model": {name: tensor_of(array) for name, array in arrays.items()},
             "optimizer": None,
             "model_args": model_args,
-            "iter_num": summary["steps"],
-            "best_val_loss": summary.get("best_validation_loss"),
+            "iter_num": trained.steps,
+            "best_val_loss": trained.best_validation_loss,
             "config": {"hyper_conn_type": theirs, "hyper_conn_n": n},
         },
     )
@@ -189,5 +175,5 @@ def run(args: argparse.Namespace) -> None:
     elif args.corpus is None:
         raise UserError("--config needs --corpus: the prepared corpus to continue on")
     else:
-        config = run_config_argument(args.config)
+        config = run_config(args.config)
         import_to_continue(args.checkpoint, args.out, config, args.corpus)

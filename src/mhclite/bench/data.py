@@ -14,8 +14,9 @@ import numpy as np
 
 from mhclite.arguments import positive_float
 from mhclite.bench.preparation import alone, memory, scaling, write_corpus
-from mhclite.data.shards import TokenSplit
+from mhclite.data.tokens import TokenSplit
 from mhclite.files import write_json
+from mhclite.records import to_json
 from mhclite.runs.provenance import provenance
 
 OPENWEBTEXT_TOKENS = 9_040_000_000  # the authors' count
@@ -111,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
         {
             "schema": 1,
             "megabytes": args.megabytes,
-            "provenance": provenance(),
+            "provenance": to_json(provenance()),
             "seconds": time.perf_counter() - began,
             "tokens_per_second": speeds,
             "share_of_tokenizer": shares,

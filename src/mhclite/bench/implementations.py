@@ -15,7 +15,7 @@ import argparse
 import gc
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +25,45 @@ from torch import Tensor
 from mhclite.arguments import positive_float, positive_int
 from mhclite.bench.kernels import kernel_rows, median_seconds
 from mhclite.bench.parity import Case, connection_of
+from mhclite.config import ModelConfig, TrainingConfig
 from mhclite.connections.registry import VARIANTS
 from mhclite.files import write_json
 from mhclite.measure.throughput import Stepper, counts, interleaved, quartiles, timing
+from mhclite.records import to_json
 from mhclite.runs.provenance import hardware, provenance
 from mhclite.training.processes import choose_device
 
 # The goals in docs/performance.md are stated for these sizes; S, M and L are the paper's.
-SIZES: dict[str, dict[str, Any]] = {
-    "laptop": {"n_layer": 6, "n_head": 4, "n_embd": 256, "block_size": 256, "vocab_size": 4096},
-    "s": {"n_layer": 6, "n_head": 8, "n_embd": 512, "block_size": 1024, "vocab_size": 50304},
-    "m": {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024, "vocab_size": 50304},
-    "l": {"n_layer": 24, "n_head": 16, "n_embd": 1024, "block_size": 1024, "vocab_size": 50304},
+SIZES = {
+    size.name: size
+    for size in (
+        ModelConfig("laptop", 4096, 6, 4, 256, 256, 1e-3),
+        ModelConfig("s", 50304, 6, 8, 512, 1024, 1e-3),
+        ModelConfig("m", 50304, 12, 12, 768, 1024, 1e-3),
+        ModelConfig("l", 50304, 24, 16, 1024, 1024, 1e-3),
+    )
 }
 BATCH_SIZE = {"laptop": 8, "s": 16, "m": 16, "l": 16}
 RESIDUAL = "residual"
+# Only the optimizer's settings, precision and compile matter to a step that is timed.
+TRAINING = TrainingConfig(
+    steps=1,
+    batch_size=1,
+    micro_batch_size=None,
+    warmup_steps=0,
+    min_lr_ratio=0.1,
+    betas=(0.9, 0.95),
+    weight_decay=0.1,
+    grad_clip=1.0,
+    precision="fp32",
+    device="auto",
+    threads=1,
+    compile=False,
+    processes=1,
+    evaluation_interval=1,
+    evaluation_sequences=1,
+    checkpoint_interval=1,
+)
 SEVERAL = [variant for variant in VARIANTS if variant != RESIDUAL]
 ARMS = [f"{how}:{mode}" for how in ("reference", "fast", "fused") for mode in ("eager", "compiled")]
 
@@ -93,14 +117,14 @@ def saved_bytes(stepper: Stepper) -> int:
     return sum(held.values())
 
 
-def extra_traffic(model: dict[str, Any], n_streams: int, stream_bytes: int, other: int) -> int:
+def extra_traffic(model: ModelConfig, n_streams: int, stream_bytes: int, other: int) -> int:
     """Bytes per token that the floor adds to the residual's traffic, forward and backward.
 
     Forward, a boundary between sub-layers reads n streams and the branch's output and writes n
     streams and the next branch's input: 2 n + 2 numbers of width C. Backward it also reads the
     gradient: 3 n + 3. The residual moves 4 + 4.
     """
-    C, sublayers = model["n_embd"], 2 * model["n_layer"]
+    C, sublayers = model.n_embd, 2 * model.n_layer
     several = 5 * n_streams * stream_bytes + 5 * other
     one = 4 * stream_bytes + 4 * other
     return int(sublayers * C * (several - one))
@@ -108,8 +132,8 @@ def extra_traffic(model: dict[str, Any], n_streams: int, stream_bytes: int, othe
 
 def steppers_of(
     variant: str,
-    model: dict[str, Any],
-    training: dict[str, Any],
+    model: ModelConfig,
+    training: TrainingConfig,
     batch_size: int,
     device: torch.device,
     arms: list[str],
@@ -134,15 +158,15 @@ def steppers_of(
         settings = connection_of(Case(name, n, stream_dtype=stream_dtype))
         stepper = Stepper(
             model,
-            settings | ({"implementation": how} if how else {}),
-            {**training, "compile": mode == "compiled"},
+            replace(settings, implementation=how) if how else settings,
+            replace(training, compile=mode == "compiled"),
             batch_size,
             device,
             first.get(name),
         )
         first.setdefault(name, stepper)
         if how and stepper.computed != how:
-            failed[arm] = stepper.model.choice(training["precision"] == "bf16")[1] or "not fused"
+            failed[arm] = stepper.model.choice(training.precision == "bf16")[1] or "not fused"
             continue
         try:
             stepper.step()
@@ -159,11 +183,10 @@ def group_rows(
 ) -> list[dict[str, Any]]:
     """Rows of one variant at one size, and those of the residual measured with it."""
     cuda = device.type == "cuda"
-    model = {**SIZES[size], "name": size, "learning_rate": 1e-3}
+    model = SIZES[size]
     batch_size = wanted.batch_size or BATCH_SIZE[size]
-    tokens = batch_size * model["block_size"]
-    training = {"betas": (0.9, 0.95), "weight_decay": 0.1, "grad_clip": 1.0}
-    training["precision"] = "bf16" if cuda else "fp32"
+    tokens = batch_size * model.block_size
+    training = replace(TRAINING, precision="bf16" if cuda else "fp32")
     steppers, failed = steppers_of(
         variant, model, training, batch_size, device, wanted.arms, wanted.stream_dtype
     )
@@ -178,8 +201,9 @@ def group_rows(
         name, how, mode = arm
         base = seconds[RESIDUAL, "", mode]
         row: dict[str, Any] = {"size": size, "group": variant, "variant": name}
-        row |= {"implementation": how, "mode": mode, **timing(seconds[arm], base, tokens)}
-        per_token = quartiles(base)["median"] / tokens
+        timed = timing(seconds[arm], base, tokens, stepper.peak_bytes())
+        row |= {"implementation": how, "mode": mode, **to_json(timed)}
+        per_token = quartiles(base).median / tokens
         if name == RESIDUAL:
             row["share_of_peak"] = plain / per_token / limit["flops_per_second"]
         else:
@@ -187,8 +211,7 @@ def group_rows(
             slow = seconds.get((name, "reference", "eager"))
             if slow:
                 faster = [a / b for a, b in zip(slow, seconds[arm], strict=True)]
-                row["speedup"] = quartiles(faster)["median"]
-        row["peak_memory_bytes"] = stepper.peak_bytes()
+                row["speedup"] = quartiles(faster).median
         row["saved_bytes_per_token"] = saved_bytes(stepper) / tokens
         rows.append(row)
     for (name, how, mode), reason in failed.items():
@@ -209,7 +232,7 @@ def measure(wanted: Request, out: Path) -> dict[str, Any]:
     result: dict[str, Any] = {
         "schema": 1,
         "hardware": hardware(),
-        "provenance": provenance(),
+        "provenance": to_json(provenance()),
         "threads": torch.get_num_threads(),
         "precision": "bf16" if cuda else "fp32",
         "stream_dtype": wanted.stream_dtype,
@@ -221,8 +244,8 @@ def measure(wanted: Request, out: Path) -> dict[str, Any]:
     }
     sizes = wanted.sizes or (["s", "m", "l"] if cuda else ["laptop"])
     for size in sizes:
-        N = (wanted.batch_size or BATCH_SIZE[size]) * SIZES[size]["block_size"]
-        C = SIZES[size]["n_embd"]
+        N = (wanted.batch_size or BATCH_SIZE[size]) * SIZES[size].block_size
+        C = SIZES[size].n_embd
         for variant in wanted.variants:
             bandwidth = limit["bytes_per_second"]
             result["kernels"] += kernel_rows(variant, N, C, device, bandwidth)

@@ -7,7 +7,7 @@ GPU, the tests in Triton's interpreter.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,16 +48,13 @@ class Gradient(NamedTuple):
     gradient: Tensor  # of all parameters, flat, float64
 
 
-def connection_of(case: Case) -> dict[str, Any]:
-    """The connection settings of a case."""
+def connection_of(case: Case) -> ConnectionConfig:
+    """The connection of a case."""
     options = VARIANTS[case.variant].options
     own = {name: value for name, value in OPTIONS.items() if name in options}
-    return {
-        "variant": case.variant,
-        "n_streams": case.n_streams,
-        "stream_dtype": case.stream_dtype,
-        **own,
-    }
+    return ConnectionConfig(
+        case.variant, case.n_streams, stream_dtype=case.stream_dtype, options=own
+    )
 
 
 def gradient(case: Case, implementation: str, device: torch.device) -> Gradient:

@@ -21,6 +21,7 @@ import yaml
 
 from mhclite.errors import UserError
 from mhclite.files import read_json, read_jsonl, write_json
+from mhclite.records import to_json
 from mhclite.runs.provenance import provenance
 
 # The rules that train or measure; all others are the pipeline's own work.
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
             "study": time_outside(args.results),
             "planning": planning(args.study, Path(scratch)),
         }
-    write_json(args.out, {"schema": 1, "provenance": provenance(), **found})
+    write_json(args.out, {"schema": 1, "provenance": to_json(provenance()), **found})
     study, plan = found["study"], found["planning"]
     print(f"start of a training process to its first step: {found['first_step_seconds']:.1f} s")
     print(

@@ -22,7 +22,7 @@ import numpy as np
 
 from mhclite.data.corpora import EMBEDDED
 from mhclite.data.parts import WORK, Job, divide, tokenize
-from mhclite.data.pool import Report, spread
+from mhclite.data.pool import Report, run_jobs
 from mhclite.data.reading import examine, read
 from mhclite.data.splits import Splitter
 from mhclite.data.tokenization import GPT2
@@ -158,7 +158,7 @@ def over(jobs: list[Job], processes: int) -> tuple[Speeds, list[Done]]:
         if tokens:
             reports.append((time.perf_counter(), tokens))
 
-    parts = list(spread(measured, jobs, processes, note))
+    parts = list(run_jobs(measured, jobs, processes, note))
     first, last = reports[0][0], reports[-1][0]
     speeds = {
         "whole": sum(tokens for _, tokens in reports) / (last - began),
@@ -181,7 +181,7 @@ def cores_ratio() -> float:
     """How much more two counting processes get done than one: the most this machine allows."""
     times = [0.5] * 4
     one, two = (
-        processes * statistics.mean(spread(counting, times, processes, lambda *_: None))
+        processes * statistics.mean(run_jobs(counting, times, processes, lambda *_: None))
         for processes in (1, 2)
     )
     return two / one

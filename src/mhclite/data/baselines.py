@@ -1,4 +1,4 @@
-"""Counting models beside which a trained model's loss means something."""
+"""Counting models: what a trained model's loss is compared with."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from mhclite.data.shards import TokenSplit
+from mhclite.data.manifest import Baselines
+from mhclite.data.tokens import TokenSplit
 
 Array = npt.NDArray[np.generic]
-CHUNK = 1 << 23  # tokens looked at together; bounds the memory
+CHUNK = 1 << 23  # tokens counted together; bounds the memory
 BIGRAM_TOKENS = 50_000_000  # of the train split, for bigrams
 
 
@@ -21,7 +22,7 @@ def ngram_baselines(
     eot_id: int,
     bigram_tokens: int = BIGRAM_TOKENS,
     chunk: int = CHUNK,
-) -> dict[str, float]:
+) -> Baselines:
     """Validation loss of a unigram and of a bigram model of the train split, in nats per token.
 
     Unigram, add-one smoothing over the V ids in use:
@@ -45,10 +46,10 @@ def ngram_baselines(
         n_tokens: ids in use V, at most 65536.
         eot_id: the end-of-text id.
         bigram_tokens: see `train`.
-        chunk: tokens looked at together.
+        chunk: tokens counted together.
 
     Returns:
-        {"unigram", "bigram"}, to six decimals, so that they are the same on every machine.
+        Both losses to six decimals, so that they are the same on every machine.
     """
     unigram_counts = np.zeros(n_tokens, dtype=np.int64)
     for tokens in train.chunks(len(train), chunk):
@@ -72,13 +73,13 @@ def ngram_baselines(
         bigram = np.where(known > 0, bigram, unigram[b])
         losses["unigram"] -= float(np.sum(times * np.log(unigram[b])))
         losses["bigram"] -= float(np.sum(times * np.log(bigram)))
-    return {name: round(loss / len(validation), 6) for name, loss in losses.items()}
+    return Baselines(**{name: round(loss / len(validation), 6) for name, loss in losses.items()})
 
 
 def _pairs(
     split: TokenSplit, length: int, n_tokens: int, eot_id: int, chunk: int
 ) -> Iterator[npt.NDArray[np.uint32]]:
-    """Chunk by chunk, the pairs a V + b of the first `length` tokens."""
+    """The pairs a V + b of the first `length` tokens, chunk by chunk."""
     assert n_tokens <= 1 << 16, n_tokens  # so that a pair fits into 32 bits
     previous = eot_id
     for tokens in split.chunks(length, chunk):
@@ -92,7 +93,7 @@ def _count_pairs(
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
     """The different pairs of the first `length` tokens (sorted) and how often each occurs.
 
-    Takes at most 25 bytes a token, when no pair occurs twice.
+    Takes at most 25 bytes per token, when no pair occurs twice.
     """
     pairs = np.empty(length, np.uint32)
     filled = 0

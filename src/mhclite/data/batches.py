@@ -19,7 +19,7 @@ def batch_starts(n_tokens: int, length: int, count: int, seed: int, step: int) -
 
     Args:
         n_tokens: tokens in the split.
-        length: tokens a window.
+        length: tokens per window.
         count: windows of the whole step, over all processes.
         seed: the run's seed.
         step: 0 for the first update.

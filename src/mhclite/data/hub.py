@@ -1,7 +1,7 @@
 """A corpus from the Hugging Face hub, always at one commit.
 
-Which commit: the study's, else the corpora lock file's, else the newest, which the lock file then
-keeps. With HF_HUB_OFFLINE=1 the hub's local cache is read instead, at the same commit.
+Which commit: the study's, else the corpora lock file's, else the newest, which is then recorded in
+the lock file. With HF_HUB_OFFLINE=1 the hub's local cache is read instead, at the same commit.
 """
 
 from __future__ import annotations
@@ -54,7 +54,11 @@ class HubDataset:
                 self.location, name=self.subset, revision=None if local else self.revision
             )
         except Exception as error:  # of `datasets`, the hub's client or the network
-            raise self.unreadable(error) from error
+            log.debug("reading %s", self, exc_info=error)
+            raise UserError(
+                f"dataset {self}: reading it stopped ({in_short(error)}); run the same command "
+                "again, or correct the study"
+            ) from error
         paths = [str(path) for path in (builder.config.data_files or {}).get("train", [])]
         other = next((path for path in paths if not path.endswith(".parquet")), None)
         if other or not paths:
@@ -63,14 +67,6 @@ class HubDataset:
                 "take a dataset or a commit that has them, or `source: files` with a local copy"
             )
         return paths
-
-    def unreadable(self, error: Exception) -> UserError:
-        """What to say of an error while the dataset was read."""
-        log.debug("reading %s", self, exc_info=error)
-        return UserError(
-            f"dataset {self}: reading it stopped ({in_short(error)}); run the same command again, "
-            "or correct the study"
-        )
 
 
 def open_file(path: str) -> IO[bytes]:
@@ -97,7 +93,7 @@ def connect(
     """
     from huggingface_hub import constants
 
-    # One line a request, with addresses that can be signed, is nothing for a log.
+    # It logs a line for every request, with addresses that may be signed: not for our log.
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     locked = lock.entry(repository, subset).get("revision")
     if revision and locked and revision != locked:
@@ -111,6 +107,14 @@ def connect(
         raise UserError(
             f"dataset {repository}: asked for commit {wanted}, the hub answered with "
             f"{dataset.revision}: correct `revision`"
+        )
+    if wanted is None:
+        log.info(
+            "%s: no `revision` in the study, and %s %s: taking the newest and recording it there; "
+            "commit that file",
+            dataset,
+            lock.path,
+            "has none either" if lock.path.exists() else "does not exist",
         )
     return dataset
 
@@ -181,7 +185,7 @@ def _from_cache(repository: str, subset: str | None, revision: str | None) -> Hu
 
 
 def _file_patterns(card: dict[str, Any], subset: str | None) -> list[str] | None:
-    """The data files of a subset as the dataset's card names them; None: not said, so all."""
+    """The data files of a subset as the dataset's card names them; None stands for all files."""
     patterns: list[str] = []
     for config in card.get("configs") or []:
         if subset is None or config.get("config_name") == subset:

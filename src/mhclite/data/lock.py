@@ -1,24 +1,25 @@
-"""The corpora lock file: which revision of a hub corpus this project uses.
+"""The corpora lock file: which revision of a hub corpus is read here.
 
     {repository: {subset: {"revision", "first_used", "documents", "bytes"}}}
 
-It is kept under version control, so that everybody who runs the project reads the same text.
-`documents` and `bytes` (UTF-8) are there once the corpus was read to its end.
+A study that names no `revision` takes the newest at the first use of a corpus. It is recorded here,
+and later uses must match it. There is no such file before the first use of a hub corpus; commit it
+then, so that everybody who runs the study reads the same text. `documents` and `bytes` (UTF-8) are
+there once the corpus was read to its end.
 """
 
 from __future__ import annotations
 
 import datetime
-import fcntl
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mhclite.errors import UserError
-from mhclite.files import write_json
+from mhclite.files import locked, write_json
+
+LOCK_FILE = Path("config/corpora.lock.json")  # of the pipeline, beside its studies
 
 
 class CorporaLock:
@@ -38,14 +39,20 @@ class CorporaLock:
         Raises:
             UserError: a fact differs from what is recorded, or the file cannot be used.
         """
-        with self._exclusive():
+        try:
+            self._record(repository, subset or "default", facts)
+        except OSError as error:
+            raise UserError(f"the corpora lock file {self.path}: {error.strerror}") from None
+
+    def _record(self, repository: str, subset: str, facts: dict[str, Any]) -> None:
+        with locked(self.path):
             entries = self._read()
-            entry = entries.setdefault(repository, {}).setdefault(subset or "default", {})
+            entry = entries.setdefault(repository, {}).setdefault(subset, {})
             before = dict(entry)
             for key, value in facts.items():
                 if entry.setdefault(key, value) != value:
                     raise UserError(
-                        f"{repository} ({subset or 'default'}): {key} is {value}, but {self.path} "
+                        f"{repository} ({subset}): {key} is {value}, but {self.path} "
                         f"has {entry[key]} since its first use on {entry.get('first_used')}; to "
                         "use the other one from now on, delete that entry and the prepared corpus"
                     )
@@ -55,7 +62,7 @@ class CorporaLock:
 
     def _read(self) -> dict[str, dict[str, dict[str, Any]]]:
         try:
-            # Empty: another process has just created it, see `_exclusive`.
+            # Empty: another process has just created it, by locking it.
             entries = json.loads(self.path.read_text(encoding="utf-8") or "{}")
             whole = all(
                 isinstance(entry, dict) and isinstance(entry.get("revision"), str)
@@ -76,17 +83,23 @@ class CorporaLock:
         assert isinstance(entries, dict)
         return entries
 
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """Keep other processes from changing the file between our reading and writing."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            while True:
-                with self.path.open("a") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                    # Writing replaces the file: a lock that we waited for may be on the old one.
-                    if os.fstat(file.fileno()).st_ino == os.stat(self.path).st_ino:
-                        yield
-                        return
-        except OSError as error:
-            raise UserError(f"the corpora lock file {self.path}: {error.strerror}") from None
+
+def revision_text(corpus: Mapping[str, Any], lock: CorporaLock) -> str | None:
+    """Which commit of a hub corpus is read, and what fixes it; None for other sources.
+
+    Args:
+        corpus: `study.settings.Corpus` as JSON.
+        lock: the lock file beside which the study is used.
+    """
+    if corpus["source"] != "hub":
+        return None
+    if corpus["revision"]:
+        return f"revision {corpus['revision'][:12]}, pinned in the study"
+    entry = lock.entry(corpus["repository"], corpus["subset"])
+    if entry:
+        return f"revision {entry['revision'][:12]}, locked in {lock.path}"
+    state = "has no entry for it" if lock.path.exists() else "does not exist"
+    return (
+        f"revision not pinned: the study names none, and {lock.path} {state}; the newest at first "
+        "use is recorded there: commit that file"
+    )

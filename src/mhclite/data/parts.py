@@ -1,28 +1,33 @@
 """A corpus in parts: what one process tokenizes at a time, and what is kept if it is killed.
 
 How a corpus is divided depends on its files alone, so the shards are the same for any number of
-processes. Each part has at most one shard a split, and a record that is written after them: a part
-with a record is never done again.
+processes. Each part has at most one shard per split, and a record that is written after them: a
+part with a record is never done again.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import IO, Any, Self
 
 import numpy as np
 
+from mhclite.data.manifest import SPLITS, Shard, Split, SplitEntry, shard_name
 from mhclite.data.pool import Report
 from mhclite.data.reading import Piece, read
-from mhclite.data.shards import SHARD_DTYPE, SPLITS, ShardWriter, Split, shard_name
 from mhclite.data.splits import Splitter
 from mhclite.data.tokenization import TOKENIZER, TextTokenizer, load
+from mhclite.data.tokens import SHARD_DTYPE, Ids
 from mhclite.errors import UserError
-from mhclite.files import read_json, sha256_of, write_json
+from mhclite.files import atomic_write, read_json, sha256_of, write_json
+from mhclite.records import Misfit, build, to_json
 
 PART_BYTES = 1 << 28  # of text, about; larger only where a file cannot be divided
 BATCH_CHARACTERS = 1 << 20  # of text tokenized at once
@@ -112,7 +117,7 @@ class Job:
 
     @property
     def record(self) -> Path:
-        """Where it is recorded that the part is finished."""
+        """The file that says that the part is finished."""
         return self.folder / WORK / f"{self.part.index:05d}.json"
 
 
@@ -122,6 +127,49 @@ def documents_of(job: Job) -> Iterator[tuple[str, bytes, Split]]:
     for number, text in enumerate(islice(texts, job.part.documents), start=job.part.first):
         data = text.encode("utf-8")
         yield text, data, job.splitter.split(number, data)
+
+
+def train_texts(documents: Iterable[tuple[str, bytes, Split]]) -> Iterator[str]:
+    """The texts of the train split: what a tokenizer may learn from."""
+    return (text for text, _, split in documents if split == "train")
+
+
+class ShardWriter:
+    """Writes tokens as one shard, which appears whole, under its name, or not at all.
+
+    Used as a context manager. Without a token there is no file, and `shards` stays empty. After a
+    `with` block that ended without an exception it has the shard's entry in the manifest.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.shards: tuple[Shard, ...] = ()
+        self._path = path
+        self._stack = ExitStack()
+        self._file: IO[bytes] | None = None
+        self._tokens = 0
+        self._hash = hashlib.sha256()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, traceback)
+        if error is None and self._file is not None:
+            self.shards = (Shard(self._path.name, self._tokens, self._hash.hexdigest()),)
+
+    def append(self, ids: Ids) -> None:
+        """Add tokens."""
+        if self._file is None:
+            self._file = self._stack.enter_context(atomic_write(self._path, "wb"))
+        data = ids.astype(SHARD_DTYPE, copy=False).tobytes()
+        self._file.write(data)
+        self._hash.update(data)
+        self._tokens += len(ids)
 
 
 def tokenize(job: Job, report: Report) -> int:
@@ -143,16 +191,21 @@ def tokenize(job: Job, report: Report) -> int:
                 writers[split].append(end)
                 tokens += len(ids) + 1
             report(len(batch), tokens)
-    write_json(
-        job.record,
-        {split: {**counts[split], "shards": writers[split].shards} for split in SPLITS},
-    )
+    entries = {
+        split: _entry(counts[split]["documents"], counts[split]["bytes"], writers[split].shards)
+        for split in SPLITS
+    }
+    write_json(job.record, to_json(entries))
     return job.part.documents
+
+
+def _entry(documents: int, size: int, shards: tuple[Shard, ...]) -> SplitEntry:
+    return SplitEntry(documents, size, sum(shard.tokens for shard in shards), shards)
 
 
 @cache
 def _tokenizer(folder: Path, sha256: str) -> TextTokenizer:
-    """Loaded once a process; by its SHA-256, since a folder may be prepared again."""
+    """Loaded once per process and SHA-256, since a folder may be prepared again."""
     return load(folder)
 
 
@@ -172,33 +225,32 @@ def _batches(
         yield batch
 
 
-def recorded(job: Job) -> dict[str, Any] | None:
-    """A finished part's record, if its shards are there in their size; None otherwise."""
+def recorded(job: Job) -> dict[Split, SplitEntry] | None:
+    """What a finished part has of each split, if its shards are there in their size, else None."""
     try:
-        record: dict[str, Any] = read_json(job.record)
-        for split in SPLITS:
-            for shard in record[split]["shards"]:
-                size = (job.folder / shard["file"]).stat().st_size
-                if size != shard["tokens"] * SHARD_DTYPE.itemsize:
+        record = read_json(job.record)
+        entries = {split: build(SplitEntry, record[split]) for split in SPLITS}
+        for entry in entries.values():
+            for shard in entry.shards:
+                size = (job.folder / shard.file).stat().st_size
+                if size != shard.tokens * SHARD_DTYPE.itemsize:
                     return None
-    except (UserError, OSError, KeyError, TypeError):
+    except (UserError, OSError, KeyError, TypeError, Misfit):
         return None
-    return record
+    return entries
 
 
-def assembled(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The manifest's `train` and `validation` from the records of all parts, in order."""
-    splits: dict[str, dict[str, Any]] = {
-        split: {"documents": 0, "bytes": 0, "tokens": 0, "shards": []} for split in SPLITS
+def assembled(records: Iterable[dict[Split, SplitEntry]]) -> dict[Split, SplitEntry]:
+    """The whole splits, from the records of all parts in order."""
+    parts = list(records)
+    return {
+        split: _entry(
+            sum(part[split].documents for part in parts),
+            sum(part[split].bytes for part in parts),
+            tuple(shard for part in parts for shard in part[split].shards),
+        )
+        for split in SPLITS
     }
-    for record in records:
-        for split, whole in splits.items():
-            part = record[split]
-            whole["documents"] += part["documents"]
-            whole["bytes"] += part["bytes"]
-            whole["tokens"] += sum(shard["tokens"] for shard in part["shards"])
-            whole["shards"] += part["shards"]
-    return splits
 
 
 def as_json(parts: Iterable[Part]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""One function over many jobs, in this process or spread over several."""
+"""One function over many jobs, in this process or in a pool of several."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ LOOK_SECONDS = 0.5
 _done: Any = None  # in a worker: shared [documents, tokens]
 
 
-def spread(
+def run_jobs(
     function: Callable[[J, Report], R], jobs: Sequence[J], processes: int, report: Report
 ) -> Iterator[R]:
-    """Results in the order in which they are finished.
+    """Yield the results of all jobs, in the order in which they are finished.
 
     Args:
-        function: called with a job and how to report progress. With several processes it, jobs
-            and results are pickled.
+        function: called with a job and how to report progress. With several processes, the
+            function, its jobs and its results are pickled.
         jobs: what to do.
-        processes: how many at most; with one, or one job, everything happens in this process.
-        report: told in this process of what was done, in any of them.
+        processes: at most so many; with one process or one job everything happens in this one.
+        report: called in this process with what was done in any of them.
 
     Raises:
         UserError: of a job, or if a worker was killed.
@@ -63,7 +63,7 @@ def spread(
 
 
 def _begin(done: Any) -> None:
-    """In a new worker: one thread, and an end with the process that started it, even killed."""
+    """In a new worker: use one thread, and end with the process that started it, even killed."""
     global _done
     _done = done
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

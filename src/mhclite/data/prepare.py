@@ -2,27 +2,46 @@
 
 The corpus is divided into parts (parts.py), which several processes tokenize. What is finished is
 kept: after a kill at any moment the same command goes on. The manifest is written last: a folder
-with one is whole. The same documents and settings give the same bytes, on every machine and with
-any number of processes.
+that has one is whole. The same documents and settings give the same bytes, on every machine and
+with any number of processes.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import json
 import logging
 import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from mhclite.data.baselines import BIGRAM_TOKENS, ngram_baselines
 from mhclite.data.corpora import Source, describe_file, describe_files, open_source
 from mhclite.data.lock import CorporaLock
+from mhclite.data.manifest import (
+    MANIFEST,
+    SCHEMA,
+    SHARD_NAME,
+    SPLITS,
+    VERIFIED,
+    Manifest,
+    SourceEntry,
+    Split,
+    SplitEntry,
+    TokenizerEntry,
+    content_digest,
+    load_manifest,
+    remember_verified,
+    shard_paths,
+    verify_split,
+    write_manifest,
+)
 from mhclite.data.parts import (
     PART_BYTES,
     WORK,
@@ -34,39 +53,36 @@ from mhclite.data.parts import (
     documents_of,
     recorded,
     tokenize,
+    train_texts,
 )
-from mhclite.data.pool import spread
+from mhclite.data.pool import run_jobs
 from mhclite.data.progress import meter, progress
 from mhclite.data.reading import examine
-from mhclite.data.shards import (
-    MANIFEST,
-    SCHEMA,
-    SPLITS,
-    VERIFIED,
-    TokenSplit,
-    content_digest,
-    load_manifest,
-    remember_verified,
-    verify_split,
-    write_manifest,
-)
 from mhclite.data.splits import Splitter, rule
-from mhclite.data.tokenization import (
-    GPT2,
-    TOKENIZER,
-    ByteLevelBPE,
-    TextTokenizer,
-    load,
-    usable_cores,
-)
+from mhclite.data.tokenization import TOKENIZER, TextTokenizer, load, make, usable_cores
+from mhclite.data.tokens import TokenSplit
 from mhclite.errors import UserError
 from mhclite.files import digest_of, read_json, sha256_of, write_json
-from mhclite.runs.provenance import code_digest, versions
+from mhclite.records import Misfit, build, to_json
+from mhclite.runs.code import digest_of_modules
+from mhclite.runs.provenance import versions
+from mhclite.study.settings import Corpus, Name, Settings, Tokenizer
+from mhclite.study.wording import one_line
 
 log = logging.getLogger(__name__)
 
+# The code that decides the bytes of shards, tokenizer and manifest. Another digest of it, and a
+# corpus is prepared again. This module is not among them: it says what is done when, what goes on
+# and what is refused. What it decides besides (order and names of the files) is in the key as data.
+PREPARATION = (
+    "mhclite.data.baselines",
+    "mhclite.data.parts",
+    "mhclite.data.reading",
+    "mhclite.data.splits",
+    "mhclite.data.tokenization",
+    "mhclite.data.tokens",
+)
 PLAN = "plan.json"
-SHARD = re.compile(r"(train|validation)-\d{5}\.bin")
 HALF_WRITTEN = re.compile(r"\.(train|validation|tokenizer|manifest|verified).*\.tmp")
 
 
@@ -76,15 +92,16 @@ def prepare(
     lock: Path,
     processes: int = 1,
     part_bytes: int = PART_BYTES,
-) -> dict[str, Any]:
+) -> Manifest:
     """Prepare a corpus, unless the folder already holds it whole; goes on with what was begun.
 
     Args:
         settings: `Study.corpus_settings(name)`.
-        folder: where to; its own shards and manifest are replaced.
+        folder: where to write; shards and a manifest that are there are replaced. Downloads go into
+            `downloads` beside it.
         lock: the corpora lock file.
-        processes: processes that tokenize side by side.
-        part_bytes: text of a part, about. The shards depend on it.
+        processes: number of processes that tokenize side by side.
+        part_bytes: about how much text a part has. Where shards end depends on it.
 
     Returns:
         The manifest.
@@ -97,9 +114,8 @@ def prepare(
         log.info("%s is already prepared and whole: nothing to do", folder)
         shutil.rmtree(folder / WORK, ignore_errors=True)
         return done
-    source = open_source(settings["corpus"], lock)
-    plan = _plan(settings, source, folder, processes, part_bytes)
-    parts = [Part.from_json(part) for part in plan["parts"]]
+    source = open_source(settings["corpus"], lock, folder.parent / "downloads")
+    entry, parts = _plan(settings, source, folder, processes, part_bytes)
     documents = sum(part.documents for part in parts)
 
     splitter = Splitter.of(settings["corpus"], documents)
@@ -114,64 +130,60 @@ def prepare(
     ]
     tokenizer = _tokenizer(settings, folder, jobs, documents)
     splits = _tokenized(settings, jobs, processes)
-    source.accept(documents, sum(splits[split]["bytes"] for split in SPLITS))
+    source.accept(documents, sum(splits[split].bytes for split in SPLITS))
 
     log.info("counting unigrams and bigrams")
-    train, validation = (
-        TokenSplit([folder / shard["file"] for shard in splits[split]["shards"]])
-        for split in SPLITS
+    train, validation = (TokenSplit(shard_paths(folder, splits[split])) for split in SPLITS)
+    described = TokenizerEntry(
+        kind=tokenizer.kind,
+        vocab_size=settings["tokenizer"]["vocab_size"],
+        n_tokens=tokenizer.n_tokens,
+        sha256=sha256_of(folder / TOKENIZER),
+        eot_id=tokenizer.eot_id,
     )
-    manifest = {
-        "schema": SCHEMA,
-        "name": settings["name"],
-        "settings": settings,
-        "source": plan["source"],
-        "tokenizer": {
-            "kind": tokenizer.kind,
-            "vocab_size": settings["tokenizer"]["vocab_size"],
-            "n_tokens": tokenizer.n_tokens,
-            "sha256": sha256_of(folder / TOKENIZER),
-            "eot_id": tokenizer.eot_id,
-        },
-        "split": rule(settings["corpus"]),
-        **splits,
-        "baselines": ngram_baselines(train, validation, tokenizer.n_tokens, tokenizer.eot_id),
-        "bigram_tokens": min(BIGRAM_TOKENS, len(train)),  # of the train split, from its start
-    }
-    manifest["digest"] = content_digest(manifest)
+    manifest = Manifest(
+        schema=SCHEMA,
+        name=settings["name"],
+        settings=settings,
+        source=entry,
+        tokenizer=described,
+        split=rule(settings["corpus"]),
+        train=splits["train"],
+        validation=splits["validation"],
+        baselines=ngram_baselines(train, validation, tokenizer.n_tokens, tokenizer.eot_id),
+        bigram_tokens=min(BIGRAM_TOKENS, len(train)),
+        digest=content_digest(described, splits),
+    )
     # Their SHA-256 was computed while they were written.
-    remember_verified(folder, [shard for split in SPLITS for shard in splits[split]["shards"]])
+    remember_verified(folder, chain.from_iterable(splits[split].shards for split in SPLITS))
     write_manifest(folder, manifest)
     shutil.rmtree(folder / WORK)
     return manifest
 
 
-def _already_prepared(settings: dict[str, Any], folder: Path, lock: Path) -> dict[str, Any] | None:
+def _already_prepared(settings: dict[str, Any], folder: Path, lock: Path) -> Manifest | None:
     """The folder's manifest, if nothing has to be done. Reads every shard."""
     if not (folder / MANIFEST).exists():
         return None
     manifest = load_manifest(folder)
-    if manifest["settings"] != settings:
+    if manifest.settings != settings:
         raise UserError(
-            f"{folder} holds corpus {manifest['name']!r} prepared with other settings: give "
+            f"{folder} holds corpus {manifest.name!r} prepared with other settings: give "
             f"another --out, or delete {folder / MANIFEST}"
         )
     try:
-        for split in SPLITS:
-            verify_split(folder, manifest, split)
+        for split in manifest.splits.values():
+            verify_split(folder, split)
     except UserError as error:
         log.warning("%s: doing that now", error)
         return None
     corpus = settings["corpus"]
-    if (
-        corpus["source"] == "files"
-        and describe_files(corpus["files"]) != manifest["source"]["files"]
-    ):
+    if corpus["source"] == "files" and describe_files(corpus["files"]) != manifest.source.files:
         log.warning("the files of %r have changed since: preparing them again", corpus["files"])
         return None
     if corpus["source"] == "hub":
         entry = CorporaLock(lock).entry(corpus["repository"], corpus["subset"])
-        revision = manifest["source"]["revision"]
+        revision = manifest.source.revision
         if entry and entry["revision"] != revision:
             raise UserError(
                 f"{folder} was prepared from {corpus['repository']} at {revision}, but {lock} has "
@@ -182,29 +194,33 @@ def _already_prepared(settings: dict[str, Any], folder: Path, lock: Path) -> dic
 
 def _plan(
     settings: dict[str, Any], source: Source, folder: Path, processes: int, part_bytes: int
-) -> dict[str, Any]:
+) -> tuple[SourceEntry, list[Part]]:
     """The manifest's `source` and the corpus in parts: from an earlier start, or made now."""
     # Whatever would make other shards. A part is not taken over from other code or libraries.
     key = digest_of(
         {
             "settings": settings,
-            "files": source.identity,
+            "files": [source.identity, source.paths],
             "part_bytes": part_bytes,
-            "code": code_digest("mhclite.data.prepare"),
+            "schema": SCHEMA,
+            "code": digest_of_modules(PREPARATION),
             "versions": versions("numpy", "pyarrow", "tiktoken", "tokenizers"),
         }
     )
     path = folder / WORK / PLAN
     if not (folder / MANIFEST).exists() and path.exists():
         try:
-            plan: dict[str, Any] = read_json(path)
+            plan = read_json(path)
             if plan["key"] == key:
+                entry = build(SourceEntry, plan["source"])
+                parts = [Part.from_json(part) for part in plan["parts"]]
                 log.info("going on with what was begun in %s", folder)
                 _remove(folder, HALF_WRITTEN)  # by processes that were killed
-                return plan
-        except (UserError, KeyError, TypeError):
+                return entry, parts
+        except (UserError, KeyError, TypeError, Misfit):
             log.warning("%s is damaged: starting anew", path)
-    log.info("reading %s", source.record["description"])
+    entry = source.entry
+    log.info("reading %s", entry.description)
     corpus = settings["corpus"]
     with ThreadPoolExecutor(processes) as pool:
         examined = list(pool.map(lambda path: examine(path, corpus["text_field"]), source.paths))
@@ -212,34 +228,33 @@ def _plan(
     documents, expected = sum(piece.documents for piece in pieces), corpus["expected_documents"]
     if expected is not None and documents != expected:
         raise UserError(
-            f"corpus {source.record['description']} has {documents:,} documents, "
+            f"corpus {entry.description} has {documents:,} documents, "
             f"expected_documents is {expected:,}: it is not the corpus that the study means; "
             "correct one of them"
         )
-    record = dict(source.record)
-    if record["files"] is None:
-        record["files"] = [
+    if entry.kind == "files":
+        described = (
             describe_file(Path(path), str(file.sha256))
             for path, file in zip(source.paths, examined, strict=True)
-        ]
+        )
+        entry = replace(entry, files=tuple(described))
     source.begin()
     _clear(folder)
     parts = divide(pieces, part_bytes, corpus["max_documents"])
-    plan = {"key": key, "source": record, "parts": as_json(parts)}
-    write_json(path, plan)
-    return plan
+    write_json(path, {"key": key, "source": to_json(entry), "parts": as_json(parts)})
+    return entry, parts
 
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier preparation left.
 
-    First the plan, so that its records are not believed any more, then the manifest.
+    The plan goes first, so that the records beside it are not believed any more, then the manifest.
     """
     for name in (Path(WORK, PLAN), MANIFEST, VERIFIED, TOKENIZER):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / WORK, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    for pattern in (SHARD, HALF_WRITTEN):
+    for pattern in (SHARD_NAME, HALF_WRITTEN):
         _remove(folder, pattern)
 
 
@@ -255,41 +270,35 @@ def _tokenizer(
     """GPT-2's, or one trained on the train split; kept in the folder."""
     if (folder / TOKENIZER).exists():
         return load(folder)
-    tokenizer: TextTokenizer
-    if settings["tokenizer"]["kind"] == "gpt2":
-        tokenizer = GPT2()
-    else:
-        vocab_size = settings["tokenizer"]["vocab_size"]
-        texts = chain.from_iterable(map(documents_of, jobs))
-        shown = progress(texts, "training the tokenizer, reading", documents)
-        tokenizer = ByteLevelBPE.train(
-            (text for text, _, split in shown if split == "train"), vocab_size
+    kind, vocab_size = settings["tokenizer"]["kind"], settings["tokenizer"]["vocab_size"]
+    texts = chain.from_iterable(map(documents_of, jobs))
+    shown = progress(texts, "training the tokenizer, reading", documents)
+    tokenizer = make(kind, vocab_size, train_texts(shown))
+    if kind == "bpe" and tokenizer.n_tokens < vocab_size:
+        log.warning(
+            "the train split is too small for %d tokens: only %d are in use",
+            vocab_size,
+            tokenizer.n_tokens,
         )
-        if tokenizer.n_tokens < vocab_size:
-            log.warning(
-                "the train split is too small for %d tokens: only %d are in use",
-                vocab_size,
-                tokenizer.n_tokens,
-            )
     tokenizer.save(folder)
     return tokenizer
 
 
 def _tokenized(
     settings: dict[str, Any], jobs: list[Job], processes: int
-) -> dict[str, dict[str, Any]]:
-    """Tokenize the parts that are not finished; the manifest's `train` and `validation`."""
+) -> dict[Split, SplitEntry]:
+    """Tokenize the parts that are not finished; returns the manifest's `train` and `validation`."""
     open_jobs = [job for job in jobs if recorded(job) is None]
     total = sum(job.part.documents for job in jobs)
     left = sum(job.part.documents for job in open_jobs)
     if len(open_jobs) < len(jobs):
         log.info("%d of %d parts are finished already", len(jobs) - len(open_jobs), len(jobs))
     with meter("tokenizing", total, total - left) as shown:
-        for _ in spread(tokenize, open_jobs, processes, shown.add):
+        for _ in run_jobs(tokenize, open_jobs, processes, shown.add):
             pass
     splits = assembled(_records(jobs))
     for split in SPLITS:
-        if splits[split]["bytes"] == 0:
+        if splits[split].bytes == 0:
             raise UserError(
                 f"corpus {settings['name']!r}: no text fell into the {split} split, of {total} "
                 f"documents with validation_fraction = {settings['corpus']['validation_fraction']};"
@@ -298,38 +307,27 @@ def _tokenized(
     return splits
 
 
-def _records(jobs: list[Job]) -> Iterator[dict[str, Any]]:
+def _records(jobs: list[Job]) -> Iterator[dict[Split, SplitEntry]]:
     for job in jobs:
         record = recorded(job)
         assert record is not None, f"{job.record} went away"
         yield record
 
 
+class CorpusSettings(Settings):
+    """What `--settings` holds: `Study.corpus_settings`."""
+
+    name: Name
+    corpus: Corpus
+    tokenizer: Tokenizer
+
+
 def parse_settings(text: str) -> dict[str, Any]:
     """`--settings` with defaults filled in, checked as a study is."""
-    # By name: an edit of the study's description that matters here changes the settings, and
-    # should not otherwise count as a change of this step's code (provenance.code_digest).
-    study = importlib.import_module("mhclite.study.settings")
-    pydantic = importlib.import_module("pydantic")
     try:
-        given = json.loads(text)
-        name, corpus, tokenizer = given.pop("name"), given.pop("corpus"), given.pop("tokenizer")
-        if given or not re.fullmatch(r"[a-z0-9_]{1,40}", name):
-            raise ValueError(f"name {name!r}, further keys {list(given)}")
-        return {
-            "name": name,
-            "corpus": study.Corpus.model_validate(corpus).model_dump(mode="json"),
-            "tokenizer": study.Tokenizer.model_validate(tokenizer).model_dump(mode="json"),
-        }
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or error.title.lower()
-        raise UserError(f"--settings: {where}: {' '.join(first['msg'].split())}") from None
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise UserError(
-            "--settings: expected a JSON object with `name` (a-z, 0-9, _), `corpus` and "
-            f"`tokenizer` as in a study file ({type(error).__name__}: {error})"
-        ) from None
+        return CorpusSettings.model_validate_json(text).model_dump(mode="json")
+    except ValidationError as error:
+        raise UserError(f"--settings: {one_line(error, CorpusSettings)}") from None
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -340,7 +338,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--lock", required=True, type=Path, help="corpora lock file: revisions of hub corpora"
     )
     parser.add_argument(
-        "--processes", type=int, default=usable_cores(), help="default: one for each core"
+        "--processes", type=int, default=usable_cores(), help="default: one per core"
     )
 
 
@@ -350,11 +348,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--processes {args.processes}: at least one is needed")
     settings = parse_settings(args.settings)
     manifest = prepare(settings, args.out, args.lock, args.processes)
-    train, validation = manifest["train"], manifest["validation"]
+    train, validation = manifest.train, manifest.validation
     print(
-        f"{args.out}: {train['documents']:,} + {validation['documents']:,} documents, "
-        f"{train['tokens']:,} + {validation['tokens']:,} tokens (train + validation), unigram "
-        f"{manifest['baselines']['unigram']:.4f}, bigram {manifest['baselines']['bigram']:.4f} "
-        "nats per token"
+        f"{args.out}: {train.documents:,} + {validation.documents:,} documents, "
+        f"{train.tokens:,} + {validation.tokens:,} tokens (train + validation), unigram "
+        f"{manifest.baselines.unigram:.4f}, bigram {manifest.baselines.bigram:.4f} nats per token"
     )
     return 0

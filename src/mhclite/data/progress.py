@@ -32,7 +32,7 @@ class Meter:
         )
 
     def add(self, documents: int, tokens: int = 0) -> None:
-        """So many more are done."""
+        """Count documents, and the tokens made of them, that were done since the last call."""
         self._documents += documents
         self._tokens += tokens
         now = time.monotonic()
@@ -55,7 +55,7 @@ class Meter:
         return f"{done:,} of {self._total:,} documents, {speed}, {rest} left"
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Finish the bar, as it stands."""
         if self._bar is not None:
             self._bar.close()
 
@@ -66,8 +66,8 @@ def meter(what: str, total: int, done: int = 0) -> Iterator[Meter]:
 
     Args:
         what: the activity, e.g. "tokenizing".
-        total: documents in all.
-        done: documents that were done before, in no time.
+        total: number of all documents.
+        done: documents that an earlier start finished; they do not count for the speed.
     """
     shown = Meter(what, total, done)
     try:
@@ -77,7 +77,7 @@ def meter(what: str, total: int, done: int = 0) -> Iterator[Meter]:
 
 
 def progress(items: Iterable[T], what: str, total: int) -> Iterator[T]:
-    """Pass documents on and show how many there were."""
+    """Pass items on and show how many there were."""
     with meter(what, total) as shown:
         for item in items:
             yield item

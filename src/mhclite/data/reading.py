@@ -1,14 +1,14 @@
-"""The documents of one file: text, JSONL or parquet, on this machine or on the hub.
+"""The documents of one file: text, JSON, JSONL or parquet, on this machine or on the hub.
 
 A file is looked at once beforehand (`examine`), so that it is known how many documents it has and
-where it can be divided; reading it then needs no more memory than its largest document.
+where it can be divided. Reading it then needs no more memory than its largest document; a .json
+file alone is held in memory as a whole.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from typing import IO, Any
 from mhclite.errors import UserError
 from mhclite.files import sha256_of
 
-SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
+SUFFIXES = (".txt", ".json", ".jsonl", ".jsonl.gz", ".parquet")
 REMOTE = "hf://"
 BUFFER = 1 << 22  # bytes of a parquet column read at once; bounds the memory
 ROWS = 256  # of a parquet file made into text at once
@@ -62,7 +62,7 @@ def examine(path: str, text_field: str) -> Examined:
     if path.endswith(".txt"):
         count = 1
     else:
-        count = sum(1 for _ in (_summaries(path) if path.endswith(".whl") else _lines(path)))
+        count = sum(1 for _ in (_entries(path) if path.endswith(".json") else _lines(path)))
     return Examined([Piece(path, count, Path(path).stat().st_size)], digest)
 
 
@@ -89,14 +89,16 @@ def _texts(piece: Piece, text_field: str) -> Iterator[str]:
         yield from _parquet(path, piece.groups, text_field)
     elif path.endswith(".txt"):
         yield _decoded(Path(path).read_bytes(), path)
-    elif path.endswith(".whl"):
-        yield from _summaries(path)
+    elif path.endswith(".json"):
+        for number, entry in _entries(path):
+            yield _text_of(entry, text_field, f"{path} entry {number}")
     else:
         for number, line in _lines(path):
-            yield _text_of_line(line, text_field, f"{path} line {number}")
+            where = f"{path} line {number}"
+            yield _text_of(_record(line, where), text_field, where)
 
 
-# --- text and JSONL -----------------------------------------------------------------------------
+# --- text, JSON and JSONL -----------------------------------------------------------------------
 
 
 def _decoded(data: bytes, where: str) -> str:
@@ -117,11 +119,25 @@ def _lines(path: str) -> Iterator[tuple[int, bytes]]:
         raise UserError(f"{path} is not a whole gzip file ({error}): copy it again") from None
 
 
-def _text_of_line(line: bytes, text_field: str, where: str) -> str:
+def _entries(path: str) -> Iterator[tuple[int, Any]]:
+    """Number and content of the entries of a JSON array, or of the values of a JSON object."""
     try:
-        record = json.loads(_decoded(line, where))
+        content = json.loads(_decoded(Path(path).read_bytes(), path))
     except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not JSON: {error}; expected one object a line") from None
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, list | dict):
+        raise UserError(f"{path} holds {content!r:.60}, expected an array or an object of records")
+    yield from enumerate(content.values() if isinstance(content, dict) else content, start=1)
+
+
+def _record(line: bytes, where: str) -> Any:
+    try:
+        return json.loads(_decoded(line, where))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where} is not JSON: {error}; expected one object per line") from None
+
+
+def _text_of(record: Any, text_field: str, where: str) -> str:
     text = record.get(text_field) if isinstance(record, dict) else None
     if not isinstance(text, str):
         has = ", ".join(record) if isinstance(record, dict) else type(record).__name__
@@ -136,17 +152,6 @@ def _text_of_line(line: bytes, text_field: str, where: str) -> str:
             f"{where}: half of a surrogate pair, which is no character: correct the file"
         ) from None
     return text
-
-
-# --- the package of Wikipedia summaries (wiki_vital.py) -----------------------------------------
-
-
-def _summaries(path: str) -> Iterator[str]:
-    """The beginning of each article, in the order of the package's file."""
-    with zipfile.ZipFile(path) as archive:
-        name = next(name for name in archive.namelist() if name.endswith("summaries_en-us.json"))
-        for article in json.loads(archive.read(name)).values():
-            yield article["extract"]
 
 
 # --- parquet ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Which documents are for validation: by hash of their text, or as the authors' code draws them."""
+"""Which documents are for validation: by hash of their text, or drawn as the authors' code does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mhclite.data.shards import Split
+from mhclite.data.manifest import Split, SplitRule
 
 
 def split_of(text: bytes, validation_fraction: float) -> Split:
@@ -46,14 +46,14 @@ class Splitter:
 
     @classmethod
     def of(cls, corpus: dict[str, Any], documents: int) -> Splitter:
-        """The splitter of a corpus (`study.Corpus` as JSON) with so many documents."""
+        """The splitter of a corpus (`study.settings.Corpus` as JSON) with this many documents."""
         fraction, seed = corpus["validation_fraction"], corpus["split_seed"]
         if seed is None:
             return cls(fraction, None)
         return cls(fraction, drawn_for_validation(documents, fraction, seed))
 
     def between(self, first: int, end: int) -> Splitter:
-        """For documents [first, end) alone: small enough to be sent to a process."""
+        """The splitter of documents [first, end) alone, small enough to be sent to a process."""
         if self.held_out is None:
             return self
         start, stop = np.searchsorted(self.held_out, [first, end])
@@ -68,9 +68,9 @@ class Splitter:
         return "validation" if drawn else "train"
 
 
-def rule(corpus: dict[str, Any]) -> dict[str, Any]:
+def rule(corpus: dict[str, Any]) -> SplitRule:
     """The manifest's `split`."""
     fraction, seed = corpus["validation_fraction"], corpus["split_seed"]
     by_hash = "sha256 of the text"
     drawn = f"train_test_split of the library datasets, shuffled with seed {seed}"
-    return {"rule": by_hash if seed is None else drawn, "validation_fraction": fraction}
+    return SplitRule(by_hash if seed is None else drawn, fraction)

@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from mhclite.data.tokens import Ids
 from mhclite.errors import UserError
 from mhclite.files import read_json, sha256_of, write_json, write_text
-
-Ids = npt.NDArray[np.uint16]
 
 TOKENIZER = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
@@ -47,7 +45,7 @@ class TextTokenizer(Protocol):
         """Ids of each text, without the end-of-text id."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids; bytes that are no whole character become U+FFFD."""
+        """The text of some ids; bytes that do not form a character become U+FFFD."""
 
     def save(self, folder: Path) -> str:
         """Write `tokenizer.json` into the folder; returns its SHA-256, the tokenizer's digest."""
@@ -56,7 +54,7 @@ class TextTokenizer(Protocol):
 def pieces(text: str, size: int = PIECE_CHARACTERS) -> list[str]:
     """Cut a long text where that does not change its tokens.
 
-    A whole book in one file would otherwise take some hundred bytes of memory a token.
+    A whole book in one file would otherwise take some hundred bytes of memory per token.
 
     Args:
         text: any text.
@@ -164,6 +162,11 @@ class GPT2:
         """Write which merges these are; they themselves are part of the package."""
         write_json(folder / TOKENIZER, {"kind": self.kind, "merges_sha256": GPT2_MERGES_SHA256})
         return sha256_of(folder / TOKENIZER)
+
+
+def make(kind: str, vocab_size: int, texts: Iterable[str]) -> TextTokenizer:
+    """GPT-2's tokenizer, or a BPE trained on the texts; for `gpt2` they are not read."""
+    return GPT2() if kind == GPT2.kind else ByteLevelBPE.train(texts, vocab_size)
 
 
 def load(folder: Path) -> TextTokenizer:

@@ -33,6 +33,8 @@ class Trained:
     connection: ConnectionConfig
     seed: int
     device: str  # as in the study
+    steps: int
+    best_validation_loss: float | None  # None for an imported one: nobody said
     weights_sha256: str | None
 
     @property
@@ -60,7 +62,16 @@ def read_trained(path: Path) -> Trained:
         found = read_record(
             ImportedModel, path / IMPORTED, "the imported model", SCHEMA, "import it again"
         )
-        return Trained(path, found.model, found.connection, 0, "auto", found.weights_sha256)
+        return Trained(
+            path,
+            found.model,
+            found.connection,
+            0,
+            "auto",
+            found.steps,
+            None,
+            found.weights_sha256,
+        )
     folder = RunFolder(path)
     summary, config = folder.summary(), folder.record().config
     return Trained(
@@ -69,6 +80,8 @@ def read_trained(path: Path) -> Trained:
         config.connection,
         config.seed,
         config.training.device,
+        summary.steps,
+        summary.best_validation_loss,
         summary.weights_sha256,
     )
 

@@ -16,10 +16,11 @@ import numpy as np
 from tabulate import tabulate
 
 from mhclite.connections.registry import VARIANTS
-from mhclite.data.shards import MANIFEST, SPLITS, load_manifest
+from mhclite.data.manifest import load_if_prepared
 from mhclite.errors import UserError
 from mhclite.evidence.verdicts import detectable_effect
 from mhclite.files import read_json
+from mhclite.runs.folder import SUMMARY, RunFolder
 from mhclite.study.settings import BASE, Study
 from mhclite.training.checkpoint import KEEP
 
@@ -88,18 +89,14 @@ def _benchmarked_speeds(study: Study, model: str, rows: list[dict[str, Any]]) ->
 def final_losses(
     runs: Path, wanted: Iterable[str] | None
 ) -> dict[tuple[str, str, str, int], float]:
-    """(corpus, model, variant, seed) -> final validation loss of the completed runs in a folder."""
+    """(corpus, model, variant, seed) -> final validation loss of the completed runs of a folder."""
     found = {}
-    for path in sorted(runs.glob("*/summary.json")):
-        summary = read_json(path, "summary of the run")
-        config = read_json(path.with_name("run.json"), "record of the run")["config"]
-        if (
-            summary["status"] == "completed"
-            and config.get("condition", BASE) == BASE
-            and (wanted is None or config["run"] in wanted)
-        ):
-            cell = (config["corpus"], config["model"]["name"], config["connection"]["variant"])
-            found[*cell, config["seed"]] = summary["validation_loss"]
+    for folder in map(RunFolder, sorted(path.parent for path in runs.glob(f"*/{SUMMARY}"))):
+        summary, config = folder.summary(), folder.record().config
+        counted = config.condition == BASE and (wanted is None or config.run in wanted)
+        if counted and summary.validation_loss is not None:
+            cell = (config.corpus, config.model.name, config.connection.variant)
+            found[*cell, config.seed] = summary.validation_loss
     return found
 
 
@@ -176,11 +173,11 @@ def study_costs(study: Study, rows: list[dict[str, Any]], results: Path) -> dict
     tokens: dict[str, int | None] = {}
     for corpus in study.corpora:
         folder = results / study.corpus_folder(corpus)
-        manifest = load_manifest(folder) if (folder / MANIFEST).is_file() else None
+        manifest = load_if_prepared(folder)
         tokens[corpus] = (
             None
             if manifest is None
-            else BYTES_PER_TOKEN * sum(manifest[split]["tokens"] for split in SPLITS)
+            else BYTES_PER_TOKEN * (manifest.train.tokens + manifest.validation.tokens)
         )
     return {
         "variants": variants,

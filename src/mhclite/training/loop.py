@@ -22,6 +22,7 @@ from mhclite.config import RunConfig
 from mhclite.data.manifest import Manifest, load_manifest, open_split
 from mhclite.errors import Interrupted, UserError
 from mhclite.files import read_jsonl, sha256_of
+from mhclite.model import GPT
 from mhclite.runs.folder import (
     CHECKPOINTS,
     SCHEMA,
@@ -231,10 +232,11 @@ def _summary(trainer: Trainer, folder: RunFolder, key: str, attempts: int) -> Su
     )
 
 
-def _record(trainer: Trainer, key: str, corpus: CorpusRecord, earlier: list[Attempt]) -> RunRecord:
-    """run.json of an attempt that begins."""
-    config = trainer.config
-    implementation, reason = trainer.model.choice(config.training.precision == "bf16")
+def new_record(
+    config: RunConfig, model: GPT, key: str, corpus: CorpusRecord, earlier: list[Attempt]
+) -> RunRecord:
+    """run.json of an attempt that begins now, after `earlier` ones."""
+    implementation, reason = model.choice(config.training.precision == "bf16")
     if reason:
         log.warning("connections are computed fast instead of fused: %s", reason)
     started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -245,7 +247,7 @@ def _record(trainer: Trainer, key: str, corpus: CorpusRecord, earlier: list[Atte
         config=config,
         corpus=corpus,
         attempts=[*earlier, Attempt(started, provenance())],
-        parameters=ParameterCounts(**trainer.model.parameter_counts()),
+        parameters=ParameterCounts(**model.parameter_counts()),
         implementation=implementation,
         launch=None,
     )
@@ -303,7 +305,7 @@ def _train(
     if group.is_main:
         folder.make_room(key)
         source = CorpusRecord(config.corpus, manifest.digest, str(corpus / "manifest.json"))
-        record = _record(trainer, key, source, folder.attempts(key))
+        record = new_record(config, trainer.model, key, source, folder.attempts(key))
         folder.begin(record)
         attempts = len(record.attempts)
     group.broadcast(None)  # the folder is ready for all

@@ -96,7 +96,7 @@ def test_training_continues_as_if_it_had_never_been_theirs(tmp_path: Path) -> No
     whole = read_jsonl(tmp_path / "whole" / "metrics.jsonl")
 
     # A checkpoint of ours at step 4, as a ckpt.pt of theirs.
-    from mhclite.data.shards import load_manifest
+    from mhclite.data.manifest import load_manifest
     from mhclite.training.loop import Trainer
     from mhclite.training.processes import processes
 
@@ -104,7 +104,7 @@ def test_training_continues_as_if_it_had_never_been_theirs(tmp_path: Path) -> No
         trainer = Trainer(config, corpus, group)
         for step in range(4):
             trainer.step(step)
-    assert load_manifest(corpus)["digest"]
+    assert load_manifest(corpus).digest
     n = config["connection"]["n_streams"]
     state = {k: v.detach().numpy() for k, v in trainer.model.state_dict().items()}
     theirs = {k: torch.tensor(v) for k, v in names.to_theirs(state, "mhc", n).items()}

@@ -23,8 +23,11 @@ def settings(
         "name": "test",
         "corpus": {
             "source": "files" if files else "embedded",
-            "optional": False,
             "files": files,
+            "archive": None,
+            "sha256": None,
+            "member": None,
+            "license": None,
             "text_field": "text",
             "repository": None,
             "subset": None,

@@ -6,6 +6,7 @@ import math
 import tempfile
 import time
 from collections import Counter
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,12 +17,13 @@ from hypothesis import strategies as st
 from tiny import write_shards
 
 from mhclite.data.baselines import ngram_baselines
-from mhclite.data.shards import Split, TokenSplit
+from mhclite.data.manifest import Baselines, Split
+from mhclite.data.tokens import TokenSplit
 
 
 def split_of(folder: Path, split: Split, tokens: list[int]) -> TokenSplit:
     shards = write_shards(folder, split, tokens, 5000)
-    return TokenSplit([folder / shard["file"] for shard in shards])
+    return TokenSplit([folder / shard.file for shard in shards])
 
 
 def brute_force(
@@ -74,7 +76,7 @@ def test_baselines_are_those_of_the_formulas(
             chunk=chunk,
         )
     expected = brute_force(train, validation, 7, eot, min(limit, len(train)))
-    assert found == pytest.approx(expected, abs=1e-6)
+    assert asdict(found) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_tiny_case_by_hand(tmp_path: Path) -> None:
@@ -83,7 +85,7 @@ def test_a_tiny_case_by_hand(tmp_path: Path) -> None:
     found = ngram_baselines(
         split_of(tmp_path, "train", [1, 0]), split_of(tmp_path, "validation", [1, 0]), 2, 0
     )
-    assert found == {"unigram": round(math.log(2), 6), "bigram": round(math.log(4 / 3), 6)}
+    assert found == Baselines(round(math.log(2), 6), round(math.log(4 / 3), 6))
 
 
 def test_a_large_vocabulary_takes_little_time(tmp_path: Path) -> None:
@@ -100,7 +102,7 @@ def test_a_large_vocabulary_takes_little_time(tmp_path: Path) -> None:
         chunk=100_000,
     )
     assert time.monotonic() - start < 5
-    assert 0 < found["bigram"] < 12
-    assert found["unigram"] == pytest.approx(
+    assert 0 < found.bigram < 12
+    assert found.unigram == pytest.approx(
         -math.log((np.sum(train == n_tokens - 1) + 1) / (300_000 + n_tokens)), abs=1e-6
     )

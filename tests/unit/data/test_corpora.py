@@ -15,6 +15,7 @@ from small_corpora import documents, settings
 
 from mhclite.data import corpora
 from mhclite.data.corpora import Source, open_source
+from mhclite.data.manifest import SourceFile
 from mhclite.data.parts import Part, divide
 from mhclite.data.prepare import prepare
 from mhclite.data.reading import Piece, examine, read
@@ -22,7 +23,9 @@ from mhclite.errors import UserError
 
 
 def source(files: str | None = None, **corpus: Any) -> Source:
-    return open_source(settings(files, **corpus)["corpus"], Path("unused.lock.json"))
+    return open_source(
+        settings(files, **corpus)["corpus"], Path("unused.lock.json"), Path("unused")
+    )
 
 
 def texts_in(found: Source, text_field: str = "text") -> list[str]:
@@ -51,6 +54,13 @@ def write_jsonl(folder: Path, texts: list[str]) -> str:
     return f"{folder}/*.jsonl"
 
 
+def write_json(folder: Path, texts: list[str]) -> str:
+    records = [{"text": text} for text in texts]
+    (folder / "a.json").write_text(json.dumps(records[:7]))
+    (folder / "b.json").write_text(json.dumps({str(i): r for i, r in enumerate(records[7:])}))
+    return f"{folder}/*.json"
+
+
 def write_gz(folder: Path, texts: list[str]) -> str:
     (folder / "all.jsonl.gz").write_bytes(gzip.compress(lines(texts)))
     return f"{folder}/all.jsonl.gz"
@@ -71,7 +81,9 @@ def write_mixed(folder: Path, texts: list[str]) -> str:
     return f"{folder}/*"
 
 
-@pytest.mark.parametrize("write", [write_txt, write_jsonl, write_gz, write_parquet, write_mixed])
+@pytest.mark.parametrize(
+    "write", [write_txt, write_json, write_jsonl, write_gz, write_parquet, write_mixed]
+)
 def test_every_format_gives_the_same_corpus(
     tmp_path: Path, prepared: Path, write: Callable[[Path, list[str]], str]
 ) -> None:
@@ -83,7 +95,7 @@ def test_every_format_gives_the_same_corpus(
     txt = tmp_path / "txt"
     txt.mkdir()
     digests = {
-        prepare(settings(files), tmp_path / name, tmp_path / "lock.json")["digest"]
+        prepare(settings(files), tmp_path / name, tmp_path / "lock.json").digest
         for name, files in (("one", pattern), ("two", write_txt(txt, texts)))
     }
     assert len(digests) == 1
@@ -92,12 +104,9 @@ def test_every_format_gives_the_same_corpus(
 def test_files_are_described_in_the_order_of_reading(tmp_path: Path) -> None:
     pattern = write_txt(tmp_path, ["b", "a"])
     described = corpora.describe_files(pattern)
-    assert [Path(file["path"]).name for file in described] == ["000.txt", "001.txt"]
-    assert described[0] == {
-        "path": f"{tmp_path}/000.txt",
-        "sha256": "3e23e8160039594a33894f6564e1b1348bbd7a0088d42c4acb73eeaed59c009d",
-        "bytes": 1,
-    }
+    assert [Path(file.path).name for file in described] == ["000.txt", "001.txt"]
+    sha256 = "3e23e8160039594a33894f6564e1b1348bbd7a0088d42c4acb73eeaed59c009d"
+    assert described[0] == SourceFile(f"{tmp_path}/000.txt", sha256, 1)
 
 
 def table(**columns: list[Any]) -> Callable[[Path], None]:
@@ -126,7 +135,12 @@ def content(data: bytes) -> Callable[[Path], None]:
         ("a.parquet", table(text=[1], body=["x"]), "column 'text' holds int64, expected text; "
          "the file has text, body: set `text_field` to another of them"),
         ("a.parquet", content(b"PAR1 but no more"), "cannot be read as parquet"),
-        ("a.csv", content(b"text\nx\n"), "a.csv is none of .txt, .jsonl, .jsonl.gz, .parquet"),
+        ("a.json", content(b'[{"text": "x"}'), "a.json is not JSON"),
+        ("a.json", content(b"7"), "holds 7, expected an array or an object of records"),
+        ("a.json", content(b'[{"text": "x"}, {"body": "y"}]'),
+         "entry 2: no text in field 'text'; it has body"),
+        ("a.csv", content(b"text\nx\n"),
+         "a.csv is none of .txt, .json, .jsonl, .jsonl.gz, .parquet"),
     ],
 )  # fmt: skip
 def test_a_bad_file_is_named_with_its_line(
@@ -168,9 +182,9 @@ def test_numbers_of_documents_are_respected(
         split_seed=0,
     )
     manifest = prepare(chosen, tmp_path / "out", tmp_path / "lock.json")
-    assert manifest["train"]["documents"] + manifest["validation"]["documents"] == count
+    assert manifest.train.documents + manifest.validation.documents == count
     size = sum(len(text.encode()) for text in documents(9)[:count])
-    assert manifest["train"]["bytes"] + manifest["validation"]["bytes"] == size
+    assert manifest.train.bytes + manifest.validation.bytes == size
 
 
 @pytest.mark.parametrize("expected", [8, 10, 3])

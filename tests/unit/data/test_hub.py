@@ -126,7 +126,7 @@ def test_a_hub_corpus_is_prepared_and_its_commit_recorded(online: Path, tmp_path
     lines = "\n".join(json.dumps({"text": text}) for text in TEXTS)
     (tmp_path / "a.jsonl").write_text(lines)
     local = prepare(settings(f"{tmp_path}/a.jsonl"), tmp_path / "out", tmp_path / "lock.json")
-    assert local["digest"] == manifest["digest"]
+    assert local.digest == manifest["digest"]
 
 
 def test_what_is_prepared_needs_no_network(online: Path, no_network: None) -> None:
@@ -176,7 +176,7 @@ def test_a_corpus_that_changed_under_its_commit_stops(offline: Path, tmp_path: P
 def test_the_first_documents_are_no_fact_about_the_corpus(offline: Path, tmp_path: Path) -> None:
     lock = CorporaLock(tmp_path / "lock.json")
     manifest = prepare(hub_settings(max_documents=50), tmp_path / "out", lock.path)
-    assert manifest["train"]["documents"] + manifest["validation"]["documents"] == 50
+    assert manifest.train.documents + manifest.validation.documents == 50
     assert set(lock.entry(REPOSITORY, "small")) == {"revision", "first_used"}
 
 
@@ -250,7 +250,7 @@ def test_several_processes_read_from_the_hub(address: str, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     remote = json.loads((out / "manifest.json").read_text())
     assert len(remote["train"]["shards"]) > 2
-    assert remote["digest"] == local["digest"]
+    assert remote["digest"] == local.digest
 
 
 @pytest.mark.parametrize(

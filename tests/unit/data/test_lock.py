@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mhclite.data.lock import CorporaLock
+from mhclite.data.lock import CorporaLock, revision_text
 from mhclite.errors import UserError
 
 
@@ -34,6 +34,19 @@ def test_facts_are_added_and_kept(tmp_path: Path) -> None:
     before = path.stat().st_mtime_ns
     lock.record("some/one", "small", revision="a" * 40, documents=3)
     assert path.stat().st_mtime_ns == before
+
+
+def test_it_is_said_what_fixes_a_revision(tmp_path: Path) -> None:
+    lock = CorporaLock(tmp_path / "corpora.lock.json")
+    corpus = {"source": "hub", "repository": "some/one", "subset": None, "revision": None}
+    assert revision_text({"source": "embedded"}, lock) is None
+    assert f"{lock.path} does not exist" in str(revision_text(corpus, lock))
+    lock.record("some/other", None, revision="a" * 40)
+    assert f"{lock.path} has no entry for it" in str(revision_text(corpus, lock))
+    lock.record("some/one", None, revision="b" * 40)
+    assert revision_text(corpus, lock) == f"revision {'b' * 12}, locked in {lock.path}"
+    pinned = {**corpus, "revision": "c" * 40}
+    assert revision_text(pinned, lock) == f"revision {'c' * 12}, pinned in the study"
 
 
 def test_another_fact_is_an_error_that_changes_nothing(tmp_path: Path) -> None:

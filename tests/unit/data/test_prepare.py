@@ -18,10 +18,10 @@ from small_corpora import documents, settings
 
 from mhclite import cli
 from mhclite.data import prepare as step
+from mhclite.data.manifest import SPLITS, Split, load_manifest, open_split
 from mhclite.data.parts import Job, tokenize
 from mhclite.data.pool import Report
 from mhclite.data.prepare import parse_settings, prepare
-from mhclite.data.shards import SPLITS, Split, load_manifest, open_split
 from mhclite.data.splits import split_of
 from mhclite.data.tokenization import load
 from mhclite.errors import UserError
@@ -56,12 +56,12 @@ def test_all_text_is_in_the_split_of_its_hash(
     for split in SPLITS:
         expected = [t for t in documents(40) if split_of(t.encode(), 0.25) == split]
         assert texts_of(out, split) == expected
-        assert manifest[split]["documents"] == len(expected)
-        assert manifest[split]["bytes"] == sum(len(text.encode()) for text in expected)
-    assert manifest["tokenizer"]["kind"] == kind
-    assert manifest["tokenizer"]["vocab_size"] == vocab_size
-    assert manifest["tokenizer"]["n_tokens"] <= vocab_size
-    assert 0 < manifest["baselines"]["bigram"] < manifest["baselines"]["unigram"]
+        assert manifest.splits[split].documents == len(expected)
+        assert manifest.splits[split].bytes == sum(len(text.encode()) for text in expected)
+    assert manifest.tokenizer.kind == kind
+    assert manifest.tokenizer.vocab_size == vocab_size
+    assert manifest.tokenizer.n_tokens <= vocab_size
+    assert 0 < manifest.baselines.bigram < manifest.baselines.unigram
 
 
 def test_copies_of_a_text_share_a_split(tmp_path: Path) -> None:
@@ -118,12 +118,12 @@ def test_any_number_of_processes_writes_the_same_bytes(tmp_path: Path, seed: int
     for processes, out in enumerate(outs, start=1):
         prepare(chosen, out, tmp_path / "lock.json", processes, part_bytes=3000)
     assert content(outs[0]) == content(outs[1]) == content(outs[2])
-    assert len(load_manifest(outs[0])["train"]["shards"]) > 5
-    rule = load_manifest(outs[0])["split"]["rule"]
+    assert len(load_manifest(outs[0]).train.shards) > 5
+    rule = load_manifest(outs[0]).split.rule
     assert rule.endswith("seed 7" if seed else "sha256 of the text")
     # Parts change where shards end, not the tokens.
     prepare(chosen, tmp_path / "whole", tmp_path / "lock.json")
-    assert len(load_manifest(tmp_path / "whole")["train"]["shards"]) == 1
+    assert len(load_manifest(tmp_path / "whole").train.shards) == 1
     for split in SPLITS:
         assert texts_of(outs[0], split) == texts_of(tmp_path / "whole", split)
 
@@ -167,7 +167,7 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(
     with monkeypatch.context() as patch:
         patch.setattr(step, "ngram_baselines", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         if change == "code":
-            patch.setattr(step, "code_digest", lambda module: "that of another version")
+            patch.setattr(step, "digest_of_modules", lambda modules: "that of another version")
         with pytest.raises(KeyboardInterrupt):
             prepare(chosen, out, tmp_path / "lock.json", part_bytes=3000)
     (out / "train-00000.bin").write_bytes(b"x" * (out / "train-00000.bin").stat().st_size)
@@ -178,6 +178,19 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(
     prepare(chosen, out, tmp_path / "lock.json", part_bytes=3000)
     prepare(chosen, tmp_path / "whole", tmp_path / "lock.json", part_bytes=3000)
     assert content(out) == content(tmp_path / "whole")
+
+
+def test_every_module_of_data_is_said_to_decide_the_bytes_or_not() -> None:
+    """A new module is one of the two; whoever adds it says which."""
+    others = {
+        *("archive", "corpora", "hub", "lock"),  # which files: in the key as paths and states
+        *("batches", "manifest"),  # read and check what was prepared
+        *("pool", "prepare", "progress"),  # when, by which process, what is shown
+    }
+    deciding = {name.removeprefix("mhclite.data.") for name in step.PREPARATION}
+    assert not deciding & others
+    found = {path.stem for path in Path(step.__file__).parent.glob("*.py")} - {"__init__"}
+    assert found == deciding | others
 
 
 def test_a_mistake_in_a_file_is_one_line_from_any_process(tmp_path: Path) -> None:
@@ -201,8 +214,9 @@ def test_the_embedded_corpus_has_the_tokens_that_results_were_published_for(
         (ROOT / "results/published/laptop/corpora/sotu/manifest.json").read_text()
     )
     chosen = load_study(ROOT / "config/config.yaml").corpus_settings("sotu")
-    manifest = prepare(chosen, tmp_path / "out", tmp_path / "lock.json")
-    del published["settings"]  # which has keys more since
+    prepare(chosen, tmp_path / "out", tmp_path / "lock.json")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    del published["settings"]  # whose keys are others since
     assert {key: manifest[key] for key in published} == published
 
 
@@ -220,8 +234,8 @@ def test_two_processes_write_the_same_bytes_and_a_third_time_does_nothing(
         assert done.stdout.startswith(f"{out}: ")
         assert done.stdout.count("\n") == 1
     assert content(first) == content(second)
-    assert load_manifest(first)["settings"] == chosen
-    assert load_manifest(first)["tokenizer"]["n_tokens"] == chosen["tokenizer"]["vocab_size"]
+    assert load_manifest(first).settings == chosen
+    assert load_manifest(first).tokenizer.n_tokens == chosen["tokenizer"]["vocab_size"]
 
     before = {path: path.stat().st_mtime_ns for path in first.iterdir()}
     with caplog.at_level(logging.INFO):
@@ -246,8 +260,8 @@ def test_changed_files_are_prepared_again(prepared: Path, tmp_path: Path, texts:
     before = load_manifest(prepared)
     (texts / "000.txt").write_text("a text that was not there before")
     after = prepare(settings(f"{texts}/*.txt"), prepared, tmp_path / "lock.json")
-    assert after["digest"] != before["digest"]
-    assert after["source"]["files"][1:] == before["source"]["files"][1:]
+    assert after.digest != before.digest
+    assert after.source.files[1:] == before.source.files[1:]
     # The shards of before were smaller and more.
     assert sorted(content(prepared)) == [
         "manifest.json", "tokenizer.json", "train-00000.bin", "validation-00000.bin",
@@ -302,9 +316,9 @@ def test_settings_are_those_of_a_study_with_its_defaults() -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("{", "expected a JSON object"),
-        ("[]", "expected a JSON object"),
-        ('{"name": "a", "corpus": {"source": "embedded"}}', "tokenizer"),
+        ("{", "invalid JSON"),
+        ("[]", "should be an object"),
+        ('{"name": "a", "corpus": {"source": "embedded"}}', "tokenizer: this key is missing"),
         ('{"name": "a/b", "corpus": {}, "tokenizer": {}}', "a/b"),
         ('{"name": "a", "corpus": {"source": "web"}, "tokenizer": {}}', "source"),
         ('{"name": "a", "corpus": {"source": "embedded", "x": 1}, "tokenizer": {}}', "x"),

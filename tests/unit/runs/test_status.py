@@ -19,8 +19,8 @@ from mhclite import cli
 from mhclite.files import write_json
 from mhclite.records import to_json
 from mhclite.runs import status
-from mhclite.study.reading import load_study
 from mhclite.runs.folder import RunFolder
+from mhclite.study.reading import load_study
 
 ROOT = Path(__file__).parents[2]
 

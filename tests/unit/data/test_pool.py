@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mhclite.data.pool import Report, spread
+from mhclite.data.pool import Report, run_jobs
 from mhclite.errors import UserError
 
 # What workers run is at the top of the module, where they find it.
@@ -39,22 +39,22 @@ def test_every_job_is_done_once_and_reported(processes: int) -> None:
         documents += more_documents
         tokens += more_tokens
 
-    found = list(spread(square, range(4), processes, report))
+    found = list(run_jobs(square, range(4), processes, report))
     assert sorted(value for value, _ in found) == [0, 1, 4, 9]
     assert (documents, tokens) == (4, 6)
     assert (os.getpid() in {process for _, process in found}) == (processes == 1)
-    assert list(spread(square, [], processes, report)) == []
+    assert list(run_jobs(square, [], processes, report)) == []
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_mistake_comes_back_as_it_is(processes: int) -> None:
     with pytest.raises(UserError, match=r"^job \d cannot be done$"):
-        list(spread(refuse, range(3), processes, lambda *_: None))
+        list(run_jobs(refuse, range(3), processes, lambda *_: None))
 
 
 def test_a_killed_worker_is_one_clear_line() -> None:
     with pytest.raises(UserError, match=r"was killed, .* run the same command again") as error:
-        list(spread(die, range(3), 2, lambda *_: None))
+        list(run_jobs(die, range(3), 2, lambda *_: None))
     assert "\n" not in str(error.value)
 
 
@@ -73,12 +73,13 @@ def running(process: int) -> bool:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at /proc")
 def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib, test_spread; from mhclite.data.pool import spread; "
+        "import sys, pathlib, test_pool; from mhclite.data.pool import run_jobs; "
         "jobs = [pathlib.Path(name) for name in sys.argv[1:]]; "
-        "list(spread(test_spread.wait_and_tell, jobs, 2, lambda *_: None))"
+        "list(run_jobs(test_pool.wait_and_tell, jobs, 2, lambda *_: None))"
     )
     told = [tmp_path / "one", tmp_path / "two"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     command = [sys.executable, "-c", code, *map(str, told)]
     # Its resource tracker may have a last word about the semaphores of a killed process.
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as parent:

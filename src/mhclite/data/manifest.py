@@ -1,0 +1,316 @@
+"""The manifest of a prepared corpus: what its shards are, and whether they still are.
+
+`prepare` writes `manifest.json` last, so a folder that has one is whole. It counts the shards and
+holds their SHA-256. Nothing here decides a number, so none of it is in a run's key.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mhclite.data.tokens import SHARD_DTYPE, TokenSplit
+from mhclite.errors import UserError
+from mhclite.files import digest_of, read_json, sha256_of, write_json
+from mhclite.records import read_record, to_json
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+VERIFIED = "verified.json"  # which shards were compared with the manifest, and their state then
+SHARD_NAME = re.compile(r"(train|validation)-\d{5}\.bin")
+
+Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of tokens."""
+
+    file: str
+    tokens: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SplitEntry:
+    """One split: its documents, their bytes as UTF-8, its tokens and the shards in order."""
+
+    documents: int
+    bytes: int
+    tokens: int
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file that the text was read from."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class SourceEntry:
+    """Where the text comes from. `files` is empty for a hub corpus: its `revision` fixes them."""
+
+    kind: str
+    description: str
+    repository: str | None = None
+    revision: str | None = None
+    files: tuple[SourceFile, ...] = ()
+    license: str | None = None
+
+
+@dataclass(frozen=True)
+class TokenizerEntry:
+    """The tokenizer: `n_tokens` ids are in use, of an embedding of `vocab_size`."""
+
+    kind: str
+    vocab_size: int
+    n_tokens: int
+    sha256: str  # of tokenizer.json
+    eot_id: int
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """How documents were assigned to the splits."""
+
+    rule: str
+    validation_fraction: float
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Validation loss of counting models, in nats per token."""
+
+    unigram: float
+    bigram: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` holds.
+
+    Attributes:
+        settings: `Study.corpus_settings` that it was prepared with.
+        bigram_tokens: tokens of the train split, from its start, that bigrams were counted over.
+        digest: `content_digest` of tokenizer and shards: what decides training.
+    """
+
+    schema: int
+    name: str
+    settings: dict[str, Any]
+    source: SourceEntry
+    tokenizer: TokenizerEntry
+    split: SplitRule
+    train: SplitEntry
+    validation: SplitEntry
+    baselines: Baselines
+    bigram_tokens: int
+    digest: str
+
+    @property
+    def splits(self) -> dict[Split, SplitEntry]:
+        """Both splits by name."""
+        return {"train": self.train, "validation": self.validation}
+
+    def bits_per_byte(self, loss: float) -> float:
+        """A validation loss in nats per token as bits per byte of the validation text."""
+        return bits_per_byte(loss, self.validation.tokens, self.validation.bytes)
+
+
+def bits_per_byte(loss: float, tokens: int, bytes: int) -> float:
+    """A loss in nats per token as bits per byte of the text.
+
+    Args:
+        loss: mean over the text.
+        tokens: tokens of the text.
+        bytes: bytes of the text in UTF-8.
+    """
+    return float(loss * tokens / bytes / math.log(2))
+
+
+def shard_name(split: Split, index: int) -> str:
+    """File name of a shard."""
+    return f"{split}-{index:05d}.bin"
+
+
+def content_digest(tokenizer: TokenizerEntry, splits: Mapping[Split, SplitEntry]) -> str:
+    """Digest of what decides training: the tokens of both splits and the tokenizer."""
+    shards = {split: [shard.sha256 for shard in splits[split].shards] for split in SPLITS}
+    return digest_of({"tokenizer": tokenizer.sha256, **shards})
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest, atomically: from here on the folder counts as prepared."""
+    problem = _problem(manifest)
+    assert problem is None, problem
+    write_json(folder / MANIFEST, to_json(manifest))
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """The manifest of a prepared corpus, checked for its shape and against its own digest.
+
+    Raises:
+        UserError: missing, damaged, foreign, or of another schema.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise UserError(
+            f"{folder} is not a prepared corpus: it has no {MANIFEST}; make it with "
+            "`python -m mhclite prepare` (or let snakemake do it)"
+        )
+    again = f"delete {path} and prepare the corpus again"
+    manifest = read_record(Manifest, path, "manifest", SCHEMA, again)
+    problem = _problem(manifest)
+    if problem:
+        raise UserError(f"{path} is not what mhclite wrote: {problem}; {again}")
+    return manifest
+
+
+def load_if_prepared(folder: Path) -> Manifest | None:
+    """`load_manifest`, or None where the folder is not prepared yet."""
+    return load_manifest(folder) if (Path(folder) / MANIFEST).is_file() else None
+
+
+def _problem(manifest: Manifest) -> str | None:
+    """What is wrong with the values of a manifest, None if nothing is."""
+    for name, split in manifest.splits.items():
+        if not all(SHARD_NAME.fullmatch(shard.file) for shard in split.shards):
+            return f"{name}.shards names a file that is no shard"
+        if not 0 < split.tokens == sum(shard.tokens for shard in split.shards):
+            return f"{name}.tokens is not the sum over its shards, or zero"
+        if split.bytes <= 0:
+            return f"{name}.bytes is not positive"
+    if manifest.digest != content_digest(manifest.tokenizer, manifest.splits):
+        return "its digest does not fit its content"
+    return None
+
+
+def shard_paths(folder: Path, split: SplitEntry) -> list[Path]:
+    """The files of a split, in order."""
+    return [Path(folder) / shard.file for shard in split.shards]
+
+
+def open_split(folder: Path, split: Split, verify: bool = True) -> TokenSplit:
+    """Open a split of a prepared corpus, without reading its tokens.
+
+    Args:
+        folder: the prepared corpus.
+        split: "train" or "validation".
+        verify: compare the shards with the manifest: sizes always, content if a file was written
+            since that was last done. Processes that start together need only one of them to do it.
+
+    Raises:
+        UserError: the manifest or a shard is missing or damaged.
+    """
+    entry = load_manifest(folder).splits[split]
+    if verify:
+        _verify_once(folder, entry)
+    return TokenSplit(shard_paths(folder, entry))
+
+
+def open_tokens(path: Path, vocab_size: int) -> TokenSplit:
+    """A file of raw little-endian uint16 tokens from elsewhere, such as nanoGPT's `val.bin`.
+
+    Raises:
+        UserError: missing, empty, not whole tokens, or with ids beyond the vocabulary.
+    """
+    if not path.is_file():
+        raise UserError(f"token file {path} does not exist")
+    size = path.stat().st_size
+    if size == 0 or size % SHARD_DTYPE.itemsize:
+        raise UserError(f"{path} has {size} bytes: it is not a file of 2-byte tokens")
+    largest = int(np.memmap(path, SHARD_DTYPE, mode="r").max())
+    if largest >= vocab_size:
+        raise UserError(
+            f"{path} has token {largest}, but the model's vocabulary ends at {vocab_size - 1}: the "
+            "file was made with another tokenizer"
+        )
+    return TokenSplit([path])
+
+
+def verify_split(folder: Path, split: SplitEntry) -> None:
+    """Compare size and SHA-256 of every shard of a split with the manifest.
+
+    Raises:
+        UserError: for the first file that is missing or differs.
+    """
+    _verify_sizes(folder, split)
+    for shard in split.shards:
+        _verify_content(folder, shard)
+
+
+def _verify_sizes(folder: Path, split: SplitEntry) -> None:
+    """Compare the size of every shard of a split with the manifest.
+
+    Raises:
+        UserError: for the first file that is missing or differs.
+    """
+    for shard, path in zip(split.shards, shard_paths(folder, split), strict=True):
+        if not path.is_file():
+            raise UserError(f"shard {path} is missing; {_again(folder)}")
+        size, expected = path.stat().st_size, shard.tokens * SHARD_DTYPE.itemsize
+        if size != expected:
+            raise UserError(
+                f"shard {path} has {size} bytes, its manifest says {expected}: it is damaged; "
+                f"{_again(folder)}"
+            )
+
+
+def _verify_content(folder: Path, shard: Shard) -> None:
+    path = Path(folder) / shard.file
+    if sha256_of(path) != shard.sha256:
+        raise UserError(
+            f"shard {path} does not have the sha256 of its manifest: it is damaged; "
+            f"{_again(folder)}"
+        )
+
+
+def _again(folder: Path) -> str:
+    return f"delete {Path(folder) / MANIFEST} and prepare the corpus again"
+
+
+def _verify_once(folder: Path, split: SplitEntry) -> None:
+    """`verify_split`, but shards that were not written since they were last verified are not read.
+
+    Reading all of a large corpus takes minutes, and every run of a study begins here.
+    """
+    _verify_sizes(folder, split)
+    known = _verified(folder)
+    new = [shard for shard in split.shards if known.get(shard.file) != _state(folder, shard)]
+    for shard in new:
+        _verify_content(folder, shard)
+    if new:
+        remember_verified(folder, new)
+
+
+def remember_verified(folder: Path, shards: Iterable[Shard]) -> None:
+    """Note that these shards have the SHA-256 that the manifest says, if the folder is writable."""
+    with suppress(OSError):
+        states = {shard.file: _state(folder, shard) for shard in shards}
+        write_json(Path(folder) / VERIFIED, _verified(folder) | states)
+
+
+def _state(folder: Path, shard: Shard) -> dict[str, Any]:
+    """What changes when somebody writes the file, or the manifest."""
+    return {"sha256": shard.sha256, "mtime_ns": (Path(folder) / shard.file).stat().st_mtime_ns}
+
+
+def _verified(folder: Path) -> dict[str, Any]:
+    """shard -> its state when its SHA-256 was last compared; empty if that is not known."""
+    try:
+        known = read_json(Path(folder) / VERIFIED)
+    except (UserError, OSError):
+        return {}
+    return known if isinstance(known, dict) else {}

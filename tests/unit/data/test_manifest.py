@@ -1,0 +1,158 @@
+"""Manifests: one that is not ours and shards that are damaged are noticed."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mhclite.data import manifest as module
+from mhclite.data.manifest import (
+    bits_per_byte,
+    content_digest,
+    load_manifest,
+    open_split,
+    write_manifest,
+)
+from mhclite.errors import UserError
+
+
+def test_the_prepared_corpus_has_several_shards(prepared: Path) -> None:
+    manifest = load_manifest(prepared)
+    assert len(manifest.train.shards) > 2
+    assert len(open_split(prepared, "train")) == manifest.train.tokens
+    assert len(open_split(prepared, "validation")) == manifest.validation.tokens
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[7] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [(truncate, "bytes"), (flip, "sha256"), (Path.unlink, "missing")],
+)
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_damaged_shard_is_named_with_the_way_out(
+    prepared: Path, damage: Any, what: str, split: Any
+) -> None:
+    path = sorted(prepared.glob(f"{split}-*.bin"))[-1]
+    damage(path)
+    with pytest.raises(UserError) as error:
+        open_split(prepared, split)
+    message = str(error.value)
+    assert str(path) in message
+    assert what in message
+    assert f"delete {prepared / 'manifest.json'}" in message
+    assert "\n" not in message
+    other = "validation" if split == "train" else "train"
+    open_split(prepared, other)  # type: ignore[arg-type]
+
+
+def test_verification_can_be_left_to_another_process(prepared: Path) -> None:
+    flip(prepared / "train-00000.bin")
+    assert len(open_split(prepared, "train", verify=False)) > 0
+
+
+def test_a_shard_is_read_once_and_again_only_after_it_was_written(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    sha256_of = module.sha256_of
+    monkeypatch.setattr(
+        module, "sha256_of", lambda path: (read.append(path.name), sha256_of(path))[1]
+    )
+    names = sorted(path.name for path in prepared.glob("train-*.bin"))
+    open_split(prepared, "train")
+    assert read == []  # `prepare` knows what it wrote
+    (prepared / "verified.json").unlink()
+    for expected in (names, [], []):
+        open_split(prepared, "train")
+        assert read == expected
+        read.clear()
+    os.utime(prepared / names[1], ns=(1, 1))  # a copy, say, or damage
+    (prepared / "verified.json").chmod(0o400)
+    open_split(prepared, "train")
+    assert read == names[1:2]
+    (prepared / "verified.json").write_text("[")
+    open_split(prepared, "train")
+    assert read[1:] == names
+
+
+def test_what_was_verified_holds_for_one_manifest_only(prepared: Path) -> None:
+    manifest = load_manifest(prepared)
+    first, *others = manifest.train.shards
+    changed = replace(manifest.train, shards=(replace(first, sha256="0" * 64), *others))
+    digest = content_digest(manifest.tokenizer, {**manifest.splits, "train": changed})
+    write_manifest(prepared, replace(manifest, train=changed, digest=digest))
+    with pytest.raises(UserError, match="does not have the sha256 of its manifest"):
+        open_split(prepared, "train")
+
+
+def change(**changes: Any) -> Any:
+    def write_changed(path: Path) -> None:
+        manifest = json.loads(path.read_text())
+        for key, value in changes.items():
+            *parents, last = key.split("__")
+            inner = manifest
+            for parent in parents:
+                inner = inner[parent]
+            if value is None:
+                del inner[last]
+            else:
+                inner[last] = value
+        path.write_text(json.dumps(manifest))
+
+    return write_changed
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        (truncate, "not readable as JSON"),
+        (lambda path: path.write_bytes(b"\xff\xfe"), "not readable as JSON"),
+        (lambda path: path.write_text("[1]"), "has schema None, expected 1"),
+        (lambda path: path.write_text('{"packages": []}'), "has schema None, expected 1"),
+        (change(schema=0), "another version of mhclite: "),
+        (change(schema=2), "has schema 2, expected 1"),
+        (change(train__shards=None), "train.shards is missing"),
+        (change(validation__tokens="many"), "validation.tokens is 'many', expected int"),
+        (change(train__shards={}), "train.shards is {}, expected "),
+        (change(train__shards=[{"file": "x.bin", "tokens": 1, "sha256": ""}]), "no shard"),
+        (change(train__words=7), "train.words is not known"),
+        (change(train__tokens=7), "not the sum"),
+        (change(validation__bytes=0), "not positive"),
+        (change(tokenizer__sha256="0" * 64), "digest"),
+        (Path.unlink, "no manifest.json"),
+    ],
+)
+def test_a_manifest_that_is_not_ours_is_one_clear_line(
+    prepared: Path, damage: Any, what: str
+) -> None:
+    damage(prepared / "manifest.json")
+    with pytest.raises(UserError) as error:
+        load_manifest(prepared)
+    message = str(error.value)
+    assert what in message
+    assert str(prepared) in message
+    assert "prepare" in message
+    assert "\n" not in message
+
+
+def test_bits_per_byte_of_a_uniform_model_of_bytes(prepared: Path) -> None:
+    assert bits_per_byte(float(np.log(256)), 1000, 1000) == pytest.approx(8)
+    assert bits_per_byte(float(np.log(256)), 1000, 4000) == pytest.approx(2)
+    manifest = load_manifest(prepared)
+    tokens, size = manifest.validation.tokens, manifest.validation.bytes
+    assert manifest.bits_per_byte(2.0) == bits_per_byte(2.0, tokens, size)

@@ -1,0 +1,100 @@
+"""Windows of tokens: what was written is read, across the ends of shards."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import write_shards
+
+from mhclite.data.manifest import Shard, open_split
+from mhclite.data.parts import ShardWriter
+from mhclite.data.tokens import TokenSplit
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    tokens=st.lists(st.integers(0, 65535), min_size=1, max_size=50),
+    shard_tokens=st.integers(1, 20),
+    data=st.data(),
+)
+def test_reads_across_shards_equal_reads_of_one_array(
+    tokens: list[int], shard_tokens: int, data: st.DataObject
+) -> None:
+    flat = np.array(tokens, dtype=np.int64)
+    with tempfile.TemporaryDirectory() as name:
+        written = write_shards(Path(name), "train", tokens, shard_tokens)
+        split = TokenSplit([Path(name, shard.file) for shard in written])
+        assert len(split) == len(flat)
+        start = data.draw(st.integers(0, len(flat)))
+        length = data.draw(st.integers(0, len(flat) - start))
+        read = split.read(start, length)
+        assert read.dtype == np.int64
+        np.testing.assert_array_equal(read, flat[start : start + length])
+        starts = np.arange(len(flat) - length + 1)[: len(flat)][::-1]
+        split.expect(starts, length)
+        windows = split.windows(starts, length)
+        assert windows.dtype == np.int64
+        assert windows.shape == (len(starts), length)
+        for window, begin in zip(windows, starts, strict=True):
+            np.testing.assert_array_equal(window, flat[begin : begin + length])
+
+
+def test_every_read_of_a_small_split(tmp_path: Path) -> None:
+    flat = np.arange(11)
+    written = write_shards(tmp_path, "train", flat, 4)
+    split = TokenSplit([tmp_path / shard.file for shard in written])
+    for start in range(12):
+        for length in range(12 - start):
+            np.testing.assert_array_equal(split.read(start, length), flat[start : start + length])
+
+
+def test_reading_outside_the_split_is_a_bug(prepared: Path) -> None:
+    split = open_split(prepared, "train")
+    for start, length in ((-1, 2), (0, len(split) + 1), (len(split), 1)):
+        with pytest.raises(AssertionError):
+            split.read(start, length)
+
+
+def test_a_shard_is_little_endian_uint16_and_counted(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "train-00000.bin") as writer:
+        writer.append(np.array([1, 256], dtype=np.uint16))
+        writer.append(np.array([65535], dtype=np.uint16))
+    content = b"\x01\x00\x00\x01\xff\xff"
+    assert (tmp_path / "train-00000.bin").read_bytes() == content
+    sha256 = hashlib.sha256(content).hexdigest()
+    assert writer.shards == (Shard("train-00000.bin", 3, sha256),)
+
+
+def test_without_a_token_there_is_no_file(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "train-00000.bin") as writer:
+        pass
+    assert writer.shards == ()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_writer_that_fails_leaves_no_partial_shard(tmp_path: Path) -> None:
+    def fail() -> None:
+        with ShardWriter(tmp_path / "train-00000.bin") as writer:
+            writer.append(np.array([1, 2, 3], dtype=np.uint16))
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_tokens_needs_numpy_alone() -> None:
+    code = (
+        "import sys, mhclite.data.manifest; "
+        "print({'torch', 'pydantic', 'datasets', 'tokenizers', 'tqdm'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
