@@ -24,7 +24,7 @@ from mhclite.evidence.table_format import fixed, percent_of, plus_minus
 from mhclite.evidence.table_results import results_data
 from mhclite.files import read_json, write_json, write_text
 from mhclite.measure import stability
-from mhclite.tracking.content import hardware_of
+from mhclite.runs.provenance import hardware_in_words
 
 RUN_FILES = ("run.json", "summary.json", "metrics.jsonl", "mixing.jsonl")
 STUDY_FILES = ("probes/*.json", "throughput/*.json", "sinkhorn.json")
@@ -126,7 +126,7 @@ def readme_block(results: Results) -> str:
         "",
         f"Mean ± half-width of the {percent_of(results.confidence)} Student t interval over "
         f"{len(results.seeds)} seeds, differences paired by seed; {baselines}. Commit "
-        f"{commit[:10] if commit else 'unknown'}, {hardware_of(provenance['hardware'])}; "
+        f"{commit[:10] if commit else 'unknown'}, {hardware_in_words(provenance['hardware'])}; "
         f"{len(results.runs)} runs. Made from `results/published/{results.name}`.",
     ]
     return "\n".join(lines)

@@ -158,6 +158,17 @@ def hardware() -> dict[str, Any]:
     return found
 
 
+def hardware_in_words(hardware: dict[str, Any]) -> str:
+    """GPUs where there are any, processor, cores and memory of what `hardware` returned."""
+    cores = hardware["cores"]
+    parts = [f"{hardware['cpu']}, {cores} core" + "s" * (cores != 1)]
+    if hardware.get("gpu"):
+        parts.insert(0, f"{hardware.get('gpus', 1)} × {hardware['gpu']}")
+    if hardware.get("memory_gib") is not None:
+        parts.append(f"{hardware['memory_gib']:g} GiB memory")
+    return ", ".join(parts)
+
+
 def provenance() -> dict[str, Any]:
     """Code, versions and hardware of this process."""
     return {
