@@ -41,12 +41,7 @@ from mhclite.files import read_json, read_jsonl, sha256_of, write_json
 from mhclite.study.settings import Study
 from mhclite.tracking import track as tracking
 from mhclite.tracking.content import CURVE_POINTS, step_times, thinned
-from mhclite.tracking.store import (
-    database_of,
-    locked,
-    moved_from,
-    tracked_studies,
-)
+from mhclite.tracking.store import database_of, locked, moved_from
 
 ROOT = Path(__file__).parents[2]
 RUN = "sotu-d4-mhc-s0"
@@ -195,9 +190,9 @@ def test_numbers_of_probe_and_stability(tracked: Path) -> None:
     assert found["mixing/gain_forward"] == probe["product"]["gain_forward"][-1]
     assert found["mixing/product_max_deviation"] == probe["product"]["max_deviation"]
     assert found["mixing/sinkhorn_share_above_30"] == probe["sinkhorn_input"]["share_above_30"]
-    verdict = read_json(tracked / "synthetic/stability.json")["runs"]["sotu-d2-hc-s0"]
+    stability = read_json(tracked / "synthetic/stability.json")["runs"]["sotu-d2-hc-s0"]
     spikes = values_of(tracked, "sotu-d2-hc-s0")["stability/grad_norm_spikes"]
-    assert spikes == len(verdict["grad_norm_spikes"]) == 1
+    assert spikes == len(stability["grad_norm_spikes"]) == 1
     assert "mixing/gain_forward" not in values_of(tracked, "sotu-d2-residual-s0")
 
 
@@ -214,7 +209,7 @@ def test_curves(tracked: Path) -> None:
 
 def test_times_are_those_of_the_training(tracked: Path) -> None:
     start, end = query(tracked, "SELECT start_time, end_time FROM runs WHERE name = ?", RUN)[0]
-    # The builder's clock starts at 1.7e9 s: a step a second, each 0.025 s long.
+    # The builder's clock starts at 1.7e9 s: one step per second, each 0.025 s long.
     assert (start, end) == (1_700_000_000_975, 1_700_000_060_000)
     times = query(
         tracked,
@@ -354,16 +349,17 @@ def test_receipt_is_in_the_study_s_order(tracked: Path) -> None:
 
 def test_changed_run_is_replaced(results: Path) -> None:
     before, receipt = content(results), read_json(results / "synthetic/mlflow.json")["runs"]
-    lines = read_jsonl(results / f"synthetic/runs/{RUN}/metrics.jsonl")
+    folder = results / "synthetic/runs" / RUN
+    lines = read_jsonl(folder / "metrics.jsonl")
     lines[7]["loss"] = 99.0
-    text = "".join(f"{json.dumps(line)}\n" for line in lines)
-    (results / f"synthetic/runs/{RUN}/metrics.jsonl").write_text(text)
-    seal(
-        results / f"synthetic/runs/{RUN}", read_json(results / f"synthetic/runs/{RUN}/summary.json")
-    )
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    seal(folder, {**read_json(folder / "summary.json"), "train_loss": 9.25})
+    collect(description_of(study_of(), results), results / "synthetic")
     after = track(results)["runs"]
-    assert {run for run in receipt if receipt[run] != after[run]} == {RUN}
+    # The study's own run holds runs.csv, which has changed too.
+    assert {run for run in receipt if receipt[run] != after[run]} == {RUN, "study"}
     assert curve_of(results, RUN, "train/loss")[6] == (7, 99.0)
+    assert values_of(results, RUN)["final/train_loss"] == 9.25
     # As many rows as before, everywhere: nothing was appended, nothing was left behind.
     assert {k: len(v) for k, v in content(results).items()} == {
         k: len(v) for k, v in before.items()
@@ -482,7 +478,8 @@ def test_two_studies_at_once_into_a_new_store(
     assert len(log.splitlines()) <= 4, log  # MLflow's own lines would drown ours
     counts = query(results, "SELECT experiment_id, count(*) FROM runs GROUP BY experiment_id")
     assert sorted(count for _, count in counts) == [13, 13]
-    assert [name for name, *_ in tracked_studies(results / "mlflow.db")] == ["other", "synthetic"]
+    names = query(results, "SELECT name FROM experiments ORDER BY name")
+    assert names == [("Default",), ("other",), ("synthetic",)]
 
 
 def test_removed_seed_is_removed_from_the_store(results: Path) -> None:

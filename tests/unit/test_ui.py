@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,6 +63,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def wait_until_up(process: subprocess.Popen[str], port: int) -> None:
+    """Wait until the server answers."""
+    deadline = time.monotonic() + 120
+    while True:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        try:
+            OPENER.open(f"http://127.0.0.1:{port}/health", timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+
+
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """`python -m mhclite ui` on a study that was imported at another place."""
@@ -85,6 +99,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             printed.append(line.rstrip())
             if "Ctrl-C" in line:
                 break
+        wait_until_up(process, port)
         yield Running(results, port, process, printed)
     finally:
         process.terminate()
@@ -154,11 +169,11 @@ def test_importing_through_a_server(running: Running, tmp_path: Path) -> None:
 
 def test_ctrl_c_leaves_no_process_behind(running: Running) -> None:
     servers = psutil.Process(running.process.pid).children(recursive=True)
-    assert len(servers) >= 2  # mlflow, and the web server that it starts
+    assert servers  # the web server that MLflow starts
     os.kill(running.process.pid, signal.SIGINT)
     assert running.process.wait(timeout=30) == 0
     assert running.process.stdout is not None
-    assert "has stopped" in running.process.stdout.read()
+    assert running.process.stdout.read() == ""  # the links stay in sight
     assert psutil.wait_procs(servers, timeout=5)[1] == []
     ui.check_port(running.port)  # it is free again
 
@@ -168,9 +183,10 @@ def test_ctrl_c_leaves_no_process_behind(running: Running) -> None:
 
 def test_no_store_yet_says_what_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
+    write_json(tmp_path / "elsewhere/mlflow.json", {"uri": "http://host:5000"})
     with pytest.raises(UserError, match="run `make replicate` first"):
         ui.check_store(tmp_path / "mlflow.db")
-    write_json(tmp_path / "laptop/mlflow.json", {})
+    write_json(tmp_path / "laptop/mlflow.json", {"uri": "sqlite:///results/mlflow.db"})
     assert cli.main(["ui", "--uri", uri]) == cli.EXIT_USER_ERROR
     error = capsys.readouterr().err
     assert f"`python -m mhclite track --results {tmp_path}/laptop`" in error
@@ -187,15 +203,6 @@ def test_store_that_is_none_is_one_line(tmp_path: Path) -> None:
 def test_impossible_port_is_one_line(port: int) -> None:
     with pytest.raises(UserError, match=f"port {port}: expected a number from 1 to 65535"):
         ui.check_port(port)
-
-
-def test_server_that_does_not_start_says_why(tmp_path: Path) -> None:
-    output = tmp_path / "log"
-    output.write_text("one line\nthe reason\n")
-    with subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]) as server:
-        server.wait()
-        with pytest.raises(UserError, match=r"did not start: the reason \(all of it: .*log\)"):
-            ui.wait_until_up(server, free_port(), output)
 
 
 def test_a_server_elsewhere_shows_its_own_ui(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,8 @@
 """What a training run looks like in MLflow, as plain data.
 
-Everything here is a pure function of the results folder, and a run's digest covers all of it: an
-MLflow run that carries the digest is up to date.
+Its numbers are those of runs.csv, which `collect` checked; its curves, times and provenance are
+read from the run folder. A run's digest covers all of it: an MLflow run that carries the digest is
+up to date.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
-from mhclite.evidence.collect import run_row
+from mhclite.evidence.results import Results, evenly_spaced
 from mhclite.files import digest_of, read_json, read_jsonl, sha256_of
-from mhclite.runs.folder import FinishedRun, read_schema
+from mhclite.runs.folder import FinishedRun, RunFolder
+from mhclite.runs.key import settings_digest
+from mhclite.runs.provenance import hardware_in_words
 from mhclite.study.settings import BASE
 from mhclite.training.live import CURVE_POINTS, TRAINING_CURVES, VALIDATION_CURVES
 
@@ -51,7 +54,7 @@ SUMMARY = {
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """One run as MLflow shall hold it. Times are milliseconds since 1970."""
+    """One run as MLflow is to hold it. Times are milliseconds since 1970."""
 
     name: str
     tags: dict[str, str]
@@ -91,8 +94,7 @@ def thinned(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """At most `CURVE_POINTS` lines, evenly spaced, the first and the last among them."""
     if len(lines) <= CURVE_POINTS:
         return lines
-    even = np.unique(np.linspace(0, len(lines) - 1, CURVE_POINTS).round().astype(int))
-    return [lines[at] for at in even]
+    return [lines[at] for at in evenly_spaced(len(lines), CURVE_POINTS)]
 
 
 def step_times(folder: Path) -> dict[int, int]:
@@ -121,7 +123,7 @@ def step_times(folder: Path) -> dict[int, int]:
 def curve_points(
     metrics: list[dict[str, Any]], times: dict[int, int]
 ) -> list[tuple[str, float, int, int]]:
-    """The curves of a run: training steps thinned, all evaluations; no value that is not finite."""
+    """The curves of a run: thinned training steps, all evaluations; finite values only."""
     trained = thinned([line for line in metrics if line["step"] > 0])
     evaluated = [line for line in metrics if "validation_loss" in line]
     points = []
@@ -134,87 +136,66 @@ def curve_points(
     return points
 
 
-def hardware_of(hardware: dict[str, Any]) -> str:
-    """The device in a few words: the GPU, or else the processor."""
-    if hardware.get("gpu"):
-        count = hardware.get("gpus", 1)
-        return f"{count} x {hardware['gpu']}" if count > 1 else str(hardware["gpu"])
-    return f"{hardware['cpu']}, {hardware['cores']} cores"
+def cell_of(row: dict[str, Any], corpora: int) -> str:
+    """Name of the cell of the study's grid that a row of a table is in; its runs differ in seed."""
+    names = [row["corpus"], row["model"], row["variant"]]
+    return " ".join(names if corpora > 1 else names[1:])
 
 
-def cell_of(corpus: str, model: str, variant: str, corpora: int) -> str:
-    """Name of a cell of the study's grid: what its runs, one a seed, share in their names."""
-    return " ".join([corpus, model, variant] if corpora > 1 else [model, variant])
-
-
-def run_tags(run: FinishedRun, configuration: dict[str, Any], corpora: int) -> dict[str, str]:
+def run_tags(run: FinishedRun, row: dict[str, Any], corpora: int) -> dict[str, str]:
     """Tags to find, filter and group a training run by; `corpora`: how many the study has."""
-    provenance = run.description["provenance"]
-    git = provenance["git"]
-    corpus, model = configuration["corpus"], configuration["model"]["name"]
-    variant, condition = configuration["connection"]["variant"], configuration["condition"]
-    changed = "" if condition == BASE else f" {condition}"
+    record = run.record
+    git = record.provenance.git
+    changed = "" if row["condition"] == BASE else f" {row['condition']}"
+    same = ("corpus", "model", "variant", "condition", "seed", "n_streams", "status")
     tags = {
         "kind": "training",
-        "cell": cell_of(corpus, model, variant, corpora) + changed,
-        "corpus": corpus,
-        "model": model,
-        "depth": str(configuration["model"]["n_layer"]),
-        "variant": variant,
-        "condition": condition,
-        "seed": str(configuration["seed"]),
-        "n_streams": str(configuration["connection"]["n_streams"]),
-        "status": run.summary["status"],
-        "config_digest": digest_of(run.description["config"])[:SHORT],
-        "corpus_digest": run.description["corpus"]["digest"][:SHORT],
-        "hardware": hardware_of(provenance["hardware"]),
+        "cell": cell_of(row, corpora) + changed,
+        **{name: str(row[name]) for name in same},
+        "depth": str(row["n_layer"]),
+        "config_digest": settings_digest(record.config)[:SHORT],
+        "corpus_digest": record.corpus.digest[:SHORT],
+        "hardware": hardware_in_words(record.provenance.hardware),
         "mlflow.source.name": "python -m mhclite train",
         "mlflow.source.type": "LOCAL",
     }
-    if git["commit"] is not None:
+    if git.commit is not None:
         # The UI shows mlflow.source.git.commit in its column "Source".
-        tags |= {"git_commit": git["commit"], "mlflow.source.git.commit": git["commit"]}
-        tags["git_dirty"] = "true" if git["dirty"] else "false"
-    if run.summary["status"] == "diverged":
-        step = run.summary["diverged_step"]
-        tags["diverged_step"] = str(step)
+        tags |= {"git_commit": git.commit, "mlflow.source.git.commit": git.commit}
+        tags["git_dirty"] = "true" if git.dirty else "false"
+    if row["status"] == "diverged":
+        tags["diverged_step"] = str(row["diverged_step"])
         tags["mlflow.note.content"] = (
-            f"**Diverged at step {step}**: the loss or the gradient norm became non-finite there. "
-            "This is a result of the study, not a failure; the curves end before that step."
+            f"**Diverged at step {row['diverged_step']}**: the loss or the gradient norm became "
+            "non-finite there. This is a result of the study, not a failure; the curves end before "
+            "that step."
         )
     return tags
 
 
-def training_run(
-    folder: Path,
-    run: FinishedRun,
-    configuration: dict[str, Any],
-    verdict: dict[str, Any],
-    corpora: dict[str, Any],
-) -> TrackedRun:
-    """A finished training run; `verdict` is its part of stability.json, `corpora` study.json's."""
-    baselines = corpora[configuration["corpus"]]["manifest"]["baselines"]
-    probe_file = folder / "probes" / f"{run.run}.json"
-    probe = read_schema(probe_file, f"the probe of run {run.run}", "probe")
-    row = run_row(run, configuration, verdict, probe, baselines)
-    times = step_times(folder / "runs" / run.run)
+def training_run(results: Results, row: dict[str, Any]) -> TrackedRun:
+    """A training run; `row` is its row of runs.csv."""
+    name = row["run"]
+    run = RunFolder(results.folder / "runs" / name).finished()
+    settings = {key: value for key, value in results.study["runs"][name].items() if key != "run"}
+    files = results.folder / "runs" / name
+    times = step_times(files)
     start, end = min(times.values()), max(times.values())
-    summary = {name: row[column] for name, column in SUMMARY.items()}
+    summary = {metric: row[column] for metric, column in SUMMARY.items()}
     summary["stability/diverged"] = row["status"] == "diverged"
     metrics = [
-        (name, float(value), end, 0)  # step 0: the UI draws bars, not curves of one point
-        for name, value in summary.items()
-        if value is not None and math.isfinite(value)
+        (metric, float(value), end, 0)  # step 0: the UI draws bars, not curves of one point
+        for metric, value in summary.items()
+        if pd.notna(value) and math.isfinite(value)
     ]
-    files = folder / "runs" / run.run
     return TrackedRun(
-        name=run.run,
-        tags=run_tags(run, configuration, len(corpora)),
-        params=flatten({key: value for key, value in configuration.items() if key != "run"}),
+        name=name,
+        tags=run_tags(run, row, len(results.corpora)),
+        params=flatten(settings),
         metrics=metrics + curve_points(run.metrics, times),
         artifacts={
-            **{name: files / name for name in ("run.json", "summary.json", "metrics.jsonl")},
-            f"probes/{probe_file.name}": probe_file,
+            **{file: files / file for file in ("run.json", "summary.json", "metrics.jsonl")},
+            f"probes/{name}.json": results.folder / "probes" / f"{name}.json",
         },
         start=start,
         end=end,

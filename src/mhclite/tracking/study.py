@@ -1,5 +1,5 @@
-"""What a study looks like in MLflow: its training runs, and one run "study" with all that was made
-of them: report, figures, tables.
+"""What a study looks like in MLflow: its training runs, and one run "study" that holds what was
+made of them: report, figures and tables.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mhclite.errors import UserError
-from mhclite.evidence.collect import check_run
-from mhclite.runs.folder import finished_run, read_schema
+from mhclite.evidence.results import Results, load_results
 from mhclite.tracking.content import TrackedRun, cell_of, training_run
 
 STUDY_RUN = "study"  # no training run can have this id: theirs have hyphens
@@ -35,34 +34,33 @@ def study_artifacts(folder: Path) -> dict[str, Path]:
 
 
 def mean_losses(folder: Path, corpora: int) -> dict[str, float]:
-    """Mean final validation loss of every cell of the grid, as in the table of results."""
+    """Mean final validation loss of every cell of the grid, from the table of results."""
     means = {}
     with (folder / "tables" / "results.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             if row["kind"] == "variant" and row["validation_loss"]:
-                cell = cell_of(row["corpus"], row["model"], row["variant"], corpora)
-                means[f"mean_validation_loss/{cell}"] = float(row["validation_loss"])
+                cell = f"mean_validation_loss/{cell_of(row, corpora)}"
+                means[cell] = float(row["validation_loss"])
     return means
 
 
-def study_run(folder: Path, study: dict[str, Any], runs: list[TrackedRun]) -> TrackedRun:
-    """The run that holds the study's figures, tables and report."""
-    end = max(run.end for run in runs)
-    seconds = [value for run in runs for name, value, *_ in run.metrics if name == "cost/seconds"]
+def study_run(results: Results, end: int) -> TrackedRun:
+    """The run that holds the study's figures, tables and report; `end`: when its last run ended."""
+    folder, runs = results.folder, results.all_runs
     headline = {
-        **mean_losses(folder, len(study["corpora"])),
+        **mean_losses(folder, len(results.corpora)),
         "study/runs": len(runs),
-        "study/diverged_runs": sum(run.tags["status"] == "diverged" for run in runs),
-        "study/training_seconds": sum(seconds),
+        "study/diverged_runs": sum(runs["status"] == "diverged"),
+        "study/training_seconds": sum(runs["seconds"]),
     }
     return TrackedRun(
         name=STUDY_RUN,
         tags={
             "kind": "study",
             "status": "completed",
-            "mlflow.source.name": "python -m mhclite report",
+            "mlflow.source.name": "python -m mhclite evidence",
             "mlflow.source.type": "LOCAL",
-            "mlflow.note.content": description(folder, study),
+            "mlflow.note.content": description(folder, results.study),
         },
         params={},
         metrics=[(name, float(value), end, 0) for name, value in headline.items()],
@@ -88,20 +86,8 @@ def tracked_runs(folder: Path) -> tuple[dict[str, Any], list[TrackedRun]]:
 
     A missing, unfinished or outdated part is a `UserError` that names it.
     """
-    study = read_schema(folder / "study.json", "the study's description", "collect")
-    stability = read_schema(folder / "stability.json", "the stability of the runs", "stability")
     study_artifacts(folder)  # before the runs, which take longer: is the study complete?
-    runs = []
-    for name, configuration in study["runs"].items():
-        run = finished_run(folder / "runs", name)
-        manifest = study["corpora"][configuration["corpus"]]["manifest"]
-        check_run(run, configuration, manifest)
-        if name not in stability["runs"]:
-            raise UserError(
-                f"{folder / 'stability.json'} has no run {name}; write it again with "
-                "`python -m mhclite stability`"
-            )
-        runs.append(
-            training_run(folder, run, configuration, stability["runs"][name], study["corpora"])
-        )
-    return study, [study_run(folder, study, runs), *runs]
+    results = load_results(folder)
+    rows = results.all_runs.to_dict("records")
+    runs = [training_run(results, {str(key): row[key] for key in row}) for row in rows]
+    return results.study, [study_run(results, max(run.end for run in runs)), *runs]

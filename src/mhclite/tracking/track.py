@@ -1,9 +1,9 @@
 """`python -m mhclite track`: bring one study's results into MLflow.
 
-MLflow is a view of results/: what is in the study is in the experiment, once, and nothing else of
-ours is. A run that is there with the same digest is left alone, any other is deleted and made
-again, so that a second import changes nothing, an interrupted one is completed by the next, and a
-deleted store is rebuilt.
+MLflow is a view of results/: the experiment holds every run of the study once, and no other run of
+ours. A run that is there with the same digest is left alone, any other is deleted and made again,
+so that a second import changes nothing, an interrupted one is completed by the next, and a deleted
+store is rebuilt.
 """
 
 from __future__ import annotations
@@ -67,9 +67,14 @@ def synchronise(store: Store, study: dict[str, Any], runs: list[TrackedRun]) -> 
     experiment = store.experiment(name, description)
     wanted = {run.name: run for run in runs}
     kept: dict[str, str] = {}  # run -> its id in MLflow
+    of_others: set[str] = set()
     removed = replaced = 0
     for old in store.runs(experiment):
-        run_name, tags = old.data.tags[RUN_TAG], old.data.tags
+        tags = old.data.tags
+        if RUN_TAG not in tags:
+            of_others.add(old.info.run_id)
+            continue
+        run_name = tags[RUN_TAG]
         wants = wanted.get(run_name)
         same = wants is not None and tags.get(DIGEST_TAG) == wants.digest
         if same and run_name not in kept and old.info.lifecycle_stage == "active":
@@ -78,7 +83,7 @@ def synchronise(store: Store, study: dict[str, Any], runs: list[TrackedRun]) -> 
         store.purge(old)
         replaced += wants is not None
         removed += wants is None
-    store.remove_orphans(experiment)
+    store.remove_artifacts(name, of_others | set(kept.values()))
 
     unchanged, reported = len(kept), time.monotonic()
     for number, run in enumerate(runs, start=1):
