@@ -18,7 +18,7 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file beside `path`; on success flush it to disk and rename it into place."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The process id keeps two writers of one path apart: the last rename wins, whole.
+    # The process id keeps two writers of one path apart; the last one to rename wins.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -55,7 +55,7 @@ def read_json(path: Path, what: str = "file") -> Any:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read a file of one JSON object a line, e.g. metrics.jsonl."""
+    """Read a file with one JSON object per line, e.g. metrics.jsonl."""
     records = []
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
@@ -67,10 +67,10 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def misfit(value: Any, shape: Any, where: str = "") -> str | None:
-    """First place where `value`, as JSON gives it, has not the shape, in words; None if it has.
+    """The first place where a JSON `value` does not fit `shape`, in words; None if it fits.
 
-    A shape is a type or several (`float | None`), a dict of shapes (further keys are allowed), or
-    a list with the shape of its entries.
+    A shape is a type or a union of types (`float | None`), a dict of shapes (further keys are
+    allowed), or a list that holds the shape of its entries.
     """
     if isinstance(shape, dict):
         if not isinstance(value, dict):
@@ -85,14 +85,14 @@ def misfit(value: Any, shape: Any, where: str = "") -> str | None:
         if not isinstance(value, list):
             return f"{where} is not a list"
         return next(filter(None, (misfit(entry, shape[0], where) for entry in value)), None)
-    # An integer will do for a float.
+    # JSON may write a float without a decimal point.
     wanted = shape | int if shape is float or float in getattr(shape, "__args__", ()) else shape
     name = getattr(shape, "__name__", str(shape))
     return None if isinstance(value, wanted) else f"{where} is {value!r:.60}, expected {name}"
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hex, read in pieces."""
+    """SHA-256 of a file, in hex; the file is read in pieces."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -79,7 +79,7 @@ def describe(study: Study, results: Path, throughput: Path | None = None) -> dic
                 row["model"]: None if known is None else row["tokens"] / known for row in rows
             },
         }
-    takes = costs.study_costs(study, rows, results)
+    cost = costs.study_costs(study, rows, results)
     return {
         "study": study.name,
         "rows": rows,
@@ -92,9 +92,9 @@ def describe(study: Study, results: Path, throughput: Path | None = None) -> dic
                 * run["model"]["block_size"]
                 for run in runs
             ),
-            "device_hours": takes["total"]["device_hours"],
+            "device_hours": cost["total"]["device_hours"],
         },
-        "plan": {"costs": takes, "speeds": sources, "power": costs.study_power(study, results)},
+        "plan": {"costs": cost, "speeds": sources, "power": costs.study_power(study, results)},
     }
 
 
