@@ -44,11 +44,11 @@ check: $(READY)
 # compiling the reference: BENCH="--arms reference:eager fast:eager fast:compiled" leaves that out,
 # nine minutes on two cores.
 bench: $(READY)
-	$(BIN)/python -m mhclite bench --out results/bench/bench.json $(BENCH)
+	$(BIN)/python -m mhclite.bench implementations --out results/bench/bench.json $(BENCH)
 
 # What the pipeline costs around training: after `make replicate`, in the same checkout.
 bench-pipeline: $(READY)
-	$(BIN)/python -m mhclite overhead --out results/bench/pipeline.json
+	$(BIN)/python -m mhclite.bench pipeline --out results/bench/pipeline.json
 
 # On a machine with a GPU, where torch, Triton and numpy are enough: no environment is made.
 gpu-check:
@@ -59,7 +59,7 @@ ui: $(READY)
 
 # Preparation against the tokenizer alone, two processes against one, memory, waits (docs/data.md).
 bench-data: $(READY)
-	$(BIN)/python -m mhclite bench-data --out results/bench-data.json
+	$(BIN)/python -m mhclite.bench data --out results/bench/data.json
 
 # The environment: plain pip, every version pinned. Made again when the pins change.
 $(READY): requirements.lock pyproject.toml

@@ -19,7 +19,7 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file beside `path`; on success flush it to disk and rename it into place."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The process id keeps two writers of one path apart: the last rename wins, whole.
+    # The process id keeps two writers of one path apart; the last one to rename wins.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -73,7 +73,7 @@ def read_json(path: Path, what: str = "file") -> Any:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read a file of one JSON object a line, e.g. metrics.jsonl."""
+    """Read a file with one JSON object per line, e.g. metrics.jsonl."""
     records = []
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
@@ -107,7 +107,7 @@ def read_schema(path: Path, what: str, step: str, schema: int) -> dict[str, Any]
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hex, read in pieces."""
+    """SHA-256 of a file, in hex; the file is read in pieces."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -85,7 +85,7 @@ def describe(
                 row["model"]: None if known is None else row["tokens"] / known for row in rows
             },
         }
-    takes = costs.study_costs(study, rows, results)
+    cost = costs.study_costs(study, rows, results)
     return {
         "study": study.name,
         "rows": rows,
@@ -93,9 +93,9 @@ def describe(
         "totals": {
             "runs": len(runs),
             "tokens": sum(run.training.steps * run.tokens_per_step for run in runs),
-            "device_hours": takes["total"]["device_hours"],
+            "device_hours": cost["total"]["device_hours"],
         },
-        "plan": {"costs": takes, "speeds": sources, "power": costs.study_power(study, results)},
+        "plan": {"costs": cost, "speeds": sources, "power": costs.study_power(study, results)},
     }
 
 

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mhclite import cli
-from mhclite.arguments import json_argument, run_arguments
 from mhclite.errors import UserError
 from mhclite.files import sha256_of
 from mhclite.measure.stability import judge, spikes, trailing
@@ -274,14 +273,3 @@ def test_bad_settings_give_one_line(
     write_run(tmp_path / "runs" / "a", finished([1.0], [1.0]))
     assert call(tmp_path, "a", settings=SETTINGS | change) == 2
     assert message in capsys.readouterr().err
-
-
-def test_arguments_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--study is not JSON"):
-        json_argument("{", "--study")
-    with pytest.raises(UserError, match="must be a JSON object, not 3"):
-        json_argument("3", "--study")
-    with pytest.raises(UserError, match=r"cannot read .*missing\.json"):
-        json_argument(f"@{tmp_path / 'missing.json'}", "--study")
-    with pytest.raises(UserError, match="a is given twice"):
-        run_arguments(["a", "b", "a"])

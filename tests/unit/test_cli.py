@@ -1,0 +1,110 @@
+"""The command line: its steps, their groups and their options are frozen in command_line.txt.
+
+After a deliberate change: `python tests/unit/test_cli.py` writes the file again, and CHANGELOG.md
+says what changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mhclite.bench.__main__ import BENCHMARKS
+from mhclite.bench.__main__ import main as bench_main
+from mhclite.cli import GROUPS, STEPS, Step, main
+
+FROZEN = Path(__file__).with_name("command_line.txt")
+
+# What a machine with only torch and numpy (and Triton) lacks.
+MISSING = ["pydantic", "yaml", "pandas", "scipy", "matplotlib", "mlflow", "snakemake", "tabulate"]
+MISSING += ["tiktoken", "tokenizers", "datasets", "pyarrow", "tqdm"]
+
+
+def parser_of(step: Step) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    importlib.import_module(step.module).configure(parser)
+    return parser
+
+
+def usage(name: str, parser: argparse.ArgumentParser) -> Iterator[str]:
+    """One line for a step and one for each of its actions; optional arguments in brackets."""
+    words, inner = [name], {}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            inner = action.choices
+        elif not isinstance(action, argparse._HelpAction):
+            spelled = " ".join(action.option_strings) or action.dest
+            needed = action.required if action.option_strings else action.nargs != "?"
+            words.append(spelled if needed else f"[{spelled}]")
+    yield " ".join(words)
+    for action_name, action_parser in inner.items():
+        yield from usage(f"{name} {action_name}", action_parser)
+
+
+def command_line() -> str:
+    lines = []
+    for title, group in GROUPS.items():
+        lines.append(f"# {title}")
+        for name, step in group.items():
+            lines += usage(name, parser_of(step))
+    return "\n".join(lines) + "\n"
+
+
+def test_the_command_line_is_what_it_was() -> None:
+    assert command_line() == FROZEN.read_text(), (
+        "steps, groups or options have changed, and with them what users and scripts type. If that "
+        "is meant: python tests/unit/test_cli.py, and a line in CHANGELOG.md"
+    )
+
+
+def test_help_shows_every_step_in_its_group(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    *_, shown = capsys.readouterr().out.partition("\n\nsteps of the DAG")
+    groups = ("\n\nsteps of the DAG" + shown).strip().split("\n\n")
+    assert [group.splitlines()[0] for group in groups] == [f"{title}:" for title in GROUPS]
+    for text, steps in zip(groups, GROUPS.values(), strict=True):
+        assert [line.split()[0] for line in text.splitlines()[1:]] == list(steps)
+
+
+def test_a_step_is_in_one_group() -> None:
+    assert len(STEPS) == sum(map(len, GROUPS.values()))
+
+
+def test_benchmarks_are_no_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in BENCHMARKS["benchmarks"]:
+        with pytest.raises(SystemExit) as caught:
+            main([name])
+        assert caught.value.code == 2
+        with pytest.raises(SystemExit) as caught:
+            bench_main([name, "--help"])
+        assert caught.value.code == 0
+        assert f"usage: python -m mhclite.bench {name} " in capsys.readouterr().out
+
+
+def test_an_unknown_step_is_refused_with_the_names(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["trian"])
+    assert caught.value.code == 2
+    assert "'train'" in capsys.readouterr().err
+
+
+def test_torch_and_numpy_are_enough_where_a_machine_has_no_more() -> None:
+    modules = [STEPS[name].module for name in ("train", "probe", "throughput", "gpu-check")]
+    modules.append(BENCHMARKS["benchmarks"]["implementations"].module)
+    code = (
+        f"import sys\nsys.modules.update(dict.fromkeys({MISSING!r}))\nimport {', '.join(modules)}"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+if __name__ == "__main__":
+    FROZEN.write_text(command_line())
