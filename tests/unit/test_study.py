@@ -175,7 +175,6 @@ def test_a_run_knows_only_the_options_that_it_reads() -> None:
     assert study.connection_settings("mhc")["sinkhorn_iterations"] == 7
     for variant in ("residual", "hc", "mhc_lite", "kromhc", "jpmhc"):
         assert "sinkhorn_iterations" not in study.connection_settings(variant)
-    assert "cayley_iterations" in study.connection_settings("jpmhc")
 
 
 NORM = {"title": "norm", "variants": ["mhc"], "connections": {"final_norm": "after_sum"}}

@@ -304,7 +304,7 @@ def test_methods_follow_the_settings(folder: Path) -> None:
             "threads": 43,
             "processes": 47,
         },
-        "connections": {"n_streams": 53, "sinkhorn_iterations": 59, "cayley_iterations": 61},
+        "connections": {"n_streams": 53, "sinkhorn_iterations": 59},
         "probe": {"sequences": 67},
         "stability": {"spike_window": 73, "spike_sigmas": 7.9, "fluctuation_window": 83},
         "throughput": {"rounds": 89, "warmup_rounds": 97},
