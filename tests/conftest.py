@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-# Before anything imports Triton. Studies that the tests run say nothing of `fused`, and `auto` does
-# not take it on a CPU.
-os.environ["TRITON_INTERPRET"] = "1"
 
 sys.path.insert(0, str(Path(__file__).parent / "unit"))  # tiny.py, for all folders
 

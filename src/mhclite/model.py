@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.connections import connection_class
+from mhclite.connections.availability import Choice, choose
 from mhclite.connections.base import Connection
-from mhclite.connections.choice import unavailable
 from mhclite.seeding import generator_for
 
 
@@ -117,7 +117,6 @@ class GPT(nn.Module):
         self.stream_dtype = connection.stream_dtype
         self.final_norm = connection.final_norm
         self.implementation = connection.implementation
-        self._choices: dict[tuple[bool, str, torch.dtype], tuple[str, str | None]] = {}
         homes = self._home_streams(connection.home_stream, 2 * n_layer, seed)
 
         self.wte = nn.Embedding(model.vocab_size, n_embd)
@@ -199,48 +198,34 @@ class GPT(nn.Module):
             x = rounded_to_bf16(x)
         return x.unsqueeze(-2).expand(-1, -1, self.n_streams, -1)
 
-    def choice(self, autocast: bool) -> tuple[str, str | None]:
-        """How the connections are computed on this device, and why they are not fused.
+    def choice(self, autocast: bool) -> Choice:
+        """How the connections are computed on this device.
 
         Args:
             autocast: whether under autocast to bfloat16.
-
-        Returns:
-            `reference`, `fast` or `fused`; a reason where `fused` is wanted and another is taken.
         """
         weight = self.wte.weight
-        key = (autocast, weight.device.type, weight.dtype)
-        if key not in self._choices:  # found out once: not while the compiler traces
-            self._choices[key] = self._choose(*key)
-        return self._choices[key]
-
-    def _choose(self, autocast: bool, device: str, dtype: torch.dtype) -> tuple[str, str | None]:
-        if self.implementation in ("reference", "fast"):
-            return self.implementation, None
-        if self.n_streams == 1 or (self.implementation == "auto" and device != "cuda"):
-            return "fast", None
-        if not all(connection.has_projection for connection in self.connections()):
-            return "fast", "the variant has no projection for its kernels"
-        dtype = torch.bfloat16 if autocast else dtype
-        reason = unavailable(device, self.n_streams, self.wte.embedding_dim, dtype)
-        if self.stream_dtype == "bf16" and not autocast:
-            reason = "streams of bf16 need precision bf16"
-        return ("fast", reason) if reason else ("fused", None)
-
-    def _is_fused(self, device: str) -> bool:
-        if self.implementation in ("reference", "fast"):
-            return False
-        return self.choice(torch.is_autocast_enabled(device))[0] == "fused"
+        return choose(
+            self.implementation,
+            device=weight.device.type,
+            dtype=weight.dtype,
+            autocast=autocast,
+            stream_dtype=self.stream_dtype,
+            n_streams=self.n_streams,
+            n_embd=self.wte.embedding_dim,
+            has_projection=all(c.has_projection for c in self.connections()),
+        )
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids (B, T) -> logits (B, T, V)."""
         x = self.embed(tokens)
-        if self._is_fused(x.device.type):
+        choice = self.choice(torch.is_autocast_enabled(x.device.type))
+        if choice.implementation == "fused":
             from mhclite.connections import fused
 
             parts = [s for s in self.sublayers if isinstance(s, SubLayer)]
             steps = [fused.Step(s.connection, s.norm.weight, s.body) for s in parts]
-            x = fused.connect(x, steps, self.stream_dtype, False)
+            x = fused.connect(x, steps, self.stream_dtype)
         else:
             for sublayer in self.sublayers:
                 x = sublayer(x)
@@ -259,8 +244,6 @@ class GPT(nn.Module):
 
 def compiled_loss(model: GPT) -> Callable[[Tensor], Tensor]:
     """`model.loss` through torch.compile, as one graph; compiled at the first call."""
-    for autocast in (False, True):  # not while it is traced
-        model.choice(autocast)
     # One graph for each model: several of them share the code in a measurement.
     torch._dynamo.config.recompile_limit = 64
     loss: Callable[[Tensor], Tensor] = torch.compile(model.loss, fullgraph=True, dynamic=False)

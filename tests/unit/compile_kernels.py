@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mhclite.connections import fused, kernels
+from mhclite.connections import kernels, launch, sinkhorn_kernels
 
 FLOAT32 = {"H_res", "H_post", "bias", "gain", "offset", "scale", "a", "stats", "da", "dH_res"}
 FLOAT32 |= {"dH_post", "dH_pre", "da_all", "dgain", "logits", "M", "dM", "dlogits", "rows"}
@@ -70,7 +70,7 @@ def needs(
 
 def boundary(kernel: Any, variant: str, streams: str) -> dict[str, int]:
     """`needs` of a boundary between two sub-layers of a variant, at the paper's size L."""
-    n, C, launch = 4, 1024, fused.LAUNCH
+    n, C, usual = 4, 1024, launch.BOUNDARY
     columns, norm, activation, mixes = VARIANTS[variant]
     forward = kernel is kernels.boundary_forward
     constants: dict[str, Any] = {
@@ -84,8 +84,8 @@ def boundary(kernel: Any, variant: str, streams: str) -> dict[str, int]:
         "MIX": mixes,
         "READ": True,
         "EPS": 1e-5,
-        "BT": launch.tokens,
-        "BC": launch.columns,
+        "BT": usual.tokens,
+        "BC": usual.columns,
         "WIDE": False,
         "XT": n * C,
         "XS": C,
@@ -94,7 +94,7 @@ def boundary(kernel: Any, variant: str, streams: str) -> dict[str, int]:
         constants |= {"offset": None, "scale": None}
     if not mixes:
         constants |= {"H_res": None} | ({} if forward else {"dH_res": None})
-    return needs(kernel, constants, streams, launch.warps, launch.stages)
+    return needs(kernel, constants, streams, usual.warps, usual.stages)
 
 
 def main() -> None:
@@ -104,9 +104,9 @@ def main() -> None:
             for kernel in (kernels.boundary_forward, kernels.boundary_backward):
                 name = f"{kernel.__name__} {variant} {streams}"
                 found[name] = boundary(kernel, variant, streams)
-    for kernel in (kernels.sinkhorn_forward, kernels.sinkhorn_backward):
-        constants = {"n": 4, "iterations": 20, "BT": fused.SINKHORN_TOKENS}
-        found[kernel.__name__] = needs(kernel, constants, "fp32", 4)
+    for kernel in (sinkhorn_kernels.sinkhorn_forward, sinkhorn_kernels.sinkhorn_backward):
+        constants = {"n": 4, "iterations": 20, "BT": launch.SINKHORN_TOKENS}
+        found[kernel.__name__] = needs(kernel, constants, "fp32", launch.SINKHORN_WARPS)
     print(json.dumps(found, indent=1))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -10,8 +13,8 @@ from torch import Tensor
 
 from mhclite.connections import connection_class
 from mhclite.connections.base import Connection, DynamicConnection
-from mhclite.connections.fast import sinkhorn
 from mhclite.connections.mixing import sinkhorn_knopp
+from mhclite.connections.sinkhorn import sinkhorn
 from mhclite.model import GPT
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -20,7 +23,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mhc": {"sinkhorn_iterations": 20},
     "mhc_lite": {},
     "kromhc": {},
-    "jpmhc": {"cayley_iterations": 2},
+    "jpmhc": {},
 }
 MODEL = {"vocab_size": 50, "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 12}
 # Rounding of another order of summation, as a share of each tensor's largest number.
@@ -165,9 +168,8 @@ def test_sinkhorn_whatever_the_logits(spread: float) -> None:
 
 
 @pytest.mark.parametrize("variant", OPTIONS)
-def test_is_one_graph_for_the_compiler(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_one_graph_for_the_compiler(variant: str) -> None:
     """Traced without a break; what is computed is the same."""
-    monkeypatch.delenv("TRITON_INTERPRET")
     tokens = torch.randint(50, (2, 13), generator=torch.Generator().manual_seed(0))
     settings = {"variant": variant, "n_streams": 4, "implementation": "fast"}
     model = GPT(MODEL, settings | OPTIONS[variant], seed=0)
@@ -181,3 +183,30 @@ def test_is_one_graph_for_the_compiler(variant: str, monkeypatch: pytest.MonkeyP
         1e-5 * scale
     )
     torch._dynamo.reset()
+
+
+WITHOUT_KERNELS = """
+import sys
+import mhclite.connections.launch
+assert "torch" not in sys.modules  # read where there is none
+import torch
+from mhclite.model import GPT
+for variant, options in {options}.items():
+    settings = {{"variant": variant, "n_streams": 4, "implementation": "auto"}} | options
+    model = GPT({model}, settings, seed=0)
+    model.loss(torch.zeros(1, 13, dtype=torch.int64)).backward()
+print(*(name for name in sys.modules if name.startswith(("triton", "mhclite.connections."))))
+"""
+
+
+def test_a_cpu_needs_no_kernels() -> None:
+    """What a run on a CPU imports: its key digests no more than that."""
+    script = WITHOUT_KERNELS.format(options=OPTIONS, model=MODEL)
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    common = {"availability", "base", "fast", "launch", "mixing", "sinkhorn"}
+    expected = {f"mhclite.connections.{name}" for name in common | OPTIONS.keys()}
+    assert set(done.stdout.split()) == expected

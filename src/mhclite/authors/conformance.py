@@ -27,8 +27,8 @@ from mhclite.authors import names
 from mhclite.authors.checkpoint import SIZES
 from mhclite.config import MODEL_FIELDS, ConnectionConfig, ModelConfig
 from mhclite.connections import connection_class
+from mhclite.connections.availability import interpreted
 from mhclite.connections.base import Connection
-from mhclite.connections.choice import interpreted
 from mhclite.connections.registry import VARIANTS, check_streams
 from mhclite.errors import UserError
 from mhclite.model import GPT
@@ -53,7 +53,6 @@ LARGEST = {
     "block_size": 65536,
     "vocab_size": 262_144,
     "sinkhorn_iterations": 10_000,
-    "cayley_iterations": 10_000,
     "steps": 100_000,
 }
 
@@ -258,15 +257,10 @@ def fused_outputs(connection: Connection, x: Tensor, y: Tensor) -> dict[str, Ten
     from mhclite.connections import fused
 
     B, T, n, C = x.shape
-    read, columns = fused.reading(connection, torch.ones_like(x[0, 0, 0]), x.dtype)
-    nothing = (None,) * 3
-    streams, a, *_ = fused.boundary(
-        x.reshape(-1, n, C), *nothing, *read, x.dtype, True, None, *nothing
-    )
-    H_pre, H_post, H_res = connection.from_projection(
-        fused.coefficient_inputs(a, read, columns, n), fused=True
-    )
-    out = fused.write(streams, y.reshape(-1, C), H_res, H_post)
+    read = fused.reading(connection, torch.ones_like(x[0, 0, 0]), x.dtype)
+    streams, a, _, _ = fused.boundary(x.reshape(-1, n, C), None, read, x.dtype)
+    H_pre, H_post, H_res = connection.from_projection(fused.coefficient_inputs(a, read, n))
+    out = fused.write(streams, fused.Write(y.reshape(-1, C), H_res, H_post))
     if H_res is None:
         H_res = torch.eye(n, device=x.device).expand(len(out), -1, -1)
     found = {"out": out, "H_pre": H_pre, "H_post": H_post, "H_res": H_res}

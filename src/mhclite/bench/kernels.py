@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from mhclite.bench.parity import Case, connection_of
-from mhclite.connections import connection_class, fast
+from mhclite.connections import connection_class, fast, fused, launch
 from mhclite.connections.base import Connection
+from mhclite.connections.sinkhorn import sinkhorn, sinkhorn_backward
 
 Kernel = tuple[Callable[[], Any], int]  # the work, and its bytes
 
@@ -46,52 +47,44 @@ def bytes_of(tensors: Iterable[Any]) -> int:
 
 
 def _connection(variant: str, C: int, device: torch.device) -> Connection:
-    settings = connection_of(Case(variant))
-    options = {k: v for k, v in settings.items() if k.endswith("_iterations")}
+    options = connection_of(Case(variant)).options
     return connection_class(variant)(4, C, 0, **options).to(device)
 
 
 def fused_kernels(variant: str, N: int, C: int, device: torch.device) -> dict[str, Kernel]:
     """Of the fused implementation in bf16, N tokens, four streams of width C."""
-    from mhclite.connections import fused
-
     connection = _connection(variant, C, device)
 
     def normal(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         return torch.randn(shape, device=device, dtype=dtype)
 
-    x, y, dout, db = normal(N, 4, C), normal(N, C), normal(N, 4, C), normal(N, C)
+    x, dout, db = normal(N, 4, C), normal(N, 4, C), normal(N, C)
     H_res = None if variant == "identity" else normal(N, 4, 4, dtype=torch.float32)
-    H_post = normal(N, 4, dtype=torch.float32)
+    written = fused.Write(normal(N, C), H_res, normal(N, 4, dtype=torch.float32))
     with torch.no_grad():
-        read, _ = fused.reading(connection, torch.ones(C, device=device), x.dtype)
-        nothing = (None,) * 4
-        arguments = (x, y, H_res, H_post, *read, x.dtype, True, *nothing)
-        out, a, b, stats = fused.boundary(*arguments)
-        tensors, constants = read[:5], read[5:]
-        back = (x, y, H_res, H_post, *tensors, a, stats, dout, torch.randn_like(a), db)
-        found = fused.boundary_backward(*back, *constants)
-        dz = found[3]
+        read = fused.reading(connection, torch.ones(C, device=device), x.dtype)
+        out, a, b, stats = fused.boundary(x, written, read, x.dtype)
+        back = (x, written, read, a, stats, dout, torch.randn_like(a), db)
+        found = fused.boundary_backward(*back)
+        dz = found.z
+        inputs = (x, *written, *read)
         kernels: dict[str, Kernel] = {
             "boundary": (
-                lambda: fused.boundary(*arguments),
-                bytes_of((*arguments, out, a, b, stats)),
+                lambda: fused.boundary(x, written, read, x.dtype),
+                bytes_of((*inputs, out, a, b, stats)),
             ),
             "boundary backward": (
-                lambda: fused.boundary_backward(*back, *constants),
-                bytes_of((*back, *found)),
+                lambda: fused.boundary_backward(*back),
+                bytes_of((*inputs, *back[3:], *found)),
             ),
             "projection's weights": (lambda: dz.t() @ out.flatten(1), bytes_of((dz, out))),
-            "write": (
-                lambda: fused.write(x, y, H_res, H_post, *nothing),
-                bytes_of((x, y, H_res, H_post, out)),
-            ),
+            "write": (lambda: fused.write(x, written), bytes_of((x, *written, out))),
         }
         if variant == "mhc":
             L = normal(N, 4, 4, dtype=torch.float32)
-            kernels["Sinkhorn"] = (lambda: fused.sinkhorn(L, 20), 2 * bytes_of((L,)))
+            kernels["Sinkhorn"] = (lambda: sinkhorn(L, 20), 2 * bytes_of((L,)))
             kernels["Sinkhorn backward"] = (
-                lambda: fused.sinkhorn_backward(L, L, 20),
+                lambda: sinkhorn_backward(L, L, 20),
                 3 * bytes_of((L,)),
             )
     return kernels
@@ -163,14 +156,12 @@ def kernel_rows(
 
 def tuning_rows(N: int, C: int, device: torch.device) -> list[dict[str, Any]]:
     """Seconds of the boundary kernels under other launches; failures have none."""
-    from mhclite.connections import fused
-
-    usual, rows = fused.LAUNCH, []
+    usual, rows = launch.BOUNDARY, []
     for tokens, columns, warps in ((16, 32, 4), (16, 64, 4), (16, 64, 8), (32, 32, 4), (32, 32, 8),
                                    (32, 64, 8), (64, 32, 8)):  # fmt: skip
         for stages in (2, 3, 4):
-            fused.LAUNCH = fused.Launch(tokens, columns, warps, stages)
-            row: dict[str, Any] = {"launch": fused.LAUNCH._asdict(), "width": C}
+            launch.BOUNDARY = launch.Launch(tokens, columns, warps, stages)
+            row: dict[str, Any] = {"launch": launch.BOUNDARY._asdict(), "width": C}
             try:
                 kernels = fused_kernels("mhc", N, C, device)
                 for name in ("boundary", "boundary backward"):
@@ -178,5 +169,5 @@ def tuning_rows(N: int, C: int, device: torch.device) -> list[dict[str, Any]]:
             except Exception as error:  # what does not fit into the device fails in many ways
                 row["failed"] = str(error).splitlines()[0][:100]
             rows.append(row)
-    fused.LAUNCH = usual
+    launch.BOUNDARY = usual
     return rows

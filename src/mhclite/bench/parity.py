@@ -7,15 +7,17 @@ GPU, the tests in Triton's interpreter.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.connections.registry import VARIANTS
 from mhclite.model import GPT, compiled_loss
 
-OPTIONS = {"sinkhorn_iterations": 20, "cayley_iterations": 2}
+OPTIONS = {"sinkhorn_iterations": 20}
 # An implementation's error may be as large as the reference's own times this, or this in itself:
 # rounding of sums in another order.
 TIMES_REFERENCE = 1.5
@@ -31,13 +33,12 @@ class Case(NamedTuple):
     stream_dtype: str = "authors"
     n_embd: int = 64
     length: int = 13  # of the two sequences; no multiple of anything
-    recompute: bool = False
     compile: bool = False
 
     def __str__(self) -> str:
         parts = [self.variant, f"n={self.n_streams}", f"C={self.n_embd}", self.precision]
         parts += [f"streams {self.stream_dtype}"] * (self.stream_dtype != "authors")
-        return " ".join(parts + ["recompute"] * self.recompute + ["compiled"] * self.compile)
+        return " ".join(parts + ["compiled"] * self.compile)
 
 
 class Gradient(NamedTuple):
@@ -60,11 +61,9 @@ def connection_of(case: Case) -> ConnectionConfig:
 def gradient(case: Case, implementation: str, device: torch.device) -> Gradient:
     """Two layers at weights all of which matter; implementation `exact`: reference in float64."""
     exact = implementation == "exact"
-    model_settings: dict[str, int] = {"vocab_size": 61, "n_layer": 2, "n_head": 2}
-    model_settings |= {"n_embd": case.n_embd, "block_size": case.length}
-    settings = connection_of(case) | {"recompute": case.recompute}
-    settings["implementation"] = "reference" if exact else implementation
-    model = GPT(model_settings, settings, seed=0)
+    size = ModelConfig("parity", 61, 2, 2, case.n_embd, case.length, 1e-3)
+    how = "reference" if exact else implementation
+    model = GPT(size, replace(connection_of(case), implementation=how), seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -110,7 +109,7 @@ def cases(variants: list[str]) -> list[Case]:
     found = []
     for variant in variants:
         base = Case(variant)
-        found += [base, base._replace(n_streams=2), base._replace(recompute=True)]
+        found += [base, base._replace(n_streams=2)]
         found.append(base._replace(n_embd=96, length=20))
         for stream_dtype in ("authors", "fp32", "bf16"):
             found.append(base._replace(precision="bf16", stream_dtype=stream_dtype))

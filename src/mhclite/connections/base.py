@@ -90,26 +90,23 @@ class Connection(nn.Module):
         return carried + torch.einsum("btc,bts->btsc", y, H_post)
 
     def projection(self) -> Projection:
-        """The fast implementation: what the streams are multiplied with."""
+        """The fast and fused implementations: what the streams are multiplied with."""
         raise NotImplementedError
 
     @property
     def has_projection(self) -> bool:
-        """Whether the variant has a fast implementation; it need not."""
+        """Whether the variant has more than its formula; it need not."""
         return type(self).projection is not Connection.projection
 
     def read_affine(self) -> tuple[Tensor | None, Tensor | None]:
         """Offset (n) and scale () of H_pre after `read_activation`, if it has any."""
         return None, None
 
-    def from_projection(
-        self, a: Tensor, fused: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def from_projection(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """The fast implementation: H_pre, H_post (N, n) and H_res (N, n, n) from `projection`.
 
         Args:
             a: (N, K), or (N, n, K) where each stream is projected by itself; float32 at least.
-            fused: whether Triton may be used.
 
         Returns:
             None for H_res if it is the identity.
@@ -125,7 +122,7 @@ class Connection(nn.Module):
         return Coefficients(*(H.unflatten(0, x.shape[:2]) for H in (H_pre, H_post, H_res)))
 
     def fast_forward(self, x: Tensor, branch: Branch) -> Tensor:
-        """As `forward`, by `fast`: the same to rounding.
+        """As `forward`, by `fast`: equal up to rounding. Without a projection, `forward` itself.
 
         Under autocast the products with the streams are in its dtype, as the authors' are, and all
         coefficients in float32.
@@ -211,13 +208,11 @@ class DynamicConnection(Connection):
         weight = torch.cat(weights, dim=1) * (1 + self.norm_gain).unsqueeze(1)
         return Projection(weight, torch.cat(biases), "rms")
 
-    def from_projection(
-        self, a: Tensor, fused: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def from_projection(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         n = self.n_streams
         H_pre, H_post = torch.sigmoid(a[:, : 2 * n]).split(n, dim=1)
-        return H_pre, 2 * H_post, self.fast_mixing_matrix(a[:, 2 * n :], fused)
+        return H_pre, 2 * H_post, self.fast_mixing_matrix(a[:, 2 * n :])
 
-    def fast_mixing_matrix(self, logits: Tensor, fused: bool) -> Tensor | None:
+    def fast_mixing_matrix(self, logits: Tensor) -> Tensor | None:
         """H_res, (N, n, n), from the residual logits (N, b_res.numel()); None is the identity."""
         return self.mixing_matrix(logits.unflatten(1, self.b_res.shape))

@@ -20,11 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from mhclite.connections.mixing import sinkhorn_knopp
-
 Context = Any  # what torch passes as ctx: a FunctionCtx with attributes of our own
 LAYER_NORM_EPS = 1e-5
-SINKHORN_BLOCKS = 16  # of tokens, enough for the threads of a laptop
 
 
 class Projection(NamedTuple):
@@ -178,69 +175,3 @@ class _Combine(Function):
         dx = torch.bmm(H_res.transpose(1, 2), dout)
         dH_res = torch.bmm(dout, x.transpose(1, 2))
         return dx, dH_res, dH_post, dy, None
-
-
-def _innermost(matrices: Tensor) -> Tensor:
-    """(N, n, n) -> (B, n, n, N / B), contiguous.
-
-    With tokens innermost torch's operators are vectorised over them, with a few blocks of them
-    outermost over threads.
-    """
-    N = len(matrices)
-    blocks = min(SINKHORN_BLOCKS, N & -N)  # a power of two that divides N
-    return matrices.unflatten(0, (blocks, -1)).permute(0, 2, 3, 1).contiguous()
-
-
-def _outermost(matrices: Tensor) -> Tensor:
-    """The reverse of `_innermost`."""
-    return matrices.permute(0, 3, 1, 2).flatten(0, 1).contiguous()
-
-
-def sinkhorn_forward(logits: Tensor, iterations: int) -> Tensor:
-    """Sinkhorn-Knopp of logits (N, n, n) in the log domain, each half iteration one log_softmax."""
-    logits = _innermost(logits)
-    for _ in range(iterations):
-        logits = torch.log_softmax(torch.log_softmax(logits, 2), 1)
-    return _outermost(logits.exp())
-
-
-def sinkhorn_backward(logits: Tensor, dM: Tensor, iterations: int) -> Tensor:
-    """Gradient of `sinkhorn_forward`. The iterations are done again: to keep all of them would take
-    as much memory as the streams.
-    """
-    logits = _innermost(logits)
-    steps = []
-    for dim in (2, 1) * iterations:
-        logits = torch.log_softmax(logits, dim)
-        steps.append((dim, logits))
-    gradient = _innermost(dM) * logits.exp()
-    for dim, normalised in reversed(steps):
-        gradient = torch._log_softmax_backward_data(gradient, normalised, dim, normalised.dtype)
-    return _outermost(gradient)
-
-
-class _Sinkhorn(Function):
-    @staticmethod
-    def forward(ctx: Context, logits: Tensor, iterations: int) -> Tensor:
-        ctx.save_for_backward(logits)
-        ctx.iterations = iterations
-        return sinkhorn_forward(logits, iterations)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Context, dM: Tensor) -> tuple[Tensor, None]:
-        (logits,) = ctx.saved_tensors
-        return sinkhorn_backward(logits, dM, ctx.iterations), None
-
-
-def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
-    """`mixing.sinkhorn_knopp` of logits (N, n, n)."""
-    if logits.device.type != "cpu":
-        return sinkhorn_knopp(logits, iterations)
-    if torch.compiler.is_compiling():
-        # One node: what the compiler makes of eighty small reductions is slower, and takes minutes.
-        from mhclite.connections import fused
-
-        return fused.sinkhorn(logits.contiguous(), iterations)
-    M: Tensor = _Sinkhorn.apply(logits, iterations)
-    return M

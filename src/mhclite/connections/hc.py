@@ -54,7 +54,7 @@ class HyperConnection(Connection):
     def read_affine(self) -> tuple[Tensor, Tensor]:
         return self.b_pre, self.scale_alpha
 
-    def from_projection(self, a: Tensor, fused: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def from_projection(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         pre, post, res = torch.tanh(a).split((1, 1, self.n_streams), dim=-1)  # (N, s, ...)
         H_res = self.b_res + self.scale_alpha * res.transpose(1, 2)
         H_pre = self.b_pre + self.scale_alpha * pre.squeeze(-1)

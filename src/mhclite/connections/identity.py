@@ -25,7 +25,7 @@ class IdentityHC(DynamicConnection):
         identity = torch.eye(self.n_streams, dtype=x.dtype, device=x.device)
         return Coefficients(H_pre, H_post, identity.expand(*x.shape[:2], -1, -1))
 
-    def fast_mixing_matrix(self, logits: Tensor, fused: bool) -> None:
+    def fast_mixing_matrix(self, logits: Tensor) -> None:
         return None
 
     def forward(self, x: Tensor, branch: Branch) -> Tensor:

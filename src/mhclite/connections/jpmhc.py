@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -27,15 +29,13 @@ class OrthogonalHC(Connection):
 
     decayed = frozenset({"w"})
     read_activation = "softmax"
+    CAYLEY_ITERATIONS: ClassVar = 2  # the paper's; H_res is then only nearly orthogonal
 
-    def __init__(
-        self, n_streams: int, n_embd: int, home_stream: int, cayley_iterations: int
-    ) -> None:
+    def __init__(self, n_streams: int, n_embd: int, home_stream: int) -> None:
         super().__init__(n_streams, n_embd, home_stream)
         width = n_streams * n_embd
         self.norm = nn.LayerNorm(width)
         self.w = nn.Parameter(torch.zeros(width, 3 * n_streams**2))
-        self.cayley_iterations = cayley_iterations
 
     def initialise(self, generator: torch.Generator) -> None:
         nn.init.normal_(self.w, std=0.02, generator=generator)
@@ -47,18 +47,18 @@ class OrthogonalHC(Connection):
         pre, post, res = blocks.to(torch.promote_types(blocks.dtype, torch.float32)).unbind(-3)
         H_pre = torch.softmax(pre, dim=-1).mean(-2)
         H_post = torch.softmax(post, dim=-2).sum(-1)
-        return Coefficients(H_pre, H_post, cayley(res, self.cayley_iterations))
+        return Coefficients(H_pre, H_post, cayley(res, self.CAYLEY_ITERATIONS))
 
     def projection(self) -> Projection:
         return Projection(self.norm.weight.unsqueeze(1) * self.w, self.norm.bias @ self.w, "layer")
 
-    def from_projection(self, a: Tensor, fused: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def from_projection(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         n = self.n_streams
         pre, post, res = a.unflatten(1, (3, n, n)).unbind(1)
         # Softmax over its input streams: on a CPU several times faster than torch's over so few.
         weights = (pre - pre.detach().amax(2, keepdim=True)).exp()
         H_pre = (weights / weights.sum(2, keepdim=True)).mean(1)
-        return H_pre, torch.softmax(post, dim=1).sum(2), cayley(res, self.cayley_iterations)
+        return H_pre, torch.softmax(post, dim=1).sum(2), cayley(res, self.CAYLEY_ITERATIONS)
 
 
 ConnectionClass = OrthogonalHC

@@ -37,7 +37,7 @@ class KroneckerHC(DynamicConnection):
     def mixing_matrix(self, logits: Tensor) -> Tensor:
         return kronecker_factors(torch.softmax(logits.unflatten(-1, (-1, 2)), dim=-1))
 
-    def fast_mixing_matrix(self, logits: Tensor, fused: bool) -> Tensor:
+    def fast_mixing_matrix(self, logits: Tensor) -> Tensor:
         # Entry (t, s) depends on t xor s alone: factor k gives p[k] or 1 - p[k] by its k-th bit.
         p = torch.softmax(logits.unflatten(1, (-1, 2)), dim=-1)  # (N, K, 2)
         weights = p[:, 0]

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from mhclite.connections.base import DynamicConnection
-from mhclite.connections.fast import sinkhorn
 from mhclite.connections.mixing import sinkhorn_knopp
+from mhclite.connections.sinkhorn import sinkhorn
 
 
 class ManifoldHC(DynamicConnection):
@@ -36,12 +36,8 @@ class ManifoldHC(DynamicConnection):
     def mixing_matrix(self, logits: Tensor) -> Tensor:
         return sinkhorn_knopp(logits, self.sinkhorn_iterations)
 
-    def fast_mixing_matrix(self, logits: Tensor, fused: bool) -> Tensor:
+    def fast_mixing_matrix(self, logits: Tensor) -> Tensor:
         matrices = logits.unflatten(1, (self.n_streams, self.n_streams))
-        if fused:
-            from mhclite.connections import fused as kernels
-
-            return kernels.sinkhorn(matrices.contiguous(), self.sinkhorn_iterations)
         return sinkhorn(matrices, self.sinkhorn_iterations)
 
     def sinkhorn_input(self, x: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 MAX_PERMUTATION_STREAMS = 6
 
 
-# Read by every variant with several streams.
-STREAMS = ("final_norm", "stream_dtype", "implementation")
+# Options of every variant with several streams.
+COMMON_OPTIONS = ("final_norm", "stream_dtype", "implementation")
 
 
 @dataclass(frozen=True)
@@ -37,36 +37,36 @@ VARIANTS = {
         "Identity HC",
         "Several streams that each sub-layer reads and writes with learned weights, but that are "
         "never mixed with each other (H_res is the identity). It shows what mixing itself buys.",
-        (*STREAMS, "home_stream", "decay_logits"),
+        (*COMMON_OPTIONS, "home_stream", "decay_logits"),
     ),
     "hc": Variant(
         "HC",
         "Hyper-Connections (arXiv 2409.19606): the streams are mixed by an unconstrained matrix "
         "H_res, computed for each token.",
-        (*STREAMS, "home_stream", "decay_logits"),
+        (*COMMON_OPTIONS, "home_stream", "decay_logits"),
     ),
     "mhc": Variant(
         "mHC",
         "Manifold-constrained Hyper-Connections (arXiv 2512.24880): Sinkhorn-Knopp iterations "
         "bring H_res close to a doubly stochastic matrix (all rows and columns sum to 1).",
-        (*STREAMS, "home_stream", "decay_logits", "initial_logit", "sinkhorn_iterations"),
+        (*COMMON_OPTIONS, "home_stream", "decay_logits", "initial_logit", "sinkhorn_iterations"),
     ),
     "mhc_lite": Variant(
         "mHC-lite",
         "The method replicated here (arXiv 2601.05732): H_res is a convex combination of all "
         "permutation matrices, and so exactly doubly stochastic.",
-        (*STREAMS, "home_stream", "decay_logits", "initial_logit"),
+        (*COMMON_OPTIONS, "home_stream", "decay_logits", "initial_logit"),
     ),
     "kromhc": Variant(
         "KromHC",
         "H_res is a Kronecker product of doubly stochastic 2 × 2 matrices (arXiv 2601.21579): "
         "exactly doubly stochastic, with few parameters.",
-        (*STREAMS, "home_stream", "decay_logits", "initial_logit"),
+        (*COMMON_OPTIONS, "home_stream", "decay_logits", "initial_logit"),
     ),
     "jpmhc": Variant(
         "JPmHC",
         "H_res is orthogonal, through a Cayley transform (arXiv 2602.18308).",
-        (*STREAMS, "cayley_iterations"),
+        COMMON_OPTIONS,
     ),
 }
 

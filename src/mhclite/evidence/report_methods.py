@@ -93,12 +93,6 @@ def connections_text(results: Results) -> str:
     if "mhc" in results.variants:
         iterations = counted(settings["sinkhorn_iterations"], "Sinkhorn-Knopp iteration")
         parts.append(f"{results.label('mhc')}: {iterations}.")
-    if "jpmhc" in results.variants:
-        iterations = settings["cayley_iterations"]
-        how = f"{counted(iterations, 'iteration')} of the Cayley transform"
-        parts.append(
-            f"{results.label('jpmhc')}: {how if iterations else 'Cayley transform solved exactly'}."
-        )
     parts.append(
         f"Final LayerNorm {FINAL_NORM[settings['final_norm']]}; weight decay on static logits: "
         f"{settings['decay_logits']}; dtype of the streams: {settings['stream_dtype']}; home "

@@ -18,10 +18,11 @@ from mhclite.runs.code import PACKAGE, digest_of_modules
 # The code of every run. tests/unit/runs/test_key.py compares it with what the trainer imports.
 MODULES = (
     "connections",
+    "connections.availability",
     "connections.base",
-    "connections.choice",
     "connections.fast",
     "connections.mixing",
+    "connections.sinkhorn",
     "data.batches",
     "data.tokens",
     "model",
@@ -32,7 +33,12 @@ MODULES = (
     "training.trainer",
 )
 # Besides, of runs whose connections may be computed by Triton kernels.
-FUSED_MODULES = ("connections.fused", "connections.kernels")
+FUSED_MODULES = (
+    "connections.fused",
+    "connections.kernels",
+    "connections.launch",
+    "connections.sinkhorn_kernels",
+)
 
 # Settings that do not decide the numbers: names, and how training is carried out.
 NAMES = ("run", "corpus", "condition")

@@ -203,9 +203,6 @@ class Connections(Settings):
         4, description="residual streams n of every variant but the plain residual"
     )
     sinkhorn_iterations: PositiveInt = Field(20, description="mhc: Sinkhorn-Knopp iterations")
-    cayley_iterations: Annotated[int, Field(ge=0)] = Field(
-        2, description="jpmhc: fixed-point iterations of the Cayley transform; 0 solves exactly"
-    )
     home_stream: Literal["alternate", "random"] = Field(
         "alternate",
         description="stream that a sub-layer reads and writes at first: `alternate` takes k mod n "
@@ -230,9 +227,10 @@ class Connections(Settings):
     )
     implementation: Literal["reference", "fast", "fused", "auto"] = Field(
         "auto",
-        description="how connections are computed, alike to rounding: `reference` as the authors' "
-        "code does; `fast` in torch with less memory traffic; `fused` by Triton kernels on a GPU "
-        "(2 or 4 streams, `n_embd` a multiple of 16); `auto`: `fused` where it runs, else `fast`",
+        description="how connections are computed, equal up to rounding: `reference` as the "
+        "authors' code does; `fast` in torch with less memory traffic; `fused` by Triton kernels "
+        "on a GPU (2 or 4 streams, `n_embd` a multiple of 16); `auto`: `fused` where it runs, else "
+        "`fast`",
     )
 
 

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import IO, Any
 
 from mhclite.config import RunConfig
+from mhclite.connections import launch
 from mhclite.data.manifest import Manifest, load_manifest, open_split
 from mhclite.errors import Interrupted, UserError
 from mhclite.files import read_jsonl, sha256_of
@@ -236,9 +237,9 @@ def new_record(
     config: RunConfig, model: GPT, key: str, corpus: CorpusRecord, earlier: list[Attempt]
 ) -> RunRecord:
     """run.json of an attempt that begins now, after `earlier` ones."""
-    implementation, reason = model.choice(config.training.precision == "bf16")
-    if reason:
-        log.warning("connections are computed fast instead of fused: %s", reason)
+    choice = model.choice(config.training.precision == "bf16")
+    if choice.obstacle:
+        log.warning("connections are computed fast instead of fused: %s", choice.obstacle)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     return RunRecord(
         schema=SCHEMA,
@@ -248,8 +249,8 @@ def new_record(
         corpus=corpus,
         attempts=[*earlier, Attempt(started, provenance())],
         parameters=ParameterCounts(**model.parameter_counts()),
-        implementation=implementation,
-        launch=None,
+        implementation=choice.implementation,
+        launch=launch.settings() if choice.implementation == "fused" else None,
     )
 
 

@@ -23,6 +23,7 @@ from builder import (
     build_results,
     make_study,
 )
+from mhclite.evidence.tables import all_tables
 
 from mhclite.cli import STEPS, main
 from mhclite.connections.registry import VARIANTS
@@ -33,7 +34,6 @@ from mhclite.evidence.report_methods import counted, listed
 from mhclite.evidence.report_origin import origin_rows, rerun_rows, training_dates
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.statistics import paired_differences, summarise
-from mhclite.evidence.tables import all_tables
 from mhclite.files import read_json, write_json, write_text
 from mhclite.study.reading import parse_study
 from mhclite.study.settings import Study
@@ -304,7 +304,7 @@ def test_methods_follow_the_settings(folder: Path) -> None:
             "threads": 43,
             "processes": 47,
         },
-        "connections": {"n_streams": 53, "sinkhorn_iterations": 59, "cayley_iterations": 61},
+        "connections": {"n_streams": 53, "sinkhorn_iterations": 59},
         "probe": {"sequences": 67},
         "stability": {"spike_window": 73, "spike_sigmas": 7.9, "fluctuation_window": 83},
         "throughput": {"rounds": 89, "warmup_rounds": 97},

@@ -1,0 +1,47 @@
+"""How the Triton kernels are launched: what is tuned for a GPU, apart from what is computed.
+
+Sums in floating point depend on their order, so the last bits of a result depend on the launch:
+
+- `tokens`: the gradient of the LayerNorm's gain is summed over the tokens of a program, then over
+  programs.
+- `columns`: every sum over the width C, and the matrix product of the projection, goes chunk by
+  chunk.
+- `warps`, and again `tokens` and `columns`: by them Triton lays a tile out over threads, and the
+  layout decides in which order a row of a chunk is summed, or that of a matrix in Sinkhorn-Knopp.
+- `stages`: orders loads, not sums; but the compiler may choose another layout with it.
+
+So whoever trains with the kernels records `settings()` beside the result. A launch is not part of
+what is computed: another one rounds otherwise, as another GPU does.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Launch(NamedTuple):
+    """How the kernels of a boundary run."""
+
+    tokens: int  # per program
+    columns: int  # per chunk, at most
+    warps: int  # per program
+    stages: int  # chunks in flight
+
+    def programs(self, tokens: int) -> int:
+        """Programs for so many tokens."""
+        return -(-tokens // self.tokens)
+
+
+# With this the bf16 kernels need no more registers than there are on sm_90
+# (tests/unit/test_fused.py); `bench --tune` times others.
+BOUNDARY = Launch(tokens=16, columns=32, warps=4, stages=3)
+SINKHORN_TOKENS = 64  # per program
+SINKHORN_WARPS = 4
+
+
+def settings() -> dict[str, Any]:
+    """What the bits of a kernel's result depend on besides inputs, code and GPU."""
+    return {
+        "boundary": BOUNDARY._asdict(),
+        "sinkhorn": {"tokens": SINKHORN_TOKENS, "warps": SINKHORN_WARPS},
+    }

@@ -1,0 +1,295 @@
+"""The operators of the fused implementation, registered with torch.library.
+
+`boundary` is the write of one sub-layer and the read of the next, `write` the write after the last;
+torch.compile sees each, and each gradient, as a single node. Operators take and return bare tensors
+and numbers: `fused.py` gives them names, and says what each is.
+
+What the backward pass keeps. Of a boundary x (its input), x' (its output, which is the x of the
+next boundary: the same memory, kept once), what was written, a, and n + 2 statistics per token. The
+kernel computes x' again from x and y, because it reads x anyway for the gradient of H_res, and that
+saves n C numbers of traffic per token. x' is kept for the gradient of the projection's weights
+alone, which is left to a matrix product of torch's: it is a sum over all tokens, for which each
+program of the kernel would have to write a partial sum of n C K numbers. The derivation of the rest
+stands above `kernels.boundary_backward`.
+
+Shapes: N tokens, n streams, C width, K projection columns (padded to a power of two).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mhclite.connections import launch
+from mhclite.connections.availability import SMALLEST_CHUNK, interpreted
+from mhclite.connections.fast import LAYER_NORM_EPS
+
+Context = Any  # what torch passes as ctx
+
+
+def _constants(x: Tensor, **more: Any) -> dict[str, Any]:
+    """What every launch of a boundary passes besides its tensors."""
+    _, n, C = x.shape
+    assert x.stride(2) == 1, x.stride()
+    return {
+        "C": C,
+        "n": n,
+        "XT": x.stride(0),
+        "XS": x.stride(1),
+        "EPS": LAYER_NORM_EPS,
+        "BT": launch.BOUNDARY.tokens,
+        "BC": min(launch.BOUNDARY.columns, C & -C),  # a power of two that divides C
+        "WIDE": interpreted(),
+        "num_warps": launch.BOUNDARY.warps,
+        "num_stages": launch.BOUNDARY.stages,
+        **more,
+    }
+
+
+# Of a launch that reads nothing.
+NO_READING = {"K": SMALLEST_CHUNK, "PRE": 0, "NORM": 0, "MEAN": 0, "READ": False}
+
+
+def _kernels() -> Any:
+    """Imported where they run: Triton need not be installed."""
+    from mhclite.connections import kernels
+
+    return kernels
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """An empty tensor of the same shape, contiguous whatever the strides of `tensor` are."""
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def _like_or_empty(x: Tensor, tensor: Tensor | None) -> Tensor:
+    """The gradient's place of an optional input: no elements where that is None.
+
+    Operators cannot return None.
+    """
+    return x.new_empty(0) if tensor is None else _like(tensor)
+
+
+def _dense(*tensors: Tensor | None) -> list[Tensor | None]:
+    """As the kernels index them: contiguous."""
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
+@torch.library.custom_op("mhclite::boundary", mutates_args=())
+def boundary(
+    x: Tensor,
+    y: Tensor | None,
+    H_res: Tensor | None,
+    H_post: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    gain: Tensor,
+    offset: Tensor | None,
+    scale: Tensor | None,
+    norm: int,
+    activation: int,
+    mean_column: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    (N, n, C), K = x.shape, weight.shape[1]
+    out = x.new_empty(N, n, C)
+    a = x.new_empty(N, K, dtype=torch.float32)
+    b = x.new_empty(N, C, dtype=dtype)
+    stats = x.new_empty(N, n + 2, dtype=torch.float32)
+    _kernels().boundary_forward[(launch.BOUNDARY.programs(N),)](
+        x, *_dense(y, H_res, H_post), weight, bias, gain, offset, scale, out, a, b, stats, N,
+        **_constants(
+            x, K=K, PRE=activation, NORM=norm, MEAN=mean_column,
+            WRITE=y is not None, MIX=H_res is not None, READ=True,
+        ),
+    )  # fmt: skip
+    return out, a, b, stats
+
+
+@boundary.register_fake
+def _(
+    x: Tensor,
+    y: Tensor | None,
+    H_res: Tensor | None,
+    H_post: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    gain: Tensor,
+    offset: Tensor | None,
+    scale: Tensor | None,
+    norm: int,
+    activation: int,
+    mean_column: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    (N, n, C), K = x.shape, weight.shape[1]
+    return (
+        x.new_empty(N, n, C),
+        x.new_empty(N, K, dtype=torch.float32),
+        x.new_empty(N, C, dtype=dtype),
+        x.new_empty(N, n + 2, dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("mhclite::boundary_backward", mutates_args=())
+def boundary_backward(
+    x: Tensor,
+    y: Tensor | None,
+    H_res: Tensor | None,
+    H_post: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    gain: Tensor,
+    offset: Tensor | None,
+    scale: Tensor | None,
+    a: Tensor,
+    stats: Tensor,
+    dout: Tensor,
+    da: Tensor,
+    db: Tensor,
+    norm: int,
+    activation: int,
+    mean_column: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    (N, n, C), K = x.shape, weight.shape[1]
+    programs = launch.BOUNDARY.programs(N)
+    dx = x.new_empty(N, n, C)
+    dH_pre, da_whole, dz = stats.new_empty(N, n), _like(a), x.new_empty(N, K)
+    # A row per program in place of an atomic sum, whose order would differ from run to run.
+    dgain = stats.new_empty(programs, C)
+    dy, dH_res, dH_post = (_like_or_empty(x, t) for t in (y, H_res, H_post))
+    _kernels().boundary_backward[(programs,)](
+        x, *_dense(y, H_res, H_post), weight, bias, gain, offset, scale, a, stats,
+        *_dense(dout, da, db),
+        dx,
+        None if y is None else dy,
+        None if H_res is None else dH_res,
+        None if H_post is None else dH_post,
+        dH_pre, da_whole, dz, dgain, N,
+        **_constants(
+            x, K=K, PRE=activation, NORM=norm, MEAN=mean_column,
+            WRITE=y is not None, MIX=H_res is not None, READ=True,
+        ),
+    )  # fmt: skip
+    return dx, dH_pre, da_whole, dz, dgain.sum(0), dy, dH_res, dH_post
+
+
+@boundary_backward.register_fake
+def _(
+    x: Tensor,
+    y: Tensor | None,
+    H_res: Tensor | None,
+    H_post: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    gain: Tensor,
+    offset: Tensor | None,
+    scale: Tensor | None,
+    a: Tensor,
+    stats: Tensor,
+    dout: Tensor,
+    da: Tensor,
+    db: Tensor,
+    norm: int,
+    activation: int,
+    mean_column: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    (N, n, C), K = x.shape, weight.shape[1]
+    dx, dz = x.new_empty(N, n, C), x.new_empty(N, K)
+    dy, dH_res, dH_post = (_like_or_empty(x, t) for t in (y, H_res, H_post))
+    return dx, stats.new_empty(N, n), _like(a), dz, stats.new_empty(C), dy, dH_res, dH_post
+
+
+@torch.library.custom_op("mhclite::write", mutates_args=())
+def write(x: Tensor, y: Tensor, H_res: Tensor | None, H_post: Tensor) -> Tensor:
+    N = len(x)
+    out = _like(x)
+    reading, results = [None] * 5, [out, None, None, None]
+    _kernels().boundary_forward[(launch.BOUNDARY.programs(N),)](
+        x, *_dense(y, H_res, H_post), *reading, *results, N,
+        **_constants(x, WRITE=True, MIX=H_res is not None, **NO_READING),
+    )  # fmt: skip
+    return out
+
+
+@write.register_fake
+def _(x: Tensor, y: Tensor, H_res: Tensor | None, H_post: Tensor) -> Tensor:
+    return _like(x)
+
+
+@torch.library.custom_op("mhclite::write_backward", mutates_args=())
+def write_backward(
+    x: Tensor, y: Tensor, H_res: Tensor | None, H_post: Tensor, dout: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    N = len(x)
+    dx, dy, dH_post = _like(x), _like(y), _like(H_post)
+    dH_res = _like_or_empty(x, H_res)
+    reading, kept, reading_gradients = [None] * 5, [None] * 2, [None] * 4
+    _kernels().boundary_backward[(launch.BOUNDARY.programs(N),)](
+        x, *_dense(y, H_res, H_post), *reading, *kept, dout.contiguous(), None, None,
+        dx, dy, None if H_res is None else dH_res, dH_post, *reading_gradients, N,
+        **_constants(x, WRITE=True, MIX=H_res is not None, **NO_READING),
+    )  # fmt: skip
+    return dx, dy, dH_res, dH_post
+
+
+@write_backward.register_fake
+def _(
+    x: Tensor, y: Tensor, H_res: Tensor | None, H_post: Tensor, dout: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _like(x), _like(y), _like_or_empty(x, H_res), _like(H_post)
+
+
+# --- their gradients ----------------------------------------------------------------------------
+
+
+def _keep_boundary(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, y, H_res, H_post, weight, bias, gain, offset, scale, norm, activation, mean_column, _ = (
+        inputs
+    )
+    out, a, _, stats = output
+    ctx.constants = norm, activation, mean_column
+    ctx.save_for_backward(
+        x, y, H_res, H_post, weight, bias, gain, offset, scale, a, stats, out
+    )  # fmt: skip
+
+
+def _boundary_gradients(
+    ctx: Context, dout: Tensor, da: Tensor, db: Tensor, dstats: Tensor
+) -> tuple[Tensor | None, ...]:
+    x, y, H_res, H_post, weight, bias, gain, offset, scale, a, stats, out = ctx.saved_tensors
+    dx, dH_pre, da, dz, dgain, dy, dH_res, dH_post = boundary_backward(
+        x, y, H_res, H_post, weight, bias, gain, offset, scale, a, stats, dout, da, db,
+        *ctx.constants,
+    )  # fmt: skip
+    if y is None:
+        dy = dH_post = None
+    if H_res is None:
+        dH_res = None
+    doffset = dscale = None
+    if scale is not None:  # H_pre = offset + scale tanh(a[:n])
+        doffset = dH_pre.sum(0)
+        dscale = (dH_pre * torch.tanh(a[:, : dH_pre.shape[1]])).sum()
+    dweight = (dz.t() @ out.flatten(1)).t()
+    dbias = da.sum(0)
+    constants = (None, None, None, None)  # norm, activation, mean_column, dtype
+    return (dx, dy, dH_res, dH_post, dweight, dbias, dgain, doffset, dscale, *constants)
+
+
+boundary.register_autograd(_boundary_gradients, setup_context=_keep_boundary)
+
+
+def _keep_write(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, y, H_res, H_post = inputs
+    ctx.save_for_backward(x, y, H_res, H_post)
+
+
+def _write_gradients(ctx: Context, dout: Tensor) -> tuple[Tensor | None, ...]:
+    x, y, H_res, H_post = ctx.saved_tensors
+    dx, dy, dH_res, dH_post = write_backward(x, y, H_res, H_post, dout)
+    return dx, dy, None if H_res is None else dH_res, dH_post
+
+
+write.register_autograd(_write_gradients, setup_context=_keep_write)

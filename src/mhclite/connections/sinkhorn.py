@@ -1,0 +1,147 @@
+"""Sinkhorn-Knopp of the fast and fused implementations: one operator, whatever computes it.
+
+`sinkhorn` is a single node of the compiler's graph. Unrolled, twenty iterations are eighty small
+reductions, forward and backward: slower code, and minutes to compile. The Triton kernel computes it
+where it can run, torch elsewhere; both work in the log domain, and both keep the logits alone for
+the backward pass and do the iterations again there. To keep every iteration would take as much
+memory as the streams do.
+
+Shapes: N tokens, n streams.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mhclite.connections import launch
+from mhclite.connections.availability import KERNEL_STREAMS, interpreted, no_kernels
+
+Context = Any  # what torch passes as ctx: a FunctionCtx with attributes of our own
+BLOCKS = 16  # of tokens, enough for the threads of a laptop
+
+
+def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
+    """`mixing.sinkhorn_knopp`, equal to it up to rounding.
+
+    Args:
+        logits: (N, n, n), float32 or float64.
+        iterations: how often rows, then columns are normalised.
+
+    Returns:
+        (N, n, n), contiguous: columns sum to 1, rows nearly.
+    """
+    M: Tensor = _sinkhorn(logits, iterations)
+    return M
+
+
+def _by_kernel(logits: Tensor) -> bool:
+    """Whether the Triton kernel computes it: float32 matrices of a GPU, or in the interpreter."""
+    if not (logits.is_cuda or interpreted()):
+        return False  # at once: this is asked in every sub-layer of every step
+    fits = logits.dtype == torch.float32 and logits.shape[-1] in KERNEL_STREAMS
+    return fits and no_kernels(logits.device.type) is None
+
+
+# --- torch --------------------------------------------------------------------------------------
+
+
+def _innermost(matrices: Tensor) -> Tensor:
+    """(N, n, n) -> (B, n, n, N / B), contiguous.
+
+    With tokens innermost torch's operators are vectorised over them, with a few blocks of them
+    outermost over threads.
+    """
+    N = len(matrices)
+    blocks = min(BLOCKS, N & -N)  # a power of two that divides N
+    return matrices.unflatten(0, (blocks, -1)).permute(0, 2, 3, 1).contiguous()
+
+
+def _outermost(matrices: Tensor) -> Tensor:
+    """The reverse of `_innermost`."""
+    return matrices.permute(0, 3, 1, 2).flatten(0, 1).contiguous()
+
+
+def _forward_in_torch(logits: Tensor, iterations: int) -> Tensor:
+    """Each half of an iteration is one log_softmax."""
+    logits = _innermost(logits)
+    for _ in range(iterations):
+        logits = torch.log_softmax(torch.log_softmax(logits, 2), 1)
+    return _outermost(logits.exp())
+
+
+def _backward_in_torch(logits: Tensor, dM: Tensor, iterations: int) -> Tensor:
+    logits = _innermost(logits)
+    steps = []
+    for dim in (2, 1) * iterations:
+        logits = torch.log_softmax(logits, dim)
+        steps.append((dim, logits))
+    gradient = _innermost(dM) * logits.exp()
+    for dim, normalised in reversed(steps):
+        gradient = torch._log_softmax_backward_data(gradient, normalised, dim, normalised.dtype)
+    return _outermost(gradient)
+
+
+# --- the operators ------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("mhclite::sinkhorn", mutates_args=())
+def _sinkhorn(logits: Tensor, iterations: int) -> Tensor:
+    if not _by_kernel(logits):
+        return _forward_in_torch(logits, iterations)
+    from mhclite.connections import sinkhorn_kernels  # here: Triton need not be installed
+
+    N, n, _ = logits.shape
+    M = _like(logits)
+    sinkhorn_kernels.sinkhorn_forward[(-(-N // launch.SINKHORN_TOKENS),)](
+        logits.contiguous(), M, N, n=n, iterations=iterations,
+        BT=launch.SINKHORN_TOKENS, num_warps=launch.SINKHORN_WARPS,
+    )  # fmt: skip
+    return M
+
+
+@torch.library.custom_op("mhclite::sinkhorn_backward", mutates_args=())
+def sinkhorn_backward(logits: Tensor, dM: Tensor, iterations: int) -> Tensor:
+    """Gradient of `sinkhorn` in its logits, from that in its result, dM (N, n, n)."""
+    if not _by_kernel(logits):
+        return _backward_in_torch(logits, dM, iterations)
+    from mhclite.connections import sinkhorn_kernels
+
+    N, n, _ = logits.shape
+    dlogits = _like(logits)
+    rows, columns = logits.new_empty(2, N, iterations, n)  # scratch of the kernel
+    sinkhorn_kernels.sinkhorn_backward[(-(-N // launch.SINKHORN_TOKENS),)](
+        logits.contiguous(), dM.contiguous(), dlogits, rows, columns, N,
+        n=n, iterations=iterations, BT=launch.SINKHORN_TOKENS, num_warps=launch.SINKHORN_WARPS,
+    )  # fmt: skip
+    return dlogits
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """An empty tensor of the same shape, contiguous whatever the strides of `tensor` are."""
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+@_sinkhorn.register_fake
+def _(logits: Tensor, iterations: int) -> Tensor:
+    return _like(logits)
+
+
+@sinkhorn_backward.register_fake
+def _(logits: Tensor, dM: Tensor, iterations: int) -> Tensor:
+    return _like(logits)
+
+
+def _keep(ctx: Context, inputs: tuple[Tensor, int], output: Tensor) -> None:
+    logits, ctx.iterations = inputs
+    ctx.save_for_backward(logits)
+
+
+def _gradient(ctx: Context, dM: Tensor) -> tuple[Tensor, None]:
+    (logits,) = ctx.saved_tensors
+    return sinkhorn_backward(logits, dM, ctx.iterations), None
+
+
+_sinkhorn.register_autograd(_gradient, setup_context=_keep)
