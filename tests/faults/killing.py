@@ -201,7 +201,9 @@ class Kills:
         for k in range(states):
             self.point(f"half {k}", at_half(k))
         for k in range((training["steps"] - 1) // training["evaluation_interval"] + 2):
-            self.point(f"evaluation {k}", in_evaluation(k))  # before the first step, ..., at the end
+            self.point(
+                f"evaluation {k}", in_evaluation(k)
+            )  # before the first step, ..., at the end
         began = time.perf_counter()
         self.train(self.folder / "timed")
         whole_time = time.perf_counter() - began
