@@ -44,12 +44,14 @@ def _large_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "LAUNCH", fused.LAUNCH._replace(tokens=32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_as_near_to_float64_as_the_reference(case: Case) -> None:
     error = error_of(case, "fused", CPU)
     assert error.own <= error.allowed(case.precision), error
 
 
+@pytest.mark.slow
 def test_the_same_bits_every_time_and_with_recomputation() -> None:
     for variant in ("hc", "identity"):  # the latter without H_res
         first, again, recomputed = (
@@ -60,6 +62,7 @@ def test_the_same_bits_every_time_and_with_recomputation() -> None:
         assert torch.equal(first.gradient, recomputed.gradient)
 
 
+@pytest.mark.slow
 def test_recomputation_keeps_less_for_the_backward_pass() -> None:
     kept = []
     for recompute in (False, True):
@@ -85,6 +88,7 @@ def test_recomputation_keeps_less_for_the_backward_pass() -> None:
     assert kept[0] - kept[1] >= 3 * streams
 
 
+@pytest.mark.slow
 def test_authors_training_run() -> None:
     """One of them: each takes a minute here. The command does the others."""
     _, errors = check_file(GOLDEN / "trajectory_mhc.npz", "fused")
@@ -136,6 +140,7 @@ def test_operators_keep_torchs_rules() -> None:
     torch.library.opcheck(fused.sinkhorn, (torch.randn(5, 2, 2), 3), test_utils=tests)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["identity", "hc", "mhc", "jpmhc"])
 def test_is_one_graph_for_the_compiler(variant: str) -> None:
     tokens = torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -199,6 +204,7 @@ def test_a_fallback_computes_the_same_and_training_says_why(
 # --- the compiler -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_kernels_compile_for_a_gpu_and_stay_in_its_registers() -> None:
     """For sm_90, without a GPU: no register of the bf16 kernels spills to memory."""
     script = Path(__file__).parent / "compile_kernels.py"

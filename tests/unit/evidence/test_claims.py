@@ -97,6 +97,7 @@ def test_missing_variants_and_single_seeds(tmp_path: Path) -> None:
         assert forest(results, 0.95).axes
 
 
+@pytest.mark.slow
 def test_tables_for_readers(results: Results, found: dict[str, Finding]) -> None:
     data = claims_data(results)
     assert len(data) == len(found)
@@ -112,6 +113,7 @@ def test_tables_for_readers(results: Results, found: dict[str, Finding]) -> None
     assert len(paper_table(results).display) == len(given)
 
 
+@pytest.mark.slow
 def test_forest(results: Results, tmp_path: Path) -> None:
     with style():
         figure = forest(results, 0.95)

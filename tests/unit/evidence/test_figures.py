@@ -106,6 +106,7 @@ def test_every_figure_is_written_as_png_and_svg(tiny_folder: Path) -> None:
         assert (drawn / f"{name}.svg").read_text().rstrip().endswith("</svg>")
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same_bytes(tiny_folder: Path) -> None:
     drawn = tiny_folder / "figures"
     before = {path.name: path.read_bytes() for path in drawn.iterdir()}
@@ -347,6 +348,7 @@ def test_diverged_runs_are_named(results: Results) -> None:
 # --- pieces that are missing --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "all_diverge", "said"),
     [

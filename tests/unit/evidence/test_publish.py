@@ -32,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_rebuilt_is_what_was_published(folder: Path, tmp_path: Path) -> None:
     publish(folder, tmp_path / "kept")
     kept = sorted(p.name for p in (tmp_path / "kept/runs/sotu-d1-mhc-s0").iterdir())
@@ -71,6 +72,7 @@ def test_readme_block(folder: Path) -> None:
         with_block("nothing", "new")
 
 
+@pytest.mark.slow
 def test_readme_is_made_from_the_published_study(tmp_path: Path) -> None:
     """Stale? `make publish`, or `python -m mhclite publish readme` (see the Makefile)."""
     results = rebuild(PUBLISHED, tmp_path / "laptop")

@@ -11,6 +11,7 @@ from mhclite import cli
 from mhclite.bench import data as bench_data
 
 
+@pytest.mark.slow
 def test_it_measures_prints_and_writes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
