@@ -1,8 +1,8 @@
 """Processes that tests leave behind.
 
 Every process that a test starts inherits `MARKER` with this pytest process's id, also through
-torchrun, Snakemake and SLURM. A fork that executes nothing shows its parent's environment: those are
-found as descendants.
+torchrun, Snakemake and SLURM. A fork that executes nothing shows its parent's environment: it is
+found as a descendant.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ def test_every_key_is_read(where: str, key: str) -> None:
     """Somewhere in the code or the workflow stands the key itself, beyond its definition."""
     readers = [*(ROOT / "workflow").rglob("*.smk")]
     settings = ROOT / "src/mhclite/study/settings.py"
-    readers += [p for p in (ROOT / "src").rglob("*.py") if p != settings and p.name != "captions.py"]
+    sources = (ROOT / "src").rglob("*.py")
+    readers += [path for path in sources if path != settings and path.name != "captions.py"]
     text = "\n".join(path.read_text() for path in readers)
     read = re.search(rf"\[\"{key}\"\]|\['{key}'\]|\.{key}\b|\"{key}\"|\b{key}=", text)
     read_by_study = re.search(rf"self\.(\w+\.)?{key}\b", settings.read_text())
