@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: replicate figures publish test check bench bench-data bench-pipeline gpu-check ui audit lock \
+.PHONY: replicate figures publish test test-quick check bench bench-data bench-pipeline gpu-check ui audit lock \
 	clean
 
 replicate: $(READY)
@@ -33,6 +33,10 @@ publish: $(READY)
 # them.
 test: check
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# While working: format, lint, types and the unit tests that are quick; under three minutes.
+test-quick: check
+	$(BIN)/pytest tests/unit -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -1,16 +1,37 @@
-"""What tests counted (points killed, inputs tried, writers) stands at the end of the output."""
+"""For all tests: no process is left behind, and what they counted (points killed, inputs tried,
+writers) stands at the end of the output."""
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from leftovers import MARKER, OF_THIS_PROCESS, stop_leftovers
+
+os.environ[MARKER] = OF_THIS_PROCESS
+
 sys.path.insert(0, str(Path(__file__).parent / "unit"))  # tiny.py, for all folders
 
 COUNTED = "counted"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left_of_the_session() -> Iterator[None]:
+    yield
+    left = stop_leftovers(whole_session=True)
+    assert not left, f"still running after all tests, killed now: {left}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_left_of_the_module() -> Iterator[None]:
+    """Set up before a module's own fixtures, so that these have stopped what is theirs."""
+    yield
+    left = stop_leftovers()
+    assert not left, f"still running after the tests of this module, killed now: {left}"
 
 
 @pytest.fixture

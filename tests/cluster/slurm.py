@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from leftovers import MARKER, OF_SESSION
+
 MARK = "# of mhclite's cluster tests"
 ETC = Path("/etc/slurm")
 PACKAGES = ("slurm-wlm", "slurmdbd", "munge", "mariadb-server")
@@ -179,7 +181,15 @@ class Slurm:
     def _start(self, *command: str) -> subprocess.Popen[bytes]:
         with (self.state / f"{Path(command[0]).name}.out").open("ab") as output:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                process_group=0,
+                env={
+                    **os.environ,
+                    MARKER: OF_SESSION,
+                },  # it outlives the module that needs it first
             )
         self.processes.append(process)
         return process

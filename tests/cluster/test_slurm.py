@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
 from slurm import Slurm, run, wait_until
 
@@ -48,34 +49,52 @@ def finish(process: subprocess.Popen[str], seconds: float) -> str:
     return output
 
 
-def test_smoke_study(slurm: Slurm, tmp_path: Path, tell: Callable[[str], None]) -> None:
-    checkout = Checkout(tmp_path)
+def write_study(checkout: Checkout, name: str, **changes: object) -> str:
+    """config/smoke.yaml with one seed and two variants, one of them under a condition too."""
+    study = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())
+    study |= {"name": name, "variants": ["residual", "mhc_lite"], "seeds": [0]} | changes
+    (checkout.folder / f"{name}.yaml").write_text(yaml.safe_dump(study))
+    return f"{name}.yaml"
+
+
+@pytest.fixture(scope="module")
+def finished(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkout, float]:
+    """A checkout in which SLURM has run a whole study, and the seconds that it took."""
+    checkout = Checkout(tmp_path_factory.mktemp("smoke"))
+    study = write_study(checkout, "small")
     began = time.monotonic()
-    finish(on_slurm(checkout), 900)
-    seconds = time.monotonic() - began
-    out = checkout.folder / "results/smoke"
+    finish(on_slurm(checkout, study=study), 600)
+    return checkout, time.monotonic() - began
+
+
+def test_a_whole_study(
+    slurm: Slurm, finished: tuple[Checkout, float], tell: Callable[[str], None]
+) -> None:
+    checkout, seconds = finished
+    out = checkout.folder / "results/small"
     assert (out / "report.html").stat().st_size > 100_000
     assert (out / "mlflow.json").exists()
     runs = {path.parent.name for path in out.glob("runs/*/summary.json")}
-    assert len(runs) == 16
+    names = ("residual", "mhc_lite", "mhc_lite-norm_after_sum")
+    assert runs == {f"sotu-d1-{name}-s0" for name in names}
 
     jobs = [comment for comment, state in slurm.history("Comment,State") if state == "COMPLETED"]
     rules = Counter(re.sub(r"^rule_(.*?)(_wildcards.*)?$", r"\1", comment) for comment in jobs)
-    assert rules["train"] == 16  # one job a run
-    assert 1 <= rules["probes_probe_mixing"] <= 3  # many short ones in one job
+    assert rules["train"] == 3  # one job per run
+    assert rules["probes_probe_mixing"] == 1  # many short ones in one job
     assert rules["prepare_data"] == rules["measure_throughput"] == 1
     cheap = {"collect", "figures", "tables", "report", "track", "detect_instability"}
     assert not cheap & rules.keys(), "these run on the login node"
-    tell(f"SLURM: smoke study of 16 runs in {sum(rules.values())} jobs, {seconds:.0f} s")
+    tell(f"SLURM: a study of 3 runs in {sum(rules.values())} jobs, {seconds:.0f} s")
 
     done = subprocess.run(
-        [sys.executable, "-m", "mhclite", "status", "config/smoke.yaml"],
+        [sys.executable, "-m", "mhclite", "status", "small.yaml"],
         cwd=checkout.folder,
         env=checkout.environment,
         capture_output=True,
         text=True,
     )
-    assert "16 runs: 16 finished" in done.stdout
+    assert "3 runs: 3 finished" in done.stdout
 
 
 # What each run meets: four times the same run, since a condition that only changes how often a run
@@ -97,6 +116,26 @@ def drill_study(checkout: Checkout) -> list[str]:
     return ["sotu-d1-residual-s0", *(f"sotu-d1-residual-{name}-s0" for name in DRILLS[1:])]
 
 
+def train_here(checkout: Checkout, study: str, run: str, folder: Path) -> None:
+    """A run of a study whose corpus is prepared, by the command alone."""
+    (corpus,) = (checkout.folder / "results/corpora").glob("*/manifest.json")
+
+    def mhclite(*arguments: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-m", "mhclite", *arguments],
+            cwd=checkout.folder,
+            env={**checkout.environment, "PYTHONPATH": "src"},
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        ).stdout
+
+    lines = mhclite("check", "--runs", study).splitlines()
+    (config,) = (line for line in lines if json.loads(line)["run"] == run)
+    mhclite("train", "--config", config, "--corpus", str(corpus.parent), "--out", str(folder))
+
+
 def test_preemption_cancellation_lost_node_time_limit(
     slurm: Slurm, tmp_path: Path, tell: Callable[[str], None]
 ) -> None:
@@ -104,7 +143,8 @@ def test_preemption_cancellation_lost_node_time_limit(
     checkout = Checkout(tmp_path / "cluster")
     runs = dict(zip(DRILLS, drill_study(checkout)))
     folders = {drill: checkout.folder / "results/drill/runs" / run for drill, run in runs.items()}
-    limit = "train:runtime=1 if wildcards.run == 'sotu-d1-residual-s0' else 60"
+    # The limit is a minute at first, the shortest that there is, then enough.
+    limit = f"train:runtime=1 if wildcards.run == '{runs['limit']}' and attempt == 1 else 60"
     targets = [f"results/drill/runs/{run}/summary.json" for run in runs.values()]
     process = on_slurm(
         checkout, *targets, "--set-resources", limit, "train:mem_mb=20000", study="drill.yaml"
@@ -133,11 +173,8 @@ def test_preemption_cancellation_lost_node_time_limit(
     finally:
         process.kill()
 
-    alone = Checkout(tmp_path / "alone")
-    (undisturbed, *_) = drill_study(alone)
-    code, output = alone.snakemake(targets[0], study="drill.yaml")
-    assert code == 0, output
-    expected = alone.folder / "results/drill/runs" / undisturbed
+    expected = tmp_path / "undisturbed"
+    train_here(checkout, "drill.yaml", runs["limit"], expected)
     lines = []
     for drill, folder in folders.items():
         for name in ("metrics.jsonl", "weights.pt"):
@@ -152,7 +189,7 @@ def test_preemption_cancellation_lost_node_time_limit(
     assert {"CANCELLED", "TIMEOUT", "REQUEUED", "COMPLETED"} <= states
 
 
-def test_gpus_as_gres(slurm: Slurm, tmp_path: Path) -> None:
+def test_gpus_as_gres(slurm: Slurm, finished: tuple[Checkout, float]) -> None:
     """profiles/slurm-gres asks for the same as profiles/slurm, and for GPUs by --gres."""
     plain, gres = (
         yaml.safe_load((ROOT / f"profiles/{name}/config.yaml").read_text())
@@ -165,30 +202,30 @@ def test_gpus_as_gres(slurm: Slurm, tmp_path: Path) -> None:
     assert plain.pop("set-resources") == wanted
     assert plain == gres
 
-    checkout = Checkout(tmp_path)
-    target = "results/smoke/runs/sotu-d1-residual-s0/summary.json"
-    finish(on_slurm(checkout, target, profile="slurm-gres"), 300)
+    checkout, _ = finished
+    study = write_study(checkout, "gres", seeds=[1])
+    target = "results/gres/runs/sotu-d1-residual-s1/summary.json"
+    finish(on_slurm(checkout, target, profile="slurm-gres", study=study), 300)
     (allocated,) = [
         tres
         for comment, tres in slurm.history("Comment,AllocTRES")
-        if comment == "rule_train_wildcards_sotu-d1-residual-s0" and "gres" in tres
+        if comment == "rule_train_wildcards_sotu-d1-residual-s1" and "gres" in tres
     ]
     assert "gres/gpu=1" in allocated
 
 
-def test_several_processes_in_one_job(slurm: Slurm, tmp_path: Path) -> None:
+def test_several_processes_in_one_job(slurm: Slurm, finished: tuple[Checkout, float]) -> None:
     """torchrun inside a job, with the CPUs of all its processes."""
-    checkout = Checkout(tmp_path)
-    study = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())
-    study["training"]["processes"] = 2
-    (checkout.folder / "two.yaml").write_text(yaml.safe_dump(study))
-    target = "results/smoke/runs/sotu-d1-mhc_lite-s1/summary.json"
-    finish(on_slurm(checkout, target, study="two.yaml"), 300)
+    checkout, _ = finished
+    training = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())["training"]
+    study = write_study(checkout, "two", training=training | {"processes": 2}, seeds=[2])
+    target = "results/two/runs/sotu-d1-mhc_lite-s2/summary.json"
+    finish(on_slurm(checkout, target, study=study), 300)
     record = json.loads((checkout.folder / target).with_name("run.json").read_text())
     assert record["config"]["training"]["processes"] == 2
     (allocated,) = [
         tres
         for comment, tres in slurm.history("Comment,AllocTRES")
-        if comment == "rule_train_wildcards_sotu-d1-mhc_lite-s1" and "cpu=2" in tres
+        if comment == "rule_train_wildcards_sotu-d1-mhc_lite-s2" and "cpu=2" in tres
     ]
     assert allocated

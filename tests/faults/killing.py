@@ -2,8 +2,8 @@
 
     python killing.py CONFIG.json CORPUS FOLDER SEED
 
-A child is a fork of this process, which has torch loaded but has computed nothing: a point costs
-a fraction of a second. Prints one JSON object a point.
+A child is a fork of this process, which has torch loaded and the source's digest taken but has
+computed nothing: a point costs a fraction of a second. Prints one JSON object per point.
 
 A point is `operation k` (before the k-th file that is opened for writing, renamed, cut or removed),
 `half k` (when the k-th file is half written), `evaluation k`, or `time t` (after t seconds).
@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from mhclite.files import read_jsonl, sha256_of
+from mhclite.runs.key import code_of
 from mhclite.training import checkpoint, loop
 
 OPERATIONS = ("open", "os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir")
@@ -131,6 +132,7 @@ class Kills:
         self.config, self.corpus, self.folder = config, corpus, folder
         self.random = np.random.default_rng(seed)
         self.other = {**config, "training": {**config["training"], "weight_decay": 0.2}}
+        code_of(config)  # parsed and cached here once: it is half of the time of a run this short
         self.train(folder / "whole")
         self.expected = digests(folder / "whole")
 
@@ -198,8 +200,10 @@ class Kills:
         states = (training["steps"] - 1) // training["checkpoint_interval"] + 1
         for k in range(states):
             self.point(f"half {k}", at_half(k))
-        for k in range(training["steps"] // training["evaluation_interval"] + 1):
-            self.point(f"evaluation {k}", in_evaluation(k))
+        for k in range((training["steps"] - 1) // training["evaluation_interval"] + 2):
+            self.point(
+                f"evaluation {k}", in_evaluation(k)
+            )  # before the first step, ..., at the end
         began = time.perf_counter()
         self.train(self.folder / "timed")
         whole_time = time.perf_counter() - began
@@ -216,8 +220,8 @@ class Kills:
             lines = (folder / "metrics.jsonl").read_bytes().count(b"\n")
             back.write_text(str(lines - 1))
 
-        def under_way(at: int) -> None:
-            if at == 40:  # two checkpoints are there, and the run is not through
+        def under_way(_at: int) -> None:
+            if len(list(folder.glob("checkpoints/step_*.json"))) == 2:  # at the third checkpoint
                 die()
 
         for k in range(MOVES):

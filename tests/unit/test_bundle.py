@@ -257,6 +257,7 @@ def test_a_run_of_several_processes_is_started_as_the_workflow_does(
     assert second["PYTHONPATH"] == str(tmp_path / "src")
 
 
+@pytest.mark.slow
 def test_a_failed_job_stops_no_other(study: Study, caplog: pytest.LogCaptureFixture) -> None:
     """A run that cannot train is named with its last words; the next one is trained."""
     pack.pack(Path("study.yaml"), Path("bundle"))

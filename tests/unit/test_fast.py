@@ -167,6 +167,7 @@ def test_sinkhorn_whatever_the_logits(spread: float) -> None:
     assert (our_gradient - gradient).abs().max() < 10 * tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", OPTIONS)
 def test_is_one_graph_for_the_compiler(variant: str) -> None:
     """Traced without a break; what is computed is the same."""

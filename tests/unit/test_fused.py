@@ -53,18 +53,21 @@ def _interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "BOUNDARY", launch.BOUNDARY._replace(tokens=32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_as_near_to_float64_as_the_reference(case: Case) -> None:
     error = error_of(case, "fused", CPU)
     assert error.own <= error.allowed(case.precision), error
 
 
+@pytest.mark.slow
 def test_the_same_bits_every_time() -> None:
     for variant in ("hc", "identity"):  # the latter without H_res
         first, again = (gradient(Case(variant), "fused", CPU) for _ in range(2))
         assert torch.equal(first.gradient, again.gradient)
 
 
+@pytest.mark.slow
 def test_authors_training_run() -> None:
     """One of them: each takes a minute here. The command does the others."""
     _, errors = check_file(GOLDEN / "trajectory_mhc.npz", "fused")
@@ -138,6 +141,7 @@ def test_operators_keep_torchs_rules(mixed: bool) -> None:
         torch.library.opcheck(operator.default, arguments, test_utils=checks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["identity", "hc", "mhc", "jpmhc"])
 def test_is_one_graph_for_the_compiler(variant: str) -> None:
     tokens = torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -204,6 +208,7 @@ def test_a_fallback_computes_the_same_and_training_says_why(
 # --- the compiler -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_kernels_compile_for_a_gpu_and_stay_in_its_registers() -> None:
     """For sm_90, without a GPU: no register of the bf16 kernels spills to memory."""
     script = Path(__file__).parent / "compile_kernels.py"

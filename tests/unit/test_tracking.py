@@ -411,6 +411,7 @@ def test_interrupted_import_is_completed(
     assert content(results) == content(tracked)
 
 
+@pytest.mark.slow
 def test_killed_import_is_completed(untracked: Path, tracked: Path, tmp_path: Path) -> None:
     results = tmp_path / "results"
     shutil.copytree(untracked, results)
@@ -454,6 +455,7 @@ def digests(results: Path) -> int:
     return int(query(results, "SELECT count(*) FROM tags WHERE key = 'mhclite.digest'")[0][0])
 
 
+@pytest.mark.slow
 def test_two_studies_at_once_into_a_new_store(
     untracked: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -338,6 +338,7 @@ def test_training_imports_torch_and_numpy_alone(corpus: Path, tmp_path: Path) ->
     assert not loaded & set(others.split())
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(corpus: Path, tmp_path: Path) -> None:
     config = configuration(processes=2)
     train(configuration(), corpus, tmp_path / "one")

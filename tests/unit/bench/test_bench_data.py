@@ -11,6 +11,7 @@ from mhclite.bench import data, preparation
 from mhclite.bench.__main__ import main
 
 
+@pytest.mark.slow
 def test_it_measures_prints_and_writes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,7 @@ def running(process: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at /proc")
 def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     code = (

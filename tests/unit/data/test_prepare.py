@@ -207,6 +207,7 @@ def test_a_mistake_in_a_file_is_one_line_from_any_process(tmp_path: Path) -> Non
             )
 
 
+@pytest.mark.slow
 def test_the_embedded_corpus_has_the_tokens_that_results_were_published_for(
     tmp_path: Path,
 ) -> None:

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import yaml
 from builder import CLAIMS, build_results, final_loss, gain, make_study
+from mhclite.evidence.figures_claims import forest, loss_findings
+from mhclite.evidence.table_claims import claims_data, claims_table, paper_table
 
 from mhclite.errors import UserError
 from mhclite.evidence.claims import Claim, load_claims, parse_claims
-from mhclite.evidence.figures_claims import forest, loss_findings
 from mhclite.evidence.findings import Finding, claims_of, evaluate, token_difference
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.style import save, style
-from mhclite.evidence.table_claims import claims_data, claims_table, paper_table
 from mhclite.evidence.table_format import markdown
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -97,6 +97,7 @@ def test_missing_variants_and_single_seeds(tmp_path: Path) -> None:
         assert forest(results, 0.95).axes
 
 
+@pytest.mark.slow
 def test_tables_for_readers(results: Results, found: dict[str, Finding]) -> None:
     data = claims_data(results)
     assert len(data) == len(found)
@@ -112,6 +113,7 @@ def test_tables_for_readers(results: Results, found: dict[str, Finding]) -> None
     assert len(paper_table(results).display) == len(given)
 
 
+@pytest.mark.slow
 def test_forest(results: Results, tmp_path: Path) -> None:
     with style():
         figure = forest(results, 0.95)

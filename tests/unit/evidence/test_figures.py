@@ -27,14 +27,14 @@ from docutils.core import publish_parts
 from jinja2 import Environment
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from mhclite.evidence.figures import FIGURES, draw
+from mhclite.evidence.figures_mixing import pooled_quantiles, sinkhorn_histogram
+from mhclite.evidence.figures_training import POINTS, divergence_note, thinned
 
 from mhclite.cli import main
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
 from mhclite.evidence import captions, style
-from mhclite.evidence.figures import FIGURES, draw
-from mhclite.evidence.figures_mixing import pooled_quantiles, sinkhorn_histogram
-from mhclite.evidence.figures_training import POINTS, divergence_note, thinned
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.statistics import paired_differences, summarise
 from mhclite.study.settings import Study
@@ -106,6 +106,7 @@ def test_every_figure_is_written_as_png_and_svg(tiny_folder: Path) -> None:
         assert (drawn / f"{name}.svg").read_text().rstrip().endswith("</svg>")
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same_bytes(tiny_folder: Path) -> None:
     drawn = tiny_folder / "figures"
     before = {path.name: path.read_bytes() for path in drawn.iterdir()}
@@ -347,6 +348,7 @@ def test_diverged_runs_are_named(results: Results) -> None:
 # --- pieces that are missing --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "all_diverge", "said"),
     [

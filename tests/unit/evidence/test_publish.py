@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from builder import build_results, description_of, make_study
+from mhclite.evidence.tables import all_tables
 
 from mhclite.cli import main
 from mhclite.errors import UserError
 from mhclite.evidence.publish import END, README_FIGURE, publish, readme_block, rebuild, with_block
 from mhclite.evidence.results import load_results
 from mhclite.evidence.table_format import markdown
-from mhclite.evidence.tables import all_tables
 from mhclite.files import write_json
 
 ROOT = Path(__file__).parents[3]
@@ -32,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_rebuilt_is_what_was_published(folder: Path, tmp_path: Path) -> None:
     publish(folder, tmp_path / "kept")
     kept = sorted(p.name for p in (tmp_path / "kept/runs/sotu-d1-mhc-s0").iterdir())
@@ -71,6 +72,7 @@ def test_readme_block(folder: Path) -> None:
         with_block("nothing", "new")
 
 
+@pytest.mark.slow
 def test_readme_is_made_from_the_published_study(tmp_path: Path) -> None:
     """Stale? `make publish`, or `python -m mhclite publish readme` (see the Makefile)."""
     results = rebuild(PUBLISHED, tmp_path / "laptop")

@@ -26,6 +26,8 @@ from builder import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from mhclite.evidence.table_results import best_rows, results_data, seeds_data
+from mhclite.evidence.tables import all_tables, terminal_table
 from scipy import stats
 
 from mhclite import cli
@@ -41,8 +43,6 @@ from mhclite.evidence.table_format import (
     scaled_plus_minus,
     significant,
 )
-from mhclite.evidence.table_results import best_rows, results_data, seeds_data
-from mhclite.evidence.tables import all_tables, terminal_table
 
 NAMES = ("claims", "paper", "results", "parameters", "stability")
 FORMATS = ("csv", "md", "tex", "html")
@@ -250,6 +250,7 @@ def test_models_measured_differently_are_said_apart(tmp_path: Path) -> None:
     assert "; d4: Some GPU, fp32" in notes
 
 
+@pytest.mark.slow
 def test_throughput_without_a_variant_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -307,6 +308,7 @@ def test_every_table_in_every_format(folder: Path) -> None:
     assert written == {f"{n}.{f}" for n in NAMES for f in FORMATS} | {"results_seeds.csv"}
 
 
+@pytest.mark.slow
 def test_same_results_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     study = build_results(tmp_path)
     assert cli.main(["tables", "--results", str(study), "--confidence", "0.9"]) == 0

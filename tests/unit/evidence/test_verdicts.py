@@ -127,6 +127,7 @@ def error_room(rate: float) -> float:
     return 3 * math.sqrt(rate * (1 - rate) / STUDIES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_no_effect_is_rarely_called_one(seeds: int) -> None:
     generator = np.random.default_rng(seeds)
@@ -138,6 +139,7 @@ def test_no_effect_is_rarely_called_one(seeds: int) -> None:
     assert wrong / STUDIES <= 0.05 + error_room(0.05)
 
 
+@pytest.mark.slow
 def test_an_effect_of_two_deviations_is_found_as_theory_says() -> None:
     seeds, effect = 5, 2.0
     generator = np.random.default_rng(7)
@@ -150,6 +152,7 @@ def test_an_effect_of_two_deviations_is_found_as_theory_says() -> None:
     assert verdicts.count("contradicted") == 0
 
 
+@pytest.mark.slow
 def test_a_family_without_effects_has_rarely_one_wrong_verdict() -> None:
     generator = np.random.default_rng(3)
     family, wrong = 20, 0

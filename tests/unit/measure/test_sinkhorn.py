@@ -40,6 +40,7 @@ def test_deviations() -> None:
     assert deviations(matrices) == {"median": 0.125, "p95": pytest.approx(0.2375), "max": 0.25}
 
 
+@pytest.mark.slow
 def test_error_falls_with_iterations_and_grows_with_range() -> None:
     rows = measure(SETTINGS)
     found = {(r["logit_range"], r["precision"], r["domain"], r["iterations"]): r for r in rows}
@@ -55,6 +56,7 @@ def test_error_falls_with_iterations_and_grows_with_range() -> None:
     assert found[1.0, "bf16", "log", 80]["single"]["max"] > 1e-3  # bf16 rounds
 
 
+@pytest.mark.slow
 def test_both_domains_agree_where_nothing_is_lost() -> None:
     logits = torch.randn(100, 4, 4, dtype=torch.float64)
     from mhclite.connections.mixing import sinkhorn_knopp

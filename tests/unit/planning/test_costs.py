@@ -63,6 +63,7 @@ def test_costs_follow_from_a_benchmark_file(study: Study, tmp_path: Path) -> Non
     assert found["speeds"] == [f"{file} (A, fp32)"]
 
 
+@pytest.mark.slow
 def test_nothing_is_said_that_was_not_measured(
     study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,7 @@ EXTRA = {
 RESIDUAL = (45_160_960, 124_373_760, 354_599_936)
 
 
+@pytest.mark.slow
 def test_parameters_of_the_papers_models(tmp_path: Path) -> None:
     found = describe(load_study(CONFIG / "paper.yaml"), tmp_path)
     rows = {(row["model"], row["variant"]): row for row in found["rows"]}
@@ -38,6 +39,7 @@ def test_parameters_of_the_papers_models(tmp_path: Path) -> None:
     assert found["totals"]["device_hours"] is None
 
 
+@pytest.mark.slow
 def test_hours_come_from_the_measured_throughput(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,88 @@
+"""Processes that tests leave behind.
+
+Every process that a test starts inherits `MARKER` with this pytest process's id, also through
+torchrun, Snakemake and SLURM. A fork that executes nothing shows its parent's environment: it is
+found as a descendant.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+PROC = Path("/proc")
+MARKER = "MHCLITE_TESTS"
+OF_THIS_PROCESS = str(os.getpid())
+OF_SESSION = f"{OF_THIS_PROCESS}-session"  # of what a session-wide fixture starts and stops itself
+# Helpers that Python and torch start once for a process, and that end with it.
+HELPERS = ("multiprocessing.resource_tracker", "torch._inductor.compile_worker")
+GRACE = 5.0  # seconds in which what was stopped may go
+
+
+def _read(process: Path, name: str) -> str:
+    try:
+        return (process / name).read_bytes().decode(errors="replace")
+    except OSError:  # it has ended
+        return ""
+
+
+def _command(process: Path) -> str:
+    return _read(process, "cmdline").replace("\0", " ").strip()
+
+
+def _state_and_parent(process: Path) -> tuple[str, int]:
+    fields = _read(process, "stat").rpartition(")")[2].split()
+    return (fields[0], int(fields[1])) if fields else ("X", 0)
+
+
+def running(whole_session: bool) -> dict[int, str]:
+    """Process id -> command of what tests of this process have started and is still there.
+
+    Until the end of the session that leaves out what session-wide fixtures keep.
+    """
+    parents: dict[int, int] = {}
+    marked: dict[int, str] = {}
+    for process in PROC.iterdir():
+        if not process.name.isdigit():
+            continue
+        state, parent = _state_and_parent(process)
+        if state not in "ZX":
+            parents[int(process.name)] = parent
+            for entry in _read(process, "environ").split("\0"):
+                if entry.startswith(f"{MARKER}="):
+                    marked[int(process.name)] = entry.partition("=")[2]
+
+    def started_here(pid: int) -> bool:
+        while pid in parents:
+            pid = parents[pid]
+            if pid == os.getpid():
+                return True
+        return False
+
+    found = {}
+    for pid in parents:
+        mark = marked.get(pid)
+        ours = mark in (OF_THIS_PROCESS, OF_SESSION) or started_here(pid)
+        if pid == os.getpid() or not ours or (mark == OF_SESSION and not whole_session):
+            continue
+        command = _command(PROC / str(pid))
+        if not any(helper in command for helper in HELPERS):
+            found[pid] = command or "a fork of pytest"
+    return found
+
+
+def stop_leftovers(whole_session: bool = False) -> list[str]:
+    """Kill what tests of this process have left running; returns its commands."""
+    if not PROC.is_dir():
+        return []
+    deadline = time.monotonic() + GRACE
+    while (left := running(whole_session)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for pid in left:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    return [f"{pid}: {command[:300]}" for pid, command in sorted(left.items())]

@@ -1,0 +1,59 @@
+"""Train runs of a study, all in this process; print the SHA-256 of each metrics.jsonl as JSON.
+
+    python train_smoke.py STUDY.yaml FOLDER
+
+Only the command line is used, so that one script trains with any version of the code. One seed, and
+each run twice: computed by its formula and as it is computed by default.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import sys
+from pathlib import Path
+
+import yaml
+
+from mhclite import cli
+
+IMPLEMENTATIONS = ("auto", "reference")
+
+
+def step(*arguments: str) -> str:
+    """Run a step of the command line; returns what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        code = cli.main([*arguments])
+    if code != 0:
+        sys.exit(f"{arguments[0]} ended with code {code}")
+    return printed.getvalue()
+
+
+def main(study: Path, folder: Path) -> None:
+    """Prepare the study's only corpus, train its runs of seed 0, print their digests."""
+    content = yaml.safe_load(study.read_text())
+    ((name, corpus),) = content["corpora"].items()
+    settings = {"name": name, "corpus": corpus, "tokenizer": content["tokenizer"]}
+    text = folder / "corpus"
+    lock = str(folder / "lock.json")
+    step("prepare", "--settings", json.dumps(settings), "--out", str(text), "--lock", lock)
+    digests: dict[str, dict[str, str]] = {}
+    for line in step("check", "--runs", str(study)).splitlines():
+        config = json.loads(line)
+        if config["seed"] != 0:
+            continue
+        for implementation in IMPLEMENTATIONS:
+            config["connection"]["implementation"] = implementation
+            out = folder / implementation / config["run"]
+            step("train", "--config", json.dumps(config), "--corpus", str(text), "--out", str(out))
+            metrics = (out / "metrics.jsonl").read_bytes()
+            digests.setdefault(config["run"], {})[implementation] = hashlib.sha256(
+                metrics
+            ).hexdigest()
+    print(json.dumps(digests))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
