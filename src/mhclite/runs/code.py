@@ -145,4 +145,5 @@ def step_digest(entry: str, variants: Iterable[str] = ()) -> str:
         variants: residual variants whose classes it computes with.
     """
     names = (entry, *(f"connections.{variant}" for variant in variants))
+    assert all(path_of(f"{PACKAGE}.{name}") for name in names), names
     return digest_of_modules(tuple(imported_modules(*(f"{PACKAGE}.{name}" for name in names))))

@@ -190,7 +190,7 @@ STEPS = {  # what a rule's parameter `code` is made of
     "throughput": ("measure.throughput", VARIANTS),
     "stability": ("measure.stability", ()),
     "collect": ("evidence.collect", ()),
-    "evidence": ("evidence.step", ()),
+    "evidence": ("evidence.evidence", ()),
     "tracking": ("tracking.track", ()),
 }
 

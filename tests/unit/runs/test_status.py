@@ -22,7 +22,7 @@ from mhclite.runs import status
 from mhclite.runs.folder import RunFolder
 from mhclite.study.reading import load_study
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
