@@ -9,7 +9,6 @@ import pytest
 
 from mhclite.bench import implementations
 from mhclite.bench.__main__ import main
-from mhclite.cli import main as mhclite
 
 TINY = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 32}
 
@@ -43,12 +42,3 @@ def test_it_measures_prints_and_writes(
     assert late["rows"] == []
     assert late["skipped"] == ["laptop mhc_lite"]
     assert "not measured, for lack of time: laptop mhc_lite" in capsys.readouterr().out
-
-
-def test_gpu_check_without_a_gpu_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert mhclite(["gpu-check", "--out", str(tmp_path)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: gpu-check needs a GPU, and torch sees none")

@@ -83,14 +83,14 @@ def test_disk_is_final_weights_and_two_checkpoints_per_unfinished_run(
     study: Study, tmp_path: Path
 ) -> None:
     found = describe(study, tmp_path)
-    takes = found["plan"]["costs"]
+    cost = found["plan"]["costs"]
     row = next(row for row in found["rows"] if row["variant"] == "hc")
-    hc = next(cost for cost in takes["variants"] if cost["variant"] == "hc")
+    hc = next(entry for entry in cost["variants"] if entry["variant"] == "hc")
     size = 4 * row["parameters"] + costs.RUN_BYTES_PER_STEP * study.training.steps
     assert hc["disk_bytes"] == 2 * size
     largest = max(row["checkpoint_bytes"] for row in found["rows"])
-    assert takes["checkpoints"] == {1: 2 * largest, 8: 16 * largest}
-    assert takes["tokens"] == {"sotu": None}
+    assert cost["checkpoints"] == {1: 2 * largest, 8: 16 * largest}
+    assert cost["tokens"] == {"sotu": None}
 
 
 def test_the_studys_own_runs_tell_the_spread_if_there_are_several(
