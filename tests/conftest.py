@@ -14,6 +14,12 @@ from leftovers import MARKER, OF_THIS_PROCESS, stop_leftovers
 
 os.environ[MARKER] = OF_THIS_PROCESS
 
+# Triton decides when it is imported, and when a kernel is declared, whether to interpret it. It is
+# told so for that alone: other tests, and the processes that they start, compute as a user's do.
+with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("TRITON_INTERPRET", "1")
+    from mhclite.connections import kernels, sinkhorn_kernels  # noqa: F401
+
 sys.path.insert(0, str(Path(__file__).parent / "unit"))  # tiny.py, for all folders
 
 COUNTED = "counted"

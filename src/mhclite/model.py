@@ -117,6 +117,7 @@ class GPT(nn.Module):
         self.stream_dtype = connection.stream_dtype
         self.final_norm = connection.final_norm
         self.implementation = connection.implementation
+        self._choices: dict[tuple[bool, str, torch.dtype], Choice] = {}
         homes = self._home_streams(connection.home_stream, 2 * n_layer, seed)
 
         self.wte = nn.Embedding(model.vocab_size, n_embd)
@@ -205,21 +206,26 @@ class GPT(nn.Module):
             autocast: whether under autocast to bfloat16.
         """
         weight = self.wte.weight
-        return choose(
-            self.implementation,
-            device=weight.device.type,
-            dtype=weight.dtype,
-            autocast=autocast,
-            stream_dtype=self.stream_dtype,
-            n_streams=self.n_streams,
-            n_embd=self.wte.embedding_dim,
-            has_projection=all(c.has_projection for c in self.connections()),
-        )
+        key = (autocast, weight.device.type, weight.dtype)
+        if key not in self._choices:  # found out once: it cannot be traced by the compiler
+            self._choices[key] = choose(
+                self.implementation,
+                device=weight.device.type,
+                dtype=weight.dtype,
+                autocast=autocast,
+                stream_dtype=self.stream_dtype,
+                n_streams=self.n_streams,
+                n_embd=self.wte.embedding_dim,
+                has_projection=all(c.has_projection for c in self.connections()),
+            )
+        return self._choices[key]
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids (B, T) -> logits (B, T, V)."""
         x = self.embed(tokens)
-        choice = self.choice(torch.is_autocast_enabled(x.device.type))
+        kind = x.device.type
+        # The meta device, on which FLOPs are counted, knows no autocast.
+        choice = self.choice(kind != "meta" and torch.is_autocast_enabled(kind))
         if choice.implementation == "fused":
             from mhclite.connections import fused
 
@@ -244,6 +250,8 @@ class GPT(nn.Module):
 
 def compiled_loss(model: GPT) -> Callable[[Tensor], Tensor]:
     """`model.loss` through torch.compile, as one graph; compiled at the first call."""
+    for autocast in (False, True):  # before it is traced
+        model.choice(autocast)
     # One graph for each model: several of them share the code in a measurement.
     torch._dynamo.config.recompile_limit = 64
     loss: Callable[[Tensor], Tensor] = torch.compile(model.loss, fullgraph=True, dynamic=False)

@@ -11,15 +11,14 @@ import pytest
 from tiny import configuration
 
 from mhclite.arguments import (
-    RUN_CONFIG,
     json_argument,
     positive_float,
     positive_int,
     run_arguments,
-    run_config_argument,
 )
 from mhclite.cli import main
 from mhclite.errors import UserError
+from mhclite.training.train import run_config
 
 
 def test_json_is_given_as_text_as_a_file_or_on_standard_input(
@@ -52,13 +51,15 @@ def test_run_ids_stand_on_the_command_line_or_in_files(tmp_path: Path) -> None:
         run_arguments(["a", "b", "a"])
 
 
-def test_a_run_configuration_says_what_it_lacks(tmp_path: Path) -> None:
+def test_a_run_configuration_says_what_it_lacks() -> None:
     config = configuration()
-    assert run_config_argument(json.dumps(config)) == config
-    for key in RUN_CONFIG:
-        without = {name: value for name, value in config.items() if name != key}
-        with pytest.raises(UserError, match=f"lacks {key}; `python -m mhclite check --runs STUDY`"):
-            run_config_argument(json.dumps(without))
+    assert run_config(json.dumps(config.to_json())) == config
+    for key in config.to_json():
+        without = {name: value for name, value in config.to_json().items() if name != key}
+        with pytest.raises(UserError, match=f"{key} is missing; `python -m mhclite check --runs"):
+            run_config(json.dumps(without))
+    with pytest.raises(UserError, match=r"training\.steps is 'x', expected int"):
+        run_config(json.dumps(config.to_json() | {"training": {"steps": "x"}}))
 
 
 @pytest.mark.parametrize("text", ["{}", "[1]", "{", "@missing.json"])

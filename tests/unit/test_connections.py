@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import MIXING, OPTIONS, VARIANTS
+from tiny import MIXING, VARIANTS
+from tiny import connection as connection_config
 from torch import Tensor
 
 from mhclite.connections import connection_class
@@ -24,7 +25,7 @@ quick = settings(max_examples=15, deadline=None, database=None)
 def make(variant: str, n: int, seed: int | None = None, **options: int) -> Connection:
     """A connection in float64; with a seed all its parameters are random, far from the start."""
     connection: Connection = connection_class(variant)(
-        n, C, 0, **{**OPTIONS.get(variant, {}), **options}
+        n, C, 0, **{**connection_config(variant).options, **options}
     ).double()
     if seed is not None:
         generator = torch.Generator().manual_seed(seed)

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import connection
 from torch import Tensor
 
+from mhclite.config import ModelConfig
 from mhclite.connections import connection_class
 from mhclite.connections.base import Connection, DynamicConnection
 from mhclite.connections.mixing import sinkhorn_knopp
@@ -25,7 +27,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "kromhc": {},
     "jpmhc": {},
 }
-MODEL = {"vocab_size": 50, "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 12}
+MODEL = ModelConfig("tiny", 50, n_layer=2, n_head=2, n_embd=32, block_size=12, learning_rate=1e-3)
 # Rounding of another order of summation, as a share of each tensor's largest number.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-5}
 
@@ -84,11 +86,11 @@ def test_under_autocast_it_is_as_near_to_float64_as_the_reference(
 ) -> None:
     """bf16: within 5 % of the gradient of a whole model, or 1.5 times the reference's own error."""
     tokens = torch.randint(50, (2, 13), generator=torch.Generator().manual_seed(0))
-    settings = {"variant": variant, "n_streams": 4, "stream_dtype": stream_dtype}
     found = {}
     for implementation in ("exact", "reference", "fast"):
-        options = {} if implementation == "exact" else {"implementation": implementation}
-        model = GPT(MODEL, settings | OPTIONS[variant] | options, seed=0)
+        how = "reference" if implementation == "exact" else implementation
+        settings = connection(variant, stream_dtype=stream_dtype, implementation=how)
+        model = GPT(MODEL, settings, seed=0)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for p in model.parameters():
@@ -172,8 +174,7 @@ def test_sinkhorn_whatever_the_logits(spread: float) -> None:
 def test_is_one_graph_for_the_compiler(variant: str) -> None:
     """Traced without a break; what is computed is the same."""
     tokens = torch.randint(50, (2, 13), generator=torch.Generator().manual_seed(0))
-    settings = {"variant": variant, "n_streams": 4, "implementation": "fast"}
-    model = GPT(MODEL, settings | OPTIONS[variant], seed=0)
+    model = GPT(MODEL, connection(variant, implementation="fast"), seed=0)
     model.loss(tokens).backward()
     eager = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
@@ -191,9 +192,10 @@ import sys
 import mhclite.connections.launch
 assert "torch" not in sys.modules  # read where there is none
 import torch
+from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.model import GPT
 for variant, options in {options}.items():
-    settings = {{"variant": variant, "n_streams": 4, "implementation": "auto"}} | options
+    settings = ConnectionConfig(variant, 4, implementation="auto", options=options)
     model = GPT({model}, settings, seed=0)
     model.loss(torch.zeros(1, 13, dtype=torch.int64)).backward()
 print(*(name for name in sys.modules if name.startswith(("triton", "mhclite.connections."))))

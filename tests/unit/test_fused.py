@@ -8,14 +8,17 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny import configuration, write_corpus
+from tiny import configuration, connection, write_corpus
 
 from mhclite.authors.conformance import FUSED_TOLERANCE, check_file
 from mhclite.bench.parity import Case, cases, error_of, gradient
+from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.connections import fused, launch
 from mhclite.connections.availability import Choice
 from mhclite.connections.base import Connection
@@ -24,17 +27,10 @@ from mhclite.connections.sinkhorn import sinkhorn
 from mhclite.model import GPT
 from mhclite.training.loop import train
 
-# Triton decides when it is imported, and when a kernel is declared, whether to interpret it. The
-# variable is set for the tests of this file alone: all others, and the processes that they start,
-# compute as a user's do.
-assert "triton" not in sys.modules, "imported before it could be told to interpret"
-with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("TRITON_INTERPRET", "1")
-    from mhclite.connections import kernels, sinkhorn_kernels  # noqa: F401
-
 CPU = torch.device("cpu")
 VARIANTS = ["identity", "hc", "mhc", "mhc_lite", "kromhc", "jpmhc"]
 GOLDEN = Path(__file__).parents[1] / "golden"
+SIZE = ModelConfig("tiny", 9, n_layer=1, n_head=1, n_embd=16, block_size=4, learning_rate=1e-3)
 
 
 # All of `cases` are for a GPU (`make gpu-check`): here what differs, the interpreter being slow.
@@ -106,9 +102,7 @@ def test_operators_keep_torchs_rules(mixed: bool) -> None:
     """Fake tensors, autograd registration, no aliases: what torch.compile relies on."""
     operators = torch.ops.mhclite
     connection = next(GPT(
-        {"vocab_size": 9, "n_layer": 1, "n_head": 1, "n_embd": 16, "block_size": 4},
-        {"variant": "hc", "n_streams": 2}, seed=0,
-    ).connections())  # fmt: skip
+        SIZE, ConnectionConfig("hc", 2), seed=0).connections())  # fmt: skip
     read = fused.reading(connection, torch.ones(16), torch.float32)
     reading = [t.detach() if isinstance(t, torch.Tensor) else t for t in read[:-1]]
     x, y = torch.randn(5, 2, 16, requires_grad=True), torch.randn(5, 16, requires_grad=True)
@@ -145,10 +139,8 @@ def test_operators_keep_torchs_rules(mixed: bool) -> None:
 @pytest.mark.parametrize("variant", ["identity", "hc", "mhc", "jpmhc"])
 def test_is_one_graph_for_the_compiler(variant: str) -> None:
     tokens = torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(0))
-    settings = {"variant": variant, "n_streams": 4, "implementation": "fused"}
-    settings |= {"mhc": {"sinkhorn_iterations": 20}}.get(variant, {})
-    size = {"vocab_size": 50, "n_layer": 1, "n_head": 1, "n_embd": 16, "block_size": 8}
-    model = GPT(size, settings, seed=0)
+    size = replace(SIZE, vocab_size=50, block_size=8)
+    model = GPT(size, connection(variant, implementation="fused"), seed=0)
     model.loss(tokens).backward()
     eager = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
@@ -162,10 +154,9 @@ def test_is_one_graph_for_the_compiler(variant: str) -> None:
 # --- where it does not run ----------------------------------------------------------------------
 
 
-def made(**settings: object) -> GPT:
-    size = {"vocab_size": 9, "n_layer": 1, "n_head": 1, "n_embd": 16, "block_size": 4}
-    chosen = {"variant": "hc", "n_streams": 4, "implementation": "fused", **settings}
-    return GPT(size | {"n_embd": chosen.pop("n_embd", 16)}, chosen, seed=0)
+def made(n_embd: int = 16, **settings: Any) -> GPT:
+    chosen = connection("hc", **{"implementation": "fused", **settings})
+    return GPT(replace(SIZE, n_embd=n_embd), chosen, seed=0)
 
 
 def test_what_stands_in_the_way_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,8 +187,7 @@ def test_a_fallback_computes_the_same_and_training_says_why(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("TRITON_INTERPRET")
-    config = configuration("hc")
-    config["connection"]["implementation"] = "fused"
+    config = replace(configuration("hc"), connection=connection("hc", implementation="fused"))
     with caplog.at_level(logging.WARNING):
         train(config, write_corpus(tmp_path / "corpus"), tmp_path / "run")
     assert "fast instead of fused: its kernels need a GPU" in caplog.text

@@ -24,7 +24,7 @@ from mhclite.measure.trained import IMPORTED, ImportedModel, read_trained
 from mhclite.measure.trained import SCHEMA as IMPORTED_SCHEMA
 from mhclite.model import GPT
 from mhclite.records import to_json
-from mhclite.runs.folder import CHECKPOINTS, STEP_FILES, WEIGHTS, CorpusRecord, RunFolder
+from mhclite.runs.folder import CHECKPOINTS, STEP_FILES, WEIGHTS, CorpusRecord, Origin, RunFolder
 from mhclite.runs.key import run_key
 from mhclite.training.checkpoint import save_checkpoint, save_tensors
 from mhclite.training.loop import new_record
@@ -113,7 +113,8 @@ def import_to_continue(path: Path, out: Path, config: RunConfig, corpus: Path) -
         },
     )
     source = CorpusRecord(config.corpus, manifest.digest, str(corpus / "manifest.json"))
-    folder.begin(new_record(config, model, key, source, []))
+    origin = Origin(str(path), sha256_of(path))
+    folder.begin(new_record(config, model, key, source, [], origin))
     log.info("step %d of %s is in %s: `train` continues it", theirs.steps, path, out)
 
 

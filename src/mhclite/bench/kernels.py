@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mhclite.bench.parity import Case, connection_of
-from mhclite.connections import connection_class, fast, fused, launch
+from mhclite.connections import connection_class, fast, fused
 from mhclite.connections.base import Connection
 from mhclite.connections.sinkhorn import sinkhorn, sinkhorn_backward
 
@@ -151,23 +151,4 @@ def kernel_rows(
                 "share_of_copy": size / seconds / bandwidth,
             }
         )
-    return rows
-
-
-def tuning_rows(N: int, C: int, device: torch.device) -> list[dict[str, Any]]:
-    """Seconds of the boundary kernels under other launches; failures have none."""
-    usual, rows = launch.BOUNDARY, []
-    for tokens, columns, warps in ((16, 32, 4), (16, 64, 4), (16, 64, 8), (32, 32, 4), (32, 32, 8),
-                                   (32, 64, 8), (64, 32, 8)):  # fmt: skip
-        for stages in (2, 3, 4):
-            launch.BOUNDARY = launch.Launch(tokens, columns, warps, stages)
-            row: dict[str, Any] = {"launch": launch.BOUNDARY._asdict(), "width": C}
-            try:
-                kernels = fused_kernels("mhc", N, C, device)
-                for name in ("boundary", "boundary backward"):
-                    row[name] = median_seconds(kernels[name][0], device)
-            except Exception as error:  # what does not fit into the device fails in many ways
-                row["failed"] = str(error).splitlines()[0][:100]
-            rows.append(row)
-    launch.BOUNDARY = usual
     return rows

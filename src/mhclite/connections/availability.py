@@ -36,8 +36,6 @@ def no_kernels(device: str) -> str | None:
     return None
 
 
-# A constant of the graph where the model is compiled: what is asked here cannot be traced.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def choose(
     wanted: str,
     *,

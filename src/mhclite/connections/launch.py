@@ -33,7 +33,7 @@ class Launch(NamedTuple):
 
 
 # With this the bf16 kernels need no more registers than there are on sm_90
-# (tests/unit/test_fused.py); `bench --tune` times others.
+# (tests/unit/test_fused.py).
 BOUNDARY = Launch(tokens=16, columns=32, warps=4, stages=3)
 SINKHORN_TOKENS = 64  # per program
 SINKHORN_WARPS = 4

@@ -42,11 +42,20 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Origin:
+    """A checkpoint of the authors' repository, with which a run began (`exchange`)."""
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Attempt:
     """A time that a process began to train the run."""
 
     started: str  # ISO 8601, UTC
     provenance: Provenance
+    imported: Origin | None = None
 
 
 @dataclass(frozen=True)

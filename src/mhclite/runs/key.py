@@ -13,7 +13,7 @@ from typing import Any
 
 from mhclite.config import RunConfig
 from mhclite.files import digest_of
-from mhclite.runs.code import PACKAGE, digest_of_modules
+from mhclite.runs.code import PACKAGE, digest_of_modules, imported_modules
 
 # The code of every run. tests/unit/runs/test_key.py compares it with what the trainer imports.
 MODULES = (
@@ -22,7 +22,6 @@ MODULES = (
     "connections.base",
     "connections.fast",
     "connections.mixing",
-    "connections.sinkhorn",
     "data.batches",
     "data.tokens",
     "model",
@@ -37,6 +36,7 @@ FUSED_MODULES = (
     "connections.fused",
     "connections.kernels",
     "connections.launch",
+    "connections.operators",
     "connections.sinkhorn_kernels",
 )
 
@@ -54,10 +54,12 @@ def may_be_fused(config: RunConfig) -> bool:
 
 
 def modules_of(config: RunConfig) -> tuple[str, ...]:
-    """The modules whose code decides a run's numbers."""
-    variant = f"connections.{config.connection.variant}"
-    names = (*MODULES, variant, *(FUSED_MODULES if may_be_fused(config) else ()))
-    return tuple(f"{PACKAGE}.{name}" for name in names)
+    """The modules whose code decides a run: those of all runs, and what its variant imports."""
+    variant = imported_modules(f"{PACKAGE}.connections.{config.connection.variant}")
+    shared = {f"{PACKAGE}.{name}" for name in MODULES}
+    kernels = {f"{PACKAGE}.{name}" for name in FUSED_MODULES}
+    found = shared | set(variant)
+    return tuple(sorted(found | kernels if may_be_fused(config) else found - kernels))
 
 
 def deciding(config: RunConfig) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from mhclite.runs.folder import (
     WEIGHTS,
     Attempt,
     CorpusRecord,
+    Origin,
     ParameterCounts,
     RunFolder,
     RunRecord,
@@ -234,9 +235,14 @@ def _summary(trainer: Trainer, folder: RunFolder, key: str, attempts: int) -> Su
 
 
 def new_record(
-    config: RunConfig, model: GPT, key: str, corpus: CorpusRecord, earlier: list[Attempt]
+    config: RunConfig,
+    model: GPT,
+    key: str,
+    corpus: CorpusRecord,
+    earlier: list[Attempt],
+    imported: Origin | None = None,
 ) -> RunRecord:
-    """run.json of an attempt that begins now, after `earlier` ones."""
+    """run.json of an attempt that begins now, after `earlier` ones, perhaps from an import."""
     choice = model.choice(config.training.precision == "bf16")
     if choice.obstacle:
         log.warning("connections are computed fast instead of fused: %s", choice.obstacle)
@@ -247,7 +253,7 @@ def new_record(
         code=code_digest(config),
         config=config,
         corpus=corpus,
-        attempts=[*earlier, Attempt(started, provenance())],
+        attempts=[*earlier, Attempt(started, provenance(), imported)],
         parameters=ParameterCounts(**model.parameter_counts()),
         implementation=choice.implementation,
         launch=launch.settings() if choice.implementation == "fused" else None,

@@ -55,9 +55,9 @@ def test_import_and_export_give_the_same_bits(tmp_path: Path, golden: Path, stat
     meta, content = write_ckpt(ckpt, golden, **({} if stated else {"config": {}}))
     folder = tmp_path / "runs" / "theirs"
     assert main(["exchange", "import", str(ckpt), "--out", str(folder)]) == 0
-    record = read_json(folder / "run.json")
-    assert record["config"]["connection"]["variant"] == meta["variant"]
-    assert read_json(folder / "summary.json")["steps"] == 7
+    record = read_json(folder / "imported.json")
+    assert record["connection"]["variant"] == meta["variant"]
+    assert record["steps"] == 7
     assert main(["exchange", "export", str(folder), "--out", str(tmp_path / "back.pt")]) == 0
     back = torch.load(tmp_path / "back.pt", weights_only=True)
     assert back["model"].keys() == content["model"].keys()
@@ -85,7 +85,7 @@ def test_an_imported_model_computes_their_loss(
     if meta["variant"] != "residual":
         probe = ["probe", "--run", str(folder), "--tokens", str(tmp_path / "val.bin")]
         assert main([*probe, "--sequences", "1", "--out", str(tmp_path / "probe.json")]) == 0
-        assert read_json(tmp_path / "probe.json")["n_sublayers"] == 2 * meta["n_layer"]
+        assert read_json(tmp_path / "probe.json")["mixing"]["n_sublayers"] == 2 * meta["n_layer"]
 
 
 def test_training_continues_as_if_it_had_never_been_theirs(tmp_path: Path) -> None:
@@ -97,15 +97,18 @@ def test_training_continues_as_if_it_had_never_been_theirs(tmp_path: Path) -> No
 
     # A checkpoint of ours at step 4, as a ckpt.pt of theirs.
     from mhclite.data.manifest import load_manifest
-    from mhclite.training.loop import Trainer
+    from mhclite.training.loop import open_text
     from mhclite.training.processes import processes
+    from mhclite.training.trainer import Trainer
+
+    length = config.model.block_size + 1
+    text = open_text(corpus, load_manifest(corpus), length, verify=True)
 
     with processes("cpu", 1) as group:
-        trainer = Trainer(config, corpus, group)
+        trainer = Trainer(config, text, group)
         for step in range(4):
             trainer.step(step)
-    assert load_manifest(corpus).digest
-    n = config["connection"]["n_streams"]
+    n = config.connection.n_streams
     state = {k: v.detach().numpy() for k, v in trainer.model.state_dict().items()}
     theirs = {k: torch.tensor(v) for k, v in names.to_theirs(state, "mhc", n).items()}
     averages = {}
@@ -128,13 +131,13 @@ def test_training_continues_as_if_it_had_never_been_theirs(tmp_path: Path) -> No
                 },
                 "param_groups": [{"params": list(range(len(order)))}],
             },
-            "model_args": {k: v for k, v in config["model"].items() if k != "name"},
+            "model_args": {k: v for k, v in vars(config.model).items() if k != "name"},
             "iter_num": 4,
             "config": {"hyper_conn_type": "mhc", "hyper_conn_n": n},
         },
         tmp_path / "ckpt.pt",
     )
-    arguments = ["--config", json.dumps(config), "--corpus", str(corpus)]
+    arguments = ["--config", json.dumps(config.to_json()), "--corpus", str(corpus)]
     folder = tmp_path / "continued"
     command = ["exchange", "import", str(tmp_path / "ckpt.pt"), "--out", str(folder), *arguments]
     assert main(command) == 0
@@ -144,7 +147,7 @@ def test_training_continues_as_if_it_had_never_been_theirs(tmp_path: Path) -> No
         read_json(folder / "summary.json")["weights_sha256"]
         == (read_json(tmp_path / "whole" / "summary.json")["weights_sha256"])
     )
-    assert "imported" in read_json(folder / "run.json")["attempts"][0]
+    assert read_json(folder / "run.json")["attempts"][0]["imported"]["sha256"]
     assert main(command) == 2  # there is a run in that folder now
 
 
@@ -170,7 +173,7 @@ def test_prefixes_of_compiled_and_distributed_models_are_dropped(tmp_path: Path)
     _, state = their_state(golden)
     for prefix in ("_orig_mod.", "module.", "module._orig_mod."):
         write_ckpt(tmp_path / "a.pt", golden, model={prefix + k: v for k, v in state.items()})
-        assert read_checkpoint(tmp_path / "a.pt").connection["variant"] == "hc"
+        assert read_checkpoint(tmp_path / "a.pt").connection.variant == "hc"
 
 
 class Evil:

@@ -9,8 +9,9 @@ import pytest
 
 from mhclite.bench import implementations
 from mhclite.bench.__main__ import main
+from mhclite.config import ModelConfig
 
-TINY = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 32}
+TINY = ModelConfig("laptop", 32, n_layer=1, n_head=2, n_embd=16, block_size=8, learning_rate=1e-3)
 
 
 def test_it_measures_prints_and_writes(

@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import configuration, run_record, run_summary
 
 from mhclite import cli
 from mhclite.errors import UserError
 from mhclite.files import sha256_of
+from mhclite.measure.files import StabilitySettings
 from mhclite.measure.stability import judge, spikes, trailing
-from mhclite.runs.folder import FinishedRun, finished_run
+from mhclite.records import to_json
+from mhclite.runs.folder import FinishedRun, RunFolder
 
-SETTINGS = {"spike_window": 4, "spike_sigmas": 3.0, "fluctuation_window": 5}
+SETTINGS = StabilitySettings(spike_window=4, spike_sigmas=3.0, fluctuation_window=5)
 WAVE = [0.0, 1.0]  # mean 1/2, standard deviation 1/2 over every even window
 
 
@@ -29,7 +32,7 @@ WAVE = [0.0, 1.0]  # mean 1/2, standard deviation 1/2 over every even window
 def margin(values: list[float], at: int, window: int, sigmas: int) -> Fraction | None:
     """How far value `at` lies above the threshold, in squared units with a sign; exact.
 
-    None where the rule gives no verdict.
+    None where the rule gives no entry.
     """
     before = values[max(0, at - window) : at]
     if len(before) < window or not all(map(math.isfinite, [*before, values[at]])):
@@ -146,25 +149,15 @@ def finished(
     metrics: list[dict[str, Any]] = [{"step": 0, "tokens": 0, "validation_loss": 7.0}]
     for step, (one, other) in enumerate(zip(loss, grad_norm, strict=True), start=1):
         metrics.append({"step": step, "loss": one, "grad_norm": other})
-    summary = {
-        "status": "diverged" if diverged else "completed",
-        "diverged_step": len(loss) if diverged else None,
-        **dict.fromkeys(("steps", "tokens"), len(loss)),
-        **dict.fromkeys(("train_loss", "validation_loss", "validation_bits_per_byte"), None),
-        **dict.fromkeys(("best_validation_loss", "seconds", "tokens_per_second"), 7.0),
-    }
-    description = {
-        "config": {"training": {}, "model": {}, "connection": {}},
-        "corpus": {"digest": "d"},
-        "provenance": {
-            "git": {"commit": None, "dirty": None},
-            "versions": {},
-            "hardware": {"cpu": "c", "cores": 2},
-            "platform": "p",
-        },
-        "parameters": {"total": 2, "connection": 1},
-    }
-    return FinishedRun(run="a", description=description, summary=summary, metrics=metrics)
+    config = configuration("hc")
+    summary = run_summary(
+        config,
+        "k",
+        status="diverged" if diverged else "completed",
+        steps=len(loss),
+        diverged_step=len(loss) if diverged else None,
+    )
+    return FinishedRun("a", run_record(config, "k"), summary, metrics)
 
 
 def test_judge_names_steps_and_counts_a_step_once() -> None:
@@ -172,55 +165,56 @@ def test_judge_names_steps_and_counts_a_step_once() -> None:
     # Both spike at step 11, the loss alone at step 16: two steps out of 12 with a full window.
     loss = [*calm[:10], 60.0, *calm[11:15], 900.0]
     grad_norm = [*calm[:10], 70.0, *calm[11:]]
-    verdict = judge(finished(loss, grad_norm), SETTINGS)
-    assert verdict["loss_spikes"] == [11, 16]
-    assert verdict["grad_norm_spikes"] == [11]
-    assert verdict["steps"] == 16
-    assert verdict["judged_steps"] == 12
-    assert verdict["spikes_per_1000_steps"] == pytest.approx(1000 * 2 / 12)
-    assert not verdict["too_few_steps"]
-    assert not verdict["diverged"]
-    assert verdict["grad_norm_mean"] == pytest.approx(3 / 5)  # 1 0 1 0 1
-    assert verdict["grad_norm_fluctuation"] == pytest.approx(math.sqrt(6) / 5)
+    entry = judge(finished(loss, grad_norm), SETTINGS)
+    assert entry.loss_spikes == [11, 16]
+    assert entry.grad_norm_spikes == [11]
+    assert entry.steps == 16
+    assert entry.judged_steps == 12
+    assert entry.spikes_per_1000_steps == pytest.approx(1000 * 2 / 12)
+    assert not entry.too_few_steps
+    assert not entry.diverged
+    assert entry.grad_norm_mean == pytest.approx(3 / 5)  # 1 0 1 0 1
+    assert entry.grad_norm_fluctuation == pytest.approx(math.sqrt(6) / 5)
 
 
 def test_judge_says_that_there_were_too_few_steps() -> None:
-    verdict = judge(finished([1.0, 2.0, 1.0, 900.0], [1.0, 2.0, 1.0, 900.0]), SETTINGS)
-    assert verdict["too_few_steps"]
-    assert verdict["judged_steps"] == 0
-    assert verdict["loss_spikes"] == []
-    assert verdict["spikes_per_1000_steps"] is None
-    assert verdict["grad_norm_mean"] is None  # 4 steps, a window of 5
-    assert verdict["grad_norm_fluctuation"] is None
+    entry = judge(finished([1.0, 2.0, 1.0, 900.0], [1.0, 2.0, 1.0, 900.0]), SETTINGS)
+    assert entry.too_few_steps
+    assert entry.judged_steps == 0
+    assert entry.loss_spikes == []
+    assert entry.spikes_per_1000_steps is None
+    assert entry.grad_norm_mean is None  # 4 steps, a window of 5
+    assert entry.grad_norm_fluctuation is None
 
 
 def test_judge_a_diverged_run_up_to_its_end() -> None:
     grad_norm: list[float | None] = [1.0, 9.0, 2.0, 4.0, 2.0, 4.0, 3.0, None]
     loss: list[float | None] = [*WAVE * 3, 0.0, None]
-    verdict = judge(finished(loss, grad_norm, diverged=True), SETTINGS)
-    assert verdict["diverged"]
-    assert verdict["diverged_step"] == 8
-    assert verdict["judged_steps"] == 3  # steps 5, 6, 7: the last has no value to judge
-    assert verdict["grad_norm_spikes"] == []
-    assert verdict["grad_norm_mean"] == pytest.approx(3.0)  # 2 4 2 4 3
-    assert verdict["grad_norm_fluctuation"] == pytest.approx(math.sqrt(4 / 5))
+    entry = judge(finished(loss, grad_norm, diverged=True), SETTINGS)
+    assert entry.diverged
+    assert entry.diverged_step == 8
+    assert entry.judged_steps == 3  # steps 5, 6, 7: the last has no value to judge
+    assert entry.grad_norm_spikes == []
+    assert entry.grad_norm_mean == pytest.approx(3.0)  # 2 4 2 4 3
+    assert entry.grad_norm_fluctuation == pytest.approx(math.sqrt(4 / 5))
 
 
 # --- the step -------------------------------------------------------------------------------
 
 
-def write_run(folder: Path, run: FinishedRun, schema: int = 1) -> None:
+def write_run(folder: Path, run: FinishedRun, **summary: Any) -> None:
     """A finished run folder with what the step reads."""
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in run.metrics))
-    (folder / "run.json").write_text(json.dumps({"schema": 1, **run.description}))
+    (folder / "run.json").write_text(json.dumps(to_json(run.record)))
     digest = {"metrics_sha256": sha256_of(folder / "metrics.jsonl")}
-    (folder / "summary.json").write_text(json.dumps({"schema": schema, **run.summary, **digest}))
+    content = {**to_json(run.summary), **digest, **summary}
+    (folder / "summary.json").write_text(json.dumps(content))
 
 
 def call(tmp_path: Path, *runs: str, settings: dict[str, Any] | None = None) -> int:
     """`python -m mhclite stability` on tmp_path/runs."""
-    arguments = ["--settings", json.dumps(SETTINGS if settings is None else settings)]
+    arguments = ["--settings", json.dumps(to_json(SETTINGS) if settings is None else settings)]
     arguments += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "stability.json")]
     return cli.main(["stability", *arguments, "--run", *runs])
 
@@ -232,10 +226,9 @@ def test_step_writes_every_run(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("b\nc\n")
     assert call(tmp_path, "a", f"@{tmp_path / 'list.txt'}") == 0
     written = json.loads((tmp_path / "stability.json").read_text())
-    assert written["schema"] == 1
-    assert written["settings"] == SETTINGS
+    assert written["settings"] == to_json(SETTINGS)
     assert list(written["runs"]) == ["a", "b", "c"]
-    assert written["runs"]["c"] == judge(run, SETTINGS)
+    assert written["runs"]["c"] == to_json(judge(run, SETTINGS))
     assert written["runs"]["c"]["loss_spikes"] == [9]
 
 
@@ -251,25 +244,23 @@ def test_unfinished_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_summary_of_another_version_is_named(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "a", finished([1.0], [1.0]), schema=0)
-    with pytest.raises(
-        UserError, match=r"summary\.json of run a .* schema 0, expected 1; delete .*/a "
-    ):
-        finished_run(tmp_path / "runs", "a")
+    with pytest.raises(UserError, match=r"summary of run a .* schema 0, expected 2; delete .*/a "):
+        RunFolder(tmp_path / "runs" / "a").finished()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"spike_window": 1}, "spike_window = 1 must be a whole number, at least 2"),
-        ({"fluctuation_window": 2.5}, "fluctuation_window = 2.5 must be a whole number"),
-        ({"spike_sigmas": 0}, "spike_sigmas = 0 must be a number above 0"),
-        ({"spike_sigmas": True}, "spike_sigmas = True must be a number above 0"),
-        ({"spike_sigma": 6}, "unknown key 'spike_sigma'"),
+        ({"spike_window": 1}, "spike_window = 1 must be at least 2"),
+        ({"fluctuation_window": 2.5}, "fluctuation_window is 2.5, expected int"),
+        ({"spike_sigmas": 0}, "spike_sigmas = 0 must be above 0"),
+        ({"spike_sigmas": True}, "spike_sigmas is True, expected float"),
+        ({"spike_sigma": 6}, "--settings.spike_sigma is not known"),
     ],
 )
 def test_bad_settings_give_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], message: str
 ) -> None:
     write_run(tmp_path / "runs" / "a", finished([1.0], [1.0]))
-    assert call(tmp_path, "a", settings=SETTINGS | change) == 2
+    assert call(tmp_path, "a", settings=to_json(SETTINGS) | change) == 2
     assert message in capsys.readouterr().err

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from tiny import run_record, run_summary
 
 from mhclite.cli import main
 from mhclite.errors import UserError
@@ -17,6 +18,7 @@ from mhclite.evidence.verdicts import detectable_effect, power
 from mhclite.files import write_json
 from mhclite.planning import costs
 from mhclite.planning.describe import describe
+from mhclite.records import to_json
 from mhclite.study.reading import load_study
 from mhclite.study.settings import Study
 
@@ -100,13 +102,13 @@ def test_the_studys_own_runs_tell_the_spread_if_there_are_several(
     runs = tmp_path / study.name / "runs"
     losses = {"residual": (4.0, 4.1), "mhc": (3.9, 4.1), "mhc_lite": (3.0, 3.3)}
     for name, config in study.runs().items():
-        values = losses.get(config["connection"]["variant"])
+        values = losses.get(config.connection.variant)
         if values is None:
             continue
-        loss = values[config["seed"]] if config["condition"] == "base" else 99.0
-        write_json(runs / name / "run.json", {"config": config})
-        summary = {"status": "completed", "validation_loss": loss}
-        write_json(runs / name / "summary.json", summary)
+        loss = values[config.seed] if config.condition == "base" else 99.0
+        write_json(runs / name / "run.json", to_json(run_record(config, "k")))
+        summary = run_summary(config, "k", validation_loss=loss)
+        write_json(runs / name / "summary.json", to_json(summary))
     found = costs.study_power(study, tmp_path)
     assert found["own"]
     residual, mhc = found["comparisons"]
