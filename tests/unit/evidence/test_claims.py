@@ -13,12 +13,17 @@ from builder import CLAIMS, build_results, final_loss, gain, make_study
 
 from mhclite.errors import UserError
 from mhclite.evidence.claims import Claim, load_claims, parse_claims
-from mhclite.evidence.figures_claims import forest, loss_findings
 from mhclite.evidence.findings import Finding, claims_of, evaluate, token_difference
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.style import save, style
-from mhclite.evidence.table_claims import claims_data, claims_table, paper_table
 from mhclite.evidence.table_format import markdown
+from mhclite.evidence.topics.claims import (
+    claims_data,
+    claims_table,
+    forest,
+    loss_findings,
+    paper_table,
+)
 
 SEEDS = (0, 1, 2, 3, 4)
 
@@ -94,7 +99,7 @@ def test_missing_variants_and_single_seeds(tmp_path: Path) -> None:
     text = markdown(claims_table(results))
     assert "not tested: mHC is not in this study" in text
     with style():
-        assert forest(results, 0.95).axes
+        assert forest(results).axes
 
 
 def test_tables_for_readers(results: Results, found: dict[str, Finding]) -> None:
@@ -114,7 +119,7 @@ def test_tables_for_readers(results: Results, found: dict[str, Finding]) -> None
 
 def test_forest(results: Results, tmp_path: Path) -> None:
     with style():
-        figure = forest(results, 0.95)
+        figure = forest(results)
         assert len(save(figure, tmp_path / "forest")) == 2
     rows = {finding.claim.id for finding in loss_findings(results)}
     assert len(figure.axes[0].get_yticks()) == len(rows) > 10
