@@ -7,7 +7,6 @@ then runs the real `stability` and `collect`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ import numpy as np
 from mhclite.evidence.claims import load_claims
 from mhclite.evidence.collect import collect
 from mhclite.files import digest_of, sha256_of, write_json
-from mhclite.measure import stability
+from mhclite.measure.stability import judge_all
 from mhclite.study.reading import parse_study
 from mhclite.study.settings import Study
 
@@ -390,7 +389,7 @@ def seal(folder: Path, summary: dict[str, Any]) -> None:
 
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
-    """A file of one JSON object a line."""
+    """A file of one JSON object per line."""
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
 
 
@@ -406,14 +405,8 @@ def description_of(study: Study, results: Path) -> dict[str, Any]:
 
 def run_stability(study: Study, folder: Path) -> None:
     """The real `stability` step over all runs of the study."""
-    stability.run(
-        argparse.Namespace(
-            settings=study.stability.model_dump_json(),
-            runs=folder / "runs",
-            run=list(study.runs()),
-            out=folder / "stability.json",
-        )
-    )
+    settings = study.stability.model_dump()
+    judge_all(folder / "runs", study.runs(), settings, folder / "stability.json")
 
 
 def build_results(

@@ -19,6 +19,13 @@ from mhclite.evidence.findings import Finding, claims_of, evaluate, token_differ
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.style import save, style
 from mhclite.evidence.table_format import markdown
+from mhclite.evidence.topics.claims import (
+    claims_data,
+    claims_table,
+    forest,
+    loss_findings,
+    paper_table,
+)
 
 SEEDS = (0, 1, 2, 3, 4)
 
@@ -94,7 +101,7 @@ def test_missing_variants_and_single_seeds(tmp_path: Path) -> None:
     text = markdown(claims_table(results))
     assert "not tested: mHC is not in this study" in text
     with style():
-        assert forest(results, 0.95).axes
+        assert forest(results).axes
 
 
 @pytest.mark.slow
@@ -116,7 +123,7 @@ def test_tables_for_readers(results: Results, found: dict[str, Finding]) -> None
 @pytest.mark.slow
 def test_forest(results: Results, tmp_path: Path) -> None:
     with style():
-        figure = forest(results, 0.95)
+        figure = forest(results)
         assert len(save(figure, tmp_path / "forest")) == 2
     rows = {finding.claim.id for finding in loss_findings(results)}
     assert len(figure.axes[0].get_yticks()) == len(rows) > 10

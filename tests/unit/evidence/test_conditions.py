@@ -10,16 +10,18 @@ import pandas as pd
 import pytest
 from builder import build_results, condition_effect, final_loss, make_study
 
-from mhclite.evidence.captions import FIGURES, TABLES, shown
-from mhclite.evidence.figures_conditions import changes
+from mhclite.evidence.exhibits import FIGURES, TABLES, shown
 from mhclite.evidence.report_methods import conditions_text, introduction
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.style import save, style
-from mhclite.evidence.table_conditions import conditions_data, conditions_table
 from mhclite.evidence.table_format import markdown
-from mhclite.evidence.table_results import results_data
-from mhclite.evidence.table_streams import streams_data
-from mhclite.evidence.tables import all_tables
+from mhclite.evidence.topics.conditions import (
+    changes,
+    conditions_data,
+    conditions_table,
+    streams_data,
+)
+from mhclite.evidence.topics.losses import results_data
 
 SEEDS = (0, 1, 2)
 CONDITIONS: dict[str, Any] = {
@@ -46,6 +48,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return load_results(build_results(tmp_path_factory.mktemp("r"), study, diverged=[DIVERGED]))
 
 
+def names(results: Results) -> list[str]:
+    """The study's tables."""
+    return [exhibit.name for exhibit, _ in shown(TABLES, results.settings)]
+
+
 def loss(variant: str, condition: str, seed: int) -> float:
     return final_loss("sotu", 2, variant, seed) + condition_effect(condition, variant, seed)
 
@@ -53,15 +60,13 @@ def loss(variant: str, condition: str, seed: int) -> float:
 def test_the_studys_own_results_do_not_see_conditions(results: Results, tmp_path: Path) -> None:
     plain = make_study(models={"d2": 2}, variants=VARIANTS, seeds=SEEDS)
     without = load_results(build_results(tmp_path, plain, diverged=()))
-    pd.testing.assert_frame_equal(results_data(results, 0.95), results_data(without, 0.95))
+    pd.testing.assert_frame_equal(results_data(results), results_data(without))
     assert len(results.all_runs) == len(results.runs) + 4 * len(SEEDS)
     assert set(results.curves["run"]) == set(results.runs["run"])
 
 
 def test_changes_are_paired_by_seed(results: Results) -> None:
-    rows = {
-        (r["condition"], r["variant"]): r for r in conditions_data(results, 0.95).to_dict("records")
-    }
+    rows = {(r["condition"], r["variant"]): r for r in conditions_data(results).to_dict("records")}
     assert list(rows) == [
         ("norm", "mhc"),
         ("norm", "mhc_lite"),
@@ -89,17 +94,17 @@ def test_changes_are_paired_by_seed(results: Results) -> None:
 
 
 def test_table_and_figure_say_so(results: Results, tmp_path: Path) -> None:
-    table = conditions_table(results, 0.95)
+    table = conditions_table(results)
     text = markdown(table)
     assert text.count("norm after the sum") == 1  # named once, in its first row
-    row = conditions_data(results, 0.95).iloc[0]
+    row = conditions_data(results).iloc[0]
     assert f"{row['change_mean']:.4f}" in text
     with style():
-        figure = changes(results, 0.95)
+        figure = changes(results)
         assert len(save(figure, tmp_path / "changes")) == 2
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == ["norm after the sum", "twice the rate"]
-    assert [table.name for table in all_tables(results, 0.95)].count("conditions") == 1
+    assert names(results).count("conditions") == 1
 
 
 def test_numbers_of_streams(tmp_path: Path) -> None:
@@ -112,7 +117,7 @@ def test_numbers_of_streams(tmp_path: Path) -> None:
     assert {"mhc-n2", "mhc_lite-n2", "mhc_lite-n3", "mhc-n8"} <= found.throughput["d2"][
         "variants"
     ].keys()
-    rows = streams_data(found, 0.95).to_dict("records")
+    rows = streams_data(found).to_dict("records")
     places = [(row["variant"], row["n_streams"]) for row in rows]
     assert places == [
         *(("mhc", n) for n in (2, 4, 8)),
@@ -124,7 +129,7 @@ def test_numbers_of_streams(tmp_path: Path) -> None:
     measured = found.throughput["d2"]["variants"]["mhc_lite-n3"]
     assert three["ratio_median"] == measured["ratio_quartiles"]["median"]
     assert rows[places.index(("mhc", 4))]["change_n"] == 0
-    assert "streams" in [table.name for table in all_tables(found, 0.95)]
+    assert "streams" in names(found)
 
 
 def test_words(results: Results) -> None:
@@ -136,8 +141,8 @@ def test_words(results: Results) -> None:
 
 def test_nothing_is_shown_without_them() -> None:
     settings = make_study().model_dump()
-    assert "changes" not in shown(FIGURES, settings)
-    assert "sinkhorn" not in shown(TABLES, settings)
+    assert "changes" not in [exhibit.name for exhibit, _ in shown(FIGURES, settings)]
+    assert "sinkhorn" not in [exhibit.name for exhibit, _ in shown(TABLES, settings)]
 
 
 def test_all_diverged_is_an_empty_figure(tmp_path: Path) -> None:
@@ -145,5 +150,5 @@ def test_all_diverged_is_an_empty_figure(tmp_path: Path) -> None:
     study = make_study(models={"d2": 2}, variants=VARIANTS, seeds=(0,), conditions=one)
     folder = build_results(tmp_path, study, diverged=["sotu-d2-mhc-norm-s0"])
     with style():
-        figure = changes(load_results(folder), 0.95)
+        figure = changes(load_results(folder))
     assert "No condition has a completed run" in figure.axes[0].texts[0].get_text()

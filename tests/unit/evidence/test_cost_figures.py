@@ -8,19 +8,16 @@ import numpy as np
 import pytest
 from builder import build_results, make_study
 
-from mhclite.evidence.figures_cost import (
-    loss_against_time,
-    token_efficiency,
-    token_shares,
-)
-from mhclite.evidence.figures_streams import (
+from mhclite.evidence.results import Results, load_results
+from mhclite.evidence.statistics import tokens_to_reach
+from mhclite.evidence.style import style
+from mhclite.evidence.topics.cost import loss_against_time
+from mhclite.evidence.topics.curves import token_efficiency, token_shares
+from mhclite.evidence.topics.over_training import (
     mixing_over_training,
     over_training,
     stream_similarity,
 )
-from mhclite.evidence.results import Results, load_results
-from mhclite.evidence.statistics import tokens_to_reach
-from mhclite.evidence.style import style
 
 DIVERGED = "sotu-d4-hc-s1"
 
@@ -55,7 +52,7 @@ def test_shares_are_below_one_where_the_variant_wins(results: Results) -> None:
 
 def test_time_is_tokens_over_throughput(results: Results) -> None:
     with style():
-        figure = loss_against_time(results, 0.95)
+        figure = loss_against_time(results)
     panel = figure.axes[0]
     variants = results.throughput["d2"]["variants"]
     ends = {round(float(line.get_xdata()[-1]), 6) for line in panel.lines}
@@ -70,7 +67,7 @@ def test_token_figure_names_those_that_never_reach_it(tmp_path: Path) -> None:
     worse = results.curves["variant"] == "mhc"
     results.curves.loc[worse, "validation_loss"] += 1.0
     with style():
-        labels = [t.get_text() for t in token_efficiency(results, 0.95).axes[0].get_yticklabels()]
+        labels = [t.get_text() for t in token_efficiency(results).axes[0].get_yticklabels()]
     assert labels == ["mHC (2 of 2 never)"]
 
 
@@ -82,10 +79,10 @@ def test_streams_over_training(results: Results) -> None:
     assert values.shape == (4, 8)
     assert values[0, 7] == pytest.approx(0.08)
     with style():
-        figure = mixing_over_training(results, 0.95)
+        figure = mixing_over_training(results)
         titles = [axes.get_title(loc="left") for axes in figure.axes if axes.lines]
         assert titles == ["HC", "mHC", "mHC-lite", "KromHC", "JPmHC"]  # identity: exactly 0
-        similar = stream_similarity(results, 0.95)
+        similar = stream_similarity(results)
     assert len([axes for axes in similar.axes if axes.lines]) == 6
 
 
@@ -93,5 +90,5 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
     study = make_study(models={"d2": 2}, variants=("residual",), seeds=(0,))
     results = load_results(build_results(tmp_path, study, diverged=()))
     with style():
-        assert "one stream" in stream_similarity(results, 0.95).axes[0].texts[0].get_text()
-        assert token_efficiency(results, 0.95).axes[0].texts
+        assert "one stream" in stream_similarity(results).axes[0].texts[0].get_text()
+        assert token_efficiency(results).axes[0].texts

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import builder
@@ -23,20 +21,18 @@ from builder import (
     row_sum_deviation,
     throughput_of,
 )
-from docutils.core import publish_parts
-from jinja2 import Environment
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from mhclite.evidence.figures import FIGURES, draw
-from mhclite.evidence.figures_mixing import pooled_quantiles, sinkhorn_histogram
-from mhclite.evidence.figures_training import POINTS, divergence_note, thinned
 
-from mhclite.cli import main
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
-from mhclite.evidence import captions, style
+from mhclite.evidence import style
+from mhclite.evidence.evidence import write_figures
+from mhclite.evidence.exhibits import FIGURES, shown
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.statistics import paired_differences, summarise
+from mhclite.evidence.topics.mixing import pooled_quantiles, sinkhorn_histogram
+from mhclite.evidence.topics.stability import POINTS, thinned
 from mhclite.study.settings import Study
 
 REPOSITORY = Path(__file__).parents[3]
@@ -51,14 +47,13 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small study whose figures were drawn."""
     study = make_study(variants=("residual", "mhc"), **TINY)
     folder = build_results(tmp_path_factory.mktemp("tiny"), study, diverged=())
-    results = load_results(folder)
-    draw(results, folder / "figures", 0.95, shown_of(results))
+    write_figures(load_results(folder))
     return folder
 
 
 def shown_of(results: Results) -> list[str]:
     """The figures that a study has."""
-    return list(captions.shown(captions.FIGURES, results.settings))
+    return [exhibit.name for exhibit, _ in shown(FIGURES, results.settings)]
 
 
 _DRAWN: dict[tuple[Path, str], Figure] = {}
@@ -69,7 +64,7 @@ def figure_of(results: Results, name: str) -> Figure:
     key = (results.folder, name)
     if key not in _DRAWN:
         with style.style():
-            _DRAWN[key] = FIGURES[name](results, 0.95)
+            _DRAWN[key] = FIGURES[name][1](results)
     return _DRAWN[key]
 
 
@@ -106,13 +101,12 @@ def test_every_figure_is_written_as_png_and_svg(tiny_folder: Path) -> None:
         assert (drawn / f"{name}.svg").read_text().rstrip().endswith("</svg>")
 
 
-@pytest.mark.slow
 def test_another_process_draws_the_same_bytes(tiny_folder: Path) -> None:
     drawn = tiny_folder / "figures"
     before = {path.name: path.read_bytes() for path in drawn.iterdir()}
     # Another hash seed: nothing may depend on the order of a set.
     subprocess.run(
-        [sys.executable, "-W", "error", "-m", "mhclite", "figures", "--results", tiny_folder],
+        [sys.executable, "-W", "error", "-m", "mhclite", "evidence", "--results", tiny_folder],
         env={"PYTHONHASHSEED": "12345", "PATH": "", "PYTHONPATH": str(REPOSITORY / "src")},
         check=True,
         capture_output=True,
@@ -121,32 +115,10 @@ def test_another_process_draws_the_same_bytes(tiny_folder: Path) -> None:
         assert (drawn / name).read_bytes() == content, name
 
 
-def test_drawing_changes_no_setting_of_matplotlib(results: Results, tmp_path: Path) -> None:
+def test_drawing_changes_no_setting_of_matplotlib(tiny_folder: Path) -> None:
     before = dict(mpl.rcParams)
-    draw(results, tmp_path, 0.95, ["throughput"])
+    write_figures(load_results(tiny_folder))
     assert dict(mpl.rcParams) == before
-
-
-def test_only_draws_the_named_figures(tmp_path: Path) -> None:
-    folder = build_results(tmp_path, make_study(**TINY), diverged=())
-    assert main(["figures", "--results", str(folder), "--only", "throughput"]) == 0
-    assert {path.stem for path in (folder / "figures").iterdir()} == {"throughput"}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--only", "thruput"], "no figure 'thruput'; there are forest, "),
-        (["--confidence", "95"], "--confidence 95.0: must lie between 0.5 and 1"),
-    ],
-)
-def test_wrong_arguments_are_one_clear_line(
-    results_folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
-    assert main(["figures", "--results", str(results_folder), *arguments]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
 
 
 def test_missing_results_are_a_user_error(tmp_path: Path) -> None:
@@ -179,12 +151,10 @@ def test_final_loss_and_difference_are_those_of_the_statistics(results: Results)
         }
         found = {}
         variants = [v for v in results.variants if v in set(table["variant"])]
-        for variant, container in zip(variants, axes.containers, strict=True):
-            means, _, (bars,) = container
-            for model, mean, ends in zip(
-                results.models, means.get_ydata(), bars.get_segments(), strict=True
-            ):
-                found[variant, model] = (mean, (ends[1][1] - ends[0][1]) / 2)
+        cells = [(variant, model) for model in results.models for variant in variants]
+        for cell, (means, _, (bars,)) in zip(cells, axes.containers, strict=True):
+            ((_, low), (_, high)) = bars.get_segments()[0]
+            found[cell] = (means.get_ydata()[0], (high - low) / 2)
         assert found.keys() == expected.keys()
         for cell, values in expected.items():
             assert found[cell] == pytest.approx(values, abs=1e-12), cell
@@ -242,7 +212,7 @@ def test_loss_differences_are_paired_by_seed(results: Results) -> None:
 
 def test_baselines_are_named_with_their_loss(results: Results) -> None:
     text = texts(figure_of(results, "validation_loss"))
-    for name, loss in results.baselines["sotu"].items():
+    for name, loss in results.counting_models["sotu"].items():
         assert f"{name} {loss:.2f}" in text
 
 
@@ -256,11 +226,12 @@ def test_gradient_norm_has_mean_and_fluctuation_of_the_window(results: Results) 
     assert len(left.collections) == len(ALL_VARIANTS)  # the bands
 
 
-def test_thinning_keeps_the_last_step(results: Results) -> None:
+def test_thinning_keeps_the_first_and_the_last_step(results: Results) -> None:
     curves = results.curves
     long = curves[curves["run"] == curves["run"].iloc[0]]
     long = long.loc[long.index.repeat(20)].assign(step=range(20 * len(long)))
     kept = thinned(long)["step"]
+    assert kept.min() == 0
     assert kept.max() == 20 * (len(long) // 20) - 1
     assert POINTS / 2 < len(kept) <= POINTS
 
@@ -299,7 +270,7 @@ def test_row_sums_show_the_extremes_as_distance_from_one(results: Results) -> No
     text = texts(figure)
     assert "minus 1" in text
     assert "1 exactly" in text
-    assert "operator orientation" in captions.FIGURES["row_sums"].text.lower()
+    assert "operator orientation" in FIGURES["row_sums"][0].caption.lower()
 
 
 def test_share_of_sinkhorn_inputs_above_30_is_written(results: Results) -> None:
@@ -339,16 +310,15 @@ def test_identity_distance_of_every_sublayer(results: Results) -> None:
 
 
 def test_diverged_runs_are_named(results: Results) -> None:
-    assert divergence_note(results, "sotu", "d2") == ""
-    note = divergence_note(results, "sotu", "d4").replace("\u00a0", " ")
+    assert results.divergence_note("sotu", "d2") == ""
+    note = results.divergence_note("sotu", "d4").replace("\u00a0", " ")
     assert note == "diverged: HC 1 of 3"
-    assert divergence_note(results, "sotu", "d4", ["mhc"]) == ""
+    assert results.divergence_note("sotu", "d4", ["mhc"]) == ""
 
 
 # --- pieces that are missing --------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "all_diverge", "said"),
     [
@@ -411,7 +381,7 @@ def test_what_is_missing_is_said_and_the_rest_is_drawn(
     results = load_results(build_results(tmp_path, study, diverged=diverged))
     for name in shown_of(results):
         with style.style():
-            figure = FIGURES[name](results, 0.95)
+            figure = FIGURES[name][1](results)
             figure.draw_without_rendering()  # lays it out: a panel that does not fit would warn
         text = texts(figure).replace("\n", " ")
         if name in said:
@@ -443,7 +413,7 @@ def test_a_run_that_goes_astray_does_not_hide_the_other_differences(
     curves = results.curves.copy()
     astray = (curves["run"] == DIVERGED) & (curves["step"] > 0)
     curves.loc[astray, "validation_loss"] += 100
-    figure = FIGURES["validation_loss"](replace(results, curves=curves), 0.95)
+    figure = FIGURES["validation_loss"][1](replace(results, curves=curves))
     low, high = figure.axes[3].get_ylim()
     assert -0.1 < low < high < 0.1
 
@@ -474,55 +444,3 @@ def test_gains_of_exactly_one_are_shown_around_one(tmp_path: Path) -> None:
     results = load_results(build_results(tmp_path, study, diverged=()))
     low, high = figure_of(results, "composite_gain").axes[0].get_ylim()
     assert 0.99 < low < 1 < high < 1.2
-
-
-# --- captions -----------------------------------------------------------------------------------
-
-
-def test_every_figure_has_a_caption_and_an_alternative_text() -> None:
-    assert captions.FIGURES.keys() == FIGURES.keys()
-    for name, caption in captions.FIGURES.items():
-        assert caption.alt.endswith("."), name
-        assert "Source: " in caption.text, name
-        assert re.search(r"{{ (seeds|rounds|matrices) }}", caption.text), name
-
-
-def test_captions_of_the_workflow_are_the_generated_ones() -> None:
-    folder = REPOSITORY / "workflow" / "report"
-    for name, content in captions.files().items():
-        assert (folder / name).read_text() == content, (
-            f"{name} is stale: run `python -m mhclite.evidence.captions workflow/report`"
-        )
-
-
-@pytest.mark.parametrize("name", captions.files())
-def test_snakemake_and_our_report_say_the_same(name: str) -> None:
-    """Rendered as Snakemake does: its Jinja2 settings, the study file as it is, then docutils."""
-    config = {
-        "name": "laptop",
-        "variants": ["residual", "mhc"],
-        "seeds": [3, 4],
-        "stability": {"spike_window": 9},
-        "statistics": {"confidence": 0.9},
-        "sinkhorn": {},
-    }
-    environment = Environment(trim_blocks=True, lstrip_blocks=True)
-    text = environment.from_string(captions.files()[name]).render(
-        snakemake=SimpleNamespace(config=config)
-    )
-    body = publish_parts(text, writer="html", settings_overrides={"halt_level": 1})["body"]
-    stem = name.removesuffix(".rst")
-    plain = captions.render(captions.ALL[stem], config)
-    assert " ".join(body.split()) == f"<p>{plain}</p>"  # one paragraph, no markup
-    assert "{" not in plain
-
-
-def test_captions_take_numbers_from_the_study() -> None:
-    seeds = captions.render(captions.TABLES["results"], {"seeds": [5]})
-    assert "1 seed " in seeds
-    assert "95 %" in seeds
-    config = {"seeds": [1, 2], "statistics": {"confidence": 0.9}}
-    assert "2 seeds " in captions.render(captions.TABLES["results"], config)
-    assert "90 %" in captions.render(captions.TABLES["results"], config)
-    window = captions.render(captions.FIGURES["gradient_norm"], {**config, "stability": {}})
-    assert "last 200 steps" in window

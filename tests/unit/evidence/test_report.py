@@ -23,17 +23,17 @@ from builder import (
     build_results,
     make_study,
 )
-from mhclite.evidence.tables import all_tables
 
 from mhclite.cli import STEPS, main
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
-from mhclite.evidence import captions
+from mhclite.evidence.exhibits import FIGURES, TABLES, shown
 from mhclite.evidence.report import page, with_minus_signs
 from mhclite.evidence.report_methods import counted, listed
 from mhclite.evidence.report_origin import origin_rows, rerun_rows, training_dates
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.statistics import paired_differences, summarise
+from mhclite.evidence.table_format import Table
 from mhclite.files import read_json, write_json, write_text
 from mhclite.study.reading import parse_study
 from mhclite.study.settings import Study
@@ -101,9 +101,20 @@ class Page(HTMLParser):
 
 def with_drawings(folder: Path) -> Results:
     """The results, with a stand-in for each drawing: what is in them does not matter here."""
-    for name in captions.shown(captions.FIGURES, make_study().model_dump()):
-        write_text(folder / "figures" / f"{name}.svg", DRAWING)
-    return load_results(folder)
+    results = load_results(folder)
+    for exhibit, _ in shown(FIGURES, results.settings):
+        write_text(folder / "figures" / f"{exhibit.name}.svg", DRAWING)
+    return results
+
+
+def tables_of(results: Results) -> list[Table]:
+    """The study's tables."""
+    return [make(results) for _, make in shown(TABLES, results.settings)]
+
+
+def page_of(results: Results) -> str:
+    """The page of a study."""
+    return page(results, tables_of(results))
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +127,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def html(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Page of a study of two corpora, two depths and three seeds; one run diverged."""
     study = make_study(corpora=("sotu", "other"))
-    return page(with_drawings(build_results(tmp_path_factory.mktemp("corpora"), study)))
+    return page_of(with_drawings(build_results(tmp_path_factory.mktemp("corpora"), study)))
 
 
 def rows_by_name(parsed: Page, table: str, keys: Sequence[str]) -> dict[Any, dict[str, str]]:
@@ -135,10 +146,9 @@ def rows_by_name(parsed: Page, table: str, keys: Sequence[str]) -> dict[Any, dic
 # --- numbers ------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_losses_on_the_page_are_those_of_runs_csv(folder: Path) -> None:
     results = with_drawings(folder)
-    parsed = Page(page(results))
+    parsed = Page(page_of(results))
     runs = pd.read_csv(folder / "runs.csv")
     completed = runs[runs["status"] == "completed"]
     found = rows_by_name(parsed, "results", ("Corpus", "Model", "Variant"))
@@ -163,10 +173,9 @@ def test_losses_on_the_page_are_those_of_runs_csv(folder: Path) -> None:
     assert bigram["Validation loss (nats/token)"] == f"{BIGRAM:.4f}"
 
 
-@pytest.mark.slow
 def test_every_run_has_its_loss_on_the_page(folder: Path) -> None:
-    parsed = Page(page(with_drawings(folder)))
-    found = rows_by_name(parsed, "seeds", ("Corpus", "Model", "Variant"))
+    parsed = Page(page_of(with_drawings(folder)))
+    found = rows_by_name(parsed, "results_seeds", ("Corpus", "Model", "Variant"))
     runs = pd.read_csv(folder / "runs.csv")
     assert len(runs) == 2 * 7 * 3
     for run in runs.to_dict("records"):
@@ -176,10 +185,9 @@ def test_every_run_has_its_loss_on_the_page(folder: Path) -> None:
     assert f"Diverged: {DIVERGED} at step {DIVERGED_STEP}." in parsed.text
 
 
-@pytest.mark.slow
 def test_intervals_on_the_page_are_those_of_the_statistics(folder: Path) -> None:
     results = with_drawings(folder)
-    found = rows_by_name(Page(page(results)), "results", ("Corpus", "Model", "Variant"))
+    found = rows_by_name(Page(page_of(results)), "results", ("Corpus", "Model", "Variant"))
     for table, column in (
         (summarise(results.runs), "Validation loss (nats/token)"),
         (paired_differences(results.runs), "Difference to residual (nats/token)"),
@@ -191,11 +199,10 @@ def test_intervals_on_the_page_are_those_of_the_statistics(folder: Path) -> None
             assert text.removesuffix(" (n = 2)") == expected
 
 
-@pytest.mark.slow
 def test_all_tables_are_there_as_they_are_in_the_files(folder: Path) -> None:
     results = with_drawings(folder)
-    parsed = Page(page(results))
-    for table in all_tables(results, results.confidence):
+    parsed = Page(page_of(results))
+    for table in tables_of(results):
         rows = [
             [with_minus_signs(str(cell)) for cell in row]
             for row in table.display.to_numpy().tolist()
@@ -240,51 +247,37 @@ def test_page_is_well_formed_and_accessible(html: str) -> None:
     assert all(cell["scope"] in ("col", "row") for cell in parsed.head_cells)
     for target in re.findall(r'aria-labelledby="([^"]+)"', html):
         assert target in parsed.ids
-    shown = captions.shown(captions.FIGURES, make_study().model_dump())
-    for image, caption in zip(parsed.images, shown.values(), strict=True):
-        assert image["alt"] == caption.alt
+    expected = shown(FIGURES, make_study().model_dump())
+    for image, (exhibit, _) in zip(parsed.images, expected, strict=True):
+        assert image["alt"] == exhibit.alt
         assert image["src"].startswith("data:image/svg+xml;base64,")
 
 
-def test_every_figure_has_its_caption_and_files(html: str) -> None:
-    text = Page(html).text
-    study = make_study().model_dump(mode="json")
-    for name, caption in captions.shown(captions.FIGURES, make_study().model_dump()).items():
-        assert caption.title in text
-        assert captions.render(caption, study) in text
-        assert f"figures/{name}.png, figures/{name}.svg" in text
+def test_every_figure_has_its_caption_and_files(folder: Path) -> None:
+    results = with_drawings(folder)
+    text = Page(page_of(results)).text
+    for exhibit, _ in shown(FIGURES, results.settings):
+        assert exhibit.title in text
+        assert exhibit.caption_for(results) in text
+        assert f"figures/{exhibit.name}.png, figures/{exhibit.name}.svg" in text
 
 
-@pytest.mark.slow
-def test_step_writes_the_same_bytes_twice(folder: Path) -> None:
-    with_drawings(folder)
-    assert main(["report", "--results", str(folder)]) == 0
-    first = (folder / "report.html").read_bytes()
-    assert main(["report", "--results", str(folder)]) == 0
-    assert (folder / "report.html").read_bytes() == first
-    assert list(folder.glob(".*")) == []  # nothing half written is left
-
-
-@pytest.mark.slow
-def test_missing_figure_names_the_command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_step_writes_the_same_bytes_twice(tmp_path: Path) -> None:
     folder = build_results(tmp_path, make_study(**SMALL), diverged=())
-    assert main(["report", "--results", str(folder)]) == 2
-    error = capsys.readouterr().err
-    assert "forest.svg does not exist" in error
-    assert f"python -m mhclite figures --results {folder}" in error
-    assert not (folder / "report.html").exists()
+    assert main(["evidence", "--results", str(folder)]) == 0
+    first = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert main(["evidence", "--results", str(folder)]) == 0
+    again = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert again == first  # and nothing half written is left
 
 
-@pytest.mark.slow
 def test_text_from_the_study_is_escaped(tmp_path: Path) -> None:
     folder = build_results(tmp_path, make_study(**SMALL), diverged=())
     study = read_json(folder / "study.json")
     study["title"] = "A <b>title</b> & more"
     study["corpora"]["sotu"]["manifest"]["source"]["description"] = "<script>alert(1)</script>"
     write_json(folder / "study.json", study)
-    html = page(with_drawings(folder))
+    html = page_of(with_drawings(folder))
     assert "<script" not in html
     assert "A &lt;b&gt;title&lt;/b&gt; &amp; more" in html
 
@@ -292,7 +285,6 @@ def test_text_from_the_study_is_escaped(tmp_path: Path) -> None:
 # --- methods and origin -------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_methods_follow_the_settings(folder: Path) -> None:
     study = read_json(folder / "study.json")
     results = with_drawings(folder)
@@ -312,7 +304,7 @@ def test_methods_follow_the_settings(folder: Path) -> None:
             "threads": 43,
             "processes": 47,
         },
-        "connections": {"n_streams": 53, "sinkhorn_iterations": 59},
+        "connections": {"n_streams": 53, "sinkhorn_iterations": 59, "cayley_iterations": 61},
         "probe": {"sequences": 67},
         "stability": {"spike_window": 73, "spike_sigmas": 7.9, "fluctuation_window": 83},
         "throughput": {"rounds": 89, "warmup_rounds": 97},
@@ -320,7 +312,7 @@ def test_methods_follow_the_settings(folder: Path) -> None:
     }
     changed = {**settings, **{name: settings[name] | part for name, part in changes.items()}}
     other = replace(results, study={**study, "study": changed})
-    text = Page(page(other)).text
+    text = Page(page_of(other)).text
     methods = text[text.index("Corpus sotu") : text.rindex("How to rerun")]
     for part in changes.values():
         for name, value in part.items():
@@ -343,10 +335,9 @@ def test_corpus_is_described_from_its_manifest(html: str) -> None:
     assert "1 of the runs diverged" in text
 
 
-@pytest.mark.slow
 def test_study_file_on_the_page_is_the_study(folder: Path) -> None:
     results = with_drawings(folder)
-    html = page(results)
+    html = page_of(results)
     (block,) = re.findall(r'<pre id="study-file">(.*?)</pre>', html, flags=re.DOTALL)
     parser = Page(f"<pre>{block}</pre>")
     assert parse_study(yaml.safe_load(parser.text)) == Study.model_validate(results.settings)
@@ -374,7 +365,6 @@ def test_origin_names_the_runs_where_they_differ(tmp_path: Path) -> None:
     assert ["Hardware", gpu, "1 of 4: sotu-d1-mhc-s1"] in rows
 
 
-@pytest.mark.slow
 def test_dates_of_training_come_from_the_timing_files(tmp_path: Path) -> None:
     folder = build_results(tmp_path, make_study(**SMALL), diverged=())
     results = load_results(folder)
@@ -385,15 +375,23 @@ def test_dates_of_training_come_from_the_timing_files(tmp_path: Path) -> None:
     for path in timings:
         path.unlink()
     assert training_dates(results) == ""
-    assert "Trained (UTC)" not in page(with_drawings(folder))
+    assert "Trained (UTC)" not in page_of(with_drawings(folder))
 
 
 def test_commands_to_rerun_exist(results: Results) -> None:
     _, rows = rerun_rows(results)
     steps = [match[1] for row in rows if (match := re.search(r"mhclite (\w+)", row[2]))]
-    assert steps == ["tables", "figures", "report"]
+    assert steps == ["evidence"]
     assert set(steps) <= STEPS.keys()
     assert all("results/synthetic" in row[1] for row in rows)
+
+
+def test_report_says_what_is_corrected_for_the_number_of_tests(folder: Path) -> None:
+    text = " ".join(Page(page_of(with_drawings(folder))).text.split())
+    methods = text[text.index("Statistics 3 seeds") :]
+    assert "The p values of the claims are corrected by Holm's method over all tests" in methods
+    assert "one wrong verdict is at most 5 %; intervals are not corrected" in methods
+    assert "Nothing is corrected" not in methods
 
 
 def test_words() -> None:
@@ -424,21 +422,20 @@ def test_page_of_an_unusual_study(
     monkeypatch.setattr("builder.DIVERGED_STEP", 12)
     study = make_study(**(SMALL | options))
     diverged = list(study.runs()) if all_diverge else []
-    parsed = Page(page(with_drawings(build_results(tmp_path, study, diverged=diverged))))
+    parsed = Page(page_of(with_drawings(build_results(tmp_path, study, diverged=diverged))))
     text = parsed.text
     for missing in ("nan", "None", "<NA>", "inf"):
         assert not re.search(rf"\b{re.escape(missing)}\b", text[: text.rindex("How to rerun")])
-    assert len(parsed.tables["seeds"]) == 1 + len(study.variants)
+    assert len(parsed.tables["results_seeds"]) == 1 + len(study.variants)
     assert ("With a single seed there is no interval" in text) == (len(study.seeds) == 1)
     assert ("Sinkhorn-Knopp iterations." in text) == ("mhc" in study.variants)
     if all_diverge:
         assert "14 of the runs diverged" in text
-        assert "diverged" in parsed.tables["seeds"][1]
+        assert "diverged" in parsed.tables["results_seeds"][1]
 
 
-@pytest.mark.slow
 def test_missing_run_description_is_a_user_error(tmp_path: Path) -> None:
     folder = build_results(tmp_path, make_study(**SMALL), diverged=())
     (folder / "runs" / "sotu-d1-hc-s0" / "run.json").unlink()
     with pytest.raises(UserError, match="run sotu-d1-hc-s0"):
-        page(with_drawings(folder))
+        page_of(with_drawings(folder))

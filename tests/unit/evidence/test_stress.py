@@ -11,20 +11,18 @@ import pytest
 from builder import build_results, description_of, make_study, run_stability, seal, write_lines
 
 from mhclite.evidence.collect import collect
-from mhclite.evidence.figures_stress import stress
+from mhclite.evidence.failures import SMOOTHING, failure_step, first_fluctuation, first_gain
 from mhclite.evidence.results import Results, load_results
-from mhclite.evidence.stress import (
-    SMOOTHING,
-    failure_step,
-    first_fluctuation,
-    first_gain,
-    outcomes,
-    stable_rates,
-    warnings_before_failure,
-)
 from mhclite.evidence.style import save, style
 from mhclite.evidence.table_format import markdown
-from mhclite.evidence.tables import all_tables
+from mhclite.evidence.topics.stress import (
+    outcomes,
+    stable_rates,
+    stress_rates,
+    stress_table,
+    warnings_before_failure,
+    warnings_table,
+)
 from mhclite.files import read_jsonl
 
 VARIANTS = ("residual", "hc", "mhc")
@@ -120,9 +118,9 @@ def test_rates_and_warnings(results: Results) -> None:
 
 
 def test_tables_and_figure(results: Results, tmp_path: Path) -> None:
-    tables = {table.name: markdown(table) for table in all_tables(results, 0.95)}
-    assert "x 1" in tables["stress"]
-    assert "1 of 2" in tables["stress"]
-    assert "composite gain" in tables["warnings"]
+    rates = markdown(stress_table(results))
+    assert "x 1" in rates
+    assert "1 of 2" in rates
+    assert "composite gain" in markdown(warnings_table(results))
     with style():
-        assert len(save(stress(results, 0.95), tmp_path / "stress")) == 2
+        assert len(save(stress_rates(results), tmp_path / "stress")) == 2

@@ -26,11 +26,11 @@ from builder import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from mhclite.evidence.table_results import best_rows, results_data, seeds_data
-from mhclite.evidence.tables import all_tables, terminal_table
 from scipy import stats
 
 from mhclite import cli
+from mhclite.evidence.evidence import terminal_table, write_tables
+from mhclite.evidence.exhibits import TABLES, shown
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.table_format import (
     NONE,
@@ -43,22 +43,24 @@ from mhclite.evidence.table_format import (
     scaled_plus_minus,
     significant,
 )
+from mhclite.evidence.topics.losses import best_rows, results_data, seeds_data
 
-NAMES = ("claims", "paper", "results", "parameters", "stability")
+NAMES = ("claims", "paper", "results", "results_seeds", "parameters", "stability")
 FORMATS = ("csv", "md", "tex", "html")
 
 
 def table_of(results: Results, name: str) -> Table:
     """One of a study's tables."""
-    return next(table for table in all_tables(results, 0.95) if table.name == name)
+    return TABLES[name][1](results)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tables/ of the synthetic study, written by the step."""
-    study = build_results(tmp_path_factory.mktemp("tables"))
-    assert cli.main(["tables", "--results", str(study), "--confidence", "0.9"]) == 0
-    return study / "tables"
+    """tables/ of the synthetic study, with intervals of 90 %."""
+    study = make_study(statistics={"confidence": 0.9})
+    folder = build_results(tmp_path_factory.mktemp("tables"), study)
+    write_tables(load_results(folder))
+    return folder / "tables"
 
 
 def losses(n_layer: int, variant: str, seeds: tuple[int, ...] = (0, 1, 2)) -> np.ndarray:
@@ -120,13 +122,24 @@ def test_results_csv_traces_to_every_seed(folder: Path) -> None:
 
 def test_baselines_stand_on_top_of_each_corpus(tmp_path: Path) -> None:
     study = make_study(corpora=["b", "a"], models={"d2": 2}, variants=["residual"], seeds=[0])
-    data = results_data(load_results(build_results(tmp_path, study, diverged=())), 0.95)
+    data = results_data(load_results(build_results(tmp_path, study, diverged=())))
     assert data["corpus"].tolist() == ["b"] * 3 + ["a"] * 3
     assert data["variant"].tolist() == ["unigram", "bigram", "residual"] * 2
     assert data["validation_loss"].tolist()[:2] == [UNIGRAM, BIGRAM]
     assert data["bits_per_byte"].tolist()[:2] == pytest.approx(
         [bits_per_byte(UNIGRAM), bits_per_byte(BIGRAM)]
     )
+
+
+def test_confidence_is_that_of_the_study_everywhere(folder: Path) -> None:
+    for name in ("claims", "results", "stability"):
+        notes = (folder / f"{name}.md").read_text().splitlines()[-1]
+        assert "90 % Student t interval" in notes
+        assert "95 %" not in notes
+        assert (
+            "90 %" in (folder.parent / "captions" / f"{name}.txt").read_text()
+            or name == "stability"
+        )
 
 
 def test_results_for_readers_say_the_same(folder: Path) -> None:
@@ -159,7 +172,7 @@ def test_results_for_readers_say_the_same(folder: Path) -> None:
 def test_a_variant_that_diverged_is_never_the_best(tmp_path: Path) -> None:
     study = make_study(models={"d2": 2}, variants=["residual", "mhc", "mhc_lite"])
     built = build_results(tmp_path, study, diverged=("sotu-d2-mhc_lite-s0",))
-    data = results_data(load_results(built), 0.95)
+    data = results_data(load_results(built))
     lowest = data.loc[data[data["kind"] == "variant"]["validation_loss"].idxmin(), "variant"]
     assert lowest == "mhc_lite"
     assert [data.loc[row, "variant"] for row in best_rows(data)] == ["mhc"]
@@ -204,8 +217,8 @@ def test_all_runs_of_a_variant_diverged_or_no_residual(tmp_path: Path) -> None:
     assert stability_display["Composite gain, forward"][0] == NONE
     assert seeds_data(built)["difference_to_residual"].isna().all()
     assert f"{NONE}, 2 diverged" in terminal_table(built)
-    for table in all_tables(built, 0.95):
-        assert "nan" not in markdown(table).lower()
+    for _, make in shown(TABLES, built.settings):
+        assert "nan" not in markdown(make(built)).lower()
 
 
 # --- parameters and stability ---------------------------------------------------------------
@@ -250,14 +263,13 @@ def test_models_measured_differently_are_said_apart(tmp_path: Path) -> None:
     assert "; d4: Some GPU, fp32" in notes
 
 
-@pytest.mark.slow
 def test_throughput_without_a_variant_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     built = build_results(tmp_path, make_study(seeds=[0]), diverged=())
     path = built / "throughput" / "d4.json"
     path.write_text(path.read_text().replace('"jpmhc"', '"other"'))
-    assert cli.main(["tables", "--results", str(built)]) == 2
+    assert cli.main(["evidence", "--results", str(built)]) == 2
     message = capsys.readouterr().err
     assert "the throughput of model d4 was measured without variant jpmhc" in message
     assert f"delete {path} and run" in message
@@ -305,15 +317,14 @@ def test_too_few_steps_for_a_verdict_shows_no_rate(tmp_path: Path) -> None:
 
 def test_every_table_in_every_format(folder: Path) -> None:
     written = {path.name for path in folder.iterdir()}
-    assert written == {f"{n}.{f}" for n in NAMES for f in FORMATS} | {"results_seeds.csv"}
+    assert written == {f"{n}.{f}" for n in NAMES for f in FORMATS}
 
 
-@pytest.mark.slow
 def test_same_results_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    study = build_results(tmp_path)
-    assert cli.main(["tables", "--results", str(study), "--confidence", "0.9"]) == 0
+    again = build_results(tmp_path, make_study(statistics={"confidence": 0.9}))
+    write_tables(load_results(again))
     for path in folder.iterdir():
-        assert (study / "tables" / path.name).read_bytes() == path.read_bytes(), path.name
+        assert (again / "tables" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -426,7 +437,7 @@ def test_terminal_table_shows_the_study(
     results_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in results_folder.rglob("*")}
-    assert cli.main(["tables", "--results", str(results_folder), "--show"]) == 0
+    assert cli.main(["evidence", "--results", str(results_folder), "--show"]) == 0
     shown = capsys.readouterr().out
     # A look changes no file: nothing is rerun because of it.
     assert {path: path.stat().st_mtime_ns for path in results_folder.rglob("*")} == before
@@ -455,12 +466,3 @@ def test_terminal_table_shows_the_study(
     assert shown.count(" *") - shown.count("; *") == 2
     assert "Unigram baseline: 5.250 (2.525)" in shown
     assert "Bigram baseline: 4.500 (2.164)" in shown
-
-
-@pytest.mark.parametrize("confidence", ["0.5", "1", "95", "nan"])
-def test_confidence_that_is_none(
-    results_folder: Path, capsys: pytest.CaptureFixture[str], confidence: str
-) -> None:
-    arguments = ["tables", "--results", str(results_folder), "--confidence", confidence]
-    assert cli.main(arguments) == 2
-    assert "must lie between 0.5 and 1" in capsys.readouterr().err
