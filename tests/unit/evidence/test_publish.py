@@ -16,6 +16,8 @@ from mhclite.evidence.table_format import markdown
 from mhclite.evidence.tables import all_tables
 from mhclite.files import write_json
 
+pytestmark = pytest.mark.slow  # its fixtures alone take ten seconds
+
 ROOT = Path(__file__).parents[3]
 PUBLISHED = ROOT / "results" / "published" / "laptop"
 
@@ -32,7 +34,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_rebuilt_is_what_was_published(folder: Path, tmp_path: Path) -> None:
     publish(folder, tmp_path / "kept")
     kept = sorted(p.name for p in (tmp_path / "kept/runs/sotu-d1-mhc-s0").iterdir())
@@ -72,7 +73,6 @@ def test_readme_block(folder: Path) -> None:
         with_block("nothing", "new")
 
 
-@pytest.mark.slow
 def test_readme_is_made_from_the_published_study(tmp_path: Path) -> None:
     """Stale? `make publish`, or `python -m mhclite publish readme` (see the Makefile)."""
     results = rebuild(PUBLISHED, tmp_path / "laptop")

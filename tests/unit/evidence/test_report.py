@@ -38,6 +38,8 @@ from mhclite.files import read_json, write_json, write_text
 from mhclite.study.reading import parse_study
 from mhclite.study.settings import Study
 
+pytestmark = pytest.mark.slow  # its fixtures alone take ten seconds
+
 VOID = {"meta", "link", "img", "br"}
 DRAWING = '<svg xmlns="http://www.w3.org/2000/svg"/>'
 SMALL: dict[str, Any] = {"models": {"d1": 1}, "seeds": (0, 1), "steps": 30}
@@ -135,7 +137,6 @@ def rows_by_name(parsed: Page, table: str, keys: Sequence[str]) -> dict[Any, dic
 # --- numbers ------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_losses_on_the_page_are_those_of_runs_csv(folder: Path) -> None:
     results = with_drawings(folder)
     parsed = Page(page(results))
@@ -163,7 +164,6 @@ def test_losses_on_the_page_are_those_of_runs_csv(folder: Path) -> None:
     assert bigram["Validation loss (nats/token)"] == f"{BIGRAM:.4f}"
 
 
-@pytest.mark.slow
 def test_every_run_has_its_loss_on_the_page(folder: Path) -> None:
     parsed = Page(page(with_drawings(folder)))
     found = rows_by_name(parsed, "seeds", ("Corpus", "Model", "Variant"))
@@ -176,7 +176,6 @@ def test_every_run_has_its_loss_on_the_page(folder: Path) -> None:
     assert f"Diverged: {DIVERGED} at step {DIVERGED_STEP}." in parsed.text
 
 
-@pytest.mark.slow
 def test_intervals_on_the_page_are_those_of_the_statistics(folder: Path) -> None:
     results = with_drawings(folder)
     found = rows_by_name(Page(page(results)), "results", ("Corpus", "Model", "Variant"))
@@ -191,7 +190,6 @@ def test_intervals_on_the_page_are_those_of_the_statistics(folder: Path) -> None
             assert text.removesuffix(" (n = 2)") == expected
 
 
-@pytest.mark.slow
 def test_all_tables_are_there_as_they_are_in_the_files(folder: Path) -> None:
     results = with_drawings(folder)
     parsed = Page(page(results))
@@ -255,7 +253,6 @@ def test_every_figure_has_its_caption_and_files(html: str) -> None:
         assert f"figures/{name}.png, figures/{name}.svg" in text
 
 
-@pytest.mark.slow
 def test_step_writes_the_same_bytes_twice(folder: Path) -> None:
     with_drawings(folder)
     assert main(["report", "--results", str(folder)]) == 0
@@ -265,7 +262,6 @@ def test_step_writes_the_same_bytes_twice(folder: Path) -> None:
     assert list(folder.glob(".*")) == []  # nothing half written is left
 
 
-@pytest.mark.slow
 def test_missing_figure_names_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -277,7 +273,6 @@ def test_missing_figure_names_the_command(
     assert not (folder / "report.html").exists()
 
 
-@pytest.mark.slow
 def test_text_from_the_study_is_escaped(tmp_path: Path) -> None:
     folder = build_results(tmp_path, make_study(**SMALL), diverged=())
     study = read_json(folder / "study.json")
@@ -292,7 +287,6 @@ def test_text_from_the_study_is_escaped(tmp_path: Path) -> None:
 # --- methods and origin -------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_methods_follow_the_settings(folder: Path) -> None:
     study = read_json(folder / "study.json")
     results = with_drawings(folder)
@@ -343,7 +337,6 @@ def test_corpus_is_described_from_its_manifest(html: str) -> None:
     assert "1 of the runs diverged" in text
 
 
-@pytest.mark.slow
 def test_study_file_on_the_page_is_the_study(folder: Path) -> None:
     results = with_drawings(folder)
     html = page(results)
@@ -374,7 +367,6 @@ def test_origin_names_the_runs_where_they_differ(tmp_path: Path) -> None:
     assert ["Hardware", gpu, "1 of 4: sotu-d1-mhc-s1"] in rows
 
 
-@pytest.mark.slow
 def test_dates_of_training_come_from_the_timing_files(tmp_path: Path) -> None:
     folder = build_results(tmp_path, make_study(**SMALL), diverged=())
     results = load_results(folder)
@@ -436,7 +428,6 @@ def test_page_of_an_unusual_study(
         assert "diverged" in parsed.tables["seeds"][1]
 
 
-@pytest.mark.slow
 def test_missing_run_description_is_a_user_error(tmp_path: Path) -> None:
     folder = build_results(tmp_path, make_study(**SMALL), diverged=())
     (folder / "runs" / "sotu-d1-hc-s0" / "run.json").unlink()
