@@ -43,31 +43,30 @@ def running(whole_session: bool) -> dict[int, str]:
     Until the end of the session that leaves out what session-wide fixtures keep.
     """
     parents: dict[int, int] = {}
-    marked: dict[int, str] = {}
+    marks: dict[int, str] = {os.getpid(): OF_THIS_PROCESS}
     for process in PROC.iterdir():
         if not process.name.isdigit():
             continue
+        pid = int(process.name)
         state, parent = _state_and_parent(process)
         if state not in "ZX":
-            parents[int(process.name)] = parent
+            parents[pid] = parent
             for entry in _read(process, "environ").split("\0"):
                 if entry.startswith(f"{MARKER}="):
-                    marked[int(process.name)] = entry.partition("=")[2]
+                    marks.setdefault(pid, entry.partition("=")[2])
 
-    def started_here(pid: int) -> bool:
-        while pid in parents:
+    def mark_of(pid: int) -> str | None:
+        """Its own, or that of its nearest ancestor that has one: daemons overwrite theirs."""
+        while pid not in marks and pid in parents:
             pid = parents[pid]
-            if pid == os.getpid():
-                return True
-        return False
+        return marks.get(pid)
 
+    wanted = {OF_THIS_PROCESS, OF_SESSION} if whole_session else {OF_THIS_PROCESS}
     found = {}
     for pid in parents:
-        mark = marked.get(pid)
-        ours = mark in (OF_THIS_PROCESS, OF_SESSION) or started_here(pid)
-        if pid == os.getpid() or not ours or (mark == OF_SESSION and not whole_session):
-            continue
         command = _command(PROC / str(pid))
+        if pid == os.getpid() or mark_of(pid) not in wanted:
+            continue
         if not any(helper in command for helper in HELPERS):
             found[pid] = command or "a fork of pytest"
     return found

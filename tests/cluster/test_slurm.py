@@ -39,12 +39,20 @@ def on_slurm(
     )
 
 
+def stop(process: subprocess.Popen[str]) -> None:
+    """End it, if it has not ended; its jobs are SLURM's."""
+    process.kill()
+    process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
+
+
 def finish(process: subprocess.Popen[str], seconds: float) -> str:
     """What it printed, once it has ended well."""
     try:
         output, _ = process.communicate(timeout=seconds)
     finally:
-        process.kill()
+        stop(process)
     assert process.returncode == 0, output[-6000:]
     return output
 
@@ -171,7 +179,7 @@ def test_preemption_cancellation_lost_node_time_limit(
         slurm.start_node(node)
         finish(process, 500)
     finally:
-        process.kill()
+        stop(process)
 
     expected = tmp_path / "undisturbed"
     train_here(checkout, "drill.yaml", runs["limit"], expected)

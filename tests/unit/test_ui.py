@@ -27,6 +27,8 @@ from mhclite.files import read_json, sha256_of, write_json
 from mhclite.tracking import server as ui
 from mhclite.tracking import track as tracking
 
+pytestmark = pytest.mark.slow  # its fixtures alone take ten seconds
+
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -142,7 +144,6 @@ def test_port_of_a_running_ui_is_refused(running: Running) -> None:
         ui.serve(running.results / "mlflow.db", running.port)
 
 
-@pytest.mark.slow
 def test_importing_through_a_server(running: Running, tmp_path: Path) -> None:
     """Another study, to the server: made, unchanged, replaced; its artifacts go through it."""
     study = tmp_path / "other"

@@ -28,6 +28,8 @@ from mhclite.data.prepare import prepare
 from mhclite.data.reading import examine
 from mhclite.errors import UserError
 
+pytestmark = pytest.mark.slow  # its fixtures alone take ten seconds
+
 TEXTS = documents(60)
 CARD = """---
 license: cc0-1.0
@@ -226,7 +228,6 @@ def test_the_newest_commit_is_resolved_and_a_pinned_one_kept(at: str, tmp_path: 
         assert (dataset.revision, dataset.license) == (COMMIT, "cc0-1.0")
 
 
-@pytest.mark.slow
 def test_several_processes_read_from_the_hub(address: str, tmp_path: Path) -> None:
     for index in range(2):
         (tmp_path / f"{index}.parquet").write_bytes(FILES[f"data/small/{index}.parquet"])

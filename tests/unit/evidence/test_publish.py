@@ -14,6 +14,8 @@ from mhclite.evidence.publish import END, README_FIGURE, publish, readme_block, 
 from mhclite.evidence.results import load_results
 from mhclite.files import write_json
 
+pytestmark = pytest.mark.slow  # its fixtures alone take ten seconds
+
 ROOT = Path(__file__).parents[3]
 PUBLISHED = ROOT / "results" / "published" / "laptop"
 
