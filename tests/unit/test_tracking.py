@@ -28,8 +28,8 @@ from builder import (
     DIVERGED,
     DIVERGED_STEP,
     build_results,
-    description_of,
     make_study,
+    resolved_of,
     run_stability,
     seal,
 )
@@ -354,7 +354,7 @@ def test_changed_run_is_replaced(results: Path) -> None:
     lines[7]["loss"] = 99.0
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     seal(folder, {**read_json(folder / "summary.json"), "train_loss": 9.25})
-    collect(description_of(study_of(), results), results / "synthetic")
+    collect(resolved_of(study_of(), results), results / "synthetic")
     after = track(results)["runs"]
     # The study's own run holds runs.csv, which has changed too.
     assert {run for run in receipt if receipt[run] != after[run]} == {RUN, "study"}
@@ -487,7 +487,7 @@ def test_two_studies_at_once_into_a_new_store(
 def test_removed_seed_is_removed_from_the_store(results: Path) -> None:
     smaller, folder = study_of(seeds=(0,)), results / "synthetic"
     run_stability(smaller, folder)
-    collect(description_of(smaller, results), folder)
+    collect(resolved_of(smaller, results), folder)
     finish(folder)
     track(results)
     assert content(results)["names"] == sorted(["study", *smaller.runs()])

@@ -144,6 +144,7 @@ def test_port_of_a_running_ui_is_refused(running: Running) -> None:
         ui.serve(running.results / "mlflow.db", running.port)
 
 
+@pytest.mark.slow
 def test_importing_through_a_server(running: Running, tmp_path: Path) -> None:
     """Another study, to the server: made, unchanged, replaced; its artifacts go through it."""
     study = tmp_path / "other"

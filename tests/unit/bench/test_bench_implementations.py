@@ -14,6 +14,7 @@ from mhclite.config import ModelConfig
 TINY = ModelConfig("laptop", 32, n_layer=1, n_head=2, n_embd=16, block_size=8, learning_rate=1e-3)
 
 
+@pytest.mark.slow
 def test_it_measures_prints_and_writes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,6 +122,7 @@ def archived_again(chosen: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {**chosen, "corpus": {**chosen["corpus"], **changes}}
 
 
+@pytest.mark.slow
 def test_a_damaged_download_is_fetched_again(tmp_path: Path, links: Path) -> None:
     chosen = archived(links, write_zip(links))
     prepared(tmp_path, chosen)

@@ -228,6 +228,7 @@ def test_the_newest_commit_is_resolved_and_a_pinned_one_kept(at: str, tmp_path: 
         assert (dataset.revision, dataset.license) == (COMMIT, "cc0-1.0")
 
 
+@pytest.mark.slow
 def test_several_processes_read_from_the_hub(address: str, tmp_path: Path) -> None:
     for index in range(2):
         (tmp_path / f"{index}.parquet").write_bytes(FILES[f"data/small/{index}.parquet"])

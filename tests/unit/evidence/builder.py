@@ -10,16 +10,23 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mhclite.data.manifest import SPLITS, SplitEntry, TokenizerEntry, content_digest
 from mhclite.evidence.claims import load_claims
 from mhclite.evidence.collect import collect
 from mhclite.files import digest_of, sha256_of, write_json
+from mhclite.measure.files import SCHEMA as MEASURE_SCHEMA
+from mhclite.measure.files import StabilitySettings
 from mhclite.measure.stability import judge_all
+from mhclite.records import build
+from mhclite.runs.folder import SCHEMA as FOLDER_SCHEMA
 from mhclite.study.reading import parse_study
+from mhclite.study.resolved import Resolved, resolve
 from mhclite.study.settings import Study
 
 CLAIMS = Path(__file__).parents[3] / "config" / "claims.yaml"
@@ -31,6 +38,12 @@ DIVERGED = "sotu-d4-hc-s1"  # diverges at step DIVERGED_STEP
 DIVERGED_STEP = 45
 UNIGRAM, BIGRAM = 5.25, 4.5
 BYTES_PER_TOKEN = 3.0
+PROVENANCE = {
+    "git": {"commit": "f" * 40, "dirty": False},
+    "versions": {"python": "3.11.0", "torch": "2.13.0"},
+    "hardware": {"cpu": "Synthetic CPU", "cores": 2, "memory_gib": 8.0},
+    "platform": "Synthetic",
+}
 QUANTILE_LEVELS = [0, 0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1]
 
 # Advantage over the residual in nats per token.
@@ -168,7 +181,7 @@ def summary_of(run: dict[str, Any], metrics: list[dict[str, Any]]) -> dict[str, 
     evaluated = [line for line in metrics if "validation_loss" in line]
     losses = [line["loss"] for line in metrics[1:] if line["loss"] is not None]
     return {
-        "schema": 1,
+        "schema": FOLDER_SCHEMA,
         "run": run["run"],
         "key": digest_of(run),
         "status": "diverged" if diverged else "completed",
@@ -198,10 +211,12 @@ def probe_of(run: dict[str, Any], diverged: bool) -> dict[str, Any]:
     """probes/<run>.json of one run."""
     variant, sublayers = run["connection"]["variant"], 2 * run["model"]["n_layer"]
     head = {
-        "schema": 1,
+        "schema": MEASURE_SCHEMA,
         "run": run["run"],
         "variant": variant,
         "n_streams": run["connection"]["n_streams"],
+        "skipped": None,
+        "mixing": None,
     }
     if diverged:
         return {**head, "skipped": "the run diverged: there is no trained model"}
@@ -222,8 +237,7 @@ def probe_of(run: dict[str, Any], diverged: bool) -> dict[str, Any]:
             "share_above_30": 50 / 700,
             "max": 43.5,
         }
-    return {
-        **head,
+    mixing = {
         "sequences": 64,
         "tokens": 64 * run["model"]["block_size"],
         "n_sublayers": sublayers,
@@ -247,6 +261,7 @@ def probe_of(run: dict[str, Any], diverged: bool) -> dict[str, Any]:
         "identity_distance": [0.1 * (layer + 1) for layer in range(sublayers)],
         "sinkhorn_input": sinkhorn,
     }
+    return {**head, "mixing": mixing}
 
 
 def throughput_of(study: Study, model: str) -> dict[str, Any]:
@@ -255,7 +270,7 @@ def throughput_of(study: Study, model: str) -> dict[str, Any]:
     variants = {}
     for position, (name, connection) in enumerate(study.measured_connections().items()):
         slower = 1 + 0.25 * position
-        parameters = parameters_of(settings.n_layer, connection["variant"])
+        parameters = parameters_of(settings.n_layer, connection.variant)
         median = 40_000 / slower
         variants[name] = {
             "step_seconds": [0.025 * slower * (1 + 0.01 * r) for r in range(9)],
@@ -268,7 +283,7 @@ def throughput_of(study: Study, model: str) -> dict[str, Any]:
             "extra_parameters": parameters["connection"],
         }
     return {
-        "schema": 1,
+        "schema": MEASURE_SCHEMA,
         "model": model,
         "device": "cpu",
         "hardware": {"cpu": "Synthetic CPU", "cores": 2, "memory_gib": 8.0},
@@ -284,7 +299,8 @@ def throughput_of(study: Study, model: str) -> dict[str, Any]:
         "others": {
             "reference": {
                 name: {
-                    **row,
+                    "ratio": row["ratio"],
+                    "peak_memory_bytes": row["peak_memory_bytes"],
                     "step_seconds": [2 * s for s in row["step_seconds"]],
                     "tokens_per_second": {k: v / 2 for k, v in row["tokens_per_second"].items()},
                     "ratio_quartiles": {k: v * 2 for k, v in row["ratio_quartiles"].items()},
@@ -301,7 +317,7 @@ def manifest_of(study: Study, corpus: str) -> dict[str, Any]:
     part = {"documents": 100, "bytes": 3_000_000, "tokens": 1_000_000}
     assert part["bytes"] / part["tokens"] == BYTES_PER_TOKEN
     shard = {"tokens": 1_000_000, "sha256": digest_of(corpus)}
-    return {
+    manifest = {
         "schema": 1,
         "name": corpus,
         "settings": study.corpus_settings(corpus),
@@ -324,8 +340,13 @@ def manifest_of(study: Study, corpus: str) -> dict[str, Any]:
         "train": {**part, "shards": [{"file": "train-00000.bin", **shard}]},
         "validation": {**part, "shards": [{"file": "validation-00000.bin", **shard}]},
         "baselines": {"unigram": UNIGRAM, "bigram": BIGRAM},
-        "digest": digest_of([corpus, "content"]),
+        "bigram_tokens": 1_000_000,
     }
+    digest = content_digest(
+        build(TokenizerEntry, manifest["tokenizer"]),
+        {split: build(SplitEntry, manifest[split]) for split in SPLITS},
+    )
+    return {**manifest, "digest": digest}
 
 
 def write_run(folder: Path, run: dict[str, Any], diverged: bool, corpus_digest: str) -> None:
@@ -335,7 +356,7 @@ def write_run(folder: Path, run: dict[str, Any], diverged: bool, corpus_digest: 
     write_json(
         folder / "run.json",
         {
-            "schema": 1,
+            "schema": FOLDER_SCHEMA,
             "key": digest_of(run),
             "config": run,
             "corpus": {
@@ -344,13 +365,10 @@ def write_run(folder: Path, run: dict[str, Any], diverged: bool, corpus_digest: 
                 "manifest": f"results/corpora/{run['corpus']}/manifest.json",
             },
             "code": "0123456789abcdef",
-            "provenance": {
-                "git": {"commit": "f" * 40, "dirty": False},
-                "versions": {"python": "3.11.0", "torch": "2.13.0"},
-                "hardware": {"cpu": "Synthetic CPU", "cores": 2, "memory_gib": 8.0},
-                "platform": "Synthetic",
-            },
+            "attempts": [{"started": "2026-01-01T00:00:00+00:00", "provenance": PROVENANCE}],
             "parameters": parameters_of(n_layer, variant),
+            "implementation": "fast",
+            "launch": None,
         },
     )
     write_lines(folder / "metrics.jsonl", metrics)
@@ -393,20 +411,16 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
 
 
-def description_of(study: Study, results: Path) -> dict[str, Any]:
-    """What `collect --study` is given."""
-    return {
-        "study": study.model_dump(mode="json"),
-        "runs": study.runs(),
-        "corpora": {name: str(results / study.corpus_folder(name)) for name in study.corpora},
-        "claims": [claim.model_dump(mode="json") for claim in load_claims(CLAIMS)],
-    }
+def resolved_of(study: Study, results: Path) -> Resolved:
+    """What `collect` is given."""
+    corpora = {name: str(results / study.corpus_folder(name)) for name in study.corpora}
+    return replace(resolve(study, load_claims(CLAIMS)), corpora=corpora)
 
 
 def run_stability(study: Study, folder: Path) -> None:
     """The real `stability` step over all runs of the study."""
-    settings = study.stability.model_dump()
-    judge_all(folder / "runs", study.runs(), settings, folder / "stability.json")
+    settings = StabilitySettings(**study.stability.model_dump())
+    judge_all(folder / "runs", list(study.runs()), settings, folder / "stability.json")
 
 
 def build_results(
@@ -421,7 +435,7 @@ def build_results(
     """
     study = study or make_study()
     folder = results / study.name
-    runs = study.runs()
+    runs = {name: config.to_json() for name, config in study.runs().items()}
     for corpus in study.corpora:
         manifest = manifest_of(study, corpus)
         write_json(results / study.corpus_folder(corpus) / "manifest.json", manifest)
@@ -433,5 +447,5 @@ def build_results(
         write_json(folder / "throughput" / f"{model}.json", throughput_of(study, model))
     if collected:
         run_stability(study, folder)
-        collect(description_of(study, results), folder)
+        collect(resolved_of(study, results), folder)
     return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +21,25 @@ from builder import (
     UNIGRAM,
     bits_per_byte,
     build_results,
-    description_of,
     final_loss,
     gain,
     make_study,
     metrics_of,
+    resolved_of,
     row_sum_deviation,
     run_stability,
 )
+from tiny import run_record, run_summary
 
 from mhclite import cli
 from mhclite.errors import UserError
 from mhclite.evidence.collect import CURVE_POINTS, collect, curve
 from mhclite.evidence.columns import CURVE_COLUMNS, RUN_COLUMNS
 from mhclite.evidence.results import Results, load_results
-from mhclite.files import read_jsonl
-from mhclite.runs.folder import FinishedRun, finished_run
+from mhclite.files import read_jsonl, write_json
+from mhclite.records import to_json
+from mhclite.runs.folder import FinishedRun, RunFolder
+from mhclite.study.resolved import read_resolved
 
 
 @pytest.fixture
@@ -50,7 +54,7 @@ def recollect(folder: Path, **changes: Any) -> Results:
     study = make_study(models={"d2": 2}, variants=["residual", "mhc"], seeds=[0, 1])
     if not (folder / "stability.json").exists():
         run_stability(study, folder)
-    collect({**description_of(study, folder.parent), **changes}, folder)
+    collect(replace(resolved_of(study, folder.parent), **changes), folder)
     return load_results(folder)
 
 
@@ -106,9 +110,9 @@ def test_diverged_run_is_a_row_with_gaps(results: Results) -> None:
     # with a verdict: 45, less a window of 16, less the one that is not finite.
     assert row["grad_norm_spikes"] == 1
     assert row["spikes_per_1000_steps"] == pytest.approx(1000 / (DIVERGED_STEP - 16 - 1))
-    assert "skipped" in results.probes[DIVERGED]
-    assert list(results.mixing_probes("sotu", "d4", "hc")) == [0, 2]
-    assert results.mixing_probes("sotu", "d4", "residual") == {}
+    assert results.probes[DIVERGED].skipped
+    assert list(results.mixing("sotu", "d4", "hc")) == [0, 2]
+    assert results.mixing("sotu", "d4", "residual") == {}
 
 
 def test_curves_hold_every_step_of_a_short_run(results: Results) -> None:
@@ -137,8 +141,9 @@ def test_curves_hold_every_step_of_a_short_run(results: Results) -> None:
 def test_long_runs_are_thinned_after_the_windows_are_computed() -> None:
     study = make_study(models={"d2": 2}, variants=["hc"], seeds=[0], steps=5010)
     (run,) = study.runs().values()
-    metrics = metrics_of(run, diverged=False)
-    table = curve(FinishedRun(run["run"], {}, {}, metrics), run, window=20)
+    metrics = metrics_of(run.to_json(), diverged=False)
+    finished = FinishedRun(run.run, run_record(run, "k"), run_summary(run, "k"), metrics)
+    table = curve(finished, run, window=20)
     evaluated = [line["step"] for line in metrics if "validation_loss" in line]
     assert set(evaluated) <= set(table["step"])
     assert table["step"].is_monotonic_increasing
@@ -166,7 +171,7 @@ def test_orders_labels_and_baselines_follow_the_study(tmp_path: Path) -> None:
     assert results.runs["variant"].cat.ordered
     assert results.seeds == [1, 0]
     assert results.labels == {"mhc_lite": "mHC-lite", "residual": "Residual"}
-    assert results.baselines["apple"] == {"unigram": UNIGRAM, "bigram": BIGRAM}
+    assert results.counting_models["apple"] == {"unigram": UNIGRAM, "bigram": BIGRAM}
     assert results.bits_per_byte("apple", 3.0) == pytest.approx(bits_per_byte(3.0))
     assert [results.model_label(model) for model in results.models] == ["4 layers", "2 layers"]
     assert (results.name, results.confidence) == ("synthetic", 0.95)
@@ -202,8 +207,8 @@ def test_step_reads_its_study_from_a_file(small: Path) -> None:
     study = make_study(models={"d2": 2}, variants=["residual", "mhc"], seeds=[0, 1])
     run_stability(study, small)
     description = small.parent / "resolved.json"
-    description.write_text(json.dumps(description_of(study, small.parent)))
-    assert cli.main(["collect", "--study", f"@{description}", "--out", str(small)]) == 0
+    write_json(description, to_json(resolved_of(study, small.parent)))
+    assert cli.main(["collect", "--study", str(description), "--out", str(small)]) == 0
     assert len(load_results(small).runs) == 4
 
 
@@ -232,7 +237,7 @@ def test_summary_of_another_version_names_run_and_command(small: Path) -> None:
     path = small / "runs" / "sotu-d2-mhc-s0" / "summary.json"
     change_json(path, lambda summary: summary.update(schema=0))
     message = refused(small)
-    assert "summary.json of run sotu-d2-mhc-s0 is from another version" in message
+    assert "the summary of run sotu-d2-mhc-s0 is from another version" in message
     assert f"delete {path.parent} and run `snakemake --cores all`" in message
 
 
@@ -241,7 +246,7 @@ def test_summary_of_another_version_names_run_and_command(small: Path) -> None:
     [
         ("probes/sotu-d2-mhc-s1.json", "the probe of run sotu-d2-mhc-s1 is missing"),
         ("runs/sotu-d2-mhc-s1/metrics.jsonl", "run sotu-d2-mhc-s1 has no"),
-        ("runs/sotu-d2-mhc-s1/run.json", "run.json of run sotu-d2-mhc-s1 is missing"),
+        ("runs/sotu-d2-mhc-s1/run.json", "the record of run sotu-d2-mhc-s1 is missing"),
     ],
 )
 def test_missing_file_is_named(small: Path, missing: str, message: str) -> None:
@@ -285,20 +290,25 @@ def test_stability_of_other_settings_or_other_runs(small: Path) -> None:
     assert "spike_sigmas is 6.0 in the study and 5.0 in the file" in refused(small)
 
 
-def test_description_without_a_key(small: Path) -> None:
-    assert "needs the key 'corpora'" in refused(small, corpora=None)
+def test_a_resolved_study_without_a_key(small: Path) -> None:
+    study = make_study(models={"d2": 2}, variants=["residual", "mhc"], seeds=[0, 1])
+    content = to_json(resolved_of(study, small.parent))
+    del content["corpora"]
+    write_json(small / "resolved.json", content)
+    with pytest.raises(UserError, match=r"resolved\.json is not what .* corpora is missing"):
+        read_resolved(small / "resolved.json")
 
 
 def test_corpus_that_is_not_prepared(small: Path) -> None:
     message = refused(small, corpora={"sotu": str(small / "nowhere")})
-    assert "the manifest of corpus sotu is missing" in message
+    assert "is not a prepared corpus" in message
 
 
 def test_metrics_with_a_torn_line(small: Path) -> None:
     path = small / "runs" / "sotu-d2-mhc-s1" / "metrics.jsonl"
     path.write_text(path.read_text()[:-20])
     with pytest.raises(UserError, match=r"metrics\.jsonl is not what training wrote.*delete"):
-        finished_run(small / "runs", "sotu-d2-mhc-s1")
+        RunFolder(small / "runs" / "sotu-d2-mhc-s1").finished()
     with pytest.raises(UserError, match=r"metrics\.jsonl line 61 is not JSON"):
         read_jsonl(path)
 

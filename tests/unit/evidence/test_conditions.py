@@ -114,9 +114,9 @@ def test_numbers_of_streams(tmp_path: Path) -> None:
     }
     study = make_study(models={"d2": 2}, variants=VARIANTS, seeds=SEEDS, conditions=conditions)
     found = load_results(build_results(tmp_path, study, diverged=()))
-    assert {"mhc-n2", "mhc_lite-n2", "mhc_lite-n3", "mhc-n8"} <= found.throughput["d2"][
-        "variants"
-    ].keys()
+    assert {"mhc-n2", "mhc_lite-n2", "mhc_lite-n3", "mhc-n8"} <= found.throughput[
+        "d2"
+    ].variants.keys()
     rows = streams_data(found).to_dict("records")
     places = [(row["variant"], row["n_streams"]) for row in rows]
     assert places == [
@@ -126,8 +126,8 @@ def test_numbers_of_streams(tmp_path: Path) -> None:
     three = rows[places.index(("mhc_lite", 3))]
     change = [condition_effect("n3", "mhc_lite", seed) for seed in SEEDS]
     assert three["change_mean"] == pytest.approx(np.mean(change))
-    measured = found.throughput["d2"]["variants"]["mhc_lite-n3"]
-    assert three["ratio_median"] == measured["ratio_quartiles"]["median"]
+    measured = found.throughput["d2"].variants["mhc_lite-n3"]
+    assert three["ratio_median"] == measured.ratio_quartiles.median
     assert rows[places.index(("mhc", 4))]["change_n"] == 0
     assert "streams" in names(found)
 

@@ -54,11 +54,11 @@ def test_time_is_tokens_over_throughput(results: Results) -> None:
     with style():
         figure = loss_against_time(results)
     panel = figure.axes[0]
-    variants = results.throughput["d2"]["variants"]
+    variants = results.throughput["d2"].variants
     ends = {round(float(line.get_xdata()[-1]), 6) for line in panel.lines}
     tokens = results.runs["tokens"].max()
     for row in variants.values():
-        assert round(tokens / row["tokens_per_second"]["median"], 6) in ends
+        assert round(tokens / row.tokens_per_second.median, 6) in ends
 
 
 def test_token_figure_names_those_that_never_reach_it(tmp_path: Path) -> None:

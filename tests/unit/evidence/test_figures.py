@@ -18,6 +18,7 @@ from builder import (
     build_results,
     gain,
     make_study,
+    probe_of,
     row_sum_deviation,
     throughput_of,
 )
@@ -33,6 +34,8 @@ from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.statistics import paired_differences, summarise
 from mhclite.evidence.topics.mixing import pooled_quantiles, sinkhorn_histogram
 from mhclite.evidence.topics.stability import POINTS, thinned
+from mhclite.measure.files import Mixing, SinkhornInput
+from mhclite.records import build
 from mhclite.study.settings import Study
 
 REPOSITORY = Path(__file__).parents[3]
@@ -101,6 +104,7 @@ def test_every_figure_is_written_as_png_and_svg(tiny_folder: Path) -> None:
         assert (drawn / f"{name}.svg").read_text().rstrip().endswith("</svg>")
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same_bytes(tiny_folder: Path) -> None:
     drawn = tiny_folder / "figures"
     before = {path.name: path.read_bytes() for path in drawn.iterdir()}
@@ -275,16 +279,20 @@ def test_row_sums_show_the_extremes_as_distance_from_one(results: Results) -> No
 
 def test_share_of_sinkhorn_inputs_above_30_is_written(results: Results) -> None:
     figure = figure_of(results, "sinkhorn_inputs")
-    probe = next(iter(results.mixing_probes("sotu", "d2", "mhc").values()))["sinkhorn_input"]
-    assert f"{100 * probe['share_above_30']:.3g} % above 30" in texts(figure)
+    inputs = next(iter(results.mixing("sotu", "d2", "mhc").values())).sinkhorn_input
+    assert inputs is not None
+    assert f"{100 * inputs.share_above_30:.3g} % above 30" in texts(figure)
     assert sum(patch.get_height() for patch in figure.axes[0].patches) == pytest.approx(100)
 
 
 def test_an_open_last_bin_of_the_sinkhorn_histogram_is_closed() -> None:
-    entry = {"bin_edges": [0, 1, 2], "counts": [1, 2, 1], "share_above_30": 0.25, "max": 40.0}
-    other = {**entry, "counts": [0, 0, 4], "share_above_30": 0.75, "max": 50.0}
+    mixing = build(
+        Mixing, probe_of(make_study().runs()["sotu-d2-mhc-s0"].to_json(), False)["mixing"]
+    )
+    entry = SinkhornInput([0, 1, 2], counts=[1, 2, 1], share_above_30=0.25, max=40.0)
+    other = replace(entry, counts=[0, 0, 4], share_above_30=0.75, max=50.0)
     edges, shares, above, highest = sinkhorn_histogram(
-        [{"sinkhorn_input": entry}, {"sinkhorn_input": other}]
+        [replace(mixing, sinkhorn_input=one) for one in (entry, other)]
     )
     assert edges.tolist() == [0, 1, 2, 3]
     assert shares.tolist() == [0.125, 0.25, 0.625]
@@ -319,6 +327,7 @@ def test_diverged_runs_are_named(results: Results) -> None:
 # --- pieces that are missing --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "all_diverge", "said"),
     [
@@ -426,7 +435,8 @@ def test_variants_that_do_not_mix_are_named_rather_than_drawn(
     def without_mixing(run: dict[str, Any], diverged: bool) -> dict[str, Any]:
         probe = original(run, diverged)
         if probe["variant"] == "identity":
-            probe["identity_distance"] = [0.0] * probe["n_sublayers"]
+            mixing = probe["mixing"]
+            mixing["identity_distance"] = [0.0] * mixing["n_sublayers"]
         return probe
 
     monkeypatch.setattr("builder.probe_of", without_mixing)

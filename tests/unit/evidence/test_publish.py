@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from builder import build_results, description_of, make_study
+from builder import build_results, make_study, resolved_of
 
 from mhclite.errors import UserError
 from mhclite.evidence.evidence import write
 from mhclite.evidence.publish import END, README_FIGURE, publish, readme_block, rebuild, with_block
 from mhclite.evidence.results import load_results
 from mhclite.files import write_json
+from mhclite.records import to_json
 
 pytestmark = pytest.mark.slow  # its fixtures alone take ten seconds
 
@@ -26,11 +27,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = tmp_path_factory.mktemp("published")
     study = make_study(models={"d1": 1}, variants=("residual", "mhc"), seeds=(0, 1))
     folder = build_results(results, study, diverged=())
-    write_json(folder / "resolved.json", description_of(study, results))
+    write_json(folder / "resolved.json", to_json(resolved_of(study, results)))
     write(folder)
     return folder
 
 
+@pytest.mark.slow
 def test_rebuilt_is_what_was_published(folder: Path, tmp_path: Path) -> None:
     publish(folder, tmp_path / "kept")
     kept = sorted(p.name for p in (tmp_path / "kept/runs/sotu-d1-mhc-s0").iterdir())
@@ -66,6 +68,7 @@ def test_readme_block(folder: Path) -> None:
         with_block("nothing", "new")
 
 
+@pytest.mark.slow
 def test_readme_is_made_from_the_published_study(tmp_path: Path) -> None:
     """Stale? `make publish`, or `python -m mhclite publish readme` (see the Makefile)."""
     results = rebuild(PUBLISHED, tmp_path / "laptop")

@@ -146,6 +146,7 @@ def rows_by_name(parsed: Page, table: str, keys: Sequence[str]) -> dict[Any, dic
 # --- numbers ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_losses_on_the_page_are_those_of_runs_csv(folder: Path) -> None:
     results = with_drawings(folder)
     parsed = Page(page_of(results))
@@ -173,6 +174,7 @@ def test_losses_on_the_page_are_those_of_runs_csv(folder: Path) -> None:
     assert bigram["Validation loss (nats/token)"] == f"{BIGRAM:.4f}"
 
 
+@pytest.mark.slow
 def test_every_run_has_its_loss_on_the_page(folder: Path) -> None:
     parsed = Page(page_of(with_drawings(folder)))
     found = rows_by_name(parsed, "results_seeds", ("Corpus", "Model", "Variant"))
@@ -185,6 +187,7 @@ def test_every_run_has_its_loss_on_the_page(folder: Path) -> None:
     assert f"Diverged: {DIVERGED} at step {DIVERGED_STEP}." in parsed.text
 
 
+@pytest.mark.slow
 def test_intervals_on_the_page_are_those_of_the_statistics(folder: Path) -> None:
     results = with_drawings(folder)
     found = rows_by_name(Page(page_of(results)), "results", ("Corpus", "Model", "Variant"))
@@ -199,6 +202,7 @@ def test_intervals_on_the_page_are_those_of_the_statistics(folder: Path) -> None
             assert text.removesuffix(" (n = 2)") == expected
 
 
+@pytest.mark.slow
 def test_all_tables_are_there_as_they_are_in_the_files(folder: Path) -> None:
     results = with_drawings(folder)
     parsed = Page(page_of(results))
@@ -262,6 +266,7 @@ def test_every_figure_has_its_caption_and_files(folder: Path) -> None:
         assert f"figures/{exhibit.name}.png, figures/{exhibit.name}.svg" in text
 
 
+@pytest.mark.slow
 def test_step_writes_the_same_bytes_twice(tmp_path: Path) -> None:
     folder = build_results(tmp_path, make_study(**SMALL), diverged=())
     assert main(["evidence", "--results", str(folder)]) == 0
@@ -271,6 +276,7 @@ def test_step_writes_the_same_bytes_twice(tmp_path: Path) -> None:
     assert again == first  # and nothing half written is left
 
 
+@pytest.mark.slow
 def test_text_from_the_study_is_escaped(tmp_path: Path) -> None:
     folder = build_results(tmp_path, make_study(**SMALL), diverged=())
     study = read_json(folder / "study.json")
@@ -285,6 +291,7 @@ def test_text_from_the_study_is_escaped(tmp_path: Path) -> None:
 # --- methods and origin -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_methods_follow_the_settings(folder: Path) -> None:
     study = read_json(folder / "study.json")
     results = with_drawings(folder)
@@ -335,6 +342,7 @@ def test_corpus_is_described_from_its_manifest(html: str) -> None:
     assert "1 of the runs diverged" in text
 
 
+@pytest.mark.slow
 def test_study_file_on_the_page_is_the_study(folder: Path) -> None:
     results = with_drawings(folder)
     html = page_of(results)
@@ -365,6 +373,7 @@ def test_origin_names_the_runs_where_they_differ(tmp_path: Path) -> None:
     assert ["Hardware", gpu, "1 of 4: sotu-d1-mhc-s1"] in rows
 
 
+@pytest.mark.slow
 def test_dates_of_training_come_from_the_timing_files(tmp_path: Path) -> None:
     folder = build_results(tmp_path, make_study(**SMALL), diverged=())
     results = load_results(folder)
@@ -434,6 +443,7 @@ def test_page_of_an_unusual_study(
         assert "diverged" in parsed.tables["results_seeds"][1]
 
 
+@pytest.mark.slow
 def test_missing_run_description_is_a_user_error(tmp_path: Path) -> None:
     folder = build_results(tmp_path, make_study(**SMALL), diverged=())
     (folder / "runs" / "sotu-d1-hc-s0" / "run.json").unlink()

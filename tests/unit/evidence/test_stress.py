@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builder import build_results, description_of, make_study, run_stability, seal, write_lines
+from builder import build_results, make_study, resolved_of, run_stability, seal, write_lines
 
 from mhclite.evidence.collect import collect
 from mhclite.evidence.failures import SMOOTHING, failure_step, first_fluctuation, first_gain
@@ -56,7 +56,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     mixing[1]["gain_forward"] *= 2  # step 20: before the loss rises
     write_lines(run / "mixing.jsonl", mixing)
     run_stability(study, folder)
-    collect(description_of(study, root), folder)
+    collect(resolved_of(study, root), folder)
     return load_results(folder)
 
 

@@ -263,6 +263,7 @@ def test_models_measured_differently_are_said_apart(tmp_path: Path) -> None:
     assert "; d4: Some GPU, fp32" in notes
 
 
+@pytest.mark.slow
 def test_throughput_without_a_variant_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -320,6 +321,7 @@ def test_every_table_in_every_format(folder: Path) -> None:
     assert written == {f"{n}.{f}" for n in NAMES for f in FORMATS}
 
 
+@pytest.mark.slow
 def test_same_results_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     again = build_results(tmp_path, make_study(statistics={"confidence": 0.9}))
     write_tables(load_results(again))
