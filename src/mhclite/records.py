@@ -53,7 +53,9 @@ def build(kind: type[T], value: Any, where: str = "") -> T:
     prefix = f"{where}." if where else ""
     for name in value:
         if name not in fields:
-            raise Misfit(f"{prefix}{name} is not known")
+            # A name may be any text, line ends included, if somebody else wrote the file.
+            shown = f"{name:.60}" if name.isidentifier() else f"{name!r:.60}"
+            raise Misfit(f"{prefix}{shown} is not known")
     made = {}
     for name, field in fields.items():
         if name in value:
