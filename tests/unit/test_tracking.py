@@ -247,7 +247,7 @@ def test_tags_and_parameters(tracked: Path) -> None:
         "n_streams": "4",
         "git_commit": "f" * 40,
         "git_dirty": "false",
-        "hardware": "Synthetic CPU, 2 cores",
+        "hardware": "Synthetic CPU, 2 cores, 8 GiB memory",
     }
     assert expected.items() <= tags.items()
     digest = read_json(tracked / f"synthetic/runs/{RUN}/run.json")["corpus"]["digest"]

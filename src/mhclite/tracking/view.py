@@ -40,7 +40,7 @@ BEST_FIRST = {
 }
 
 
-# What the UI needs of a chart of curves, beside what every chart has: its own defaults.
+# What the UI needs for a chart of curves besides what every chart has: its own defaults.
 LINE = {
     "lineSmoothness": 0,
     "xAxisScaleType": "linear",
@@ -57,7 +57,7 @@ LINE = {
 
 
 def charts() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(charts, sections) of the view: a chart a metric, a section a prefix."""
+    """(charts, sections) of the view: one chart per metric, one section per prefix."""
     curves = {**VALIDATION_CURVES, **TRAINING_CURVES}
     names = [*curves, "stability/diverged", *SUMMARY]
     cards = [
@@ -93,7 +93,7 @@ def _view(name: str, created: int, **state: Any) -> str:
 def experiment_tags(title: str, cells: list[str], created: int) -> dict[str, str]:
     """Tags of the study's experiment: its description and its views.
 
-    `cells` are the values of the tag `cell`, one for each group of runs that differ in seed alone.
+    `cells` are the values of the tag `cell`: one per group of runs that differ only in their seed.
     """
     cards, sections = charts()
     return {
@@ -101,12 +101,12 @@ def experiment_tags(title: str, cells: list[str], created: int) -> dict[str, str
         "mlflow.experimentKind": "custom_model_development",
         # The UI shows the first line, until the reader unfolds the rest.
         "mlflow.note.content": (
-            f"{title}: one run for each training run, and the run *study* with report, figures and "
-            "tables. See *Views* (top right) for the variants compared and the table of all runs."
+            f"{title}: every training run, and the run *study* with report, figures and tables. "
+            "See *Views* (top right) for the variants compared and the table of all runs."
             "\n\nLosses are in nats per token. A *cell* is one variant of one model size: its "
-            "runs differ in seed alone; a mean over them leaves out a run from where it diverged "
-            "(status `diverged`). All of this is a copy of the results folder; what is "
-            "changed here is lost when the study is tracked again."
+            "runs differ only in their seed. A mean over them leaves out a run from the step at "
+            "which it diverged (status `diverged`). All of this is a copy of the results folder: "
+            "changes made here are lost when the study is tracked again."
         ),
         f"{VIEW_TAG}{VARIANTS_VIEW}": _view(
             "Variants compared (means over seeds)",
