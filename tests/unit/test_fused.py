@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ from tiny import configuration, connection, write_corpus
 from mhclite.authors.conformance import FUSED_TOLERANCE, check_file
 from mhclite.bench.parity import Case, cases, error_of, gradient
 from mhclite.config import ConnectionConfig, ModelConfig
-from mhclite.connections import fused, launch
+from mhclite.connections import availability, fused, launch
 from mhclite.connections.availability import Choice
 from mhclite.connections.base import Connection
 from mhclite.connections.mixing import sinkhorn_knopp
@@ -179,7 +178,7 @@ def test_what_stands_in_the_way_is_said(monkeypatch: pytest.MonkeyPatch) -> None
         )
     monkeypatch.delenv("TRITON_INTERPRET")
     assert made().choice(autocast=False) == ("fast", "its kernels need a GPU, and this is a cpu")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(availability, "INSTALLED", False)
     assert made().choice(autocast=False) == ("fast", "Triton is not installed")
 
 

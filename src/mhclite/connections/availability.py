@@ -13,6 +13,8 @@ import torch
 
 KERNEL_STREAMS = (2, 4)  # numbers of streams whose tiles the kernels hold in registers
 SMALLEST_CHUNK = 16  # columns and rows of a matrix product in Triton
+# Found once: torch.compile traces `choose`, and a search for files does not belong in a trace.
+INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 class Choice(NamedTuple):
@@ -29,7 +31,7 @@ def interpreted() -> bool:
 
 def no_kernels(device: str) -> str | None:
     """Why no Triton kernel runs on a device (`cpu`, `cuda`, ...); None where they do."""
-    if importlib.util.find_spec("triton") is None:
+    if not INSTALLED:
         return "Triton is not installed"
     if device != "cuda" and not interpreted():
         return f"its kernels need a GPU, and this is a {device}"

@@ -83,7 +83,14 @@ def _inverse_norm(rows: Tensor, z: Tensor, norm: str) -> Tensor:
 
 
 class _Project(Function):
-    """a = z / norm(rows), z = rows weight; and the rows themselves."""
+    """a = r z with z = rows weight (R, K) and r = 1 / norm(rows) (R, 1); and the rows (R, D) again.
+
+    Backward, per row v: dz = r da. Through the norm, dr/dv = -r^3 v / D, so that v gets pull v with
+    pull = -(da . z) r^3 / D. With a LayerNorm dr/dv = -r^3 (v - mean) / D: the mean's part goes by
+    the last column of the weight, which measures it with weights 1 / D, as dz[-1] -= pull mean D.
+    Together dv = dx + dz weight^T + pull v, added in place to dx, the gradient of the rows from
+    whatever used them afterwards.
+    """
 
     @staticmethod
     def forward(ctx: Context, rows: Tensor, weight: Tensor, norm: str) -> tuple[Tensor, Tensor]:
@@ -100,7 +107,6 @@ class _Project(Function):
         rows, columns, z, inverse = ctx.saved_tensors
         width = rows.shape[1]
         dz = da * inverse
-        # d inverse / d rows = -inverse^3 (rows - mean) / width
         pull = (da * z).sum(-1, keepdim=True) * inverse.pow(3) / -width
         if ctx.norm == "layer":
             dz[:, -1:] -= pull * z[:, -1:] * width
@@ -119,6 +125,8 @@ def read(x: Tensor, H_pre: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Read(Function):
+    """h = H_pre x; backward dH_pre[s] = dh . x[s], and H_pre dh^T is added to dx in place."""
+
     @staticmethod
     def forward(ctx: Context, x: Tensor, H_pre: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x, H_pre)
@@ -152,6 +160,14 @@ def combine(x: Tensor, H_res: Tensor | None, H_post: Tensor, y: Tensor, dtype: A
 
 
 class _Combine(Function):
+    """out = H_res x + H_post^T y.
+
+    Backward dx = H_res^T dout, dH_res = dout x^T, dy = H_post dout, dH_post[t] = dout[t] . y.
+
+    It comes last forward and so first backward: dx is a new tensor, to which `_Read` and then
+    `_Project` add their parts in place.
+    """
+
     @staticmethod
     def forward(
         ctx: Context, x: Tensor, H_res: Tensor | None, H_post: Tensor, y: Tensor, dtype: Any

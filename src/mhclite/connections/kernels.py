@@ -1,4 +1,4 @@
-"""Triton kernels of the fused implementation; `fused.py` calls them.
+"""Triton kernels of a boundary; `operators.py` launches them.
 
 A boundary lies between two sub-layers: what one writes, and what the next reads,
 
@@ -6,12 +6,17 @@ A boundary lies between two sub-layers: what one writes, and what the next reads
     a   = out weight / |out| + bias     K inputs of the next sub-layer's coefficients
     b   = gain LayerNorm(H_pre out)     what its branch reads, H_pre from the first columns of a
 
-One program has BT tokens and goes through their streams in chunks of BC columns. It needs them
-again once a's sums are complete: by then they lie in the L2 cache, so that each is read from memory
-once and written once, forward and backward. No atomic operations: the same bits every time.
+One program has BT tokens and goes through their streams in chunks of BC columns. A token's n C
+numbers do not fit into registers, and H_pre is known only when a's sums over all of them are
+complete: so the same columns are gone through again. How much of that second pass comes from the L2
+cache depends on the GPU and on n C; it has not been measured.
 
-Tiles: (BT, BC) of a stream, (BT, n) a number a stream, (BT, K) a number a projection column. Sums
-are float32, whatever the streams are.
+No atomic operations: a program owns its tokens, so that all results but dgain are its alone, and of
+dgain it writes a row of its own. The bits are the same every time (for one launch: `launch.py`).
+
+Tiles: (BT, BC) a chunk of a stream, (BT, n) one number per stream, (BT, K) one per projection
+column. A vector (BT) is one number per token; tuples of n tiles or vectors are unrolled over
+streams (t: output stream, s: input stream). Sums are float32, whatever the streams are.
 """
 
 from __future__ import annotations
@@ -241,6 +246,36 @@ def boundary_forward(
         tl.store(stats + token * (n + 2) + n + 1, rstd, mask=inside)
 
 
+# The backward pass of a boundary, for one token. Streams before X (n, C), after X' = A X + p y^T,
+# with A = H_res (n, n) and p = H_post (n). v = vec X' (D = n C numbers), W = weight (D, K),
+#
+#     z = v W,  r = 1 / norm(v),  a = r z + bias,  q = H_pre = f(a) (n),
+#     h = q X' (C),  hn = (h - mean h) rstd,  b = gain hn.
+#
+# Given dX' (`dout`, from the next boundary), da (from H_post and H_res, through torch) and db.
+# Means are over C, a dot is a sum over C.
+#
+# 1. LayerNorm. g = gain db, dgain = sum over tokens of db hn,
+#        dh = rstd (g - mean(g) - hn mean(g hn)).
+# 2. Read. dq[s] = dh . X'[s]. dh is known only after the pass that takes its two means; but put in,
+#        dq[s] = rstd (g . X'[s] - mean(g) sum(X'[s]) - mean(g hn) hn . X'[s]),
+#    so that one pass takes all sums: sum_g, sum_gh, and for each stream g_stream, sum_stream and
+#    h_stream. Then da += df/da dq.
+# 3. Projection. dz = r da. For the norms without mean r = sqrt(D) / |v|, dr/dv = -r^3 v / D, so
+#    that through the norm
+#        dv = pull v,  pull = -(da . z) r^3 / D = -(da . (r z)) r^2 / D;  r z = a - bias is at hand.
+#    Norm by stream: D = C, each stream with the sum over its own columns. LayerNorm has
+#    r = 1 / sqrt(|v|^2 / D - m^2 + eps), m = z[MEAN] the mean of v, so dv = pull (v - m). The
+#    second part goes by the mean column, whose weights are 1 / D: dz[MEAN] -= pull m D. And m is
+#    not stored: with u = a[MEAN] - bias = r m, r = sqrt((1 + u^2) / (|v|^2 / D + eps)).
+#    G = dX' in total = dX' + q dh^T + pull X' + dz W^T (as (n, C)).
+#    dW = v^T dz and the bias's sum run over all tokens: torch does them, from dz and da.
+# 4. Write. dX = A^T G, dy = p G; dA[t, s] = G[t] . X[s] and dp[t] = G[t] . y sum over C.
+#
+# So there are two passes over the columns: the first for the sums of 1 and 2; between them comes 3,
+# on K numbers per token; the second for G, dX and dy chunk by chunk, and the sums of 4. X' is
+# computed again in both, from X and y, which 4 needs anyway, and rounded as the forward pass stored
+# it; so is h. a, |v|^2, mean and rstd are kept from the forward pass: each would take another pass.
 @triton.jit
 def boundary_backward(
     x, y, H_res, H_post, weight, bias, gain, offset, scale, a, stats,
@@ -251,10 +286,12 @@ def boundary_backward(
     EPS: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, WIDE: tl.constexpr,
     XT: tl.constexpr, XS: tl.constexpr,
 ):  # fmt: skip
-    """One boundary backward; the streams after the write are computed again from x and y.
+    """One boundary backward; the derivation stands above.
 
-    Besides the gradients of the inputs: dH_pre (N, n); da_all (N, K), the whole gradient of a;
-    dz_all (N, K), that of out weight; dgain (programs, C), to be summed.
+    Inputs as of `boundary_forward`, what it returned as a and stats, and the gradients dout
+    (N, n, C), da (N, K), db (N, C). Results: dx (N, n, C), dy (N, C), dH_res (N, n, n), dH_post
+    (N, n), and of the sub-layer that reads dH_pre (N, n); da_all (N, K), the whole gradient of a;
+    dz_all (N, K), that of z = out weight; dgain (programs, C), to be summed over programs.
     """
     program = tl.program_id(0)
     token = (program * BT + tl.arange(0, BT)).to(tl.int64)
@@ -266,6 +303,7 @@ def boundary_backward(
         post = _matrix(H_post, token, inside, n)
         res = _matrix(H_res, token, inside, n * n) if MIX else post
     if READ:
+        # First pass: the sums over C that the second needs (1 and 2).
         inputs = tl.load(a + token[:, None] * K + k[None, :], mask=inside[:, None], other=0.0)
         pre = _read_weights(inputs, offset, scale, n, K, PRE)
         mean = tl.load(stats + token * (n + 2) + n, mask=inside, other=0.0)[:, None]
@@ -297,7 +335,7 @@ def boundary_backward(
                 h_stream += tl.where(own, tl.sum(h * streams[s], 1)[:, None], 0.0)
         mean_g = (sum_g / C)[:, None]
         mean_gh = (sum_gh / C)[:, None]
-        # The LayerNorm's gradient with respect to h is rstd (g - mean_g - h mean_gh).
+        # Between the passes: dH_pre (2), da, dz and pull (3). Here h_stream is of the normed h.
         read = rstd * (g_stream - mean_g * sum_stream - mean_gh * h_stream)
         tl.store(dH_pre + token[:, None] * n + which, read, mask=inside[:, None])
         at = token[:, None] * K + k[None, :]
@@ -306,14 +344,12 @@ def boundary_backward(
         tl.store(da_all + at, total, mask=inside[:, None])
         squares = tl.load(stats + token[:, None] * (n + 2) + which, mask=inside[:, None], other=1.0)
         normed = inputs - tl.load(bias + k)[None, :]  # z / norm
-        # Of LAYER, inverse is found from the mean column: normed = mean inverse there.
-        if NORM == LAYER:
+        if NORM == LAYER:  # ratio is u of 3
             ratio = tl.sum(tl.where(k[None, :] == MEAN, normed, 0.0), 1)
             spread = tl.sum(squares, 1) / (n * C) + EPS
             inverse = tl.zeros_like(normed) + tl.sqrt((1 + ratio * ratio) / spread)[:, None]
         else:
             inverse = _inverse_norm(normed, squares, C, n, K, NORM, MEAN, EPS)
-        # d (1 / norm) / d out = -out / (width norm^3)
         force = total * normed * inverse * inverse
         pull = ()
         for s in tl.static_range(n):
@@ -331,6 +367,7 @@ def boundary_backward(
         mixed_gradient = tl.zeros((BT, n * n), dtype=tl.float32)
         post_gradient = tl.zeros((BT, n), dtype=tl.float32)
         entry = tl.arange(0, n * n)[None, :]
+    # Second pass: G, and through the write (4).
     for start in range(0, C, BC):
         column = start + tl.arange(0, BC)
         before = _streams(x, token, inside, column, XT, XS, n)

@@ -46,7 +46,7 @@ FREE_TRAINING = ("processes", "checkpoint_interval")
 
 
 def may_be_fused(config: RunConfig) -> bool:
-    """Whether a run's connections may be computed by kernels, on some machine."""
+    """Whether a run's connections may be computed by the fused implementation, somewhere."""
     wanted = config.connection.implementation
     return config.connection.n_streams > 1 and (
         wanted == "fused" or (wanted == "auto" and config.training.device != "cpu")
@@ -59,7 +59,11 @@ def modules_of(config: RunConfig) -> tuple[str, ...]:
     shared = {f"{PACKAGE}.{name}" for name in MODULES}
     kernels = {f"{PACKAGE}.{name}" for name in FUSED_MODULES}
     found = shared | set(variant)
-    return tuple(sorted(found | kernels if may_be_fused(config) else found - kernels))
+    if may_be_fused(config):
+        found |= kernels
+    elif config.training.device == "cpu":
+        found -= kernels  # a variant may import one for a GPU, as mHC does Sinkhorn-Knopp's
+    return tuple(sorted(found))
 
 
 def deciding(config: RunConfig) -> dict[str, Any]:

@@ -246,6 +246,7 @@ def new_record(
     choice = model.choice(config.training.precision == "bf16")
     if choice.obstacle:
         log.warning("connections are computed fast instead of fused: %s", choice.obstacle)
+    on_gpu = next(model.parameters()).is_cuda
     started = datetime.now(UTC).isoformat(timespec="seconds")
     return RunRecord(
         schema=SCHEMA,
@@ -256,7 +257,7 @@ def new_record(
         attempts=[*earlier, Attempt(started, provenance(), imported)],
         parameters=ParameterCounts(**model.parameter_counts()),
         implementation=choice.implementation,
-        launch=launch.settings() if choice.implementation == "fused" else None,
+        launch=launch.settings() if on_gpu or choice.implementation == "fused" else None,
     )
 
 
