@@ -105,7 +105,8 @@ def measured_in(throughput: Throughput, implementation: str) -> Mapping[str, Tim
         return throughput.variants
     others = throughput.others.get(implementation)
     # The plain residual is the same in all.
-    return None if others is None else {BASELINE: throughput.variants[BASELINE], **others}
+    plain = {name: row for name, row in throughput.variants.items() if name == BASELINE}
+    return None if others is None else plain | others
 
 
 def _compare(

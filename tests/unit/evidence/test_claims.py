@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import yaml
 from builder import CLAIMS, build_results, final_loss, gain, make_study
-from mhclite.evidence.figures_claims import forest, loss_findings
-from mhclite.evidence.table_claims import claims_data, claims_table, paper_table
 
 from mhclite.errors import UserError
 from mhclite.evidence.claims import Claim, load_claims, parse_claims

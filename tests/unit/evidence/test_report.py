@@ -311,7 +311,7 @@ def test_methods_follow_the_settings(folder: Path) -> None:
             "threads": 43,
             "processes": 47,
         },
-        "connections": {"n_streams": 53, "sinkhorn_iterations": 59, "cayley_iterations": 61},
+        "connections": {"n_streams": 53, "sinkhorn_iterations": 59},
         "probe": {"sequences": 67},
         "stability": {"spike_window": 73, "spike_sigmas": 7.9, "fluctuation_window": 83},
         "throughput": {"rounds": 89, "warmup_rounds": 97},
@@ -362,8 +362,9 @@ def test_origin_names_the_runs_where_they_differ(tmp_path: Path) -> None:
 
     path = folder / "runs" / "sotu-d1-mhc-s1" / "run.json"
     run = read_json(path)
-    run["provenance"]["git"] = {"commit": "e" * 40, "dirty": True}
-    run["provenance"]["hardware"] |= {"gpu": "A GPU", "gpus": 8}
+    provenance = run["attempts"][-1]["provenance"]
+    provenance["git"] = {"commit": "e" * 40, "dirty": True}
+    provenance["hardware"] |= {"gpu": "A GPU", "gpus": 8}
     write_json(path, run)
     _, rows = origin_rows(results)
     others = "sotu-d1-residual-s0, sotu-d1-residual-s1, sotu-d1-mhc-s0"
