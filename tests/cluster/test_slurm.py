@@ -64,7 +64,7 @@ def test_smoke_study(slurm: Slurm, tmp_path: Path, tell: Callable[[str], None]) 
     assert rules["train"] == 16  # one job a run
     assert 1 <= rules["probes_probe_mixing"] <= 3  # many short ones in one job
     assert rules["prepare_data"] == rules["measure_throughput"] == 1
-    cheap = {"collect", "figures", "tables", "report", "track", "detect_instability"}
+    cheap = {"collect", "evidence", "track", "detect_instability"}
     assert not cheap & rules.keys(), "these run on the login node"
     tell(f"SLURM: smoke study of 16 runs in {sum(rules.values())} jobs, {seconds:.0f} s")
 

@@ -91,7 +91,7 @@ def test_a_variants_file_counts_for_it_alone(package: Path, variant: str) -> Non
     assert changed(before) == {variant}
 
 
-@pytest.mark.parametrize("file", ["measure/throughput.py", "evidence/figures.py", "study.py"])
+@pytest.mark.parametrize("file", ["measure/throughput.py", "evidence/exhibits.py", "study.py"])
 def test_code_that_training_does_not_use_does_not_count(package: Path, file: str) -> None:
     before = digests()
     with (package / file).open("a") as opened:

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-from argparse import Namespace
 from collections.abc import Callable
 from contextlib import closing
 from itertools import pairwise
@@ -35,8 +34,9 @@ from builder import (
 )
 
 from mhclite.errors import UserError
-from mhclite.evidence import tables
 from mhclite.evidence.collect import collect
+from mhclite.evidence.evidence import write_tables
+from mhclite.evidence.results import load_results
 from mhclite.files import read_json, read_jsonl, sha256_of, write_json
 from mhclite.study.settings import Study
 from mhclite.tracking import track as tracking
@@ -59,8 +59,8 @@ def study_of(seeds: tuple[int, ...] = (0, 1)) -> Study:
 
 
 def finish(folder: Path) -> None:
-    """What `figures`, `tables` and `report` write; the figures are only names here."""
-    tables.run(Namespace(results=folder, confidence=0.95, show=False))
+    """What `evidence` writes; the figures are only names here."""
+    write_tables(load_results(folder))
     for suffix in ("png", "svg"):
         (folder / "figures").mkdir(exist_ok=True)
         (folder / "figures" / f"loss.{suffix}").write_text(f"a figure as {suffix}")

@@ -172,6 +172,6 @@ def test_without_the_reference_there_is_no_difference() -> None:
     assert table["variant"].cat.ordered
 
 
-def test_another_reference() -> None:
+def test_another_baseline() -> None:
     runs = grid([("d2", "mhc", 0, "completed", 2.5), ("d2", "hc", 0, "completed", 2.75)])
-    assert by_cell(paired_differences(runs, reference="mhc"))["sotu", "d2", "hc"]["mean"] == 0.25
+    assert by_cell(paired_differences(runs, baseline="mhc"))["sotu", "d2", "hc"]["mean"] == 0.25
