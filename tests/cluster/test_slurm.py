@@ -91,7 +91,7 @@ def test_a_whole_study(
     assert rules["train"] == 3  # one job per run
     assert rules["probes_probe_mixing"] == 1  # many short ones in one job
     assert rules["prepare_data"] == rules["measure_throughput"] == 1
-    cheap = {"collect", "figures", "tables", "report", "track", "detect_instability"}
+    cheap = {"collect", "evidence", "track", "detect_instability"}
     assert not cheap & rules.keys(), "these run on the login node"
     tell(f"SLURM: a study of 3 runs in {sum(rules.values())} jobs, {seconds:.0f} s")
 

@@ -17,7 +17,7 @@ from mhclite.connections.registry import VARIANTS
 from mhclite.files import read_jsonl, sha256_of
 
 OUT = "results/smoke"
-EVIDENCE = {"collect": 1, "figures": 1, "tables": 1, "report": 1, "track": 1, "all": 1}
+EVIDENCE = {"collect": 1, "evidence": 1, "track": 1, "all": 1}
 
 
 def tracked(checkout: Checkout) -> dict[str, list[float]]:
@@ -85,8 +85,11 @@ def test_snakemake_report_holds_every_figure_and_table(finished: Checkout) -> No
     code, output = finished.snakemake("--report", "snakemake-report.html")
     assert code == 0, output
     page = (finished.folder / "snakemake-report.html").read_text()
-    for item in ("validation_loss", "row_sums", "sinkhorn_inputs", "throughput", "results"):
-        assert item in page
+    captions = sorted((finished.folder / OUT / "captions").iterdir())
+    assert len(captions) > 15
+    for caption in captions:
+        assert any(f"{caption.stem}.{suffix}" in page for suffix in ("png", "html"))
+        assert json.dumps(caption.read_text())[1:-1] in page, caption.name
 
 
 def test_touching_or_commenting_a_module_reruns_nothing(finished: Checkout) -> None:
@@ -119,14 +122,14 @@ def test_editing_one_variant_reruns_that_variant(finished: Checkout) -> None:
 
 
 def test_editing_a_figure_module_trains_nothing(finished: Checkout) -> None:
-    module = finished.folder / "src/mhclite/evidence/figures_training.py"
+    module = finished.folder / "src/mhclite/evidence/topics/curves.py"
     before = module.read_text()
     try:
         module.write_text(before + "\nUNUSED = 1\n")
         planned = finished.planned()
     finally:
         module.write_text(before)
-    assert set(planned) == {"figures", "report", "track", "all"}
+    assert set(planned) == {"evidence", "track", "all"}
 
 
 def test_a_setting_reruns_exactly_what_depends_on_it(finished: Checkout) -> None:

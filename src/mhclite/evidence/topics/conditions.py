@@ -78,16 +78,14 @@ def conditions_data(results: Results) -> pd.DataFrame:
                     }
                     change = difference(changed, under(variant, BASE), confidence)
                     row |= _named("change", change)
-                    for reference in OTHERS:
-                        other = condition if reference in touched else BASE
-                        before = difference(
-                            under(variant, BASE), under(reference, BASE), confidence
-                        )
-                        after = difference(changed, under(reference, other), confidence)
-                        if reference == variant:
+                    for against in OTHERS:
+                        other = condition if against in touched else BASE
+                        before = difference(under(variant, BASE), under(against, BASE), confidence)
+                        after = difference(changed, under(against, other), confidence)
+                        if against == variant:
                             before = after = Interval(0, None, None, None)
-                        row |= _named(f"gap_{reference}_before", before)
-                        row |= _named(f"gap_{reference}_after", after)
+                        row |= _named(f"gap_{against}_before", before)
+                        row |= _named(f"gap_{against}_after", after)
                     rows.append(row)
     return pd.DataFrame(rows)
 
@@ -125,11 +123,11 @@ def conditions_table(results: Results) -> Rows:
             "Seeds (n)": f"{row['change_n']:.0f}",
             "Change of loss": text(row, "change"),
         }
-        for reference in OTHERS:
-            if reference in results.variants:
-                label = results.label(reference)
-                cells[f"Minus {label}, before"] = text(row, f"gap_{reference}_before")
-                cells[f"Minus {label}, after"] = text(row, f"gap_{reference}_after")
+        for against in OTHERS:
+            if against in results.variants:
+                label = results.label(against)
+                cells[f"Minus {label}, before"] = text(row, f"gap_{against}_before")
+                cells[f"Minus {label}, after"] = text(row, f"gap_{against}_after")
         rows.append(cells)
     display = pd.DataFrame(rows)
     change = "Change of loss"
