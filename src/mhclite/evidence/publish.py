@@ -2,7 +2,7 @@
 
 `make` copies what figures, tables and report are computed from: no weights, no shards. `rebuild`
 computes everything from such a folder again, without training. `readme` writes the README's table
-and figure from it.
+and figure from it, `docs` the tables of studies that stand in docs/.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import logging
 import re
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,6 +133,59 @@ def with_block(readme: str, block: str) -> str:
     return pattern.sub(lambda _: f"{BEGIN}\n{block}\n{END}", readme)
 
 
+# --- tables in docs/ ------------------------------------------------------------------------
+
+
+def tables_in(text: str) -> set[tuple[str, str]]:
+    """(study, table) of every mark `<!-- table:STUDY/TABLE -->` in a page."""
+    return set(re.findall(r"<!-- table:(\w+)/(\w+) -->", text))
+
+
+def with_tables(page: str, tables: dict[tuple[str, str], str]) -> str:
+    """A page with the text between its marks replaced by tables, as Markdown."""
+    for (study, name), table in tables.items():
+        mark = f"<!-- table:{study}/{name} -->"
+        pattern = re.compile(rf"{re.escape(mark)}.*?<!-- /table -->", re.DOTALL)
+        page = pattern.sub(
+            lambda _, m=mark, t=table: f"{m}\n\n{t.strip()}\n\n<!-- /table -->", page
+        )
+    return page
+
+
+def current_pages(docs: Path, published: Path) -> dict[Path, str]:
+    """Pages of `docs` that hold tables of studies, as they are to be.
+
+    Raises:
+        UserError: a mark names a study that is not published, or a table that it does not have.
+    """
+    pages = {path: path.read_text(encoding="utf-8") for path in sorted(docs.glob("*.md"))}
+    wanted = set().union(*map(tables_in, pages.values()))
+    tables: dict[tuple[str, str], str] = {}
+    for study in sorted({study for study, _ in wanted}):
+        if not (published / study / "resolved.json").is_file():
+            raise UserError(f"docs name a table of study {study!r}: {published / study} is missing")
+        with tempfile.TemporaryDirectory() as folder:
+            rebuild(published / study, Path(folder) / study)
+            for name in sorted(name for of, name in wanted if of == study):
+                path = Path(folder) / study / "tables" / f"{name}.md"
+                if not path.is_file():
+                    raise UserError(f"docs name the table {name!r}, which study {study!r} has not")
+                tables[study, name] = path.read_text(encoding="utf-8")
+    return {path: with_tables(page, tables) for path, page in pages.items() if tables_in(page)}
+
+
+def write_docs(docs: Path, published: Path) -> list[Path]:
+    """Bring the tables in docs/ up to date; returns the pages that changed."""
+    changed = [
+        (path, page)
+        for path, page in current_pages(docs, published).items()
+        if path.read_text(encoding="utf-8") != page
+    ]
+    for path, page in changed:
+        write_text(path, page)
+    return [path for path, _ in changed]
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite publish`."""
     actions = parser.add_subparsers(dest="action", required=True)
@@ -141,12 +195,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     readme = actions.add_parser("readme", help="write the README's table and figure")
     for action in (again, readme):
         action.add_argument("--published", required=True, type=Path, help="published folder")
+    docs = actions.add_parser("docs", help="bring tables of published studies in docs/ up to date")
+    docs.add_argument("--docs", type=Path, default=Path("docs"), help="default: %(default)s")
+    docs.add_argument(
+        "--published",
+        type=Path,
+        default=Path("results/published"),
+        help="folder of the published studies (default: %(default)s)",
+    )
     for action in (make, again, readme):
         action.add_argument("--out", required=True, type=Path, help="folder to write")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Publish, rebuild, or write the README's part."""
+    """Publish, rebuild, or write the README's part or the tables in docs/."""
+    if args.action == "docs":
+        changed = write_docs(args.docs, args.published)
+        log.info("%s", ", ".join(map(str, changed)) + " written" if changed else "nothing changed")
+        return
     if args.action == "make":
         publish(args.results, args.out)
         log.info("published in %s", args.out)

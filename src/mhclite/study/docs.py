@@ -25,7 +25,7 @@ starts, with one line that says what and why: `python -m mhclite check FILE` say
 Snakemake. A single value can be set on the command line, for example
 `snakemake --cores all --config 'seeds=[0, 1]'`.
 
-<!-- Generated from study.py by `python -m mhclite.study.docs docs/configuration.md`. -->
+<!-- Generated from study/settings.py by `python -m mhclite.study.docs docs/configuration.md`. -->
 """
 
 

@@ -10,7 +10,16 @@ from builder import build_results, make_study, resolved_of
 
 from mhclite.errors import UserError
 from mhclite.evidence.evidence import write
-from mhclite.evidence.publish import END, README_FIGURE, publish, readme_block, rebuild, with_block
+from mhclite.evidence.publish import (
+    END,
+    README_FIGURE,
+    current_pages,
+    publish,
+    readme_block,
+    rebuild,
+    with_block,
+    write_docs,
+)
 from mhclite.evidence.results import load_results
 from mhclite.files import write_json
 from mhclite.records import to_json
@@ -45,7 +54,7 @@ def test_rebuilt_is_what_was_published(folder: Path, tmp_path: Path) -> None:
 
 def test_an_unfinished_study_is_not_published(folder: Path, tmp_path: Path) -> None:
     resolved = json.loads((folder / "resolved.json").read_text())
-    resolved["runs"]["sotu-d1-mhc-s9"] = {}
+    resolved["runs"]["sotu-d1-mhc-s9"] = resolved["runs"]["sotu-d1-mhc-s1"]
     write_json(tmp_path / "resolved.json", resolved)
     with pytest.raises(UserError, match="is not finished"):
         publish(tmp_path, tmp_path / "kept")
@@ -76,3 +85,34 @@ def test_readme_is_made_from_the_published_study(tmp_path: Path) -> None:
     assert with_block(readme, readme_block(results)) == readme
     drawn = tmp_path / "laptop" / "figures" / f"{README_FIGURE}.svg"
     assert drawn.read_bytes() == (ROOT / "docs" / "images" / drawn.name).read_bytes()
+
+
+def test_tables_in_docs_are_written_from_published_studies(tmp_path: Path) -> None:
+    results, published, docs = tmp_path / "results", tmp_path / "published", tmp_path / "docs"
+    study = make_study(models={"d2": 2}, variants=["residual", "mhc"], seeds=[0, 1])
+    folder = build_results(results, study, diverged=())
+    write_json(folder / "resolved.json", to_json(resolved_of(study, results)))
+    publish(folder, published / "synthetic")
+    docs.mkdir()
+    page = docs / "page.md"
+    page.write_text("before <!-- table:synthetic/results -->stale<!-- /table --> after\n")
+    (docs / "other.md").write_text("no table\n")
+
+    assert write_docs(docs, published) == [page]
+    table = (write(folder).folder / "tables" / "results.md").read_text().strip()
+    marks = ("<!-- table:synthetic/results -->", "<!-- /table -->")
+    assert page.read_text() == f"before {marks[0]}\n\n{table}\n\n{marks[1]} after\n"
+    assert write_docs(docs, published) == []
+
+    page.write_text("<!-- table:synthetic/nothing --><!-- /table -->")
+    with pytest.raises(UserError, match="'nothing', which study 'synthetic' has not"):
+        write_docs(docs, published)
+    page.write_text("<!-- table:unknown/results --><!-- /table -->")
+    with pytest.raises(UserError, match=r"study 'unknown': .*unknown is missing"):
+        write_docs(docs, published)
+
+
+def test_tables_in_docs_are_current() -> None:
+    """`python -m mhclite publish docs` brings them up to date."""
+    for path, page in current_pages(ROOT / "docs", ROOT / "results/published").items():
+        assert path.read_text() == page, f"{path} is stale: run `python -m mhclite publish docs`"
