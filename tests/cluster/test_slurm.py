@@ -89,9 +89,9 @@ def test_a_whole_study(
     jobs = [comment for comment, state in slurm.history("Comment,State") if state == "COMPLETED"]
     rules = Counter(re.sub(r"^rule_(.*?)(_wildcards.*)?$", r"\1", comment) for comment in jobs)
     assert rules["train"] == 3  # one job per run
-    assert rules["probes_probe_mixing"] == 1  # many short ones in one job
-    assert rules["prepare_data"] == rules["measure_throughput"] == 1
-    cheap = {"collect", "evidence", "track", "detect_instability"}
+    assert rules["probes_probe"] == 1  # many short ones in one job
+    assert rules["prepare"] == rules["throughput"] == 1
+    cheap = {"collect", "evidence", "track", "stability"}
     assert not cheap & rules.keys(), "these run on the login node"
     tell(f"SLURM: a study of 3 runs in {sum(rules.values())} jobs, {seconds:.0f} s")
 
@@ -204,7 +204,7 @@ def test_gpus_as_gres(slurm: Slurm, finished: tuple[Checkout, float]) -> None:
         for name in ("slurm", "slurm-gres")
     )
     wanted = gres.pop("set-resources")
-    for rule in ("train", "probe_mixing", "measure_throughput"):
+    for rule in ("train", "probe", "throughput"):
         assert (wanted[rule].pop("gpu"), wanted[rule].pop("gres")) == (0, "'gpu:1'")
     wanted = {rule: resources for rule, resources in wanted.items() if resources}
     assert plain.pop("set-resources") == wanted

@@ -20,15 +20,18 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from mhclite.config import RunConfig
 from mhclite.files import read_jsonl, sha256_of
-from mhclite.runs.key import code_of
+from mhclite.runs.key import code_digest
 from mhclite.training import checkpoint, loop
+from mhclite.training.trainer import Trainer
 
 OPERATIONS = ("open", "os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir")
 RESULTS = ("metrics.jsonl", "mixing.jsonl", "weights.pt")
@@ -108,9 +111,9 @@ def in_evaluation(k: int) -> Arm:
 
     def arm() -> None:
         count = 0
-        evaluate = loop.Trainer.evaluate
+        evaluate = Trainer.evaluate
 
-        def dying(trainer: loop.Trainer) -> dict[str, float | None]:
+        def dying(trainer: Trainer) -> dict[str, float | None]:
             nonlocal count
             found = evaluate(trainer)
             if count == k:
@@ -118,7 +121,7 @@ def in_evaluation(k: int) -> Arm:
             count += 1
             return found
 
-        loop.Trainer.evaluate = dying  # type: ignore[method-assign]
+        Trainer.evaluate = dying  # type: ignore[method-assign]
 
     return arm
 
@@ -128,11 +131,11 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 class Kills:
-    def __init__(self, config: dict[str, Any], corpus: Path, folder: Path, seed: int) -> None:
+    def __init__(self, config: RunConfig, corpus: Path, folder: Path, seed: int) -> None:
         self.config, self.corpus, self.folder = config, corpus, folder
         self.random = np.random.default_rng(seed)
-        self.other = {**config, "training": {**config["training"], "weight_decay": 0.2}}
-        code_of(config)  # parsed and cached here once: it is half of the time of a run this short
+        self.other = replace(config, training=replace(config.training, weight_decay=0.2))
+        code_digest(config)  # parsed and cached once: it is half of the time of a short run
         self.train(folder / "whole")
         self.expected = digests(folder / "whole")
 
@@ -141,7 +144,7 @@ class Kills:
         folder: Path,
         arm: Arm = lambda: None,
         seconds: float | None = None,
-        config: dict[str, Any] | None = None,
+        config: RunConfig | None = None,
     ) -> bool:
         def work() -> None:
             arm()
@@ -180,7 +183,7 @@ class Kills:
             flush=True,
         )
 
-    def operations(self, folder: Path, config: dict[str, Any]) -> int:
+    def operations(self, folder: Path, config: RunConfig) -> int:
         """How many operations on files an undisturbed run makes."""
         counted = self.folder / "counted"
 
@@ -196,11 +199,11 @@ class Kills:
         killed = self.folder / "killed"
         for k in range(count):
             self.point(f"operation {k}", on_operation(killed, lambda at, k=k: at == k and die()))
-        training = self.config["training"]
-        states = (training["steps"] - 1) // training["checkpoint_interval"] + 1
+        training = self.config.training
+        states = (training.steps - 1) // training.checkpoint_interval + 1
         for k in range(states):
             self.point(f"half {k}", at_half(k))
-        for k in range((training["steps"] - 1) // training["evaluation_interval"] + 2):
+        for k in range((training.steps - 1) // training.evaluation_interval + 2):
             self.point(
                 f"evaluation {k}", in_evaluation(k)
             )  # before the first step, ..., at the end
@@ -263,4 +266,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     configuration, corpus, folder, seed = sys.argv[1:]
     Path(folder).mkdir(exist_ok=True)
-    Kills(json.loads(Path(configuration).read_text()), Path(corpus), Path(folder), int(seed)).all()
+    run = RunConfig.from_json(json.loads(Path(configuration).read_text()))
+    Kills(run, Path(corpus), Path(folder), int(seed)).all()

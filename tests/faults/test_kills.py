@@ -19,7 +19,7 @@ def test_a_kill_anywhere_costs_only_the_steps_since_the_last_checkpoint(
 ) -> None:
     # The third checkpoint is the first that removes an older one; a fourth would do the same.
     config = configuration(steps=11, checkpoint_interval=INTERVAL, evaluation_interval=4)
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
     corpus = write_corpus(tmp_path / "corpus")
     script = Path(__file__).with_name("killing.py")
     paths = [str(tmp_path / "config.json"), str(corpus), str(tmp_path / "runs")]

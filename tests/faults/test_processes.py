@@ -11,11 +11,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tiny import configuration, write_corpus
 
+from mhclite.config import RunConfig
 from mhclite.data.batches import batch_starts
 from mhclite.files import read_json, read_jsonl
 from mhclite.training.loop import train
@@ -37,7 +37,7 @@ def alone(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings(processes: int, steps: int = 60) -> dict[str, Any]:
+def settings(processes: int, steps: int = 60) -> RunConfig:
     return configuration(
         processes=processes, steps=steps, checkpoint_interval=10, evaluation_interval=20
     )
@@ -46,7 +46,7 @@ def settings(processes: int, steps: int = 60) -> dict[str, Any]:
 def launch(processes: int, corpus: Path, folder: Path) -> subprocess.Popen[str]:
     """A run as the workflow starts it."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    options = ["--config", json.dumps(settings(processes)), "--corpus", str(corpus)]
+    options = ["--config", json.dumps(settings(processes).to_json()), "--corpus", str(corpus)]
     return subprocess.Popen(
         [
             *(sys.executable, *(launcher if processes > 1 else [])),

@@ -211,14 +211,14 @@ def test_a_training_run_is_seen_live(server: MlflowServer, tmp_path: Path) -> No
     corpus = write_corpus(tmp_path / "corpus")
     config = configuration(steps=30, evaluation_interval=10)
     train(config, corpus, tmp_path / "alone")
-    options = ["--config", json.dumps(config), "--corpus", str(corpus)]
+    options = ["--config", json.dumps(config.to_json()), "--corpus", str(corpus)]
     command = [sys.executable, "-m", "mhclite", "train", *options, "--out", str(tmp_path / "live")]
     environment = {**os.environ, live.URI: server.uri, live.EXPERIMENT: "live"}
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
     for name in ("metrics.jsonl", "weights.pt"):
         assert sha256_of(tmp_path / "live" / name) == sha256_of(tmp_path / "alone" / name)
     (run,) = runs_of(server, "live")
-    assert run.info.run_name == config["run"]
+    assert run.info.run_name == config.run
     assert run.data.tags["status"] == "training"
     history = client(server).get_metric_history(run.info.run_id, "train/loss")
     assert [metric.step for metric in history] == list(range(1, 31))

@@ -17,6 +17,7 @@ import pytest
 from tiny import configuration, write_corpus
 
 from mhclite import cli
+from mhclite.config import RunConfig
 from mhclite.errors import UserError
 from mhclite.files import read_json, read_jsonl, sha256_of, write_json
 from mhclite.training import loop
@@ -63,8 +64,9 @@ def fill(disk: Path, spare: int) -> Path:
     return ballast
 
 
-def command(config: dict[str, Any], corpus: Path, folder: Path) -> list[str]:
-    options = ["--config", json.dumps(config), "--corpus", str(corpus), "--out", str(folder)]
+def command(config: RunConfig, corpus: Path, folder: Path) -> list[str]:
+    options = ["--config", json.dumps(config.to_json())]
+    options += ["--corpus", str(corpus), "--out", str(folder)]
     return ["train", *options]
 
 
@@ -296,8 +298,8 @@ def test_a_run_folder_of_an_older_version(
     stop_at(20, corpus, tmp_path, monkeypatch)
     old = read_json(tmp_path / "run.json")
     with monkeypatch.context() as patch:
-        patch.setattr("mhclite.runs.key.code_of", lambda config: "newer")
-        patch.setattr(loop, "code_of", lambda config: "newer")
+        patch.setattr("mhclite.runs.key.code_digest", lambda config: "newer")
+        patch.setattr(loop, "code_digest", lambda config: "newer")
         stop_at(10, corpus, tmp_path, monkeypatch)
         assert "it was under way: kept in" in caplog.text
         kept = tmp_path / "superseded" / old["key"][:12]

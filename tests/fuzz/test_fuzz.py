@@ -26,10 +26,10 @@ from mhclite.data.manifest import load_manifest, open_split
 from mhclite.errors import UserError
 from mhclite.evidence.claims import parse_claims
 from mhclite.evidence.collect import check_run
+from mhclite.measure.files import StabilitySettings
 from mhclite.measure.stability import judge
-from mhclite.records import to_json
 from mhclite.runs import status
-from mhclite.runs.folder import finished_run
+from mhclite.runs.folder import RunFolder
 from mhclite.study.reading import load_study, parse_study
 from mhclite.training.loop import train
 
@@ -175,7 +175,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fuzz")
     corpus = write_corpus(folder / "corpus")
     config = configuration()
-    run = folder / "results" / "tiny" / "runs" / config["run"]
+    run = folder / "results" / "tiny" / "runs" / config.run
     train(config, corpus, run)
     (folder / "whole").mkdir()
     for path in (*run.iterdir(), *corpus.iterdir()):
@@ -188,19 +188,19 @@ def read_run(folder: Path) -> None:
     config = configuration()
     out = folder / "results" / "tiny"
     with one_line_at_most("run folder"):
-        status.status_of(out, config["run"], config)
-        run = finished_run(out / "runs", config["run"])
-        check_run(run, config, to_json(load_manifest(folder / "corpus")))
+        status.status_of(out, config)
+        run = RunFolder(out / "runs" / config.run).finished()
+        check_run(run, config, load_manifest(folder / "corpus").digest)
         judge(run, STABILITY)
 
 
-STABILITY = {"spike_window": 4, "spike_sigmas": 3.0, "fluctuation_window": 4}
+STABILITY = StabilitySettings(spike_window=4, spike_sigmas=3.0, fluctuation_window=4)
 
 
 @pytest.mark.parametrize("name", ["run.json", "summary.json", "metrics.jsonl", "timing.jsonl"])
 @pytest.mark.parametrize("how", ["changed", "damaged"])
 def test_run_folders(name: str, how: str, place: Path) -> None:
-    path = place / "results" / "tiny" / "runs" / configuration()["run"] / name
+    path = place / "results" / "tiny" / "runs" / configuration().run / name
     whole = (place / "whole" / name).read_bytes()
 
     @fuzz(200)

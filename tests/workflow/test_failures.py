@@ -125,8 +125,8 @@ def test_an_empty_study_file_is_not_the_default_study(tmp_path: Path) -> None:
 def test_every_study_plans(study: Path, tmp_path: Path) -> None:
     planned = Checkout(tmp_path).planned(study=f"config/{study.name}")
     described = load_study(study)
-    assert planned["train"] == planned["probe_mixing"] == len(described.runs())
-    assert planned["prepare_data"] == len(described.corpora)
+    assert planned["train"] == planned["probe"] == len(described.runs())
+    assert planned["prepare"] == len(described.corpora)
     assert planned["report"] == planned["track"] == 1
 
 
@@ -146,4 +146,4 @@ def test_two_workflows_in_one_folder(tmp_path: Path) -> None:
         code, output = checkout.snakemake()
     assert code != 0
     assert "another snakemake is working in" in output
-    assert "prepare_data" not in output.split("another snakemake")[1]
+    assert "prepare" not in output.split("another snakemake")[1]

@@ -114,9 +114,9 @@ def test_editing_one_variant_reruns_that_variant(finished: Checkout) -> None:
         module.write_text(before)
     assert planned == {
         "train": 2,
-        "probe_mixing": 2,
-        "measure_throughput": 1,
-        "detect_instability": 1,
+        "probe": 2,
+        "throughput": 1,
+        "stability": 1,
         **EVIDENCE,
     }
 
@@ -134,13 +134,13 @@ def test_editing_a_figure_module_trains_nothing(finished: Checkout) -> None:
 
 def test_a_setting_reruns_exactly_what_depends_on_it(finished: Checkout) -> None:
     threshold = finished.planned("--config", "stability={spike_sigmas: 5.0}")
-    assert threshold == {"resolve_study": 1, "detect_instability": 1, **EVIDENCE}
+    assert threshold == {"resolve": 1, "stability": 1, **EVIDENCE}
     seed = finished.planned("--config", "seeds=[0, 7]")
-    assert seed["train"] == seed["probe_mixing"] == len(VARIANTS) + 1  # one under a condition
-    assert "measure_throughput" not in seed
-    assert "prepare_data" not in seed
+    assert seed["train"] == seed["probe"] == len(VARIANTS) + 1  # one under a condition
+    assert "throughput" not in seed
+    assert "prepare" not in seed
     iterations = finished.planned("--config", "connections={sinkhorn_iterations: 10}")
-    assert iterations["train"] == iterations["probe_mixing"] == 2
+    assert iterations["train"] == iterations["probe"] == 2
 
 
 def test_mlflow_store_is_rebuilt_from_results(finished: Checkout) -> None:

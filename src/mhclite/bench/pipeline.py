@@ -25,7 +25,7 @@ from mhclite.records import to_json
 from mhclite.runs.provenance import provenance
 
 # The rules that train or measure; all others are the pipeline's own work.
-WORK = frozenset({"train", "probe_mixing", "measure_throughput", "measure_sinkhorn"})
+WORK = frozenset({"train", "probe", "throughput", "sinkhorn"})
 RUNS = 10_000
 
 Interval = tuple[float, float]

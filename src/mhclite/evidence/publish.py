@@ -145,10 +145,11 @@ def with_tables(page: str, tables: dict[tuple[str, str], str]) -> str:
     """A page with the text between its marks replaced by tables, as Markdown."""
     for (study, name), table in tables.items():
         mark = f"<!-- table:{study}/{name} -->"
-        pattern = re.compile(rf"{re.escape(mark)}.*?<!-- /table -->", re.DOTALL)
-        page = pattern.sub(
-            lambda _, m=mark, t=table: f"{m}\n\n{t.strip()}\n\n<!-- /table -->", page
-        )
+        parts = page.split(mark)
+        for at in range(1, len(parts)):
+            _, end, rest = parts[at].partition("<!-- /table -->")
+            parts[at] = f"\n\n{table.strip()}\n\n{end}{rest}"
+        page = mark.join(parts)
     return page
 
 

@@ -182,10 +182,14 @@ class RunFolder:
         path = self / RECORD
         if not path.exists():
             return None, SCHEMA
-        content = read_json(path, "record of the run")
+        again = f"delete {self.path} to train this run again"
+        try:
+            content = read_json(path, "record of the run")
+        except UserError as error:  # half a file cannot be: somebody changed it
+            raise UserError(f"{error}; {again}") from None
         key = content.get("key") if isinstance(content, dict) else None
         if not (isinstance(key, str) and key.isalnum()):
-            raise UserError(f"{path} does not describe a run; delete {self.path} to train it again")
+            raise UserError(f"{path} does not describe a run; {again}")
         return key, content.get("schema")
 
     def finished_key(self) -> str | None:

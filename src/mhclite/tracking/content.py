@@ -178,6 +178,9 @@ def training_run(results: Results, row: dict[str, Any]) -> TrackedRun:
     name = row["run"]
     run = RunFolder(results.folder / "runs" / name).finished()
     settings = {key: value for key, value in results.study["runs"][name].items() if key != "run"}
+    connection = settings["connection"]
+    settings["connection"] = {k: v for k, v in connection.items() if k != "options"}
+    settings["connection"] |= connection["options"]  # the UI lists them side by side
     files = results.folder / "runs" / name
     times = step_times(files)
     start, end = min(times.values()), max(times.values())

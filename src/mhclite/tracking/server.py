@@ -100,6 +100,17 @@ def links(database: Path, port: int) -> list[str]:
     return [*lines, "To compare otherwise: chart view, then Group by a tag. Ctrl-C stops MLflow."]
 
 
+def server_command(database: Path, port: int) -> list[str]:
+    """The server, for this machine alone."""
+    return [
+        *(sys.executable, "-m", "mlflow", "server"),
+        *("--backend-store-uri", f"sqlite:///{database}"),
+        *("--artifacts-destination", str(artifact_root(database))),
+        *("--host", HOST, "--port", str(port), "--workers", "1"),
+        *("--uvicorn-opts", "--log-level warning"),  # else the links are soon out of sight
+    ]
+
+
 def serve(database: Path, port: int) -> None:
     """Say where to look, then become the server: Ctrl-C and `kill` reach it without a detour."""
     check_store(database)
@@ -107,13 +118,7 @@ def serve(database: Path, port: int) -> None:
     print("\n".join(links(database, port)), flush=True)
     prepare_environment()
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
-    command = [
-        *(sys.executable, "-m", "mlflow", "server"),
-        *("--backend-store-uri", f"sqlite:///{database}"),
-        *("--artifacts-destination", str(artifact_root(database))),
-        *("--host", HOST, "--port", str(port), "--workers", "1"),
-        *("--uvicorn-opts", "--log-level warning"),  # else the links are soon out of sight
-    ]
+    command = server_command(database, port)
     os.execv(command[0], command)
 
 
