@@ -124,7 +124,7 @@ def test_from_packing_to_figures(checkout: Checkout, elsewhere: Path, tmp_path: 
     assert "nothing is left" in output
     attempts = read_json(second / "small" / OUT / "runs" / run / "run.json")["attempts"]
     assert len(attempts) == 2
-    assert attempts[0]["git"]["commit"] == attempts[1]["git"]["commit"]
+    assert attempts[0]["provenance"]["git"] == attempts[1]["provenance"]["git"]
 
     # Home without the weights.
     with tarfile.open(tmp_path / "back.tar.gz", "w:gz") as tar:

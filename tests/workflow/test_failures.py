@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -127,15 +128,20 @@ def test_every_study_plans(study: Path, tmp_path: Path) -> None:
     described = load_study(study)
     assert planned["train"] == planned["probe"] == len(described.runs())
     assert planned["prepare"] == len(described.corpora)
-    assert planned["report"] == planned["track"] == 1
+    assert planned["evidence"] == planned["track"] == 1
 
 
-def test_snakemake_lint_is_clean() -> None:
+def test_snakemake_lint_has_two_complaints() -> None:
+    """One environment holds Snakemake and all steps, so no rule names one of its own; and the two
+    lines of `resolve`, which write what Snakemake has parsed, are not worth a script."""
     checked = subprocess.run(
         [sys.executable, "-m", "snakemake", "--lint"], cwd=ROOT, capture_output=True, text=True
     )
-    assert "good condition" in checked.stdout + checked.stderr
-    assert checked.returncode == 0
+    complaints = set(re.findall(r"^ +\* (.*?):?$", checked.stdout + checked.stderr, re.MULTILINE))
+    assert complaints == {
+        "Specify a conda environment or container for each rule.",
+        "Migrate long run directives into scripts or notebooks",
+    }
 
 
 def test_two_workflows_in_one_folder(tmp_path: Path) -> None:

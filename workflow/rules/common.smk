@@ -100,7 +100,7 @@ def torchrun(processes):
 def in_report(exhibit):
     """The file of a figure or table that stands under its heading of Snakemake's report.
 
-    Its caption is text that the same rule writes: Snakemake reads it when it makes the report.
+    Its caption is text, written beside it; Snakemake reads it when it makes the report.
     """
     return report(
         f"{OUT}/{exhibit.files[0]}",

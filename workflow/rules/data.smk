@@ -23,7 +23,8 @@ rule prepare:
     params:
         settings=lambda w: as_json(STUDY.corpus_settings(w.corpus.split("-")[0])),
         folder=subpath(output[0], parent=True),
+        lock=str(LOCK_FILE),
         code=digest_of_modules(PREPARATION),
     shell:
         "python -m mhclite prepare --settings {params.settings:q} --out {params.folder:q}"
-        " --lock {LOCK_FILE} --processes {threads} > {log:q} 2>&1"
+        " --lock {params.lock:q} --processes {threads} > {log:q} 2>&1"
