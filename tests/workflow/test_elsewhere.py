@@ -140,7 +140,7 @@ def test_from_packing_to_figures(checkout: Checkout, elsewhere: Path, tmp_path: 
 
     code, output = checkout.snakemake(REPORT, study=STUDY)
     assert code == 0, output
-    assert re.search(r"figures +1", output)
+    assert re.search(r"evidence +1", output)
     assert not re.search(r"(train|probe|throughput) +\d", output)
     assert (checkout.folder / REPORT).is_file()
     runs = checkout.folder / OUT / "runs"
