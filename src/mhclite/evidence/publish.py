@@ -138,16 +138,21 @@ def with_block(readme: str, block: str) -> str:
 
 def tables_in(text: str) -> set[tuple[str, str]]:
     """(study, table) of every mark `<!-- table:STUDY/TABLE -->` in a page."""
-    return set(re.findall(r"<!-- table:(\w+)/(\w+) -->", text))
+    return set(re.findall(r"<!-- table:([\w-]+)/(\w+) -->", text))
 
 
 def with_tables(page: str, tables: dict[tuple[str, str], str]) -> str:
-    """A page with the text between its marks replaced by tables, as Markdown."""
+    """A page with the text between its marks replaced by tables, as Markdown.
+
+    `UserError` for a mark that is not closed: the text after it would be lost.
+    """
     for (study, name), table in tables.items():
         mark = f"<!-- table:{study}/{name} -->"
         parts = page.split(mark)
         for at in range(1, len(parts)):
-            _, end, rest = parts[at].partition("<!-- /table -->")
+            old, end, rest = parts[at].partition("<!-- /table -->")
+            if not end or "<!-- table:" in old:
+                raise UserError(f"docs: {mark} is not closed by <!-- /table -->")
             parts[at] = f"\n\n{table.strip()}\n\n{end}{rest}"
         page = mark.join(parts)
     return page

@@ -18,6 +18,7 @@ from mhclite.evidence.publish import (
     readme_block,
     rebuild,
     with_block,
+    with_tables,
     write_docs,
 )
 from mhclite.evidence.results import load_results
@@ -110,6 +111,12 @@ def test_tables_in_docs_are_written_from_published_studies(tmp_path: Path) -> No
     page.write_text("<!-- table:unknown/results --><!-- /table -->")
     with pytest.raises(UserError, match=r"study 'unknown': .*unknown is missing"):
         write_docs(docs, published)
+
+
+@pytest.mark.parametrize("rest", ["kept\n", "kept\n<!-- table:s/u -->\nold\n<!-- /table -->\n"])
+def test_a_mark_that_is_not_closed_loses_no_text(rest: str) -> None:
+    with pytest.raises(UserError, match="s/t --> is not closed"):
+        with_tables(f"<!-- table:s/t -->\nold\n{rest}", {("s", "t"): "new", ("s", "u"): "new"})
 
 
 def test_tables_in_docs_are_current() -> None:
