@@ -34,7 +34,7 @@ publish: $(READY)
 test: check
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# While working: format, lint, types and the unit tests that are quick; under three minutes.
+# While working: format, lint, types and the unit tests that are quick.
 test-quick: check
 	$(BIN)/pytest tests/unit -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 

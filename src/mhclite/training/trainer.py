@@ -125,7 +125,7 @@ class Trainer:
             "loss": finite(self.group.sum(total).item()),
             "grad_norm": finite(norm.item()),
             "learning_rate": rate,
-            "tokens": (index + 1) * self.config.tokens_per_step,
+            "tokens": (index + 1) * settings.batch_size * model.block_size,
         }
 
     @torch.no_grad()

@@ -19,8 +19,10 @@ from tiny import configuration, write_corpus
 from mhclite import cli, jobs
 from mhclite.config import RunConfig
 from mhclite.connections.registry import VARIANTS
+from mhclite.evidence.claims import load_claims
 from mhclite.runs import code, key, provenance
 from mhclite.study.reading import load_study
+from mhclite.study.resolved import resolve
 from mhclite.training.loop import train
 
 ROOT = Path(__file__).parents[3]
@@ -238,6 +240,11 @@ def test_a_claims_margin_and_a_title_train_nothing() -> None:
     for run, config in study.runs().items():
         assert jobs.train(study, config) == jobs.train(changed, changed.runs()[run])
         assert jobs.probe(study, config) == jobs.probe(changed, changed.runs()[run])
+    # Both stand in resolved.json, which `collect` reads.
+    claims = load_claims(ROOT / "config/claims.yaml")
+    wider = [claim.model_copy(update={"margin": claim.margin + 0.01}) for claim in claims]
+    assert resolve(study, claims) == resolve(study, load_claims(ROOT / "config/claims.yaml"))
+    assert resolve(study, wider) != resolve(study, claims) != resolve(changed, claims)
 
 
 def test_the_table_in_the_docs_is_this_one() -> None:

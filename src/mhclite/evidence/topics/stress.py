@@ -35,7 +35,8 @@ from mhclite.evidence.style import (
     wrapped_grid,
 )
 from mhclite.evidence.table_format import NONE, Rows, fixed, missing, significant, sparse
-from mhclite.files import read_json, read_jsonl
+from mhclite.files import read_jsonl
+from mhclite.measure.files import read_stability
 from mhclite.measure.stability import series_of
 from mhclite.study.settings import BASE
 
@@ -66,7 +67,7 @@ def outcomes(results: Results) -> pd.DataFrame:
     of_condition = factors(results)
     margin = float(results.settings["statistics"]["failure_margin"])
     window = int(results.settings["stability"]["fluctuation_window"])
-    spikes = read_json(results.folder / "stability.json", "stability")["runs"]
+    spikes = read_stability(results.folder / "stability.json").runs
     runs = results.all_runs[results.all_runs["condition"].isin(list(of_condition))]
     at_base = {
         (row["corpus"], row["model"], row["variant"], row["seed"]): row["validation_loss"]
@@ -86,8 +87,8 @@ def outcomes(results: Results) -> pd.DataFrame:
         mixing = folder / "mixing.jsonl"
         lines = read_jsonl(mixing) if mixing.is_file() else []
         firsts = {
-            "loss_spike": min(spikes[row["run"]]["loss_spikes"], default=None),
-            "grad_norm_spike": min(spikes[row["run"]]["grad_norm_spikes"], default=None),
+            "loss_spike": min(spikes[row["run"]].loss_spikes, default=None),
+            "grad_norm_spike": min(spikes[row["run"]].grad_norm_spikes, default=None),
             "fluctuation": first_fluctuation(norms[np.isfinite(norms)], window),
             "gain": first_gain(lines) if lines else None,
         }
