@@ -144,13 +144,20 @@ def latex(text: str) -> str:
 def markdown(table: Table) -> str:
     """The table as Markdown: title, table, notes."""
     columns = list(table.display.columns)
+
+    def cell(text: str) -> str:
+        return text.replace("|", r"\|")  # else it would begin another column
+
     rows = [
-        [f"**{text}**" if (at, name) in table.bold else text for name, text in zip(columns, row)]
+        [
+            f"**{cell(text)}**" if (at, name) in table.bold else cell(text)
+            for name, text in zip(columns, row)
+        ]
         for at, row in enumerate(table.display.to_numpy().tolist())
     ]
     text = tabulate(
         rows,
-        columns,
+        [cell(name) for name in columns],
         tablefmt="pipe",
         disable_numparse=True,  # 0.10 stays 0.10
         colalign=["right" if name in table.numeric else "left" for name in columns],
