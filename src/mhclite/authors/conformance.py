@@ -234,7 +234,7 @@ def trajectory_errors(
         )
         losses.append(total)
         rates.append(rate)
-        grad_norms.append(apply_update(model, optimizer, rate, meta["grad_clip"]).item())
+        grad_norms.append(apply_update(model, optimizer, rate, meta["grad_clip"]).all.item())
     ours = {
         "loss_initial": loss_initial,
         "loss_final": model.loss(first),

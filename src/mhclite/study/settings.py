@@ -225,6 +225,14 @@ class Connections(Settings):
     final_norm: Literal["per_stream", "after_sum"] = Field(
         "per_stream", description="final LayerNorm of each stream (the authors), or of their sum"
     )
+    freeze_mixing: bool = Field(
+        False, description="H_res stays the identity; reads and writes as the variant has them"
+    )
+    mixing_rate_factor: PositiveFloat = Field(
+        1.0,
+        description="learning rate of what makes H_res alone (w_res, b_res, scale_res), over that "
+        "of all else; their weight decay a step stays the same",
+    )
     implementation: Literal["reference", "fast", "fused", "auto"] = Field(
         "auto",
         description="how connections are computed, equal up to rounding: `reference` as the "
