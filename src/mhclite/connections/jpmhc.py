@@ -50,7 +50,8 @@ class OrthogonalHC(Connection):
         return Coefficients(H_pre, H_post, cayley(res, self.CAYLEY_ITERATIONS))
 
     def projection(self) -> Projection:
-        return Projection(self.norm.weight.unsqueeze(1) * self.w, self.norm.bias @ self.w, "layer")
+        weight, bias = self.norm.weight.unsqueeze(1) * self.w, self.norm.bias @ self.w
+        return Projection(weight, bias, "layer", self.norm.eps)
 
     def from_projection(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         n = self.n_streams

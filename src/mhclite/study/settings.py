@@ -222,8 +222,10 @@ class Connections(Settings):
         description="`fp32`; `bf16`: rounded after every sub-layer in any `precision`; `authors`: "
         "under bf16 all but the plain residual's are rounded by the mixing product",
     )
-    final_norm: Literal["per_stream", "after_sum"] = Field(
-        "per_stream", description="final LayerNorm of each stream (the authors), or of their sum"
+    final_norm: Literal["per_stream", "after_sum", "head"] = Field(
+        "per_stream",
+        description="final LayerNorm of each stream (the authors), of their sum, or with `head` of "
+        "a sum with learned weights (DeepSeek V4)",
     )
     implementation: Literal["reference", "fast", "fused", "auto"] = Field(
         "auto",
