@@ -23,6 +23,7 @@ from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.connections import connection_class
 from mhclite.connections.availability import Choice, choose
 from mhclite.connections.base import Connection, Frozen
+from mhclite.connections.head import Head
 from mhclite.seeding import generator_for
 
 
@@ -143,6 +144,9 @@ class GPT(nn.Module):
             )
             for k, home in enumerate(homes)
         )
+        # With one stream there is nothing to weigh: the norm undoes any factor.
+        learned = connection.final_norm == "head" and self.n_streams > 1
+        self.head = Head(self.n_streams, n_embd) if learned else None
         self.ln_f = nn.LayerNorm(n_embd, bias=False)
         self._initialise(n_layer, seed)
 
@@ -163,6 +167,8 @@ class GPT(nn.Module):
         connections = generator_for(seed, "connections")
         for connection in self.connections():
             connection.initialise(connections)
+        if self.head is not None:  # last: the connections start as they would without it
+            self.head.initialise(connections)
 
     def connections(self) -> Iterator[Connection]:
         """The connections of all sub-layers, in order."""
@@ -171,13 +177,16 @@ class GPT(nn.Module):
             yield sublayer.connection
 
     def backbone_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Everything but the connections; the same names and shapes for all variants."""
+        """All but the connections and the learned read; the same for all variants."""
         for name, parameter in self.named_parameters():
-            if ".connection." not in name:
+            if ".connection." not in name and not name.startswith("head."):
                 yield name, parameter
 
     def parameter_counts(self) -> dict[str, int]:
-        """`total` and `connection` parameters; the tied head is counted once."""
+        """`total` and `connection` parameters: these are what several streams cost.
+
+        The learned read of `final_norm: head` is among them; the tied output is counted once.
+        """
         total = sum(p.numel() for p in self.parameters())
         return {
             "total": total,
@@ -202,6 +211,9 @@ class GPT(nn.Module):
             for name, parameter in connection.named_parameters():
                 factor = self.mixing_rate_factor if name in connection.mixing else 1.0
                 members.setdefault((name in decayed, factor), []).append(parameter)
+        if self.head is not None:
+            members[True, 1.0].append(self.head.w)
+            members[False, 1.0] += [self.head.b, self.head.scale]
         return [ParameterGroup(own, *kind) for kind, own in members.items()]
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -249,8 +261,15 @@ class GPT(nn.Module):
         else:
             for sublayer in self.sublayers:
                 x = sublayer(x)
-        x = self.ln_f(x).sum(-2) if self.final_norm == "per_stream" else self.ln_f(x.sum(-2))
-        return F.linear(x, self.wte.weight)
+        return F.linear(self.final_read(x), self.wte.weight)
+
+    def final_read(self, x: Tensor) -> Tensor:
+        """What the streams (B, T, n, C) come to after the last block, normalised: (B, T, C)."""
+        if self.final_norm == "per_stream":
+            summed: Tensor = self.ln_f(x).sum(-2)
+            return summed
+        normalised: Tensor = self.ln_f(x.sum(-2) if self.head is None else self.head(x))
+        return normalised
 
     def loss(self, tokens: Tensor) -> Tensor:
         """Mean cross-entropy in nats per token.

@@ -159,18 +159,62 @@ def perturbed(variant: str, **settings: Any) -> GPT:
 
 def test_final_norm_by_hand() -> None:
     tokens = torch.arange(12).view(2, 6)
-    for where in ("per_stream", "after_sum"):
+    for where in ("per_stream", "after_sum", "head"):
         model = perturbed("mhc", final_norm=where)
         x = model.embed(tokens)
         for sublayer in model.sublayers:
             x = sublayer(x)
         if where == "after_sum":
             out = model.ln_f(x.sum(2))
+        elif where == "head":
+            vec = x.flatten(2)
+            u = vec / (vec.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+            weights = torch.sigmoid(model.head.scale * (u @ model.head.w) + model.head.b) + 1e-6
+            out = model.ln_f(sum(weights[:, :, s, None] * x[:, :, s] for s in range(4)))
         else:
             out = sum(model.ln_f(x[:, :, s]) for s in range(4))
         torch.testing.assert_close(model(tokens), out @ model.wte.weight.T)
     sums = [perturbed("mhc", final_norm=w)(tokens) for w in ("per_stream", "after_sum")]
     assert (sums[0] - sums[1]).abs().max() > 0.1
+
+
+def test_learned_read_beside_the_rest() -> None:
+    """Its parameters are extra ones, drawn last; half of every stream is read at first."""
+    plain, learned = (
+        GPT(MODEL, connection("jpmhc", final_norm=where), seed=3) for where in ("after_sum", "head")
+    )
+    theirs, ours = plain.state_dict(), learned.state_dict()
+    assert ours.keys() - theirs.keys() == {"head.w", "head.b", "head.scale"}
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    n, C = 4, MODEL.n_embd
+    extra = n * C * n + n + 1
+    counts, more = plain.parameter_counts(), learned.parameter_counts()
+    assert more == {name: count + extra for name, count in counts.items()}
+    decay, rest = learned.decay_groups()
+    assert any(p is learned.head.w for p in decay)
+    assert {id(learned.head.b), id(learned.head.scale)} < {id(p) for p in rest}
+    assert learned.head.w.std().item() == pytest.approx(0.02, rel=0.2)
+    x = torch.randn(2, 3, n, C, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(learned.head(x), x.sum(2) / 2, rtol=0.2, atol=0.2)
+
+
+def test_learned_read_is_in_float32_under_autocast() -> None:
+    head = perturbed("mhc", final_norm="head").head
+    x = torch.randn(2, 3, 4, MODEL.n_embd, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        read = head(x)
+    assert read.dtype == torch.float32
+    torch.testing.assert_close(read, head.double()(x.double()).float(), rtol=1e-5, atol=1e-6)
+
+
+def test_one_stream_has_no_learned_read() -> None:
+    tokens = torch.arange(12).view(2, 6)
+    plain, learned = (
+        GPT(MODEL, connection("mhc", 1, final_norm=where), seed=0)
+        for where in ("after_sum", "head")
+    )
+    assert learned.head is None
+    assert torch.equal(plain(tokens), learned(tokens))
 
 
 @pytest.mark.parametrize("variant", ["residual", "identity", "hc", "mhc", "mhc_lite", "kromhc"])

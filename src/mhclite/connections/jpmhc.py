@@ -60,7 +60,8 @@ class OrthogonalHC(Connection):
 
     def projection(self) -> Projection:
         w = self.weight()
-        return Projection(self.norm.weight.unsqueeze(1) * w, self.norm.bias @ w, "layer")
+        weight, bias = self.norm.weight.unsqueeze(1) * w, self.norm.bias @ w
+        return Projection(weight, bias, "layer", self.norm.eps)
 
     def from_projection(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         n = self.n_streams

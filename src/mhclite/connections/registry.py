@@ -70,6 +70,18 @@ VARIANTS = {
         "H_res is orthogonal, through a Cayley transform (arXiv 2602.18308).",
         MIXING_OPTIONS,
     ),
+    "mhc_v4": Variant(
+        "mHC (V4)",
+        "mHC as it ships in DeepSeek V4 and GLM-5.3-Flash: Sinkhorn-Knopp begins with a softmax and "
+        "ends with the rows, and training begins with H_res uniform.",
+        (*MIXING_OPTIONS, "decay_logits", "sinkhorn_iterations"),
+    ),
+    "ohc": Variant(
+        "oHC",
+        "H_res is a rotation of four streams, made from two unit quaternions (arXiv 2609.02672): "
+        "exactly orthogonal.",
+        (*MIXING_OPTIONS, "home_stream", "decay_logits"),
+    ),
 }
 
 
@@ -81,6 +93,11 @@ def check_streams(variant: str, n_streams: int) -> None:
         raise ValueError(
             f"n_streams = {n_streams}: kromhc is a Kronecker product of 2 x 2 factors and needs a "
             "power of two (2, 4, 8, ...)"
+        )
+    if variant == "ohc" and n_streams != 4:
+        raise ValueError(
+            f"n_streams = {n_streams}: ohc rotates four streams by two quaternions; set n_streams: "
+            "4, or use jpmhc, which is orthogonal for any number"
         )
     if variant == "mhc_lite" and n_streams > MAX_PERMUTATION_STREAMS:
         raise ValueError(

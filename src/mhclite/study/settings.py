@@ -202,7 +202,7 @@ class Connections(Settings):
     n_streams: Annotated[int, Field(ge=1, le=64)] = Field(
         4, description="residual streams n of every variant but the plain residual"
     )
-    sinkhorn_iterations: PositiveInt = Field(20, description="mhc: Sinkhorn-Knopp iterations")
+    sinkhorn_iterations: PositiveInt = Field(20, description="mhc, mhc_v4: Sinkhorn-Knopp iterations")
     home_stream: Literal["alternate", "random"] = Field(
         "alternate",
         description="stream that a sub-layer reads and writes at first: `alternate` takes k mod n "
@@ -222,8 +222,10 @@ class Connections(Settings):
         description="`fp32`; `bf16`: rounded after every sub-layer in any `precision`; `authors`: "
         "under bf16 all but the plain residual's are rounded by the mixing product",
     )
-    final_norm: Literal["per_stream", "after_sum"] = Field(
-        "per_stream", description="final LayerNorm of each stream (the authors), or of their sum"
+    final_norm: Literal["per_stream", "after_sum", "head"] = Field(
+        "per_stream",
+        description="final LayerNorm of each stream (the authors), of their sum, or with `head` of "
+        "a sum with learned weights (DeepSeek V4)",
     )
     freeze_mixing: bool = Field(
         False, description="H_res stays the identity; reads and writes as the variant has them"
