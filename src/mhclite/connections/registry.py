@@ -68,6 +68,12 @@ VARIANTS = {
         "H_res is orthogonal, through a Cayley transform (arXiv 2602.18308).",
         COMMON_OPTIONS,
     ),
+    "gated": Variant(
+        "Gated",
+        "Several streams that are never mixed and that each sub-layer reads channel by channel, "
+        "through a low-rank gate, as Qwen4 does.",
+        (*COMMON_OPTIONS, "gate_rank"),
+    ),
 }
 
 

@@ -213,6 +213,10 @@ class Connections(Settings):
         description="mhc, mhc_lite, kromhc: residual logits of all but the identity at first, "
         "whose own are 0",
     )
+    gate_rank: PositiveInt | None = Field(
+        None,
+        description="gated: rank of the gate that reads; left out: `n_embd` / 8, as in Qwen4",
+    )
     decay_logits: Literal["authors", "always", "never"] = Field(
         "authors",
         description="weight decay on the static logits b_pre and b_res; `authors`: hc and mhc only",
