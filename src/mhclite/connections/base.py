@@ -28,7 +28,8 @@ Branch = Callable[[Tensor], Tensor]
 class Coefficients(NamedTuple):
     """The mixing weights of each token."""
 
-    H_pre: Tensor  # (B, T, n)
+    # (B, T, n); of a variant that reads channel by channel (B, T, n, C): h = sum_s H_pre[s] * x[s].
+    H_pre: Tensor
     H_post: Tensor  # (B, T, n)
     H_res: Tensor  # (B, T, n, n)
 

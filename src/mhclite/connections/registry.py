@@ -82,6 +82,12 @@ VARIANTS = {
         "exactly orthogonal.",
         (*MIXING_OPTIONS, "home_stream", "decay_logits"),
     ),
+    "gated": Variant(
+        "Gated",
+        "Several streams that are never mixed and that each sub-layer reads channel by channel, "
+        "through a low-rank gate, as Qwen4 does.",
+        (*COMMON_OPTIONS, "gate_rank"),
+    ),
 }
 
 

@@ -16,6 +16,7 @@ from mhclite.errors import UserError
 GOLDEN = Path(__file__).parents[2] / "golden"
 FILES = sorted(GOLDEN.glob("*.npz"))
 CONNECTION = GOLDEN / "connection_mhc_lite_n2.npz"
+GATED = GOLDEN / "connection_gated_n4.npz"
 TRAJECTORY = GOLDEN / "trajectory_residual.npz"
 
 
@@ -50,9 +51,16 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert report[0]["relative_errors"]["grad.w_res"] < 1e-9
 
 
+def test_without_a_fast_implementation_the_formula_agrees() -> None:
+    _, errors = check_file(GATED, "fast")
+    assert max(errors.values()) <= TOLERANCE["connection"]
+
+
 @pytest.mark.parametrize(
     ("source", "name"),
     [
+        (GATED, "output.H_post"),
+        (GATED, "grad.w_up"),
         (CONNECTION, "output.H_res"),
         (CONNECTION, "grad.b_res"),
         (TRAJECTORY, "losses"),
@@ -154,6 +162,24 @@ def misshapen(path: Path) -> None:
     np.savez(path, **arrays)
 
 
+def gate_without_rank(path: Path) -> None:
+    arrays = contents(GATED)
+    arrays["meta"] = np.array(str(arrays["meta"]).replace('"rank": 8, ', ""))
+    np.savez(path, **arrays)
+
+
+def gate_of_another_rank(path: Path) -> None:
+    arrays = contents(GATED)
+    arrays["meta"] = np.array(str(arrays["meta"]).replace('"rank": 8', '"rank": 7'))
+    np.savez(path, **arrays)
+
+
+def gate_without_write(path: Path) -> None:
+    arrays = contents(GATED)
+    del arrays["output.H_post"]
+    np.savez(path, **arrays)
+
+
 def missing(path: Path) -> None:
     """Nothing is written."""
 
@@ -173,6 +199,9 @@ def missing(path: Path) -> None:
         without_output,
         unknown_variant,
         misshapen,
+        gate_without_rank,
+        gate_of_another_rank,
+        gate_without_write,
         missing,
     ],
 )
