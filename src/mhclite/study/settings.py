@@ -312,6 +312,12 @@ class Condition(Settings):
 
     title: str = Field(description="what is changed, for figures and tables")
     variants: list[str] = Field(description="variants that it is tried on", min_length=1)
+    models: list[str] | None = Field(
+        None, description="model sizes that it is tried on; left out: all", min_length=1
+    )
+    seeds: list[int] | None = Field(
+        None, description="seeds that it is tried with; left out: all", min_length=1
+    )
     connections: dict[str, Any] = Field(
         {}, description="keys of the section `connections` with other values"
     )
@@ -456,12 +462,14 @@ class Study(Settings):
                 close = difflib.get_close_matches(key, known, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else f"; known are {known}"
                 raise ValueError(f"conditions.{name}.{section}.{key}: unknown key{hint}")
-        for variant in condition.variants:
-            if variant not in self.variants:
-                raise ValueError(
-                    f"conditions.{name}: {variant!r} is none of the study's variants: "
-                    f"{', '.join(self.variants)}"
-                )
+        for part in ("variants", "models", "seeds"):
+            own = list(getattr(self, part))
+            for value in getattr(condition, part) or []:
+                if value not in own:
+                    raise ValueError(
+                        f"conditions.{name}: {value!r} is none of the study's {part}: "
+                        f"{', '.join(map(str, own))}"
+                    )
         try:
             changed = self.under(name)
         except ValidationError as error:
@@ -470,16 +478,20 @@ class Study(Settings):
             if (
                 changed.resolved_connection(variant) == self.resolved_connection(variant)
                 and changed.training == self.training
-                and changed.models == self.models
+                and all(size == self.models[model] for model, size in changed.models.items())
             ):
                 raise ValueError(f"conditions.{name} changes nothing for {variant}")
 
     def under(self, condition: str) -> Study:
-        """A study of one condition: its settings and its variants, no further conditions."""
+        """A study of one condition: its settings, variants, models and seeds alone."""
         change = self.conditions[condition]
         settings = self.model_dump() | {"conditions": {}, "variants": change.variants}
         settings["connections"] |= change.connections
         settings["training"] |= change.training
+        if change.models is not None:
+            settings["models"] = {model: settings["models"][model] for model in change.models}
+        if change.seeds is not None:
+            settings["seeds"] = change.seeds
         for model in settings["models"].values():
             model["learning_rate"] *= change.learning_rate_factor
         return Study.model_validate(settings)
