@@ -1,9 +1,9 @@
 """Study files: what is refused, in which words, and the grid of those that are not."""
 
-from __future__ import math
-import annotations
+from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
