@@ -38,6 +38,7 @@ HEADINGS = {
 NEEDS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "": lambda study: True,
     "sinkhorn": lambda study: bool(study["sinkhorn"]),
+    "depths": lambda study: len({model["n_layer"] for model in study["models"].values()}) > 1,
     "conditions": lambda study: bool(study["conditions"]),
     "rates": lambda study: any(
         condition["learning_rate_factor"] != 1 for condition in study["conditions"].values()

@@ -1,0 +1,235 @@
+"""The study in one figure: what depth does to every variant.
+
+Six panels over the same logarithmic axis of depth. H_res is in operator orientation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+
+from mhclite.evidence import exhibits
+from mhclite.evidence.results import Results, of
+from mhclite.evidence.statistics import BASELINE, t_interval
+from mhclite.evidence.style import (
+    FAINT,
+    INK,
+    colour,
+    empty_state,
+    grid,
+    line_style,
+    marker,
+    plain_log,
+    variant_legend,
+)
+from mhclite.evidence.topics.mixing import H_RES
+from mhclite.study.settings import BASE
+
+APART = 0.035  # variants stand beside each other by this share of a depth
+SMALLEST = 1e-8  # what a logarithmic axis shows of an exact zero
+LINEAR = 0.003  # nats: below, the axis of what mixing is worth is linear
+
+
+def conditions_that_change(results: Results, setting: str) -> list[str]:
+    """Conditions that change this setting of the connections and nothing else."""
+    found = results.settings["conditions"].items()
+    return [
+        name
+        for name, about in found
+        if list(about["connections"]) == [setting]
+        and not about["training"]
+        and about["learning_rate_factor"] == 1
+    ]
+
+
+def by_depth(
+    results: Results, corpus: str, variant: str, condition: str, value: str
+) -> dict[int, dict[int, float]]:
+    """Layers -> seed -> value of a column of runs.csv, of completed runs where it is finite."""
+    rows = of(results.all_runs, corpus, variant=variant)
+    rows = rows[(rows["condition"] == condition) & (rows["status"] == "completed")]
+    found: dict[int, dict[int, float]] = {}
+    for row in rows.dropna(subset=[value]).to_dict("records"):
+        found.setdefault(results.n_layer(row["model"]), {})[int(row["seed"])] = row[value]
+    return found
+
+
+def minus(
+    own: dict[int, dict[int, float]], other: dict[int, dict[int, float]]
+) -> dict[int, dict[int, float]]:
+    """Differences at the depths and seeds that both have."""
+    return {
+        depth: {seed: values[seed] - other[depth][seed] for seed in values.keys() & other[depth]}
+        for depth, values in own.items()
+        if depth in other
+    }
+
+
+def draw(
+    axes: Axes,
+    results: Results,
+    variant: str,
+    values: dict[int, dict[int, float]],
+    *,
+    hollow: bool = False,
+) -> None:
+    """A variant over depth: each seed faint, mean and interval joined by a line."""
+    place = results.variants.index(variant) - len(results.variants) / 2
+    shift = 1 + APART * place
+    depths = sorted(depth for depth, seeds in values.items() if seeds)
+    if not depths:
+        return
+    intervals = [t_interval(values[depth].values(), results.confidence) for depth in depths]
+    at = [depth * shift for depth in depths]
+    for x, depth in zip(at, depths, strict=True):
+        seeds = list(values[depth].values())
+        axes.plot(
+            [x] * len(seeds), seeds, ".", color=colour(variant), markersize=2.5, alpha=0.5,
+            markeredgewidth=0,
+        )  # fmt: skip
+    axes.errorbar(
+        at,
+        [interval.mean for interval in intervals],
+        yerr=[interval.half_width or 0.0 for interval in intervals],
+        color=colour(variant),
+        linestyle=(0, (1, 1.5)) if hollow else line_style(variant),
+        linewidth=0.9,
+        marker=marker(variant),
+        markersize=4,
+        markerfacecolor="white" if hollow else colour(variant),
+        elinewidth=0.8,
+        capsize=1.5,
+        zorder=3,
+    )
+
+
+def paper_mark(axes: Axes, depth: float, value: float, text: str) -> None:
+    """A figure of the papers, where it was found."""
+    axes.plot([depth], [value], "*", color=INK, markersize=7, zorder=4)
+    axes.annotate(
+        text, (depth, value), xytext=(-4, 4), textcoords="offset points", ha="right", fontsize=6,
+        color=INK,
+    )  # fmt: skip
+
+
+def depth_axis(axes: Axes, depths: Iterable[int]) -> None:
+    """The study's depths, logarithmic."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(sorted(depths)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel("layers")
+
+
+def _losses(axes: Axes, results: Results, corpus: str) -> None:
+    axes.axhline(0, color=FAINT, linewidth=0.8)
+    base = by_depth(results, corpus, BASELINE, BASE, "validation_loss")
+    after = [
+        name
+        for name in conditions_that_change(results, "final_norm")
+        if results.settings["conditions"][name]["connections"]["final_norm"] == "after_sum"
+    ]
+    for variant in results.variants:
+        if variant == BASELINE:
+            continue
+        own = by_depth(results, corpus, variant, BASE, "validation_loss")
+        draw(axes, results, variant, minus(own, base))
+        for condition in after:
+            changed = by_depth(results, corpus, variant, condition, "validation_loss")
+            draw(axes, results, variant, minus(changed, base), hollow=True)
+    axes.set_ylabel("nats per token")
+
+
+def _column(
+    column: str, label: str, finish: Callable[[Axes], None]
+) -> Callable[[Axes, Results, str], None]:
+    """A panel of one column of runs.csv."""
+
+    def panel(axes: Axes, results: Results, corpus: str) -> None:
+        for variant in results.variants:
+            values = by_depth(results, corpus, variant, BASE, column)
+            if finish is plain_log:
+                values = {
+                    depth: {seed: max(value, SMALLEST) for seed, value in seeds.items()}
+                    for depth, seeds in values.items()
+                }
+            draw(axes, results, variant, values)
+        finish(axes)
+        axes.set_ylabel(label)
+
+    return panel
+
+
+def _symmetric_log(axes: Axes) -> None:
+    axes.axhline(0, color=FAINT, linewidth=0.8)
+    axes.set_yscale("symlog", linthresh=LINEAR)
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _sinkhorn_inputs(axes: Axes, results: Results, corpus: str) -> None:
+    column = "sinkhorn_share_above_30"
+    drawn = False
+    for variant in results.variants:
+        for condition in [BASE, *conditions_that_change(results, "mixing_rate_factor")]:
+            values = by_depth(results, corpus, variant, condition, column)
+            draw(axes, results, variant, values, hollow=condition != BASE)
+            drawn = drawn or bool(values)
+    if not drawn:
+        empty_state(axes, "No variant here is given to Sinkhorn-Knopp.")
+        return
+    paper_mark(axes, 24, 0.279, "paper, L")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_ylabel("share of inputs")
+
+
+PANELS: dict[str, Callable[[Axes, Results, str], None]] = {
+    "Loss minus the plain residual's": _losses,
+    "Composite gain, largest in training": _column("gain_forward_peak", "gain", plain_log),
+    "Row-sum error of the product": _column(
+        "product_deviation_99", "99 % quantile of |row sum - 1|", plain_log
+    ),
+    "Fluctuation of the gradient norm": _column(
+        "backbone_grad_norm_fluctuation", "sd of its logarithm", plain_log
+    ),
+    f"Lost where {H_RES} is set to I": _column(
+        "knockout_identity", "nats per token", _symmetric_log
+    ),
+    "Sinkhorn inputs with log(1/ν) > 30": _sinkhorn_inputs,
+}
+
+
+@exhibits.figure(
+    "depth",
+    title="What depth does to every variant",
+    caption=(
+        "All variants against the number of layers, on one corpus. Loss: final validation loss "
+        "minus the plain residual's of the same seed; hollow: with the final LayerNorm after the "
+        "sum of the streams. Composite gain: largest absolute row sum of the product of all "
+        "H_res, mean over tokens, largest over training. Row-sum error: of that product at the "
+        "end. Fluctuation: sd of the logarithm of the backbone's gradient norm after a running "
+        "median. Lost: what the trained model's loss rises by when every H_res is set to the "
+        "identity; linear below 0.003. Sinkhorn inputs: hollow where the mixing learns faster; "
+        "star: the paper's figure for its L. Mean and {level} % Student t interval over {seeds}, "
+        "each seed a point. Operator orientation. Source: runs.csv."
+    ),
+    alt="Six panels of curves over the number of layers, one colour and marker for each variant.",
+    heading="claims",
+    needs="depths",
+)
+def depth(results: Results) -> Figure:
+    """Six quantities over depth, of the study's first corpus."""
+    corpus = results.corpora[0]
+    figure, axes = grid(2, 3, 2.35)
+    depths = {results.n_layer(model) for model in results.models}
+    for panel, (title, fill) in zip(axes.flat, PANELS.items(), strict=True):
+        fill(panel, results, corpus)
+        if panel.axison:
+            panel.set_title(title)
+            depth_axis(panel, depths)
+    shown = [variant for variant in results.variants if variant != BASELINE]
+    variant_legend(figure, shown, results.labels)
+    return figure
