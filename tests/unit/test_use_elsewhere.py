@@ -127,6 +127,27 @@ def test_all_implementations_are_one_function(monkeypatch: pytest.MonkeyPatch) -
     assert all(torch.equal(a, b) for a, b in zip(gradients[2], gradients[3], strict=True))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", ["reference", "fast", "fused"])
+def test_it_is_one_graph_for_the_compiler(
+    implementation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(launch, "BOUNDARY", launch.BOUNDARY._replace(tokens=32))
+    parts = [SubLayer(make("mhc_lite", 2, 16, k), torch.ones(16), torch.sin) for k in range(2)]
+
+    def stack(x: Tensor) -> Tensor:
+        return connect(x, parts, implementation)
+
+    x = torch.randn(1, 3, 2, 16, requires_grad=True)
+    found = []
+    for function in (stack, torch.compile(stack, backend="aot_eager", fullgraph=True)):
+        out = function(x)
+        found.append((out, *torch.autograd.grad(out.square().sum(), x)))
+    torch.testing.assert_close(found[1], found[0])
+    torch._dynamo.reset()
+
+
 def test_under_autocast_streams_come_back_in_float32() -> None:
     model, h = Recurrent(), torch.randn(2, 4, 16)
     exact = model(h, "reference")
