@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.connections import connection_class
 from mhclite.connections.availability import Choice, choose
-from mhclite.connections.base import Connection
+from mhclite.connections.base import Connection, Frozen
+from mhclite.connections.head import Head
 from mhclite.seeding import generator_for
 
 
@@ -98,6 +100,14 @@ def rounded_to_bf16(x: Tensor) -> Tensor:
     return x.bfloat16() if torch.is_autocast_enabled(x.device.type) else x.bfloat16().to(x.dtype)
 
 
+class ParameterGroup(NamedTuple):
+    """Parameters that the optimizer treats alike."""
+
+    parameters: list[nn.Parameter]
+    decayed: bool
+    rate_factor: float  # of the learning rate
+
+
 class GPT(nn.Module):
     """Decoder language model with one connection a sub-layer.
 
@@ -113,9 +123,12 @@ class GPT(nn.Module):
         self.n_streams = connection.n_streams
         self.block_size = model.block_size
         make = connection_class(connection.variant)
+        if connection.freeze_mixing:
+            make = type(f"Frozen{make.__name__}", (Frozen, make), {})
         self.decay_logits = connection.decay_logits
         self.stream_dtype = connection.stream_dtype
         self.final_norm = connection.final_norm
+        self.mixing_rate_factor = connection.mixing_rate_factor
         self.implementation = connection.implementation
         self._choices: dict[tuple[bool, str, torch.dtype], Choice] = {}
         homes = self._home_streams(connection.home_stream, 2 * n_layer, seed)
@@ -131,6 +144,9 @@ class GPT(nn.Module):
             )
             for k, home in enumerate(homes)
         )
+        # With one stream there is nothing to weigh: the norm undoes any factor.
+        learned = connection.final_norm == "head" and self.n_streams > 1
+        self.head = Head(self.n_streams, n_embd) if learned else None
         self.ln_f = nn.LayerNorm(n_embd, bias=False)
         self._initialise(n_layer, seed)
 
@@ -151,6 +167,8 @@ class GPT(nn.Module):
         connections = generator_for(seed, "connections")
         for connection in self.connections():
             connection.initialise(connections)
+        if self.head is not None:  # last: the connections start as they would without it
+            self.head.initialise(connections)
 
     def connections(self) -> Iterator[Connection]:
         """The connections of all sub-layers, in order."""
@@ -159,27 +177,31 @@ class GPT(nn.Module):
             yield sublayer.connection
 
     def backbone_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Everything but the connections; the same names and shapes for all variants."""
+        """All but the connections and the learned read; the same for all variants."""
         for name, parameter in self.named_parameters():
-            if ".connection." not in name:
+            if ".connection." not in name and not name.startswith("head."):
                 yield name, parameter
 
     def parameter_counts(self) -> dict[str, int]:
-        """`total` and `connection` parameters; the tied head is counted once."""
+        """`total` and `connection` parameters: these are what several streams cost.
+
+        The learned read of `final_norm: head` is among them; the tied output is counted once.
+        """
         total = sum(p.numel() for p in self.parameters())
         return {
             "total": total,
             "connection": total - sum(p.numel() for _, p in self.backbone_parameters()),
         }
 
-    def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Parameters with and without weight decay.
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """All parameters, divided by what the optimizer does with them.
 
-        The rule of the authors' code, or with `decay_logits` the same for every variant's static
-        logits.
+        Weight decay by the rule of the authors' code, or with `decay_logits` the same for every
+        variant's static logits. `mixing_rate_factor` is for what makes H_res alone.
         """
-        decay = [p for _, p in self.backbone_parameters() if p.dim() >= 2]
-        plain = [p for _, p in self.backbone_parameters() if p.dim() < 2]
+        members: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
+        for _, parameter in self.backbone_parameters():
+            members[parameter.dim() >= 2, 1.0].append(parameter)
         for connection in self.connections():
             decayed = connection.decayed
             if self.decay_logits != "authors":
@@ -187,8 +209,12 @@ class GPT(nn.Module):
             if self.decay_logits == "always":
                 decayed |= connection.logits
             for name, parameter in connection.named_parameters():
-                (decay if name in decayed else plain).append(parameter)
-        return decay, plain
+                factor = self.mixing_rate_factor if name in connection.mixing else 1.0
+                members.setdefault((name in decayed, factor), []).append(parameter)
+        if self.head is not None:
+            members[True, 1.0].append(self.head.w)
+            members[False, 1.0] += [self.head.b, self.head.scale]
+        return [ParameterGroup(own, *kind) for kind, own in members.items()]
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids (B, T) -> streams (B, T, n, C), all equal."""
@@ -235,8 +261,15 @@ class GPT(nn.Module):
         else:
             for sublayer in self.sublayers:
                 x = sublayer(x)
-        x = self.ln_f(x).sum(-2) if self.final_norm == "per_stream" else self.ln_f(x.sum(-2))
-        return F.linear(x, self.wte.weight)
+        return F.linear(self.final_read(x), self.wte.weight)
+
+    def final_read(self, x: Tensor) -> Tensor:
+        """What the streams (B, T, n, C) come to after the last block, normalised: (B, T, C)."""
+        if self.final_norm == "per_stream":
+            summed: Tensor = self.ln_f(x).sum(-2)
+            return summed
+        normalised: Tensor = self.ln_f(x.sum(-2) if self.head is None else self.head(x))
+        return normalised
 
     def loss(self, tokens: Tensor) -> Tensor:
         """Mean cross-entropy in nats per token.

@@ -211,6 +211,6 @@ def test_a_cpu_needs_no_kernels() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr
-    common = {"availability", "base", "fast", "launch", "mixing", "sinkhorn"}
+    common = {"availability", "base", "fast", "head", "launch", "mixing", "sinkhorn"}
     expected = {f"mhclite.connections.{name}" for name in common | OPTIONS.keys()}
     assert set(done.stdout.split()) == expected

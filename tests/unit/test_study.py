@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -152,9 +153,12 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_shipped_studies_are_valid(path: Path) -> None:
     study = load_study(path)
-    cells = len(study.corpora) * len(study.models) * len(study.seeds)
-    variants = [study.variants, *(one.variants for one in study.conditions.values())]
-    assert len(study.runs()) == cells * sum(map(len, variants))
+    grids = [study.models, study.variants, study.seeds]
+    expected = math.prod(map(len, grids))
+    for one in study.conditions.values():
+        own = [one.models or study.models, one.variants, one.seeds or study.seeds]
+        expected += math.prod(map(len, own))
+    assert len(study.runs()) == len(study.corpora) * expected
 
 
 def test_runs_are_unique_and_stable() -> None:
@@ -204,6 +208,15 @@ def test_conditions_add_runs_and_change_no_other() -> None:
     assert changes(plain, faster) == {"run", "condition", "model"}
 
 
+def test_a_condition_may_be_tried_on_some_models_and_seeds() -> None:
+    small = SMOKE["models"]["d1"]
+    models = {"d1": small, "d2": small | {"n_layer": 2}}
+    some = NORM | {"models": ["d2"], "seeds": [1]}
+    runs = parse_study(smoke(models=models, conditions={"norm": some})).runs()
+    assert [run for run in runs if "-norm-" in run] == ["sotu-d2-mhc-norm-s1"]
+    assert runs["sotu-d2-mhc-norm-s1"].model.n_layer == 2
+
+
 def changes(one: RunConfig, other: RunConfig) -> set[str]:
     first, second = one.to_json(), other.to_json()
     return {name for name in first if first[name] != second[name]}
@@ -217,6 +230,8 @@ BAD_CONDITIONS = {
     "changes nothing": ({"variants": ["residual"]}, ["changes nothing for residual"]),
     "same value": ({"connections": {"final_norm": "per_stream"}}, ["changes nothing for mhc"]),
     "streams": ({"variants": ["kromhc"], "connections": {"n_streams": 3}}, ["n_streams = 3"]),
+    "other model": ({"models": ["d9"]}, ["conditions.norm", "'d9'", "models: d1"]),
+    "other seed": ({"seeds": [7]}, ["conditions.norm", "7 is none", "seeds: 0, 1"]),
     "no variants": ({"variants": []}, ["conditions.norm.variants"]),
 }
 

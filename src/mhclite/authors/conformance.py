@@ -1,10 +1,12 @@
 """Comparison with golden vectors made by the authors' own modules.
 
 There are two kinds of golden file (tests/golden/README.md): `connection`, the outputs and gradients
-of one sub-layer's connection, and `trajectory`, a whole small training run.
+of one sub-layer's connection, `head`, those of the learned read after the last one, and
+`trajectory`, a whole small training run.
 
 The implementations `reference` and `fast` are computed in float64, `fused` in float32, since its
 kernels have no float64. `trajectory` files are compared completely with any of them. In
+`head` files hold nothing that a kernel computes, so that all three are the same there. In
 `connection` files, `fused` is checked on less: its kernel returns LayerNorm(h), what the branch is
 given, and not h = H_pre x itself, so neither h nor the gradients that flow through h can be
 compared. What remains are the other outputs and the gradient of y.
@@ -13,6 +15,7 @@ compared. What remains are the other outputs and the gradient of y.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import zipfile
 import zlib
@@ -25,19 +28,20 @@ from torch import Tensor
 
 from mhclite.authors import names
 from mhclite.authors.checkpoint import SIZES
-from mhclite.config import MODEL_FIELDS, ConnectionConfig, ModelConfig
+from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.connections import connection_class
 from mhclite.connections.availability import interpreted
 from mhclite.connections.base import Coefficients, Connection
+from mhclite.connections.head import Head
 from mhclite.connections.registry import VARIANTS, check_streams
 from mhclite.errors import UserError
 from mhclite.model import GPT
 from mhclite.training.optimizer import AdamW, apply_update, learning_rate
 
 # Largest relative error that counts as agreement. A trajectory accumulates rounding over its steps.
-TOLERANCE = {"connection": 1e-9, "trajectory": 1e-6}
+TOLERANCE = {"connection": 1e-9, "head": 1e-9, "trajectory": 1e-6}
 # The same in float32.
-FUSED_TOLERANCE = {"connection": 1e-5, "trajectory": 1e-4}
+FUSED_TOLERANCE = {"connection": 1e-5, "head": 1e-5, "trajectory": 1e-4}
 DTYPE = {"reference": torch.float64, "fast": torch.float64, "fused": torch.float32}
 
 # Errors are relative to the tensor's own largest entry, or to this share of the largest entry among
@@ -55,6 +59,8 @@ LARGEST = {
     "sinkhorn_iterations": 10_000,
     "rank": 16384,
     "steps": 100_000,
+    "norm_eps": 1,
+    "hc_eps": 1,
 }
 
 # Coefficients that a file holds, where it does not hold all three.
@@ -129,13 +135,19 @@ def _device(implementation: str) -> str:
     return "cuda" if implementation == "fused" and not interpreted() else "cpu"
 
 
+def stated(meta: dict[str, Any], made: type[torch.nn.Module]) -> dict[str, Any]:
+    """What the file states of a class's arguments, apart from its size."""
+    known = inspect.signature(made).parameters.keys() - {"n_streams", "n_embd", "home_stream"}
+    return {name: meta[name] for name in known if name in meta}
+
+
 def options_of(meta: dict[str, Any]) -> dict[str, Any]:
-    """The variant's options as the file states them; by default the authors' 20 iterations."""
+    """The variant's options as the file states them; by default the usual 20 iterations."""
     if meta["variant"] == "gated":
         return {"gate_rank": meta["rank"], "norm_eps": meta["norm_eps"]}
-    known = [name for name in VARIANTS[meta["variant"]].options if name not in MODEL_FIELDS]
-    options = {name: meta[name] for name in known if name in meta}
-    return {"sinkhorn_iterations": 20, **options} if meta["variant"] == "mhc" else options
+    iterated = "sinkhorn_iterations" in VARIANTS[meta["variant"]].options
+    usual = {"sinkhorn_iterations": 20} if iterated else {}
+    return usual | stated(meta, connection_class(meta["variant"]))
 
 
 def connection_errors(
@@ -186,6 +198,26 @@ def connection_errors(
     ) | relative_errors(
         {f"grad.{name}": (value, arrays[f"grad.{name}"]) for name, value in gradients.items()},
         DTYPE[implementation],
+    )
+
+
+def head_errors(
+    meta: dict[str, Any], arrays: Arrays, implementation: str = "reference"
+) -> dict[str, float]:
+    """Relative errors of the learned read's output and gradients."""
+    head = Head(meta["n_streams"], meta["n_embd"], **stated(meta, Head))
+    head = head.to(_device(implementation), DTYPE[implementation])
+    head.load_state_dict(
+        {name[6:]: _tensor(a, implementation) for name, a in arrays.items() if name[:6] == "param."}
+    )
+    x = _tensor(arrays["input.x"], implementation, requires_grad=True)
+    h = head(x)
+    (h * _tensor(arrays["input.grad_h"], implementation)).sum().backward()
+    gradients = {"x": x.grad} | {name: p.grad for name, p in head.named_parameters()}
+    dtype = DTYPE[implementation]
+    return relative_errors({"output.h": (h, arrays["output.h"])}, dtype) | relative_errors(
+        {f"grad.{name}": (value, arrays[f"grad.{name}"]) for name, value in gradients.items()},
+        dtype,
     )
 
 
@@ -248,7 +280,7 @@ def trajectory_errors(
         )
         losses.append(total)
         rates.append(rate)
-        grad_norms.append(apply_update(model, optimizer, rate, meta["grad_clip"]).item())
+        grad_norms.append(apply_update(model, optimizer, rate, meta["grad_clip"]).all.item())
     ours = {
         "loss_initial": loss_initial,
         "loss_final": model.loss(first),
@@ -281,17 +313,23 @@ def fused_outputs(connection: Connection, x: Tensor, y: Tensor) -> dict[str, Ten
     return {name: value.unflatten(0, (B, T)) for name, value in found.items()}
 
 
+COMPARE = {
+    "connection": connection_errors,
+    "head": head_errors,
+    "trajectory": trajectory_errors,
+}
+
+
 def check_file(path: Path, implementation: str = "reference") -> tuple[str, dict[str, float]]:
-    """(kind, relative error of everything compared) for a golden file of either kind."""
+    """(kind, relative error of everything compared) for a golden file."""
     if _device(implementation) == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "--implementation fused needs a GPU, and torch sees none; with TRITON_INTERPRET=1 in "
             "the environment its kernels run on the CPU"
         )
     meta, arrays = read_golden(path)
-    compare = connection_errors if meta["kind"] == "connection" else trajectory_errors
     try:
-        return meta["kind"], compare(meta, arrays, implementation)
+        return meta["kind"], COMPARE[meta["kind"]](meta, arrays, implementation)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (KeyError, RuntimeError, IndexError, TypeError, ValueError) as error:

@@ -69,6 +69,8 @@ def _check_same(path: Path, theirs: TheirCheckpoint, config: RunConfig) -> None:
         found[f"connection.{name}"] = (getattr(both[0], name), getattr(both[1], name))
     for name, value in theirs.connection.options.items():
         found[f"connection.{name}"] = (value, config.connection.options.get(name, value))
+    if config.connection.final_norm == "head":  # they normalise each stream
+        found["connection.final_norm"] = (theirs.connection.final_norm, "head")
     for where, (value, wanted) in found.items():
         if wanted != value:
             raise UserError(f"{path} has {where} = {value!r}, the run's configuration {wanted!r}")
@@ -127,6 +129,8 @@ def export(folder: Path, path: Path) -> None:
             f"{variant} has no counterpart in the authors' code; those that have one are "
             f"{', '.join(names.VARIANTS)}"
         )
+    if trained.connection.final_norm == "head":
+        raise UserError(f"{folder} has final_norm = 'head', which the authors' code does not have")
     if not trained.has_weights:
         raise UserError(f"{folder} diverged: it has no final weights")
     state = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)

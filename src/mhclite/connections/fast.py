@@ -21,19 +21,21 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 Context = Any  # what torch passes as ctx: a FunctionCtx with attributes of our own
-LAYER_NORM_EPS = 1e-5
+LAYER_NORM_EPS = 1e-5  # of the branches
 
 
 class Projection(NamedTuple):
     """How the coefficients' inputs a come from the streams: a = norm(x) weight + bias.
 
     `norm`: `rms` of all streams of a token at once, `layer` LayerNorm of all at once, `rms_stream`
-    of each stream by itself. The norm has no gain: it is folded into `weight`.
+    of each stream by itself. The norm has no gain: it is folded into `weight`. `eps` is added to
+    the mean square (`layer`: to the variance); where it is 0, the norm is at least 1e-12 instead.
     """
 
     weight: Tensor  # (nC, K), or (C, K) for each stream by itself
     bias: Tensor | None  # (K)
     norm: Literal["rms", "layer", "rms_stream"]
+    eps: float = 0.0
 
 
 def project(x: Tensor, projection: Projection) -> tuple[Tensor, Tensor]:
@@ -42,16 +44,16 @@ def project(x: Tensor, projection: Projection) -> tuple[Tensor, Tensor]:
     At least float32, whatever x is.
     """
     N, n, _ = x.shape
-    weight, bias, norm = projection
+    weight, bias, norm, eps = projection
     rows = x.reshape(N * n, -1) if norm == "rms_stream" else x.reshape(N, -1)
     if norm == "layer":
         weight = centred(weight)
     weight = weight.to(x.dtype)
     if torch.compiler.is_compiling():
         z = (rows @ weight).to(torch.promote_types(x.dtype, torch.float32))
-        a = z * _inverse_norm(rows, z, norm)
+        a = z * _inverse_norm(rows, z, norm, eps)
     else:
-        a, rows = _Project.apply(rows, weight, norm)
+        a, rows = _Project.apply(rows, weight, norm, eps)
         x = rows.view(x.shape)
     if norm == "layer":
         a = a[:, :-1]
@@ -69,7 +71,7 @@ def centred(weight: Tensor) -> Tensor:
     return torch.cat((weight, weight.new_full((len(weight), 1), 1 / len(weight))), dim=1)
 
 
-def _inverse_norm(rows: Tensor, z: Tensor, norm: str) -> Tensor:
+def _inverse_norm(rows: Tensor, z: Tensor, norm: str, eps: float) -> Tensor:
     """1 / the norm of each row, (rows, 1)."""
     width = rows.shape[1]
     if torch.compiler.is_compiling():
@@ -78,7 +80,9 @@ def _inverse_norm(rows: Tensor, z: Tensor, norm: str) -> Tensor:
         length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=z.dtype)
     if norm == "layer":
         variance = length.square() / width - z[:, -1:].square()
-        return torch.rsqrt(variance + LAYER_NORM_EPS)
+        return torch.rsqrt(variance + eps)
+    if eps:
+        return torch.rsqrt(length.square() / width + eps)
     return width**0.5 / length.clamp_min(1e-12)
 
 
@@ -93,17 +97,19 @@ class _Project(Function):
     """
 
     @staticmethod
-    def forward(ctx: Context, rows: Tensor, weight: Tensor, norm: str) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Context, rows: Tensor, weight: Tensor, norm: str, eps: float
+    ) -> tuple[Tensor, Tensor]:
         columns = weight.t().contiguous()  # (K, D): narrow products are several times faster so
         z = (rows @ columns.t()).to(torch.promote_types(rows.dtype, torch.float32))
-        inverse = _inverse_norm(rows, z, norm)
+        inverse = _inverse_norm(rows, z, norm, eps)
         ctx.save_for_backward(rows, columns, z, inverse)
         ctx.norm = norm
         return z * inverse, rows.view_as(rows)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Context, da: Tensor, dx: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Context, da: Tensor, dx: Tensor) -> tuple[Tensor, Tensor, None, None]:
         rows, columns, z, inverse = ctx.saved_tensors
         width = rows.shape[1]
         dz = da * inverse
@@ -113,7 +119,7 @@ class _Project(Function):
         dz = dz.to(rows.dtype)
         dx.addmm_(dz, columns)
         dx.addcmul_(rows, pull.to(rows.dtype))
-        return dx, (dz.t() @ rows).t().contiguous(), None
+        return dx, (dz.t() @ rows).t().contiguous(), None, None
 
 
 def read(x: Tensor, H_pre: Tensor) -> tuple[Tensor, Tensor]:

@@ -45,6 +45,7 @@ class Reading(NamedTuple):
     norm: int  # index into NORMS
     activation: int  # index into ACTIVATIONS
     mean_column: int  # of weight: the one that measures the streams' mean, for a LayerNorm
+    eps: float  # of the norm
     columns: int  # of weight without the padding and the mean column
 
 
@@ -80,7 +81,7 @@ def reading(connection: Connection, gain: Tensor, dtype: torch.dtype) -> Reading
         dtype: of the streams.
     """
     n = connection.n_streams
-    weight, bias, norm = connection.projection()
+    weight, bias, norm, eps = connection.projection()
     if norm == "layer":
         weight = fast.centred(weight)
     mean_column = columns = weight.shape[1] - (norm == "layer")
@@ -98,7 +99,7 @@ def reading(connection: Connection, gain: Tensor, dtype: torch.dtype) -> Reading
     offset, scale = connection.read_affine()
     return Reading(
         weight, bias, gain, offset, scale, NORMS.index(norm),
-        ACTIVATIONS.index(connection.read_activation), mean_column, columns,
+        ACTIVATIONS.index(connection.read_activation), mean_column, eps, columns,
     )  # fmt: skip
 
 
@@ -127,7 +128,7 @@ def boundary(x: Tensor, written: Write | None, read: Reading, dtype: torch.dtype
     return Boundary(
         *operators.boundary(
             x, y, H_res, H_post, read.weight, read.bias, read.gain, read.offset, read.scale,
-            read.norm, read.activation, read.mean_column, dtype,
+            read.norm, read.activation, read.mean_column, read.eps, dtype,
         )
     )  # fmt: skip
 
@@ -152,7 +153,7 @@ def boundary_backward(
     y, H_res, H_post = (None, None, None) if written is None else written
     dx, dH_pre, da, dz, dgain, dy, dH_res, dH_post = operators.boundary_backward(
         x, y, H_res, H_post, read.weight, read.bias, read.gain, read.offset, read.scale, a, stats,
-        dout, da, db, read.norm, read.activation, read.mean_column,
+        dout, da, db, read.norm, read.activation, read.mean_column, read.eps,
     )  # fmt: skip
     if y is None:
         return BoundaryGradients(dx, dH_pre, da, dz, dgain, None, None, None)

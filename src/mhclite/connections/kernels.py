@@ -48,6 +48,14 @@ def _dot(left, right, WIDE: tl.constexpr):
 
 
 @triton.jit
+def _inverse_rms(squares, D: tl.constexpr, EPS: tl.constexpr):
+    """1 / the root mean square of D numbers with this sum of squares."""
+    if EPS > 0:
+        return 1 / tl.sqrt(squares / D + EPS)
+    return (D**0.5) / tl.maximum(tl.sqrt(squares), 1e-12)
+
+
+@triton.jit
 def _inverse_norm(z, squares, C: tl.constexpr, n: tl.constexpr, K: tl.constexpr,
                   NORM: tl.constexpr, MEAN: tl.constexpr, EPS: tl.constexpr):  # fmt: skip
     """1 / norm for each projection column, (BT, K).
@@ -56,7 +64,7 @@ def _inverse_norm(z, squares, C: tl.constexpr, n: tl.constexpr, K: tl.constexpr,
     """
     k = tl.arange(0, K)[None, :]
     if NORM == RMS_STREAM:
-        inverse = (C**0.5) / tl.maximum(tl.sqrt(squares), 1e-12)
+        inverse = _inverse_rms(squares, C, EPS)
         by_stream = _columns(inverse, n)
         tile = tl.zeros_like(z)
         for s in tl.static_range(n):
@@ -67,7 +75,7 @@ def _inverse_norm(z, squares, C: tl.constexpr, n: tl.constexpr, K: tl.constexpr,
         mean = tl.sum(tl.where(k == MEAN, z, 0.0), 1)
         inverse = 1 / tl.sqrt(total / (n * C) - mean * mean + EPS)
     else:
-        inverse = ((n * C) ** 0.5) / tl.maximum(tl.sqrt(total), 1e-12)
+        inverse = _inverse_rms(total, n * C, EPS)
     return tl.zeros_like(z) + inverse[:, None]
 
 
@@ -97,6 +105,8 @@ def _read_weights(a, offset, scale, n: tl.constexpr, K: tl.constexpr, PRE: tl.co
     for s in tl.static_range(n):
         if PRE == SIGMOID:
             weight = tl.sum(tl.where(k == s, values, 0.0), 1)
+            if offset is not None:
+                weight += tl.load(offset + s)
         elif PRE == TANH:
             weight = tl.sum(tl.where(k == s, values, 0.0), 1) * tl.load(scale) + tl.load(offset + s)
         else:
@@ -179,8 +189,8 @@ def boundary_forward(
     x, y, H_res, H_post, weight, bias, gain, offset, scale,
     out, a, b, stats, N,
     C: tl.constexpr, n: tl.constexpr, K: tl.constexpr, PRE: tl.constexpr, NORM: tl.constexpr,
-    MEAN: tl.constexpr, WRITE: tl.constexpr, MIX: tl.constexpr, READ: tl.constexpr,
-    EPS: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, WIDE: tl.constexpr,
+    MEAN: tl.constexpr, NORM_EPS: tl.constexpr, WRITE: tl.constexpr, MIX: tl.constexpr,
+    READ: tl.constexpr, EPS: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, WIDE: tl.constexpr,
     XT: tl.constexpr, XS: tl.constexpr,
 ):  # fmt: skip
     """One boundary forward.
@@ -214,7 +224,7 @@ def boundary_forward(
                 z += _dot(streams[s].to(dtype), part, WIDE)
                 squares += tl.where(which == s, tl.sum(streams[s] * streams[s], 1)[:, None], 0.0)
     if READ:
-        inverse = _inverse_norm(z, squares, C, n, K, NORM, MEAN, EPS)
+        inverse = _inverse_norm(z, squares, C, n, K, NORM, MEAN, NORM_EPS)
         inputs = z * inverse + tl.load(bias + k)[None, :]
         tl.store(a + token[:, None] * K + k[None, :], inputs, mask=inside[:, None])
         pre = _read_weights(inputs, offset, scale, n, K, PRE)
@@ -261,8 +271,8 @@ def boundary_forward(
 #        dq[s] = rstd (g . X'[s] - mean(g) sum(X'[s]) - mean(g hn) hn . X'[s]),
 #    so that one pass takes all sums: sum_g, sum_gh, and for each stream g_stream, sum_stream and
 #    h_stream. Then da += df/da dq.
-# 3. Projection. dz = r da. For the norms without mean r = sqrt(D) / |v|, dr/dv = -r^3 v / D, so
-#    that through the norm
+# 3. Projection. dz = r da. For the norms without mean r = 1 / sqrt(|v|^2 / D + eps), and dr/dv =
+#    -r^3 v / D, so that through the norm
 #        dv = pull v,  pull = -(da . z) r^3 / D = -(da . (r z)) r^2 / D;  r z = a - bias is at hand.
 #    Norm by stream: D = C, each stream with the sum over its own columns. LayerNorm has
 #    r = 1 / sqrt(|v|^2 / D - m^2 + eps), m = z[MEAN] the mean of v, so dv = pull (v - m). The
@@ -282,8 +292,8 @@ def boundary_backward(
     dout, da, db,
     dx, dy, dH_res, dH_post, dH_pre, da_all, dz_all, dgain, N,
     C: tl.constexpr, n: tl.constexpr, K: tl.constexpr, PRE: tl.constexpr, NORM: tl.constexpr,
-    MEAN: tl.constexpr, WRITE: tl.constexpr, MIX: tl.constexpr, READ: tl.constexpr,
-    EPS: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, WIDE: tl.constexpr,
+    MEAN: tl.constexpr, NORM_EPS: tl.constexpr, WRITE: tl.constexpr, MIX: tl.constexpr,
+    READ: tl.constexpr, EPS: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, WIDE: tl.constexpr,
     XT: tl.constexpr, XS: tl.constexpr,
 ):  # fmt: skip
     """One boundary backward; the derivation stands above.
@@ -346,10 +356,10 @@ def boundary_backward(
         normed = inputs - tl.load(bias + k)[None, :]  # z / norm
         if NORM == LAYER:  # ratio is u of 3
             ratio = tl.sum(tl.where(k[None, :] == MEAN, normed, 0.0), 1)
-            spread = tl.sum(squares, 1) / (n * C) + EPS
+            spread = tl.sum(squares, 1) / (n * C) + NORM_EPS
             inverse = tl.zeros_like(normed) + tl.sqrt((1 + ratio * ratio) / spread)[:, None]
         else:
-            inverse = _inverse_norm(normed, squares, C, n, K, NORM, MEAN, EPS)
+            inverse = _inverse_norm(normed, squares, C, n, K, NORM, MEAN, NORM_EPS)
         force = total * normed * inverse * inverse
         pull = ()
         for s in tl.static_range(n):

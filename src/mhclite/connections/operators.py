@@ -49,7 +49,9 @@ def _constants(x: Tensor, **more: Any) -> dict[str, Any]:
 
 
 # Of a launch that reads nothing.
-NO_READING = {"K": SMALLEST_CHUNK, "PRE": 0, "NORM": 0, "MEAN": 0, "READ": False}
+NO_READING = {
+    "K": SMALLEST_CHUNK, "PRE": 0, "NORM": 0, "MEAN": 0, "NORM_EPS": 0.0, "READ": False
+}  # fmt: skip
 
 
 def _kernels() -> Any:
@@ -91,6 +93,7 @@ def boundary(
     norm: int,
     activation: int,
     mean_column: int,
+    eps: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     (N, n, C), K = x.shape, weight.shape[1]
@@ -101,7 +104,7 @@ def boundary(
     _kernels().boundary_forward[(launch.BOUNDARY.programs(N),)](
         x, *_dense(y, H_res, H_post), weight, bias, gain, offset, scale, out, a, b, stats, N,
         **_constants(
-            x, K=K, PRE=activation, NORM=norm, MEAN=mean_column,
+            x, K=K, PRE=activation, NORM=norm, MEAN=mean_column, NORM_EPS=eps,
             WRITE=y is not None, MIX=H_res is not None, READ=True,
         ),
     )  # fmt: skip
@@ -122,6 +125,7 @@ def _(
     norm: int,
     activation: int,
     mean_column: int,
+    eps: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     (N, n, C), K = x.shape, weight.shape[1]
@@ -152,6 +156,7 @@ def boundary_backward(
     norm: int,
     activation: int,
     mean_column: int,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     (N, n, C), K = x.shape, weight.shape[1]
     programs = launch.BOUNDARY.programs(N)
@@ -169,7 +174,7 @@ def boundary_backward(
         None if H_post is None else dH_post,
         dH_pre, da_whole, dz, dgain, N,
         **_constants(
-            x, K=K, PRE=activation, NORM=norm, MEAN=mean_column,
+            x, K=K, PRE=activation, NORM=norm, MEAN=mean_column, NORM_EPS=eps,
             WRITE=y is not None, MIX=H_res is not None, READ=True,
         ),
     )  # fmt: skip
@@ -195,6 +200,7 @@ def _(
     norm: int,
     activation: int,
     mean_column: int,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     (N, n, C), K = x.shape, weight.shape[1]
     dx, dz = x.new_empty(N, n, C), x.new_empty(N, K)
@@ -246,14 +252,10 @@ def _(
 
 
 def _keep_boundary(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, y, H_res, H_post, weight, bias, gain, offset, scale, norm, activation, mean_column, _ = (
-        inputs
-    )
+    *tensors, norm, activation, mean_column, eps, _ = inputs
     out, a, _, stats = output
-    ctx.constants = norm, activation, mean_column
-    ctx.save_for_backward(
-        x, y, H_res, H_post, weight, bias, gain, offset, scale, a, stats, out
-    )  # fmt: skip
+    ctx.constants = norm, activation, mean_column, eps
+    ctx.save_for_backward(*tensors, a, stats, out)
 
 
 def _boundary_gradients(
@@ -274,7 +276,7 @@ def _boundary_gradients(
         dscale = (dH_pre * torch.tanh(a[:, : dH_pre.shape[1]])).sum()
     dweight = (dz.t() @ out.flatten(1)).t()
     dbias = da.sum(0)
-    constants = (None, None, None, None)  # norm, activation, mean_column, dtype
+    constants = (None,) * 5  # norm, activation, mean_column, eps, dtype
     return (dx, dy, dH_res, dH_post, dweight, dbias, dgain, doffset, dscale, *constants)
 
 

@@ -37,7 +37,7 @@ def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
     return M
 
 
-def _by_kernel(logits: Tensor) -> bool:
+def by_kernel(logits: Tensor) -> bool:
     """Whether the Triton kernel computes it: float32 matrices of a GPU, or in the interpreter."""
     if not (logits.is_cuda or interpreted()):
         return False  # at once: this is asked in every sub-layer of every step
@@ -48,7 +48,7 @@ def _by_kernel(logits: Tensor) -> bool:
 # --- torch --------------------------------------------------------------------------------------
 
 
-def _innermost(matrices: Tensor) -> Tensor:
+def innermost(matrices: Tensor) -> Tensor:
     """(N, n, n) -> (B, n, n, N / B), contiguous.
 
     With tokens innermost torch's operators are vectorised over them, with a few blocks of them
@@ -59,29 +59,29 @@ def _innermost(matrices: Tensor) -> Tensor:
     return matrices.unflatten(0, (blocks, -1)).permute(0, 2, 3, 1).contiguous()
 
 
-def _outermost(matrices: Tensor) -> Tensor:
-    """The reverse of `_innermost`."""
+def outermost(matrices: Tensor) -> Tensor:
+    """The reverse of `innermost`."""
     return matrices.permute(0, 3, 1, 2).flatten(0, 1).contiguous()
 
 
 def _forward_in_torch(logits: Tensor, iterations: int) -> Tensor:
     """Each half of an iteration is one log_softmax."""
-    logits = _innermost(logits)
+    logits = innermost(logits)
     for _ in range(iterations):
         logits = torch.log_softmax(torch.log_softmax(logits, 2), 1)
-    return _outermost(logits.exp())
+    return outermost(logits.exp())
 
 
 def _backward_in_torch(logits: Tensor, dM: Tensor, iterations: int) -> Tensor:
-    logits = _innermost(logits)
+    logits = innermost(logits)
     steps = []
     for dim in (2, 1) * iterations:
         logits = torch.log_softmax(logits, dim)
         steps.append((dim, logits))
-    gradient = _innermost(dM) * logits.exp()
+    gradient = innermost(dM) * logits.exp()
     for dim, normalised in reversed(steps):
         gradient = torch._log_softmax_backward_data(gradient, normalised, dim, normalised.dtype)
-    return _outermost(gradient)
+    return outermost(gradient)
 
 
 # --- the operators ------------------------------------------------------------------------------
@@ -89,12 +89,12 @@ def _backward_in_torch(logits: Tensor, dM: Tensor, iterations: int) -> Tensor:
 
 @torch.library.custom_op("mhclite::sinkhorn", mutates_args=())
 def _sinkhorn(logits: Tensor, iterations: int) -> Tensor:
-    if not _by_kernel(logits):
+    if not by_kernel(logits):
         return _forward_in_torch(logits, iterations)
     from mhclite.connections import sinkhorn_kernels  # here: Triton need not be installed
 
     N, n, _ = logits.shape
-    M = _like(logits)
+    M = like(logits)
     sinkhorn_kernels.sinkhorn_forward[(-(-N // launch.SINKHORN_TOKENS),)](
         logits.contiguous(), M, N, n=n, iterations=iterations,
         BT=launch.SINKHORN_TOKENS, num_warps=launch.SINKHORN_WARPS,
@@ -105,12 +105,12 @@ def _sinkhorn(logits: Tensor, iterations: int) -> Tensor:
 @torch.library.custom_op("mhclite::sinkhorn_backward", mutates_args=())
 def sinkhorn_backward(logits: Tensor, dM: Tensor, iterations: int) -> Tensor:
     """Gradient of `sinkhorn` in its logits, from that in its result, dM (N, n, n)."""
-    if not _by_kernel(logits):
+    if not by_kernel(logits):
         return _backward_in_torch(logits, dM, iterations)
     from mhclite.connections import sinkhorn_kernels
 
     N, n, _ = logits.shape
-    dlogits = _like(logits)
+    dlogits = like(logits)
     rows, columns = logits.new_empty(2, N, iterations, n)  # scratch of the kernel
     sinkhorn_kernels.sinkhorn_backward[(-(-N // launch.SINKHORN_TOKENS),)](
         logits.contiguous(), dM.contiguous(), dlogits, rows, columns, N,
@@ -119,19 +119,19 @@ def sinkhorn_backward(logits: Tensor, dM: Tensor, iterations: int) -> Tensor:
     return dlogits
 
 
-def _like(tensor: Tensor) -> Tensor:
+def like(tensor: Tensor) -> Tensor:
     """An empty tensor of the same shape, contiguous whatever the strides of `tensor` are."""
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
 @_sinkhorn.register_fake
 def _(logits: Tensor, iterations: int) -> Tensor:
-    return _like(logits)
+    return like(logits)
 
 
 @sinkhorn_backward.register_fake
 def _(logits: Tensor, dM: Tensor, iterations: int) -> Tensor:
-    return _like(logits)
+    return like(logits)
 
 
 def _keep(ctx: Context, inputs: tuple[Tensor, int], output: Tensor) -> None:

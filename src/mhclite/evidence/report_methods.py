@@ -10,6 +10,7 @@ from mhclite.evidence.table_format import percent_of
 FINAL_NORM = {
     "per_stream": "of each stream, before the sum (as in the authors' code)",
     "after_sum": "of the sum of the streams",
+    "head": "of a sum of the streams with learned weights (as in DeepSeek V4)",
 }
 
 Entry = tuple[str, str]  # a term and its description

@@ -21,6 +21,7 @@ MODULES = (
     "connections.availability",
     "connections.base",
     "connections.fast",
+    "connections.head",
     "connections.mixing",
     "data.batches",
     "data.tokens",

@@ -202,7 +202,9 @@ class Connections(Settings):
     n_streams: Annotated[int, Field(ge=1, le=64)] = Field(
         4, description="residual streams n of every variant but the plain residual"
     )
-    sinkhorn_iterations: PositiveInt = Field(20, description="mhc: Sinkhorn-Knopp iterations")
+    sinkhorn_iterations: PositiveInt = Field(
+        20, description="mhc, mhc_v4: Sinkhorn-Knopp iterations"
+    )
     home_stream: Literal["alternate", "random"] = Field(
         "alternate",
         description="stream that a sub-layer reads and writes at first: `alternate` takes k mod n "
@@ -226,8 +228,18 @@ class Connections(Settings):
         description="`fp32`; `bf16`: rounded after every sub-layer in any `precision`; `authors`: "
         "under bf16 all but the plain residual's are rounded by the mixing product",
     )
-    final_norm: Literal["per_stream", "after_sum"] = Field(
-        "per_stream", description="final LayerNorm of each stream (the authors), or of their sum"
+    final_norm: Literal["per_stream", "after_sum", "head"] = Field(
+        "per_stream",
+        description="final LayerNorm of each stream (the authors), of their sum, or with `head` of "
+        "a sum with learned weights (DeepSeek V4)",
+    )
+    freeze_mixing: bool = Field(
+        False, description="H_res stays the identity; reads and writes as the variant has them"
+    )
+    mixing_rate_factor: PositiveFloat = Field(
+        1.0,
+        description="learning rate of what makes H_res alone (w_res, b_res, scale_res), over that "
+        "of all else; their weight decay a step stays the same",
     )
     implementation: Literal["reference", "fast", "fused", "auto"] = Field(
         "auto",
@@ -300,6 +312,12 @@ class Condition(Settings):
 
     title: str = Field(description="what is changed, for figures and tables")
     variants: list[str] = Field(description="variants that it is tried on", min_length=1)
+    models: list[str] | None = Field(
+        None, description="model sizes that it is tried on; left out: all", min_length=1
+    )
+    seeds: list[int] | None = Field(
+        None, description="seeds that it is tried with; left out: all", min_length=1
+    )
     connections: dict[str, Any] = Field(
         {}, description="keys of the section `connections` with other values"
     )
@@ -444,12 +462,14 @@ class Study(Settings):
                 close = difflib.get_close_matches(key, known, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else f"; known are {known}"
                 raise ValueError(f"conditions.{name}.{section}.{key}: unknown key{hint}")
-        for variant in condition.variants:
-            if variant not in self.variants:
-                raise ValueError(
-                    f"conditions.{name}: {variant!r} is none of the study's variants: "
-                    f"{', '.join(self.variants)}"
-                )
+        for part in ("variants", "models", "seeds"):
+            own = list(getattr(self, part))
+            for value in getattr(condition, part) or []:
+                if value not in own:
+                    raise ValueError(
+                        f"conditions.{name}: {value!r} is none of the study's {part}: "
+                        f"{', '.join(map(str, own))}"
+                    )
         try:
             changed = self.under(name)
         except ValidationError as error:
@@ -458,16 +478,20 @@ class Study(Settings):
             if (
                 changed.resolved_connection(variant) == self.resolved_connection(variant)
                 and changed.training == self.training
-                and changed.models == self.models
+                and all(size == self.models[model] for model, size in changed.models.items())
             ):
                 raise ValueError(f"conditions.{name} changes nothing for {variant}")
 
     def under(self, condition: str) -> Study:
-        """A study of one condition: its settings and its variants, no further conditions."""
+        """A study of one condition: its settings, variants, models and seeds alone."""
         change = self.conditions[condition]
         settings = self.model_dump() | {"conditions": {}, "variants": change.variants}
         settings["connections"] |= change.connections
         settings["training"] |= change.training
+        if change.models is not None:
+            settings["models"] = {model: settings["models"][model] for model in change.models}
+        if change.seeds is not None:
+            settings["seeds"] = change.seeds
         for model in settings["models"].values():
             model["learning_rate"] *= change.learning_rate_factor
         return Study.model_validate(settings)
