@@ -70,7 +70,11 @@ def test_initial_weights_follow_the_seed(variant: str) -> None:
     assert all(torch.equal(first[name], again[name]) for name in first)
     differing = {name for name in first if not torch.equal(first[name], other[name])}
     matrices = {"wte.weight", "wpe.weight"} | {
-        name for name in first if ".body." in name or (variant == "jpmhc" and name.endswith(".w"))
+        name
+        for name in first
+        if ".body." in name
+        or (variant == "jpmhc" and name.endswith(".w"))
+        or (variant == "mhc_v4" and ".w_" in name)
     }
     assert differing == matrices
 
@@ -214,7 +218,9 @@ def test_one_stream_has_no_learned_read() -> None:
     assert torch.equal(plain(tokens), learned(tokens))
 
 
-@pytest.mark.parametrize("variant", ["residual", "identity", "hc", "mhc", "mhc_lite", "kromhc"])
+@pytest.mark.parametrize(
+    "variant", ["residual", "identity", "hc", "mhc", "mhc_lite", "kromhc", "mhc_v4", "ohc"]
+)
 def test_decay_of_logits(variant: str) -> None:
     def decayed(policy: str) -> set[str]:
         model = GPT(MODEL, connection(variant, decay_logits=policy), seed=0)

@@ -70,8 +70,8 @@ VARIANTS = {
     ),
     "mhc_v4": Variant(
         "mHC (V4)",
-        "mHC as it ships in DeepSeek V4 and GLM-5.3-Flash: Sinkhorn-Knopp begins with a softmax and "
-        "ends with the rows, and training begins with H_res uniform.",
+        "mHC as it ships in DeepSeek V4 and GLM-5.3-Flash: Sinkhorn-Knopp begins with a softmax "
+        "and ends with the rows, and training begins with H_res uniform.",
         (*COMMON_OPTIONS, "decay_logits", "sinkhorn_iterations"),
     ),
     "ohc": Variant(

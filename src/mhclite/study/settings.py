@@ -202,7 +202,9 @@ class Connections(Settings):
     n_streams: Annotated[int, Field(ge=1, le=64)] = Field(
         4, description="residual streams n of every variant but the plain residual"
     )
-    sinkhorn_iterations: PositiveInt = Field(20, description="mhc, mhc_v4: Sinkhorn-Knopp iterations")
+    sinkhorn_iterations: PositiveInt = Field(
+        20, description="mhc, mhc_v4: Sinkhorn-Knopp iterations"
+    )
     home_stream: Literal["alternate", "random"] = Field(
         "alternate",
         description="stream that a sub-layer reads and writes at first: `alternate` takes k mod n "
