@@ -37,6 +37,8 @@ class ConnectionConfig:
     decay_logits: str = "authors"
     stream_dtype: str = "authors"
     final_norm: str = "per_stream"
+    freeze_mixing: bool = False
+    mixing_rate_factor: float = 1.0
     implementation: str = "reference"
     # Arguments of the variant's class.
     options: Mapping[str, Any] = field(default_factory=dict)

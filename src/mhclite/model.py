@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.connections import connection_class
 from mhclite.connections.availability import Choice, choose
-from mhclite.connections.base import Connection
+from mhclite.connections.base import Connection, Frozen
 from mhclite.connections.head import Head
 from mhclite.seeding import generator_for
 
@@ -99,6 +100,14 @@ def rounded_to_bf16(x: Tensor) -> Tensor:
     return x.bfloat16() if torch.is_autocast_enabled(x.device.type) else x.bfloat16().to(x.dtype)
 
 
+class ParameterGroup(NamedTuple):
+    """Parameters that the optimizer treats alike."""
+
+    parameters: list[nn.Parameter]
+    decayed: bool
+    rate_factor: float  # of the learning rate
+
+
 class GPT(nn.Module):
     """Decoder language model with one connection a sub-layer.
 
@@ -114,9 +123,12 @@ class GPT(nn.Module):
         self.n_streams = connection.n_streams
         self.block_size = model.block_size
         make = connection_class(connection.variant)
+        if connection.freeze_mixing:
+            make = type(f"Frozen{make.__name__}", (Frozen, make), {})
         self.decay_logits = connection.decay_logits
         self.stream_dtype = connection.stream_dtype
         self.final_norm = connection.final_norm
+        self.mixing_rate_factor = connection.mixing_rate_factor
         self.implementation = connection.implementation
         self._choices: dict[tuple[bool, str, torch.dtype], Choice] = {}
         homes = self._home_streams(connection.home_stream, 2 * n_layer, seed)
@@ -181,14 +193,15 @@ class GPT(nn.Module):
             "connection": total - sum(p.numel() for _, p in self.backbone_parameters()),
         }
 
-    def decay_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Parameters with and without weight decay.
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """All parameters, divided by what the optimizer does with them.
 
-        The rule of the authors' code, or with `decay_logits` the same for every variant's static
-        logits.
+        Weight decay by the rule of the authors' code, or with `decay_logits` the same for every
+        variant's static logits. `mixing_rate_factor` is for what makes H_res alone.
         """
-        decay = [p for _, p in self.backbone_parameters() if p.dim() >= 2]
-        plain = [p for _, p in self.backbone_parameters() if p.dim() < 2]
+        members: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
+        for _, parameter in self.backbone_parameters():
+            members[parameter.dim() >= 2, 1.0].append(parameter)
         for connection in self.connections():
             decayed = connection.decayed
             if self.decay_logits != "authors":
@@ -196,11 +209,12 @@ class GPT(nn.Module):
             if self.decay_logits == "always":
                 decayed |= connection.logits
             for name, parameter in connection.named_parameters():
-                (decay if name in decayed else plain).append(parameter)
+                factor = self.mixing_rate_factor if name in connection.mixing else 1.0
+                members.setdefault((name in decayed, factor), []).append(parameter)
         if self.head is not None:
-            decay.append(self.head.w)
-            plain += [self.head.b, self.head.scale]
-        return decay, plain
+            members[True, 1.0].append(self.head.w)
+            members[False, 1.0] += [self.head.b, self.head.scale]
+        return [ParameterGroup(own, *kind) for kind, own in members.items()]
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids (B, T) -> streams (B, T, n, C), all equal."""

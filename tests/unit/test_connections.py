@@ -120,8 +120,8 @@ def test_changing_the_mixing_changes_the_output(variant: str) -> None:
     before = connection(x, branch)
     H_pre, H_post, H_res = connection.coefficients(x)
     with torch.no_grad():
-        if variant == "jpmhc":  # the last n * n columns are the residual block
-            connection.w[:, 32:].add_(torch.randn(connection.w[:, 32:].shape) * 0.5)
+        if variant == "jpmhc":  # without a bias
+            connection.w_res.add_(torch.randn(connection.w_res.shape) * 0.5)
         else:
             connection.b_res.view(-1)[0] += 0.5
     changed = connection.coefficients(x)
@@ -154,7 +154,12 @@ def permute(connection: Connection, variant: str, order: list[int]) -> None:
             rows(state["norm.weight"]),
             rows(state["norm.bias"]),
         )
-        state["w"] = both(rows(state["w"]).unflatten(-1, (3, -1))).flatten(-2)
+        for end in ("pre", "post", "res"):
+            state[f"w_{end}"] = both(rows(state[f"w_{end}"]))
+    elif variant == "gated":
+        for name in ("norm_gain", "w_down", "w_post"):
+            state[name] = rows(state[name])
+        state["w_up"], state["w_post"] = rows(state["w_up"].T).T, state["w_post"][:, order]
     else:
         if "norm_gain" in state:
             state["norm_gain"] = rows(state["norm_gain"])
@@ -214,9 +219,12 @@ def test_one_stream_is_carried_unchanged(variant: str, seed: int) -> None:
     torch.testing.assert_close(H_res, torch.ones_like(H_res), rtol=1e-15, atol=0)
 
 
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "ohc"])
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v not in ("gated", "ohc")])
 def test_one_stream_can_be_the_plain_residual(variant: str) -> None:
-    """At the start for hc and jpmhc, with H_pre = H_post = 1 for the mHC family."""
+    """At the start for hc and jpmhc, with H_pre = H_post = 1 for the mHC family.
+
+    gated reads a normalised stream: it is the plain residual up to that norm.
+    """
     options = {"hc_eps": 0.0} if variant == "mhc_v4" else {}
     connection, x = make(variant, 1, **options), streams(1, 5)
     if hasattr(connection, "scale_pre"):
@@ -377,6 +385,45 @@ def test_ohc_starts_at_the_identity() -> None:
     for H in (connection.coefficients(x).H_res, connection.fast_coefficients(x).H_res):
         assert torch.equal(H, torch.eye(4).expand_as(H))
     assert "scale_res" not in dict(connection.named_parameters())
+
+
+# --- gated --------------------------------------------------------------------------------------
+
+
+@quick
+@given(seed=SEEDS, size=st.floats(0.1, 1e4))
+def test_gated_reads_no_scale_and_carries_streams_unchanged(seed: int, size: float) -> None:
+    """What it reads is bounded by the gain, however large a stream; what it carries is exact."""
+    connection, x = make("gated", 4, seed), streams(4, seed)
+    read: list[Tensor] = []
+
+    def silent(h: Tensor) -> Tensor:
+        read.append(h)
+        return torch.zeros_like(h)
+
+    for s in range(4):  # each stream by itself
+        scaled = x.clone()
+        scaled[:, :, s] *= size
+        assert torch.equal(connection(scaled, silent), scaled)
+    before = connection.coefficients(x)
+    connection(x, silent)
+    largest = (1 + connection.norm_gain).abs().max() * C**0.5
+    assert all(h.abs().max() <= largest for h in read)
+    # norm_eps is all that remembers the size.
+    tolerance = 1e-4 / min(1.0, size) ** 2
+    for h in read[:4]:
+        torch.testing.assert_close(h, read[4], rtol=tolerance, atol=tolerance)
+    assert before.H_pre.shape == (2, 3, 4, C)
+    assert before.H_post.min() > 0
+    assert before.H_post.max() < 2
+
+
+def test_the_gates_rank_is_an_eighth_of_the_width_unless_said() -> None:
+    rank = {
+        given: connection_class("gated")(4, 80, 0, gate_rank=given).w_down.shape[1]
+        for given in (None, 3)
+    }
+    assert rank == {None: 10, 3: 3}
 
 
 # --- streams that cannot be -------------------------------------------------------------------

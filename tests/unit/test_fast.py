@@ -31,6 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "jpmhc": {},
     "mhc_v4": {"sinkhorn_iterations": 20},
     "ohc": {},
+    "gated": {},
 }
 MODEL = ModelConfig("tiny", 50, n_layer=2, n_head=2, n_embd=32, block_size=12, learning_rate=1e-3)
 # Rounding of another order of summation, as a share of each tensor's largest number.

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from tiny import MODEL, VARIANTS, connection
+from tiny import MIXING, MODEL, VARIANTS, connection
 
 from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.connections import connection_class
 from mhclite.model import GPT
 from mhclite.study.settings import Connections
+from mhclite.training.optimizer import AdamW
 
 SIZES = {"S": (6, 8, 512), "M": (12, 12, 768), "L": (24, 16, 1024)}
 BACKBONE = {"S": 45_160_960, "M": 124_373_760, "L": 354_599_936}
@@ -69,12 +71,12 @@ def test_initial_weights_follow_the_seed(variant: str) -> None:
     first, again, other = (GPT(MODEL, connection(variant), seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     differing = {name for name in first if not torch.equal(first[name], other[name])}
+    blocks = {"w_pre", "w_post", "w_res"}
+    drawn = {"jpmhc": blocks, "mhc_v4": blocks, "gated": {"w_down", "w_up", "w_post"}}
     matrices = {"wte.weight", "wpe.weight"} | {
         name
         for name in first
-        if ".body." in name
-        or (variant == "jpmhc" and name.endswith(".w"))
-        or (variant == "mhc_v4" and ".w_" in name)
+        if ".body." in name or name.rsplit(".", 1)[1] in drawn.get(variant, set())
     }
     assert differing == matrices
 
@@ -82,8 +84,9 @@ def test_initial_weights_follow_the_seed(variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_decay_groups_partition_the_parameters(variant: str) -> None:
     model = GPT(MODEL, connection(variant), seed=0)
-    decay, plain = model.decay_groups()
-    ids = [id(p) for p in (*decay, *plain)]
+    groups = model.parameter_groups()
+    decay = [p for group in groups if group.decayed for p in group.parameters]
+    ids = [id(p) for group in groups for p in group.parameters]
     assert len(set(ids)) == len(ids)
     assert set(ids) == {id(p) for p in model.parameters()}
     decayed = {name for name, p in model.named_parameters() if any(p is d for d in decay)}
@@ -135,7 +138,7 @@ def test_defaults_are_those_of_the_study_file() -> None:
     known = {name: fields[name] for name in fields if name in Connections.model_fields}
     expected = known | {"implementation": "auto", "n_streams": 4}
     assert Connections().model_dump().items() >= expected.items()
-    assert len(expected) == 6
+    assert len(expected) == 8
 
 
 def test_random_home_streams_are_the_seeds() -> None:
@@ -148,7 +151,7 @@ def test_random_home_streams_are_the_seeds() -> None:
     assert set(homes(0)) == {0, 1, 2, 3}
 
 
-def perturbed(variant: str, **settings: str) -> GPT:
+def perturbed(variant: str, **settings: Any) -> GPT:
     """A model away from its initial values, the same for any settings."""
     model = GPT(MODEL, connection(variant, **settings), seed=0)
     generator = torch.Generator().manual_seed(1)
@@ -191,9 +194,8 @@ def test_learned_read_beside_the_rest() -> None:
     extra = n * C * n + n + 1
     counts, more = plain.parameter_counts(), learned.parameter_counts()
     assert more == {name: count + extra for name, count in counts.items()}
-    decay, rest = learned.decay_groups()
-    assert any(p is learned.head.w for p in decay)
-    assert {id(learned.head.b), id(learned.head.scale)} < {id(p) for p in rest}
+    decayed = {id(p): g.decayed for g in learned.parameter_groups() for p in g.parameters}
+    assert [decayed[id(p)] for p in learned.head.parameters()] == [True, False, False]
     assert learned.head.w.std().item() == pytest.approx(0.02, rel=0.2)
     x = torch.randn(2, 3, n, C, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(learned.head(x), x.sum(2) / 2, rtol=0.2, atol=0.2)
@@ -224,7 +226,8 @@ def test_one_stream_has_no_learned_read() -> None:
 def test_decay_of_logits(variant: str) -> None:
     def decayed(policy: str) -> set[str]:
         model = GPT(MODEL, connection(variant, decay_logits=policy), seed=0)
-        ids = {id(p) for p in model.decay_groups()[0]}
+        groups = model.parameter_groups()
+        ids = {id(p) for group in groups if group.decayed for p in group.parameters}
         return {
             name.split("connection.")[1]
             for name, p in model.named_parameters()
@@ -238,6 +241,52 @@ def test_decay_of_logits(variant: str) -> None:
     assert decayed("never") == authors - logits
     assert decayed("always") == authors | logits
     assert not any(name.startswith(("scale", "b_post")) for name in decayed("always"))
+
+
+@pytest.mark.parametrize("variant", MIXING)
+@pytest.mark.parametrize("implementation", ["reference", "fast"])
+def test_frozen_mixing_is_the_identity_and_leaves_reads_and_writes(
+    variant: str, implementation: str
+) -> None:
+    settings = {"implementation": implementation}
+    moving, frozen = (perturbed(variant, freeze_mixing=f, **settings) for f in (False, True))
+    x = torch.randn(2, 3, 4, MODEL.n_embd)
+    for one, other in zip(moving.connections(), frozen.connections(), strict=True):
+        for found in (other.coefficients(x), other.fast_coefficients(x)):
+            expected = one.coefficients(x)
+            torch.testing.assert_close(found.H_pre, expected.H_pre)
+            torch.testing.assert_close(found.H_post, expected.H_post)
+            assert torch.equal(found.H_res, torch.eye(4).expand(2, 3, 4, 4))
+        assert (expected.H_res - torch.eye(4)).abs().max() > 1e-4
+        assert other.sinkhorn_input(x) is None
+    tokens = torch.randint(MODEL.vocab_size, (2, 6))
+    assert (moving(tokens) - frozen(tokens)).abs().max() > 1e-5
+    frozen.loss(tokens).backward()
+    for one in frozen.connections():
+        gradient = one.get_parameter("w_res").grad
+        assert gradient is None or not gradient.any()
+
+
+@pytest.mark.parametrize("variant", MIXING)
+def test_mixing_rate_factor_speeds_up_what_makes_h_res_alone(variant: str) -> None:
+    def step(factor: float) -> dict[str, torch.Tensor]:
+        model = perturbed(variant, mixing_rate_factor=factor)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        optimizer = AdamW(model, (0.9, 0.95), weight_decay=0.1)
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step(1e-3)
+        decayed = {id(p) for g in model.parameter_groups() if g.decayed for p in g.parameters}
+        # AdamW by hand: decay by rate and decay, then a first step of the size of the rate.
+        return {
+            name: (p - before[name] * (1 - 1e-4 * (id(p) in decayed))).detach()
+            for name, p in model.named_parameters()
+        }
+
+    for name, moved in step(3.0).items():
+        own = ".connection." in name and name.rsplit(".", 1)[1] in {"w_res", "b_res", "scale_res"}
+        expected = torch.full_like(moved, -3e-3 if own else -1e-3)
+        torch.testing.assert_close(moved, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -37,7 +37,7 @@ from mhclite.runs.provenance import GitState, Provenance
 from mhclite.study.settings import MODEL_FIELDS, Connections
 
 VARIANTS = tuple(REGISTRY)
-MIXING = tuple(v for v in VARIANTS if v not in ("residual", "identity"))
+MIXING = tuple(name for name in VARIANTS if "freeze_mixing" in REGISTRY[name].options)
 MODEL = ModelConfig(
     name="tiny", vocab_size=31, n_layer=2, n_head=2, n_embd=8, block_size=6, learning_rate=1e-2
 )

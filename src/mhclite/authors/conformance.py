@@ -31,7 +31,7 @@ from mhclite.authors.checkpoint import SIZES
 from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.connections import connection_class
 from mhclite.connections.availability import interpreted
-from mhclite.connections.base import Connection
+from mhclite.connections.base import Coefficients, Connection
 from mhclite.connections.head import Head
 from mhclite.connections.registry import VARIANTS, check_streams
 from mhclite.errors import UserError
@@ -57,10 +57,14 @@ LARGEST = {
     "block_size": 65536,
     "vocab_size": 262_144,
     "sinkhorn_iterations": 10_000,
+    "rank": 16384,
     "steps": 100_000,
     "norm_eps": 1,
     "hc_eps": 1,
 }
+
+# Coefficients that a file holds, where it does not hold all three.
+COEFFICIENTS = {"gated": ("H_post",)}  # no H_pre of size n, no H_res
 
 Arrays = dict[str, Any]
 
@@ -139,6 +143,8 @@ def stated(meta: dict[str, Any], made: type[torch.nn.Module]) -> dict[str, Any]:
 
 def options_of(meta: dict[str, Any]) -> dict[str, Any]:
     """The variant's options as the file states them; by default the usual 20 iterations."""
+    if meta["variant"] == "gated":
+        return {"gate_rank": meta["rank"], "norm_eps": meta["norm_eps"]}
     iterated = "sinkhorn_iterations" in VARIANTS[meta["variant"]].options
     usual = {"sinkhorn_iterations": 20} if iterated else {}
     return usual | stated(meta, connection_class(meta["variant"]))
@@ -159,6 +165,11 @@ def connection_errors(
         {name[6:]: tensor(name) for name in arrays if name.startswith("param.")}
     )
     x, y = (tensor(f"input.{name}", requires_grad=True) for name in "xy")
+    if implementation == "fused" and not connection.has_projection:
+        raise UserError(
+            f"{meta['variant']} has no fused implementation; compare it with --implementation "
+            "reference or fast"
+        )
     if implementation == "fused":
         ours = fused_outputs(connection, x, y)
         (ours["out"] * tensor("input.grad_out")).sum().backward()
@@ -174,8 +185,11 @@ def connection_errors(
         out = (connection if reference else connection.fast_forward)(x, branch)
         objective = (read[0] * tensor("input.grad_h")).sum()
         (objective + (out * tensor("input.grad_out")).sum()).backward()
-        found = (connection.coefficients if reference else connection.fast_coefficients)(x)
-        ours = {"h": read[0], "out": out, **found._asdict()}
+        # Without a projection, what is fast is the formula itself.
+        formula = reference or not connection.has_projection
+        found = (connection.coefficients if formula else connection.fast_coefficients)(x)._asdict()
+        compared = COEFFICIENTS.get(meta["variant"], Coefficients._fields)
+        ours = {"h": read[0], "out": out, **{name: found[name] for name in compared}}
         gradients = {"x": x.grad, "y": y.grad}
         gradients |= {name: p.grad for name, p in connection.named_parameters()}
     return relative_errors(
@@ -266,7 +280,7 @@ def trajectory_errors(
         )
         losses.append(total)
         rates.append(rate)
-        grad_norms.append(apply_update(model, optimizer, rate, meta["grad_clip"]).item())
+        grad_norms.append(apply_update(model, optimizer, rate, meta["grad_clip"]).all.item())
     ours = {
         "loss_initial": loss_initial,
         "loss_final": model.loss(first),

@@ -28,7 +28,8 @@ Branch = Callable[[Tensor], Tensor]
 class Coefficients(NamedTuple):
     """The mixing weights of each token."""
 
-    H_pre: Tensor  # (B, T, n)
+    # (B, T, n); of a variant that reads channel by channel (B, T, n, C): h = sum_s H_pre[s] * x[s].
+    H_pre: Tensor
     H_post: Tensor  # (B, T, n)
     H_res: Tensor  # (B, T, n, n)
 
@@ -48,6 +49,8 @@ class Connection(nn.Module):
     decayed: ClassVar[frozenset[str]] = frozenset()
     # How H_pre comes from the first columns of the projection, for the fused implementation.
     read_activation: ClassVar[str] = "sigmoid"
+    # Parameters that make H_res and nothing else.
+    mixing: ClassVar[frozenset[str]] = frozenset({"w_res", "b_res", "scale_res"})
     # Static logits, which their code keeps as a matrix in some variants and as a vector in others.
     logits: ClassVar[frozenset[str]] = frozenset({"b_pre", "b_res"})
 
@@ -143,6 +146,25 @@ class Connection(nn.Module):
         y = branch(h.view(*shape[:-2], -1)).flatten(0, -2)
         with torch.autocast(kind, enabled=False):
             return fast.combine(streams, H_res, H_post, y, stored).view(shape)
+
+
+class Frozen(Connection):
+    """Mixin, before a variant's class: its reads and writes, and H_res = I whatever it learns.
+
+    The control that tells what a variant's mixing buys from what its reads and writes do.
+    """
+
+    def coefficients(self, x: Tensor) -> Coefficients:
+        found = super().coefficients(x)
+        identity = torch.eye(self.n_streams, dtype=found.H_res.dtype, device=x.device)
+        return found._replace(H_res=identity.expand_as(found.H_res))
+
+    def from_projection(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        H_pre, H_post, _ = super().from_projection(a)
+        return H_pre, H_post, None
+
+    def sinkhorn_input(self, x: Tensor) -> None:
+        return None
 
 
 class DynamicConnection(Connection):

@@ -27,30 +27,40 @@ class OrthogonalHC(Connection):
     stream has no part in it.
     """
 
-    decayed = frozenset({"w"})
+    decayed = frozenset({"w_pre", "w_post", "w_res"})
     read_activation = "softmax"
+    BLOCKS: ClassVar = ("w_pre", "w_post", "w_res")  # of the linear map, side by side
     CAYLEY_ITERATIONS: ClassVar = 2  # the paper's; H_res is then only nearly orthogonal
 
     def __init__(self, n_streams: int, n_embd: int, home_stream: int) -> None:
         super().__init__(n_streams, n_embd, home_stream)
         width = n_streams * n_embd
         self.norm = nn.LayerNorm(width)
-        self.w = nn.Parameter(torch.zeros(width, 3 * n_streams**2))
+        for name in self.BLOCKS:
+            self.register_parameter(name, nn.Parameter(torch.zeros(width, n_streams**2)))
 
     def initialise(self, generator: torch.Generator) -> None:
-        nn.init.normal_(self.w, std=0.02, generator=generator)
+        drawn = nn.init.normal_(self.weight().detach(), std=0.02, generator=generator)
+        with torch.no_grad():
+            for name, block in zip(self.BLOCKS, drawn.chunk(3, dim=1)):
+                self.get_parameter(name).copy_(block)
+
+    def weight(self) -> Tensor:
+        """The linear map, (nC, 3 n^2): [pre | post | res]."""
+        return torch.cat([self.get_parameter(name) for name in self.BLOCKS], dim=1)
 
     def coefficients(self, x: Tensor) -> Coefficients:
         n = self.n_streams
         # At least float32: the transform is not closed under the rounding of bfloat16.
-        blocks = (self.norm(x.flatten(-2)) @ self.w).unflatten(-1, (3, n, n))
+        blocks = (self.norm(x.flatten(-2)) @ self.weight()).unflatten(-1, (3, n, n))
         pre, post, res = blocks.to(torch.promote_types(blocks.dtype, torch.float32)).unbind(-3)
         H_pre = torch.softmax(pre, dim=-1).mean(-2)
         H_post = torch.softmax(post, dim=-2).sum(-1)
         return Coefficients(H_pre, H_post, cayley(res, self.CAYLEY_ITERATIONS))
 
     def projection(self) -> Projection:
-        weight, bias = self.norm.weight.unsqueeze(1) * self.w, self.norm.bias @ self.w
+        w = self.weight()
+        weight, bias = self.norm.weight.unsqueeze(1) * w, self.norm.bias @ w
         return Projection(weight, bias, "layer", self.norm.eps)
 
     def from_projection(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,6 +15,8 @@ MAX_PERMUTATION_STREAMS = 6
 
 # Options of every variant with several streams.
 COMMON_OPTIONS = ("final_norm", "stream_dtype", "implementation")
+# And of every variant that mixes them.
+MIXING_OPTIONS = (*COMMON_OPTIONS, "freeze_mixing", "mixing_rate_factor")
 
 
 @dataclass(frozen=True)
@@ -43,42 +45,48 @@ VARIANTS = {
         "HC",
         "Hyper-Connections (arXiv 2409.19606): the streams are mixed by an unconstrained matrix "
         "H_res, computed for each token.",
-        (*COMMON_OPTIONS, "home_stream", "decay_logits"),
+        (*MIXING_OPTIONS, "home_stream", "decay_logits"),
     ),
     "mhc": Variant(
         "mHC",
         "Manifold-constrained Hyper-Connections (arXiv 2512.24880): Sinkhorn-Knopp iterations "
         "bring H_res close to a doubly stochastic matrix (all rows and columns sum to 1).",
-        (*COMMON_OPTIONS, "home_stream", "decay_logits", "initial_logit", "sinkhorn_iterations"),
+        (*MIXING_OPTIONS, "home_stream", "decay_logits", "initial_logit", "sinkhorn_iterations"),
     ),
     "mhc_lite": Variant(
         "mHC-lite",
         "The method replicated here (arXiv 2601.05732): H_res is a convex combination of all "
         "permutation matrices, and so exactly doubly stochastic.",
-        (*COMMON_OPTIONS, "home_stream", "decay_logits", "initial_logit"),
+        (*MIXING_OPTIONS, "home_stream", "decay_logits", "initial_logit"),
     ),
     "kromhc": Variant(
         "KromHC",
         "H_res is a Kronecker product of doubly stochastic 2 × 2 matrices (arXiv 2601.21579): "
         "exactly doubly stochastic, with few parameters.",
-        (*COMMON_OPTIONS, "home_stream", "decay_logits", "initial_logit"),
+        (*MIXING_OPTIONS, "home_stream", "decay_logits", "initial_logit"),
     ),
     "jpmhc": Variant(
         "JPmHC",
         "H_res is orthogonal, through a Cayley transform (arXiv 2602.18308).",
-        COMMON_OPTIONS,
+        MIXING_OPTIONS,
     ),
     "mhc_v4": Variant(
         "mHC (V4)",
         "mHC as it ships in DeepSeek V4 and GLM-5.3-Flash: Sinkhorn-Knopp begins with a softmax "
         "and ends with the rows, and training begins with H_res uniform.",
-        (*COMMON_OPTIONS, "decay_logits", "sinkhorn_iterations"),
+        (*MIXING_OPTIONS, "decay_logits", "sinkhorn_iterations"),
     ),
     "ohc": Variant(
         "oHC",
         "H_res is a rotation of four streams, made from two unit quaternions (arXiv 2609.02672): "
         "exactly orthogonal.",
-        (*COMMON_OPTIONS, "home_stream", "decay_logits"),
+        (*MIXING_OPTIONS, "home_stream", "decay_logits"),
+    ),
+    "gated": Variant(
+        "Gated",
+        "Several streams that are never mixed and that each sub-layer reads channel by channel, "
+        "through a low-rank gate, as Qwen4 does.",
+        (*COMMON_OPTIONS, "gate_rank"),
     ),
 }
 

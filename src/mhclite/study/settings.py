@@ -215,6 +215,10 @@ class Connections(Settings):
         description="mhc, mhc_lite, kromhc: residual logits of all but the identity at first, "
         "whose own are 0",
     )
+    gate_rank: PositiveInt | None = Field(
+        None,
+        description="gated: rank of the gate that reads; left out: `n_embd` / 8, as in Qwen4",
+    )
     decay_logits: Literal["authors", "always", "never"] = Field(
         "authors",
         description="weight decay on the static logits b_pre and b_res; `authors`: hc and mhc only",
@@ -228,6 +232,14 @@ class Connections(Settings):
         "per_stream",
         description="final LayerNorm of each stream (the authors), of their sum, or with `head` of "
         "a sum with learned weights (DeepSeek V4)",
+    )
+    freeze_mixing: bool = Field(
+        False, description="H_res stays the identity; reads and writes as the variant has them"
+    )
+    mixing_rate_factor: PositiveFloat = Field(
+        1.0,
+        description="learning rate of what makes H_res alone (w_res, b_res, scale_res), over that "
+        "of all else; their weight decay a step stays the same",
     )
     implementation: Literal["reference", "fast", "fused", "auto"] = Field(
         "auto",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch.optim.adamw import adamw
@@ -27,17 +28,17 @@ def learning_rate(step: int, peak: float, final: float, warmup: int, steps: int)
 
 
 class AdamW:
-    """AdamW over two groups of parameters, with and without weight decay, in torch's fused kernels.
+    """AdamW over the model's groups of parameters, in torch's fused kernels.
 
     The update is `torch.optim.AdamW`'s own. That class is not used because building one imports
     torch's compiler, which costs every short run on a CPU as much again as importing torch.
     """
 
     def __init__(self, model: GPT, betas: tuple[float, float], weight_decay: float) -> None:
-        decay, plain = model.decay_groups()
         self.betas = betas
-        self.groups = ((decay, weight_decay), (plain, 0.0))
-        parameters = (*decay, *plain)
+        self.weight_decay = weight_decay
+        self.groups = model.parameter_groups()
+        parameters = [p for group in self.groups for p in group.parameters]
         self.exp_avg = {p: torch.zeros_like(p) for p in parameters}
         self.exp_avg_sq = {p: torch.zeros_like(p) for p in parameters}
         # The kernel counts the updates of each parameter itself, on the parameter's device.
@@ -46,8 +47,10 @@ class AdamW:
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """Update every parameter that has a gradient."""
-        for group, weight_decay in self.groups:
-            parameters = [p for p in group if p.grad is not None]
+        for group in self.groups:
+            parameters = [p for p in group.parameters if p.grad is not None]
+            # AdamW decays by rate times decay: a faster rate must not decay faster.
+            decay = self.weight_decay / group.rate_factor if group.decayed else 0.0
             adamw(
                 list(parameters),
                 [p.grad for p in parameters if p.grad is not None],
@@ -59,8 +62,8 @@ class AdamW:
                 amsgrad=False,
                 beta1=self.betas[0],
                 beta2=self.betas[1],
-                lr=lr,
-                weight_decay=weight_decay,
+                lr=lr * group.rate_factor,
+                weight_decay=decay,
                 eps=1e-8,
                 maximize=False,
             )
@@ -76,8 +79,18 @@ class AdamW:
             mine.copy_(saved)
 
 
-def apply_update(model: GPT, optimizer: AdamW, lr: float, grad_clip: float) -> torch.Tensor:
-    """Clip, step, and clear the gradients. Returns the gradient norm before clipping, ()."""
+class GradientNorms(NamedTuple):
+    """Before clipping, () each."""
+
+    all: torch.Tensor
+    # Without the connections: the part that all variants have.
+    backbone: torch.Tensor
+
+
+def apply_update(model: GPT, optimizer: AdamW, lr: float, grad_clip: float) -> GradientNorms:
+    """Clip, step, and clear the gradients."""
+    own = [p.grad for _, p in model.backbone_parameters() if p.grad is not None]
+    backbone = torch.nn.utils.get_total_norm(own)
     parameters = list(model.parameters())
     if grad_clip > 0:
         norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
@@ -85,4 +98,4 @@ def apply_update(model: GPT, optimizer: AdamW, lr: float, grad_clip: float) -> t
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     optimizer.step(lr)
     model.zero_grad(set_to_none=True)
-    return norm
+    return GradientNorms(norm, backbone)

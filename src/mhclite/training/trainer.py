@@ -119,11 +119,12 @@ class Trainer:
             settings.warmup_steps,
             settings.steps,
         )
-        norm = apply_update(self.model, self.optimizer, rate, settings.grad_clip)
+        norms = apply_update(self.model, self.optimizer, rate, settings.grad_clip)
         return {
             "step": index + 1,
             "loss": finite(self.group.sum(total).item()),
-            "grad_norm": finite(norm.item()),
+            "grad_norm": finite(norms.all.item()),
+            "backbone_grad_norm": finite(norms.backbone.item()),
             "learning_rate": rate,
             "tokens": (index + 1) * settings.batch_size * model.block_size,
         }

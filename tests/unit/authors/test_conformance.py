@@ -18,6 +18,7 @@ FILES = sorted(GOLDEN.glob("*.npz"))
 SHIPPED = GOLDEN / "connection_mhc_v4_n4.npz"
 HEAD = GOLDEN / "head_mhc_v4_n4.npz"
 CONNECTION = GOLDEN / "connection_mhc_lite_n2.npz"
+GATED = GOLDEN / "connection_gated_n4.npz"
 TRAJECTORY = GOLDEN / "trajectory_residual.npz"
 
 
@@ -52,9 +53,16 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert report[0]["relative_errors"]["grad.w_res"] < 1e-9
 
 
+def test_without_a_fast_implementation_the_formula_agrees() -> None:
+    _, errors = check_file(GATED, "fast")
+    assert max(errors.values()) <= TOLERANCE["connection"]
+
+
 @pytest.mark.parametrize(
     ("source", "name"),
     [
+        (GATED, "output.H_post"),
+        (GATED, "grad.w_up"),
         (CONNECTION, "output.H_res"),
         (CONNECTION, "grad.b_res"),
         (TRAJECTORY, "losses"),
@@ -197,6 +205,24 @@ def test_what_a_file_states_is_used(
     assert main(["conformance", "--implementation", implementation, str(tmp_path / "other.npz")])
 
 
+def gate_without_rank(path: Path) -> None:
+    arrays = contents(GATED)
+    arrays["meta"] = np.array(str(arrays["meta"]).replace('"rank": 8, ', ""))
+    np.savez(path, **arrays)
+
+
+def gate_of_another_rank(path: Path) -> None:
+    arrays = contents(GATED)
+    arrays["meta"] = np.array(str(arrays["meta"]).replace('"rank": 8', '"rank": 7'))
+    np.savez(path, **arrays)
+
+
+def gate_without_write(path: Path) -> None:
+    arrays = contents(GATED)
+    del arrays["output.H_post"]
+    np.savez(path, **arrays)
+
+
 def missing(path: Path) -> None:
     """Nothing is written."""
 
@@ -219,6 +245,9 @@ def missing(path: Path) -> None:
         head_without_parameter,
         negative_eps,
         eps_in_words,
+        gate_without_rank,
+        gate_of_another_rank,
+        gate_without_write,
         missing,
     ],
 )
