@@ -324,7 +324,7 @@ def test_shipped_sinkhorn_has_exact_rows(seed: int, iterations: int) -> None:
     torch.testing.assert_close(H.sum(1), torch.ones(4).double(), rtol=0, atol=1e-4)
     exact = shipped_sinkhorn(logits, iterations, 0.0)
     torch.testing.assert_close(exact.sum(1), torch.ones(4).double(), rtol=1e-13, atol=0)
-    # Columns first, and the last half of an iteration left out: mHC's of the transpose.
+    # Without eps it is mHC's, of the transpose.
     torch.testing.assert_close(exact, sinkhorn_knopp(logits.T, iterations).T, rtol=1e-10, atol=0)
 
 
