@@ -23,13 +23,15 @@ from mhclite.connections import kernels, launch, sinkhorn_kernels
 FLOAT32 = {"H_res", "H_post", "bias", "gain", "offset", "scale", "a", "stats", "da", "dH_res"}
 FLOAT32 |= {"dH_post", "dH_pre", "da_all", "dgain", "logits", "M", "dM", "dlogits", "rows"}
 FLOAT32 |= {"columns"}
-# Projection columns, padded, of four streams; norm, activation, whether streams are mixed.
+# Projection columns, padded, of four streams; norm and its eps, activation, whether streams are
+# mixed, what follows the activation.
 VARIANTS = {
-    "identity": (16, 0, 0, False),
-    "hc": (32, 2, 1, True),
-    "mhc": (32, 0, 0, True),  # as mhc_lite
-    "kromhc": (16, 0, 0, True),
-    "jpmhc": (64, 1, 2, True),
+    "identity": (16, 0, 0.0, 0, False, ()),
+    "hc": (32, 2, 0.0, 1, True, ("offset", "scale")),
+    "mhc": (32, 0, 0.0, 0, True, ()),  # as mhc_lite
+    "kromhc": (16, 0, 0.0, 0, True, ()),  # as ohc
+    "jpmhc": (64, 1, 1e-5, 2, True, ()),
+    "mhc_v4": (32, 0, 1e-6, 0, True, ("offset",)),
 }
 
 
@@ -71,7 +73,7 @@ def needs(
 def boundary(kernel: Any, variant: str, streams: str) -> dict[str, int]:
     """`needs` of a boundary between two sub-layers of a variant, at the paper's size L."""
     n, C, usual = 4, 1024, launch.BOUNDARY
-    columns, norm, activation, mixes = VARIANTS[variant]
+    columns, norm, norm_eps, activation, mixes, affine = VARIANTS[variant]
     forward = kernel is kernels.boundary_forward
     constants: dict[str, Any] = {
         "C": C,
@@ -80,6 +82,7 @@ def boundary(kernel: Any, variant: str, streams: str) -> dict[str, int]:
         "PRE": activation,
         "NORM": norm,
         "MEAN": 3 * n * n,
+        "NORM_EPS": norm_eps,
         "WRITE": True,
         "MIX": mixes,
         "READ": True,
@@ -90,8 +93,7 @@ def boundary(kernel: Any, variant: str, streams: str) -> dict[str, int]:
         "XT": n * C,
         "XS": C,
     }
-    if activation != 1:
-        constants |= {"offset": None, "scale": None}
+    constants |= {name: None for name in ("offset", "scale") if name not in affine}
     if not mixes:
         constants |= {"H_res": None} | ({} if forward else {"dH_res": None})
     return needs(kernel, constants, streams, usual.warps, usual.stages)
@@ -104,8 +106,14 @@ def main() -> None:
             for kernel in (kernels.boundary_forward, kernels.boundary_backward):
                 name = f"{kernel.__name__} {variant} {streams}"
                 found[name] = boundary(kernel, variant, streams)
-    for kernel in (sinkhorn_kernels.sinkhorn_forward, sinkhorn_kernels.sinkhorn_backward):
-        constants = {"n": 4, "iterations": 20, "BT": launch.SINKHORN_TOKENS}
+    for kernel in (
+        sinkhorn_kernels.sinkhorn_forward,
+        sinkhorn_kernels.sinkhorn_backward,
+        sinkhorn_kernels.sinkhorn_v4_forward,
+        sinkhorn_kernels.sinkhorn_v4_backward,
+    ):
+        constants = {"n": 4, "iterations": 20, "EPS": 1e-6, "BT": launch.SINKHORN_TOKENS}
+        constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
         found[kernel.__name__] = needs(kernel, constants, "fp32", launch.SINKHORN_WARPS)
     print(json.dumps(found, indent=1))
 

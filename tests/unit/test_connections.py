@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny import MIXING, VARIANTS
 from tiny import connection as connection_config
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from mhclite.connections import connection_class
 from mhclite.connections.base import Connection
+from mhclite.connections.mhc_v4 import shipped_sinkhorn
 from mhclite.connections.mixing import cayley, permutation_matrices, sinkhorn_knopp
+from mhclite.connections.ohc import rotation
 from mhclite.connections.registry import check_streams
 
 C = 5
@@ -22,7 +24,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 quick = settings(max_examples=15, deadline=None, database=None)
 
 
-def make(variant: str, n: int, seed: int | None = None, **options: int) -> Connection:
+def make(variant: str, n: int, seed: int | None = None, **options: float) -> Connection:
     """A connection in float64; with a seed all its parameters are random, far from the start."""
     connection: Connection = connection_class(variant)(
         n, C, 0, **{**connection_config(variant).options, **options}
@@ -100,7 +102,7 @@ def test_forward_is_the_equation_looped(variant: str, seed: int) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients(variant: str) -> None:
-    n = 1 if variant == "residual" else 2
+    n = {"residual": 1, "ohc": 4}.get(variant, 2)
     connection, x = make(variant, n, 3), streams(n, 4, batch=1, tokens=1).requires_grad_()
     names = [name for name, _ in connection.named_parameters()]
 
@@ -118,8 +120,8 @@ def test_changing_the_mixing_changes_the_output(variant: str) -> None:
     before = connection(x, branch)
     H_pre, H_post, H_res = connection.coefficients(x)
     with torch.no_grad():
-        if variant == "jpmhc":  # the last n * n columns are the residual block
-            connection.w[:, 32:].add_(torch.randn(connection.w[:, 32:].shape) * 0.5)
+        if variant == "jpmhc":  # without a bias
+            connection.w_res.add_(torch.randn(connection.w_res.shape) * 0.5)
         else:
             connection.b_res.view(-1)[0] += 0.5
     changed = connection.coefficients(x)
@@ -152,13 +154,15 @@ def permute(connection: Connection, variant: str, order: list[int]) -> None:
             rows(state["norm.weight"]),
             rows(state["norm.bias"]),
         )
-        state["w"] = both(rows(state["w"]).unflatten(-1, (3, -1))).flatten(-2)
+        for end in ("pre", "post", "res"):
+            state[f"w_{end}"] = both(rows(state[f"w_{end}"]))
     elif variant == "gated":
         for name in ("norm_gain", "w_down", "w_post"):
             state[name] = rows(state[name])
         state["w_up"], state["w_post"] = rows(state["w_up"].T).T, state["w_post"][:, order]
     else:
-        state["norm_gain"] = rows(state["norm_gain"])
+        if "norm_gain" in state:
+            state["norm_gain"] = rows(state["norm_gain"])
         for end in ("pre", "post"):
             state[f"w_{end}"] = rows(state[f"w_{end}"])[:, order]
             state[f"b_{end}"] = state[f"b_{end}"][order]
@@ -176,19 +180,26 @@ def permute(connection: Connection, variant: str, order: list[int]) -> None:
         if variant == "kromhc" and order == [0, 2, 1, 3]:
             pairs = [2, 3, 0, 1]
             state["w_res"], state["b_res"] = state["w_res"][:, pairs], state["b_res"][pairs]
+        if variant == "ohc":  # the units i, j, k take each other's places in both quaternions
+            units = [*order, *(4 + i for i in order)]
+            state["w_res"], state["b_res"] = state["w_res"][:, units], state["b_res"][units]
     connection.load_state_dict(state)
 
 
-# The symmetries of a Kronecker product of two factors; any order for the others.
-KRONECKER = [[0, 2, 1, 3], [1, 0, 3, 2], [2, 3, 0, 1], [3, 2, 1, 0]]
+# The symmetries of a Kronecker product of two factors, and the cyclic ones of the quaternions'
+# units; any order for the others.
+SYMMETRIES = {
+    "kromhc": [[0, 2, 1, 3], [1, 0, 3, 2], [2, 3, 0, 1], [3, 2, 1, 0]],
+    "ohc": [[0, 2, 3, 1], [0, 3, 1, 2]],
+}
 
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "residual"])
 @settings(max_examples=8, deadline=None, database=None)
 @given(seed=SEEDS, data=st.data())
 def test_permuting_streams_permutes_outputs(variant: str, seed: int, data: st.DataObject) -> None:
-    orders = st.sampled_from(KRONECKER) if variant == "kromhc" else st.permutations(range(4))
-    order = data.draw(orders)
+    known = SYMMETRIES.get(variant)
+    order = data.draw(st.sampled_from(known) if known else st.permutations(range(4)))
     connection, x = make(variant, 4, seed), streams(4, seed)
     expected = connection(x, branch)[:, :, order]
     permute(connection, variant, order)
@@ -208,13 +219,14 @@ def test_one_stream_is_carried_unchanged(variant: str, seed: int) -> None:
     torch.testing.assert_close(H_res, torch.ones_like(H_res), rtol=1e-15, atol=0)
 
 
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "gated"])
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v not in ("gated", "ohc")])
 def test_one_stream_can_be_the_plain_residual(variant: str) -> None:
     """At the start for hc and jpmhc, with H_pre = H_post = 1 for the mHC family.
 
     gated reads a normalised stream: it is the plain residual up to that norm.
     """
-    connection, x = make(variant, 1), streams(1, 5)
+    options = {"hc_eps": 0.0} if variant == "mhc_v4" else {}
+    connection, x = make(variant, 1, **options), streams(1, 5)
     if hasattr(connection, "scale_pre"):
         with torch.no_grad():
             connection.b_pre.fill_(60.0)
@@ -299,6 +311,82 @@ def test_jpmhc_is_orthogonal_as_far_as_it_iterates() -> None:
     assert 1e-9 < error < 0.2
 
 
+# --- DeepSeek V4's Sinkhorn-Knopp -------------------------------------------------------------
+
+
+@quick
+@given(seed=SEEDS, iterations=st.integers(1, 30))
+def test_shipped_sinkhorn_has_exact_rows(seed: int, iterations: int) -> None:
+    """The other way round than the code of mHC-lite's authors, and up to eps."""
+    logits = torch.randn(4, 4, generator=torch.Generator().manual_seed(seed)).double()
+    H = shipped_sinkhorn(logits, iterations, 1e-6)
+    assert H.min() > 0
+    torch.testing.assert_close(H.sum(1), torch.ones(4).double(), rtol=0, atol=1e-4)
+    exact = shipped_sinkhorn(logits, iterations, 0.0)
+    torch.testing.assert_close(exact.sum(1), torch.ones(4).double(), rtol=1e-13, atol=0)
+    # Without eps it is mHC's, of the transpose.
+    torch.testing.assert_close(exact, sinkhorn_knopp(logits.T, iterations).T, rtol=1e-10, atol=0)
+
+
+def test_mhc_v4_starts_uniform() -> None:
+    H_pre, H_post, H_res = make("mhc_v4", 4).coefficients(streams(4, 1))
+    torch.testing.assert_close(H_pre, torch.full_like(H_pre, 0.5 + 1e-6), rtol=1e-12, atol=0)
+    torch.testing.assert_close(H_post, torch.ones_like(H_post), rtol=0, atol=0)
+    torch.testing.assert_close(H_res, torch.full_like(H_res, 0.25), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("variant", ["mhc_v4", "ohc"])
+def test_mixing_is_in_float32_under_autocast(variant: str) -> None:
+    """A bfloat16 product would leave sums and lengths off by 1e-3."""
+    connection = make(variant, 4, 7).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        H = connection.coefficients(streams(4, 7).float()).H_res
+    assert H.dtype == torch.float32
+    error = H.sum(-1) - 1 if variant == "mhc_v4" else H @ H.transpose(-1, -2) - torch.eye(4)
+    assert error.abs().max() < 3e-6
+
+
+# --- quaternions ------------------------------------------------------------------------------
+
+
+def hamilton(p: Tensor, q: Tensor) -> Tensor:
+    """The product of two quaternions, (4) each, by i j = k."""
+    a, u, b, v = p[0], p[1:], q[0], q[1:]
+    return torch.cat(((a * b - u @ v).view(1), a * v + b * u + torch.linalg.cross(u, v)))
+
+
+@quick
+@given(seed=SEEDS)
+def test_rotation_is_left_and_right_multiplication(seed: int) -> None:
+    q, r, x = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed)).double()
+    conjugate = r * torch.tensor([1.0, -1.0, -1.0, -1.0]).double()
+    expected = hamilton(hamilton(q, x), conjugate)
+    torch.testing.assert_close(rotation(q, r) @ x, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@quick
+@given(logits=st.lists(st.floats(-1e4, 1e4), min_size=8, max_size=8))
+def test_ohc_is_a_rotation_for_any_logits(dtype: torch.dtype, logits: list[float]) -> None:
+    given = torch.tensor(logits, dtype=dtype).view(1, 1, 8)
+    # Two quaternions that are all but 0 have no direction.
+    assume(all((v.square().sum() > 1e-6) for v in (given.view(2, 4) + torch.eye(4)[0])))
+    H = make("ohc", 4).to(dtype).mixing_matrix(given)[0, 0]
+    assert H.dtype == dtype
+    bound = 16 * torch.finfo(dtype).eps
+    assert (H @ H.T - torch.eye(4, dtype=dtype)).abs().max() <= bound
+    assert torch.linalg.det(H.double()) > 0.99
+
+
+def test_ohc_starts_at_the_identity() -> None:
+    """Bit for bit; its scale is no parameter."""
+    connection = make("ohc", 4).float()
+    x = streams(4, 3).float()
+    for H in (connection.coefficients(x).H_res, connection.fast_coefficients(x).H_res):
+        assert torch.equal(H, torch.eye(4).expand_as(H))
+    assert "scale_res" not in dict(connection.named_parameters())
+
+
 # --- gated --------------------------------------------------------------------------------------
 
 
@@ -349,6 +437,8 @@ def test_the_gates_rank_is_an_eighth_of_the_width_unless_said() -> None:
         ("kromhc", 12, "n_streams = 12"),
         ("mhc_lite", 7, "5,040 permutations"),
         ("mhc_lite", 8, "use kromhc"),
+        ("ohc", 2, "n_streams = 2: ohc rotates four streams"),
+        ("ohc", 8, "use jpmhc"),
     ],
 )
 def test_impossible_streams_are_refused(variant: str, n: int, said: str) -> None:
@@ -358,7 +448,6 @@ def test_impossible_streams_are_refused(variant: str, n: int, said: str) -> None
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_possible_streams_build(variant: str) -> None:
-    for n in (1, 2, 4):
-        if variant != "residual" or n == 1:
-            check_streams(variant, n)
-            assert make(variant, n).n_streams == n
+    for n in {"residual": (1,), "ohc": (4,)}.get(variant, (1, 2, 4)):
+        check_streams(variant, n)
+        assert make(variant, n).n_streams == n

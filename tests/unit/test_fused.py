@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,23 @@ from typing import Any
 import pytest
 import torch
 from tiny import configuration, connection, write_corpus
+from torch import Tensor
 
 from mhclite.authors.conformance import FUSED_TOLERANCE, check_file
 from mhclite.bench.parity import Case, cases, error_of, gradient
 from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.connections import availability, fused, launch
 from mhclite.connections.availability import Choice
+from mhclite.connections.mhc_v4 import shipped_sinkhorn
 from mhclite.connections.mixing import sinkhorn_knopp
 from mhclite.connections.sinkhorn import sinkhorn
+from mhclite.connections.sinkhorn_v4 import sinkhorn_v4
 from mhclite.errors import UserError
 from mhclite.model import GPT
 from mhclite.training.loop import train
 
 CPU = torch.device("cpu")
-VARIANTS = ["identity", "hc", "mhc", "mhc_lite", "kromhc", "jpmhc"]
+VARIANTS = ["identity", "hc", "mhc", "mhc_lite", "kromhc", "jpmhc", "mhc_v4", "ohc"]
 GOLDEN = Path(__file__).parents[1] / "golden"
 SIZE = ModelConfig("tiny", 9, n_layer=1, n_head=1, n_embd=16, block_size=4, learning_rate=1e-3)
 
@@ -85,15 +89,26 @@ def test_a_variant_without_kernels_is_one_line() -> None:
         check_file(GOLDEN / "connection_gated_n4.npz", "fused")
 
 
+def shipped(logits: Tensor, iterations: int) -> Tensor:
+    return shipped_sinkhorn(logits, iterations, 1e-6)
+
+
+def shipped_fast(logits: Tensor, iterations: int) -> Tensor:
+    return sinkhorn_v4(logits, iterations, 1e-6)
+
+
+@pytest.mark.parametrize("functions", [(sinkhorn, sinkhorn_knopp), (shipped_fast, shipped)])
 @pytest.mark.parametrize("n", [2, 4])
 @pytest.mark.parametrize("spread", [1.0, 30.0, 200.0])
-def test_sinkhorn_kernel(spread: float, n: int) -> None:
+def test_sinkhorn_kernel(
+    spread: float, n: int, functions: tuple[Callable[[Tensor, int], Tensor], ...]
+) -> None:
     """float32; logits too far apart for the linear domain included."""
     generator = torch.Generator().manual_seed(0)
     logits = spread * torch.rand(70, n, n, generator=generator)  # more than one program
     weight = torch.randn(70, n, n, generator=generator)
     results = []
-    for function, dtype in ((sinkhorn, torch.float32), (sinkhorn_knopp, torch.float64)):
+    for function, dtype in zip(functions, (torch.float32, torch.float64), strict=True):
         given = logits.to(dtype, copy=True).requires_grad_()
         M = function(given, 20)
         (M * weight).sum().backward()
@@ -123,6 +138,7 @@ def test_operators_keep_torchs_rules(mixed: bool) -> None:
         (operators.boundary, (x, None, None, None, *reading, torch.float32)),
         (operators.write, (x, y, H_res, H_post)),
         (operators.sinkhorn, (torch.randn(5, 2, 2, requires_grad=True), 3)),
+        (operators.sinkhorn_v4, (torch.randn(5, 2, 2, requires_grad=True), 3, 1e-6)),
     ):
         torch.library.opcheck(operator.default, arguments, test_utils=differentiable)
     x, y = x.detach(), y.detach()
@@ -138,13 +154,14 @@ def test_operators_keep_torchs_rules(mixed: bool) -> None:
         ),
         (operators.write_backward, (x, y, H_res, H_post, x)),
         (operators.sinkhorn_backward, (torch.randn(5, 2, 2), torch.randn(5, 2, 2), 3)),
+        (operators.sinkhorn_v4_backward, (torch.randn(5, 2, 2), torch.randn(5, 2, 2), 3, 1e-6)),
     ):
         checks = ("test_schema", "test_faketensor")
         torch.library.opcheck(operator.default, arguments, test_utils=checks)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["identity", "hc", "mhc", "jpmhc"])
+@pytest.mark.parametrize("variant", ["identity", "hc", "mhc", "jpmhc", "mhc_v4"])
 def test_is_one_graph_for_the_compiler(variant: str) -> None:
     tokens = torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(0))
     size = replace(SIZE, vocab_size=50, block_size=8)
@@ -211,12 +228,12 @@ def test_kernels_compile_for_a_gpu_and_stay_in_its_registers() -> None:
     script = Path(__file__).parent / "compile_kernels.py"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, str(script), "hc", "mhc", "jpmhc"],
+        [sys.executable, str(script), "hc", "mhc", "jpmhc", "mhc_v4"],
         capture_output=True, text=True, env=environment, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 14
+    assert len(found) == 20
     for name, needs in found.items():
         assert needs["shared"] <= 227 * 1024, name
         if "fp32" not in name:

@@ -194,9 +194,8 @@ def test_learned_read_beside_the_rest() -> None:
     extra = n * C * n + n + 1
     counts, more = plain.parameter_counts(), learned.parameter_counts()
     assert more == {name: count + extra for name, count in counts.items()}
-    decay, rest = learned.decay_groups()
-    assert any(p is learned.head.w for p in decay)
-    assert {id(learned.head.b), id(learned.head.scale)} < {id(p) for p in rest}
+    decayed = {id(p): g.decayed for g in learned.parameter_groups() for p in g.parameters}
+    assert [decayed[id(p)] for p in learned.head.parameters()] == [True, False, False]
     assert learned.head.w.std().item() == pytest.approx(0.02, rel=0.2)
     x = torch.randn(2, 3, n, C, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(learned.head(x), x.sum(2) / 2, rtol=0.2, atol=0.2)
@@ -221,7 +220,9 @@ def test_one_stream_has_no_learned_read() -> None:
     assert torch.equal(plain(tokens), learned(tokens))
 
 
-@pytest.mark.parametrize("variant", ["residual", "identity", "hc", "mhc", "mhc_lite", "kromhc"])
+@pytest.mark.parametrize(
+    "variant", ["residual", "identity", "hc", "mhc", "mhc_lite", "kromhc", "mhc_v4", "ohc"]
+)
 def test_decay_of_logits(variant: str) -> None:
     def decayed(policy: str) -> set[str]:
         model = GPT(MODEL, connection(variant, decay_logits=policy), seed=0)

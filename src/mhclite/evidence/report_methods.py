@@ -91,9 +91,10 @@ def connections_text(results: Results) -> str:
     """Options of the residual variants in words."""
     settings = results.settings["connections"]
     parts = [f"Every variant but the plain residual has {settings['n_streams']} residual streams."]
-    if "mhc" in results.variants:
+    iterated = [results.label(v) for v in ("mhc", "mhc_v4") if v in results.variants]
+    if iterated:
         iterations = counted(settings["sinkhorn_iterations"], "Sinkhorn-Knopp iteration")
-        parts.append(f"{results.label('mhc')}: {iterations}.")
+        parts.append(f"{', '.join(iterated)}: {iterations}.")
     parts.append(
         f"Final LayerNorm {FINAL_NORM[settings['final_norm']]}; weight decay on static logits: "
         f"{settings['decay_logits']}; dtype of the streams: {settings['stream_dtype']}; home "

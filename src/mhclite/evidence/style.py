@@ -1,8 +1,9 @@
 """One look for all figures, and files that are the same bytes each time.
 
 Figures are made for print: 7 inches is a page's width, text is 8 points. Each variant keeps its
-colour, marker and dashes in every figure; the colours (Okabe and Ito's, without their yellow) can
-be told apart with any of the common colour-vision deficiencies, and in grey by marker and dashes.
+colour, marker and dashes in every figure; the colours (Okabe and Ito's without their yellow, three
+of Paul Tol's kind) can be told apart with any of the common colour-vision deficiencies, and in grey
+by marker and dashes.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ _LOOKS: tuple[tuple[str, str, tuple[float, ...]], ...] = (
     ("#D55E00", "v", ()),
     ("#009E73", "P", (3, 1.2)),
     ("#CC79A7", "X", (6, 1.5)),
-    ("#7F7F7F", "<", (2, 1)),
-    ("#8C564B", ">", (8, 1.5)),
+    ("#882255", "<", (2, 1)),
+    ("#B5A642", ">", (8, 1.5)),
     ("#332288", "p", (4, 1, 1, 1, 1, 1)),
 )
 _PLACES = {variant: place % len(_LOOKS) for place, variant in enumerate(VARIANTS)}

@@ -15,6 +15,8 @@ from mhclite.errors import UserError
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 FILES = sorted(GOLDEN.glob("*.npz"))
+SHIPPED = GOLDEN / "connection_mhc_v4_n4.npz"
+HEAD = GOLDEN / "head_mhc_v4_n4.npz"
 CONNECTION = GOLDEN / "connection_mhc_lite_n2.npz"
 GATED = GOLDEN / "connection_gated_n4.npz"
 TRAJECTORY = GOLDEN / "trajectory_residual.npz"
@@ -25,7 +27,7 @@ def contents(path: Path) -> dict[str, Any]:
         return {name: file[name] for name in file.files}
 
 
-def test_there_are_files_of_both_kinds() -> None:
+def test_there_are_files_of_every_kind() -> None:
     assert {path.name.split("_")[0] for path in FILES} == set(TOLERANCE)
 
 
@@ -64,6 +66,8 @@ def test_without_a_fast_implementation_the_formula_agrees() -> None:
         (CONNECTION, "output.H_res"),
         (CONNECTION, "grad.b_res"),
         (TRAJECTORY, "losses"),
+        (HEAD, "output.h"),
+        (HEAD, "grad.scale"),
     ],
 )
 def test_disagrees(
@@ -162,6 +166,45 @@ def misshapen(path: Path) -> None:
     np.savez(path, **arrays)
 
 
+def head_without_parameter(path: Path) -> None:
+    arrays = contents(HEAD)
+    del arrays["param.b"]
+    np.savez(path, **arrays)
+
+
+def negative_eps(path: Path) -> None:
+    restated(HEAD, path, norm_eps=-1e-6)
+
+
+def eps_in_words(path: Path) -> None:
+    restated(SHIPPED, path, hc_eps="small")
+
+
+def restated(source: Path, path: Path, **changes: Any) -> None:
+    """A golden file with other values in its `meta`."""
+    arrays = contents(source)
+    arrays["meta"] = np.array(json.dumps(json.loads(str(arrays["meta"])) | changes))
+    np.savez(path, **arrays)
+
+
+@pytest.mark.parametrize(
+    ("source", "changes"),
+    [
+        (SHIPPED, {"norm_eps": 1e-2}),
+        (SHIPPED, {"hc_eps": 1e-4}),
+        (SHIPPED, {"sinkhorn_iterations": 2}),
+        (HEAD, {"norm_eps": 1e-2}),
+        (HEAD, {"hc_eps": 1e-4}),
+    ],
+)
+@pytest.mark.parametrize("implementation", ["reference", "fast"])
+def test_what_a_file_states_is_used(
+    source: Path, changes: dict[str, float], implementation: str, tmp_path: Path
+) -> None:
+    restated(source, tmp_path / "other.npz", **changes)
+    assert main(["conformance", "--implementation", implementation, str(tmp_path / "other.npz")])
+
+
 def gate_without_rank(path: Path) -> None:
     arrays = contents(GATED)
     arrays["meta"] = np.array(str(arrays["meta"]).replace('"rank": 8, ', ""))
@@ -199,6 +242,9 @@ def missing(path: Path) -> None:
         without_output,
         unknown_variant,
         misshapen,
+        head_without_parameter,
+        negative_eps,
+        eps_in_words,
         gate_without_rank,
         gate_of_another_rank,
         gate_without_write,

@@ -1,0 +1,55 @@
+"""Ten variants can be told apart: in colour, with a colour-vision deficiency, and in grey."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+
+from mhclite.connections.registry import VARIANTS
+from mhclite.evidence.style import _LOOKS
+
+# What linear RGB becomes without one kind of cone (Machado, Oliveira and Fernandes 2009).
+SIGHT = {
+    "usual": np.eye(3),
+    "protanopia": np.array(
+        [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]]
+    ),
+    "deuteranopia": np.array(
+        [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]]
+    ),
+    "tritanopia": np.array(
+        [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]]
+    ),
+}
+XYZ = np.array([[0.4125, 0.3576, 0.1804], [0.2127, 0.7152, 0.0722], [0.0193, 0.1192, 0.9503]])
+
+
+def lab(colour: str, sight: str = "usual") -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """CIE L*a*b* of a colour."""
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    xyz = XYZ @ np.clip(SIGHT[sight] @ linear, 0, 1) / XYZ.sum(1)
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_colours_differ(sight: str) -> None:
+    """By more than 10 units of CIE L*a*b*; 2 are just noticeable."""
+    for one, other in combinations([look[0] for look in _LOOKS], 2):
+        assert np.linalg.norm(lab(one, sight) - lab(other, sight)) > 10, (one, other)
+
+
+def test_in_grey_marker_and_dashes_differ() -> None:
+    assert len({look[1] for look in _LOOKS}) == len({look[2] for look in _LOOKS[1:]}) + 1 == 10
+
+
+def test_colours_show_on_white() -> None:
+    assert max(lab(colour)[0] for colour, _, _ in _LOOKS) < 75
+
+
+def test_every_variant_has_a_look_of_its_own() -> None:
+    assert len(VARIANTS) <= len(_LOOKS)
