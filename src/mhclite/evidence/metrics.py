@@ -5,6 +5,7 @@ Imports nothing that is slow: Snakemake reads the claims, and so this, in every 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -20,6 +21,7 @@ class Metric:
     log: bool = False  # logarithms are compared: the effect is a factor
     share: bool = False  # a proportion with a point mass at 0 or 1: seeds are counted
     equal: float | None = None  # smallest effect of interest: below it, practically equal
+    worst: float = math.inf  # of a run that diverged; NaN: it has none, and says nothing
     resolution: float = 0.0  # a spread over seeds below it is rounding, and decides nothing
 
 
@@ -44,10 +46,14 @@ METRICS = {
     "orthogonality_error": Metric("|YᵀY - I|", log=True, resolution=1e-3),
     "gain_forward": Metric("composite gain", log=True, resolution=1e-4),
     "gain_forward_peak": Metric("largest composite gain", log=True, resolution=1e-4),
-    "gap_growth": Metric("product's deviation over a single one's", log=True, resolution=1e-3),
+    "gap_growth": Metric(
+        "product's deviation over a single one's", log=True, resolution=1e-3, worst=math.nan
+    ),
     "sinkhorn_share_above_30": Metric("share of inputs", share=True),
-    "knockout_identity": Metric("cost of H_res = I", "nats/token", resolution=1e-6),
-    "critical_rate": Metric("log2 of the largest rate", equal=0.25, resolution=0.01),
+    "knockout_identity": Metric("cost of H_res = I", "nats/token", resolution=1e-6, worst=math.nan),
+    "critical_rate": Metric(
+        "log2 of the largest rate", equal=0.25, resolution=0.01, worst=math.nan
+    ),
     "loss_spikes": Metric("spikes of the loss", "per 1,000 steps"),
     "grad_norm_spikes": Metric("spikes of the gradient norm", "per 1,000 steps"),
     "diverged": Metric("diverged runs", "per run"),

@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from mhclite.connections.registry import VARIANTS
@@ -19,7 +18,7 @@ from mhclite.evidence.claims import Claim
 from mhclite.evidence.results import Results
 from mhclite.evidence.statistics import t_interval
 from mhclite.evidence.table_format import significant
-from mhclite.evidence.values import measured, runs_of, values_by_seed
+from mhclite.evidence.values import runs_of, values_by_seed
 
 UNMIXED = ("residual", "identity", "gated")
 DOUBLY_STOCHASTIC = ("mhc", "mhc_lite", "kromhc", "mhc_v4")
@@ -65,7 +64,7 @@ def _unmet(results: Results, claim: Claim, corpus: str, model: str) -> Iterator[
         steps = results.settings["training"]["steps"]
         block = results.settings["models"][model]["block_size"]
         tokens = steps * results.settings["training"]["batch_size"] * block
-        found = tokens / mean_of(tables[-1], "parameters", completed=False)
+        found = tokens / float(tables[-1]["parameters"].mean())
         yield from _short("tokens per parameter", found, requires.tokens_per_parameter)
     if claim.preserve is not None:
         yield from _sensitive(results, claim, corpus, model)
@@ -102,13 +101,11 @@ def _short(what: str, found: float, needed: float) -> Iterator[str]:
         yield f"{what} {significant(found, 2)}, {significant(needed, 2)} needed"
 
 
-def mean_of(rows: pd.DataFrame, column: str, completed: bool = True) -> float:
-    """Mean over the runs, NaN if there is none with a value."""
-    if completed:
-        rows = rows[rows["status"] == "completed"]
-    values = [measured(row, column) for row in rows.to_dict("records")]
-    known = [value for value in values if not math.isnan(value)]
-    return float(np.mean(known)) if known else math.nan
+def mean_of(runs: pd.DataFrame, column: str) -> float:
+    """Mean over the completed runs that have a value; NaN if none has, or no such column exists."""
+    if column not in runs:
+        return math.nan
+    return float(runs.loc[runs["status"] == "completed", column].mean())
 
 
 def knockout_in_errors(rows: pd.DataFrame) -> float:

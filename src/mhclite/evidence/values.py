@@ -9,8 +9,11 @@ from typing import Any
 import pandas as pd
 
 from mhclite.evidence.metrics import COUNTS, METRICS
-from mhclite.evidence.results import Results, of
+from mhclite.evidence.results import Results
 from mhclite.study.settings import BASE
+
+# Columns of metrics that are made from others.
+SOURCES = {"gap_growth": ("product_deviation_99", "single_deviation_99")}
 
 
 def condition_of(results: Results, variant: str, setting: Mapping[str, Any]) -> str | None:
@@ -34,8 +37,8 @@ def runs_of(
 ) -> pd.DataFrame:
     """The rows of runs.csv of one variant; empty if no run has the setting."""
     condition = condition_of(results, variant, setting)
-    rows = of(results.all_runs, corpus, model, variant)
-    return rows[rows["condition"] == condition]
+    cell = (corpus, model, variant, str(condition))
+    return results.runs_by_cell.get(cell, results.all_runs.iloc[:0])
 
 
 def measured(row: Mapping[Any, Any], column: str) -> float:
@@ -54,11 +57,16 @@ def values_by_seed(
 ) -> dict[int, float]:
     """seed -> value in the unit of the comparison; runs without one are left out.
 
-    A run that diverged is the worst there is: it has the unigram model's loss, and of any other
-    metric a value beyond all others (infinity). Counts are per 1,000 steps.
+    A run that diverged is the worst there is: it has the unigram model's loss, and of other metrics
+    a value beyond all others (infinity), or none (`Metric.worst`). Counts are per 1,000 steps.
     """
     values: dict[int, float] = {}
-    for row in runs_of(results, corpus, model, variant, setting or {}).to_dict("records"):
+    runs = runs_of(results, corpus, model, variant, setting or {})
+    sources = SOURCES.get(metric, (metric,))
+    if metric != "diverged" and not all(name in runs for name in sources):
+        return values
+    needed = {"seed", "status", "steps", "unigram", *sources}
+    for row in runs[[name for name in runs if name in needed]].to_dict("records"):
         value = _value(row, metric)
         if not math.isnan(value):
             values[int(row["seed"])] = value
@@ -70,11 +78,12 @@ def _value(row: Mapping[Any, Any], metric: str) -> float:
     if metric == "diverged":
         return float(diverged)
     if diverged:
-        return measured(row, "unigram") if metric == "validation_loss" else math.inf
+        return measured(row, "unigram") if metric == "validation_loss" else METRICS[metric].worst
     if metric in COUNTS:
         return 1000 * measured(row, metric) / measured(row, "steps")
     if metric == "gap_growth":
-        value = measured(row, "product_deviation_99") / measured(row, "single_deviation_99")
+        product, single = (measured(row, name) for name in SOURCES[metric])
+        value = product / single if single > 0 else math.nan
     else:
         value = measured(row, metric)
     if METRICS[metric].log:

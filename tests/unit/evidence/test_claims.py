@@ -24,7 +24,7 @@ from mhclite.evidence.style import save, style
 from mhclite.evidence.table_format import markdown
 from mhclite.evidence.topics.claims import claims_data, claims_table, paper_table
 from mhclite.evidence.topics.forest import forest, label_of, loss_findings
-from mhclite.evidence.values import values_by_seed
+from mhclite.evidence.values import _value, values_by_seed
 
 SEEDS = (0, 1, 2, 3, 4)
 FAIR = {
@@ -258,6 +258,14 @@ def test_tokens_by_hand(results: Results) -> None:
     assert percent == pytest.approx(100 * (math.exp(tokens.mean) - 1))
 
 
+def test_metrics_of_a_run() -> None:
+    row = {"status": "completed", "product_deviation_99": 0.3, "single_deviation_99": 0.1}
+    assert _value(row, "gap_growth") == pytest.approx(math.log(3))
+    assert math.isnan(_value({**row, "single_deviation_99": 0.0}, "gap_growth"))
+    assert math.isnan(_value({**row, "status": "diverged"}, "gap_growth"))
+    assert math.isnan(_value(row, "gain_forward"))
+
+
 # --- requirements -----------------------------------------------------------------------------
 
 
@@ -361,6 +369,9 @@ def test_a_diverged_run_has_the_unigram_models_loss(results: Results) -> None:
     assert values[1] == values[3] == 5.25
     assert values[0] == final_loss("sotu", 4, "hc", 0)
     assert values_by_seed(hit, "sotu", "d4", "hc", "grad_norm_mean")[1] == math.inf
+    costs = values_by_seed(hit, "sotu", "d4", "hc", "knockout_identity")
+    assert sorted(costs) == [0, 2, 4]  # there is no trained model whose mixing could be knocked out
+    assert values_by_seed(hit, "sotu", "d4", "hc", "critical_rate") == {}  # no such column
     assert values_by_seed(hit, "sotu", "d4", "hc", "diverged") == {0: 0, 1: 1, 2: 0, 3: 1, 4: 0}
 
 
