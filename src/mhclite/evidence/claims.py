@@ -10,17 +10,19 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
-from mhclite.evidence.columns import RUN_COLUMNS
+from mhclite.evidence.metrics import COUNTS, METRICS
 from mhclite.study.settings import Settings
 
-GAIN_GROWTH = "gain_growth"  # log of the composite gain after the last sub-layer over the first's
-METRICS = (*(name for name, kind in RUN_COLUMNS.items() if kind == "float64"), GAIN_GROWTH)
 NEEDED = {
     "difference": ("metric", "reference"),
     "bound": ("metric", "threshold"),
+    "trend": ("metric",),
+    "count": ("metric", "reference"),
     "throughput": ("reference", "implementation"),
     "parameters": ("reference",),
 }
+MAY_HAVE = {"trend": ("reference",)}
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class PaperFigure(Settings):
@@ -30,34 +32,72 @@ class PaperFigure(Settings):
     how: Literal["verbatim", "second-hand", "figure", "code"]
 
 
+class Requires(Settings):
+    """What a study must reach before the claim can be asked of it; `requirements` judges it."""
+
+    functional_mixing: Annotated[int, Field(ge=1)] | None = None
+    start_distance: Positive | None = None
+    knockout_errors: Positive | None = None
+    below_bigram: bool = False
+    tokens_per_parameter: Positive | None = None
+
+
 class Claim(Settings):
     """One entry of config/claims.yaml, which explains the fields."""
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,60}$")]
     statement: str
     source: str
-    kind: Literal["difference", "bound", "throughput", "parameters"]
+    scale: str | None = None
+    family: Literal["confirmatory", "secondary"] = "secondary"
+    kind: Literal["difference", "bound", "trend", "count", "throughput", "parameters"]
     variant: str
+    setting: dict[str, Any] = Field({})
     reference: str | None = None
+    reference_setting: dict[str, Any] = Field({})
     metric: str | None = None
     direction: Literal["lower", "higher"] = "lower"
     margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    preserve: Annotated[float, Field(gt=0, lt=1)] | None = None
     threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
     implementation: Literal["reference", "fast", "fused"] | None = None
+    by_construction: bool = False
+    requires: Requires = Requires()
     paper: PaperFigure | None = None
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Self:
         for name in ("metric", "reference", "threshold", "implementation"):
-            if (getattr(self, name) is not None) != (name in NEEDED[self.kind]):
-                needs = ", ".join(NEEDED[self.kind])
-                raise ValueError(f"kind {self.kind} has {needs}, and {name!r} does not fit that")
+            has, needs = getattr(self, name) is not None, name in NEEDED[self.kind]
+            if has != needs and name not in MAY_HAVE.get(self.kind, ()):
+                raise ValueError(
+                    f"kind {self.kind} has {', '.join(NEEDED[self.kind])}, and {name!r} does not "
+                    "fit that"
+                )
         for variant in (self.variant, self.reference):
             if variant is not None and variant not in VARIANTS:
                 raise ValueError(f"{variant!r} is unknown; known are {', '.join(VARIANTS)}")
         if self.metric is not None and self.metric not in METRICS:
             raise ValueError(f"metric {self.metric!r} is unknown; known are {', '.join(METRICS)}")
+        if (self.metric in COUNTS) != (self.kind == "count"):
+            raise ValueError(f"kind count is for the metrics {', '.join(COUNTS)}, and they for it")
+        if self.by_construction and self.kind != "bound":
+            raise ValueError("by_construction is for kind bound: a value against a threshold")
+        if self.preserve is not None and not (self.metric == "validation_loss" and self.margin):
+            raise ValueError("preserve goes with a difference of validation_loss with a margin")
+        if self.kind == "bound" and self.log and self.threshold is not None and self.threshold <= 0:
+            raise ValueError(f"threshold of {self.metric} is compared by logarithm: above 0")
         return self
+
+    @property
+    def log(self) -> bool:
+        """Whether logarithms of the metric are compared."""
+        return self.kind == "throughput" or (self.metric is not None and METRICS[self.metric].log)
+
+    @property
+    def sign(self) -> int:
+        """1 if lower supports the claim, else -1."""
+        return 1 if self.direction == "lower" else -1
 
 
 def parse_claims(content: Any, where: str) -> list[Claim]:

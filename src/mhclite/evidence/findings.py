@@ -1,26 +1,26 @@
-"""What a study's runs say of each claim."""
+"""What a study says of each claim: one verdict, and what each of its model sizes shows.
+
+The deepest model decides: the papers speak of depth, and at one or two layers most mixing matrices
+can do nothing (`requirements`). Trends take all model sizes together. The other sizes are shown
+below the verdict and decide nothing.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from mhclite.connections.registry import VARIANTS
-from mhclite.evidence.claims import GAIN_GROWTH, Claim, parse_claims
-from mhclite.evidence.results import Results, of
-from mhclite.evidence.statistics import BASELINE, tokens_to_reach
+from mhclite.evidence.claims import Claim, parse_claims
+from mhclite.evidence.results import Results
+from mhclite.evidence.rows import Row, row_of, trend_row
 from mhclite.evidence.verdicts import (
     Comparison,
     Verdict,
-    compare,
+    detectable_effect,
+    gatekeep,
     holm,
-    seeds_to_decide,
     verdict,
 )
-from mhclite.measure.files import Throughput, Timing
 
 
 def claims_of(results: Results) -> list[Claim]:
@@ -30,173 +30,115 @@ def claims_of(results: Results) -> list[Claim]:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a study says of a claim, for one corpus and model size.
-
-    The comparison is of d: variant minus reference (or threshold), turned so that lower supports.
-    """
+    """What a study says of a claim on one corpus."""
 
     claim: Claim
     corpus: str
-    model: str
-    verdict: Verdict
-    reason: str = ""  # why it was not tested
-    comparison: Comparison | None = None
-    p_holm: float | None = None
-    seeds_needed: int | None = None  # for inconclusive
-    tokens_percent: float | None = None  # of loss claims: see `token_difference`
-    numbers: str = ""  # where the verdict is a count
+    rows: tuple[Row, ...]  # one per model size, in the study's order
+    decides: int  # which of the rows
+    verdict: Verdict = "not tested"
+    reason: str = ""
+    p: float | None = None  # corrected
+    p_equal: float | None = None  # corrected
+    detectable: float | None = None  # the true effect that is found with 80 % power
 
     @property
-    def sign(self) -> int:
-        """1 if lower supports the claim, else -1."""
-        return 1 if self.claim.direction == "lower" else -1
-
-
-def metric_by_seed(
-    results: Results, corpus: str, model: str, variant: str, metric: str
-) -> dict[int, float]:
-    """seed -> value of the completed runs that have one."""
-    cell = of(results.runs, corpus, model, variant)
-    values: dict[int, float] = {}
-    for row in cell[cell["status"] == "completed"].to_dict("records"):
-        if metric == GAIN_GROWTH:
-            mixing = results.probes[row["run"]].mixing
-            if mixing is None:
-                continue
-            gain = mixing.product.gain_forward
-            value = math.log(gain[-1] / gain[0])
-        else:
-            value = row[metric]
-        if math.isfinite(value):
-            values[int(row["seed"])] = float(value)
-    return values
-
-
-def token_difference(
-    results: Results, corpus: str, model: str, variant: str, reference: str
-) -> float | None:
-    """Tokens that the variant needs beyond the reference's, in percent; mean over seeds.
-
-    The better run of a seed is followed to where it reaches the other's final loss: -20 means that
-    the variant was there after 80 % of the tokens. As the learning rate falls only at the end, a
-    shorter run planned as such would save more.
-    """
-    cell = of(results.curves.dropna(subset=["validation_loss"]), corpus, model)
-    differences = []
-    seeds = metric_by_seed(results, corpus, model, variant, "validation_loss")
-    for seed in seeds.keys() & metric_by_seed(results, corpus, model, reference, "validation_loss"):
-        own, other = (
-            cell[(cell["variant"] == name) & (cell["seed"] == seed)]
-            for name in (variant, reference)
-        )
-        ends = own["validation_loss"].iloc[-1], other["validation_loss"].iloc[-1]
-        better, target, sign = (own, ends[1], 1) if ends[0] <= ends[1] else (other, ends[0], -1)
-        reached = tokens_to_reach(
-            better["tokens"].to_numpy(float), better["validation_loss"].to_numpy(float), target
-        )
-        assert reached is not None
-        differences.append(sign * 100 * (reached / float(own["tokens"].iloc[-1]) - 1))
-    return float(np.mean(differences)) if differences else None
-
-
-def measured_in(throughput: Throughput, implementation: str) -> Mapping[str, Timing] | None:
-    """variant -> its timing in a throughput file by an implementation; None if not measured."""
-    if throughput.implementation == implementation:
-        return throughput.variants
-    others = throughput.others.get(implementation)
-    # The plain residual is the same in all.
-    plain = {name: row for name, row in throughput.variants.items() if name == BASELINE}
-    return None if others is None else plain | others
-
-
-def _compare(
-    results: Results, claim: Claim, corpus: str, model: str
-) -> tuple[Comparison | None, str]:
-    """(comparison, reason if there is none) of a claim with a p value."""
-    sign = 1 if claim.direction == "lower" else -1
-    for variant in filter(None, (claim.variant, claim.reference)):
-        if variant not in results.variants:
-            return None, f"{VARIANTS[variant].label} is not in this study"
-    if claim.kind == "throughput":
-        assert claim.implementation is not None
-        assert claim.reference is not None
-        measured = measured_in(results.throughput[model], claim.implementation)
-        if measured is None:
-            return None, f"the {claim.implementation} implementation was not measured"
-        own, other = (
-            np.array(measured[name].step_seconds) for name in (claim.variant, claim.reference)
-        )
-        return compare(list(np.log(own / other)), 0.0, results.confidence), ""
-    assert claim.metric is not None
-    own_values = metric_by_seed(results, corpus, model, claim.variant, claim.metric)
-    if claim.kind == "bound":
-        assert claim.threshold is not None
-        values = [sign * (value - claim.threshold) for value in own_values.values()]
-        margin = 0.0
-    else:
-        assert claim.reference is not None
-        others = metric_by_seed(results, corpus, model, claim.reference, claim.metric)
-        shared = sorted(own_values.keys() & others.keys())
-        values = [sign * (own_values[seed] - others[seed]) for seed in shared]
-        margin = claim.margin
-    if not values:
-        return None, f"no completed runs with {claim.metric}"
-    return compare(values, margin, results.confidence), ""
-
-
-def _count(results: Results, claim: Claim, corpus: str, model: str) -> Finding:
-    """A claim about parameters."""
-    assert claim.reference is not None
-    measured = results.throughput[model].variants
-    for variant in (claim.variant, claim.reference):
-        if variant not in measured:
-            reason = f"{VARIANTS[variant].label} is not in this study"
-            return Finding(claim, corpus, model, "not tested", reason)
-    own, other = (measured[name].extra_parameters for name in (claim.variant, claim.reference))
-    decided: Verdict = "supported" if own < other else "contradicted"
-    return Finding(claim, corpus, model, decided, numbers=f"{own:,} against {other:,}")
+    def row(self) -> Row:
+        """The row that decides."""
+        return self.rows[self.decides]
 
 
 def evaluate(results: Results, claims: Sequence[Claim]) -> list[Finding]:
-    """A finding for each claim, corpus and model size, Holm-corrected over all of them."""
-    found: list[Finding] = []
+    """A finding for each claim and corpus."""
+    deepest = max(range(len(results.models)), key=lambda at: results.n_layer(results.models[at]))
+    found = []
     for claim in claims:
-        for corpus, model in results.panels():
-            if claim.kind == "parameters":
-                found.append(_count(results, claim, corpus, model))
-                continue
-            comparison, reason = _compare(results, claim, corpus, model)
-            found.append(Finding(claim, corpus, model, "not tested", reason, comparison=comparison))
-    tested = [
-        at
-        for at, finding in enumerate(found)
-        if finding.comparison is not None and finding.comparison.p is not None
-    ]
-    adjusted = holm([found[at].comparison.p for at in tested])  # type: ignore[union-attr, misc]
-    p_holm = dict(zip(tested, adjusted, strict=True))
+        for corpus in results.corpora:
+            if claim.kind == "trend":
+                found.append(Finding(claim, corpus, (trend_row(results, claim, corpus),), 0))
+            else:
+                rows = tuple(row_of(results, claim, corpus, model) for model in results.models)
+                found.append(Finding(claim, corpus, rows, deepest))
+    return _decided(results, found)
+
+
+# --- verdicts -------------------------------------------------------------------------------
+
+
+def _tested(finding: Finding) -> Comparison | None:
+    """The comparison, if its p values count among those that are corrected."""
+    row = finding.row
+    return None if row.unmet or finding.claim.by_construction else row.comparison
+
+
+def _decided(results: Results, found: list[Finding]) -> list[Finding]:
+    """The findings with corrected p values and verdicts."""
+    families: dict[str, dict[int, float]] = {"confirmatory": {}, "secondary": {}}
+    equal: dict[int, float] = {}
+    for at, finding in enumerate(found):
+        comparison = _tested(finding)
+        if comparison is not None and comparison.p is not None:
+            families[finding.claim.family][at] = comparison.p
+        if comparison is not None and comparison.p_equal is not None:
+            equal[at] = comparison.p_equal
+    first, second = families["confirmatory"], families["secondary"]
+    corrected = gatekeep([*first.values()], [*second.values()], 1 - results.confidence)
+    p = dict(zip([*first, *second], [*corrected[0], *corrected[1]], strict=True))
+    p_equal = dict(zip(equal, holm([*equal.values()]), strict=True))
     return [
-        finding
-        if finding.comparison is None
-        else _decided(results, finding, finding.comparison, p_holm.get(at), len(tested))
+        _with_verdict(
+            results,
+            replace(finding, p=p.get(at), p_equal=p_equal.get(at)),
+            len(families[finding.claim.family]),
+        )
         for at, finding in enumerate(found)
     ]
 
 
-def _decided(
-    results: Results, finding: Finding, comparison: Comparison, p_holm: float | None, tests: int
-) -> Finding:
-    """The finding with its verdict and what goes with it; `tests` are corrected for together."""
-    claim = finding.claim
-    decided = verdict(comparison, p_holm, results.confidence)
-    tokens = None
-    if claim.kind == "difference" and claim.metric == "validation_loss":
-        assert claim.reference is not None
-        tokens = token_difference(
-            results, finding.corpus, finding.model, claim.variant, claim.reference
-        )
-    # The level that Holm's method asks of the smallest p value: a little more than may be needed.
-    level = 1 - (1 - results.confidence) / max(1, tests)
-    needed = seeds_to_decide(comparison, level) if decided == "inconclusive" else None
+def _with_verdict(results: Results, finding: Finding, tests: int) -> Finding:
+    claim, row = finding.claim, finding.row
+    if row.missing:
+        return replace(finding, verdict="not tested", reason=row.missing)
+    if claim.kind == "parameters":
+        return replace(finding, verdict="counted", reason=row.numbers)
+    if row.unmet:
+        return replace(finding, verdict="not reached", reason="; ".join(row.unmet))
+    assert row.comparison is not None
+    if claim.by_construction:
+        holds = "holds" if row.comparison.side < 0 else "does not hold"
+        return replace(finding, verdict="by construction", reason=holds)
+    decided = verdict(row.comparison, finding.p, finding.p_equal, results.confidence)
+    reason = ""
+    if decided in ("supported", "contradicted") and row.crossed is not None:
+        low, high = row.crossed
+        if low <= claim.margin <= high:
+            decided, reason = "inconclusive", "other documents could turn it"
+    if decided == "contradicted" and claim.scale is not None:
+        reason = f"at this size; it was claimed at {claim.scale}"
+    if decided == "inconclusive" and not reason:
+        reason = _undecided(row.comparison)
     return replace(
-        finding, verdict=decided, p_holm=p_holm, tokens_percent=tokens, seeds_needed=needed
+        finding,
+        verdict=decided,
+        reason=reason,
+        detectable=_detectable(results, row.comparison, tests) if claim.kind != "count" else None,
     )
+
+
+def _undecided(comparison: Comparison) -> str:
+    """Why nothing could be decided, where it is not for want of a large enough effect."""
+    if comparison.p is not None:
+        return ""
+    return "one seed" if comparison.interval.n < 2 else "no spread over seeds"
+
+
+def _detectable(results: Results, comparison: Comparison, tests: int) -> float | None:
+    """The distance from the margin that is found with 80 % power at the spread and n observed.
+
+    At the level that the correction asks of the smallest p value of the family.
+    """
+    interval = comparison.interval
+    if interval.mean is None or not interval.sd:
+        return None
+    effect = detectable_effect(interval.n, 1 - (1 - results.confidence) / max(1, tests))
+    return None if effect is None else effect * interval.sd

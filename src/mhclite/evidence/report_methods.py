@@ -144,9 +144,12 @@ def statistics_text(results: Results) -> str:
         f"{counted(len(seeds), 'seed')} ({', '.join(map(str, seeds))}). Intervals are two-sided "
         f"{level} Student t intervals over seeds. Variants are compared with the plain residual by "
         "differences within a seed, which cancel what the seed does to all variants. Diverged runs "
-        "are counted and are in no mean. The p values of the claims are corrected by Holm's method "
-        "over all tests of the study, so that the chance of even one wrong verdict is at most "
-        f"{percent_of(1 - results.confidence)}; intervals are not corrected."
+        "are counted and are in no mean that is shown; for a claim a diverged run is the worst "
+        "outcome. The p values of the claims are corrected over a confirmatory family and a "
+        "secondary one behind it, so that the chance of even one wrong verdict of a difference is "
+        f"at most {percent_of(1 - results.confidence)}, and as much for verdicts of equality; "
+        "intervals are not corrected. A claim whose requirements a study does not meet is not "
+        "tested."
     )
     if len(seeds) == 1:
         text += " With a single seed there is no interval: a difference may be chance."

@@ -124,6 +124,13 @@ class Results:
         return {seed: mixing for seed, mixing in found.items() if mixing is not None}
 
     @cached_property
+    def runs_by_cell(self) -> dict[tuple[str, str, str, str], pd.DataFrame]:
+        """(corpus, model, variant, condition) -> its rows of `all_runs`, one per seed."""
+        keys = ["corpus", "model", "variant", "condition"]
+        groups = self.all_runs.groupby(keys, observed=True, sort=False)
+        return {tuple(map(str, key)): rows for key, rows in groups}  # type: ignore[misc]
+
+    @cached_property
     def completed(self) -> list[str]:
         """Runs of the study's own settings that reached their last step."""
         return list(self.runs.loc[self.runs["status"] == "completed", "run"])

@@ -4,7 +4,8 @@ With five seeds a bootstrap interval is little more than the range of the values
 from the t distribution. Variants of one seed share data order and initial backbone, so variants
 are compared by their differences seed by seed: what a seed does to all variants cancels.
 
-A diverged run has no final loss. It is counted, and is never part of a mean.
+A diverged run has no final loss: it is counted, and part of no mean that is shown here. Verdicts
+take it for the worst outcome (`values`).
 """
 
 from __future__ import annotations
@@ -63,6 +64,44 @@ def t_interval(values: Iterable[float], confidence: float = 0.95) -> Interval:
         return Interval(1, mean, None, None)
     quantile = float(stats.t.ppf((1 + confidence) / 2, df=n - 1))
     return Interval(n, mean, float(sample.std(ddof=1)), quantile * float(stats.sem(sample)))
+
+
+def binomial_interval(k: int, n: int, confidence: float) -> tuple[float, float]:
+    """Clopper-Pearson bounds of a proportion of which k of n were seen."""
+    outside = (1 - confidence) / 2
+    low = float(stats.beta.ppf(outside, k, n - k + 1)) if k else 0.0
+    high = float(stats.beta.isf(outside, k + 1, n - k)) if k < n else 1.0
+    return low, high
+
+
+def crossed_interval(
+    differences: npt.NDArray[np.float64],
+    tokens: npt.NDArray[np.float64],
+    confidence: float = 0.95,
+    draws: int = 4000,
+) -> tuple[float, float] | None:
+    """Interval of a mean difference over other seeds and other documents: a crossed bootstrap.
+
+    The interval over seeds knows nothing of the text: all seeds are evaluated on the same
+    documents. Here seeds and documents are drawn anew, each by itself, with the same draws every
+    time.
+
+    Args:
+        differences: (seeds, documents), differences of summed losses in nats.
+        tokens: (documents,), tokens of each.
+
+    Returns:
+        Ends of the interval in nats per token; None with fewer than two seeds or documents.
+    """
+    seeds, documents = differences.shape
+    if seeds < 2 or documents < 2:
+        return None
+    generator = np.random.default_rng(0)
+    of_seeds = generator.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds
+    of_documents = generator.multinomial(documents, np.full(documents, 1 / documents), draws)
+    means = ((of_seeds @ differences) * of_documents).sum(1) / (of_documents @ tokens)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 
 def interval_columns(interval: Interval) -> dict[str, float | int]:

@@ -1,10 +1,9 @@
-"""Is a difference real? Verdicts from a few paired differences, one per seed.
+"""Is a difference real, and is it large enough to matter? Verdicts from a few values, one per seed.
 
-A comparison asks whether the true mean of the differences d lies below a margin m. Student's t test
-of d against m gives a two-sided p value; the p values of all comparisons of a study are corrected
-by Holm's method, so that the chance of even one wrong verdict is at most 1 - confidence. The exact
-sign-flip p value stands beside it: it assumes no normality, but with n seeds it cannot fall below
-2 / 2^n, which is 0.0625 for five.
+A comparison asks whether the true mean of the differences d lies below a margin m, by Student's t
+test. A diverged run makes d infinite: then signed ranks are tested, in which infinity is the last
+rank. Two one-sided t tests ask whether the mean lies within the smallest effect of interest. What
+each test assumes, and how p values are corrected, is in docs/evidence.md.
 """
 
 from __future__ import annotations
@@ -12,55 +11,144 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from scipy import optimize, stats
 
-from mhclite.evidence.statistics import Interval, t_interval
+from mhclite.evidence.statistics import Interval, binomial_interval, t_interval
 
-Verdict = Literal["supported", "contradicted", "inconclusive", "not tested"]
+Verdict = Literal[
+    "supported",
+    "contradicted",
+    "practically equal",
+    "inconclusive",
+    "not reached",
+    "by construction",
+    "counted",
+    "not tested",
+]
 
-POWER = 0.8  # with which `seeds_to_decide` seeds decide
-MOST_SEEDS = 10_000
+POWER = 0.8  # of the detectable effect
 MOST_FLIPS = 16  # values up to which all 2^n sign flips are tried
+
+Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Paired differences d against a margin."""
+    """Differences d, one per seed, against a margin."""
 
-    interval: Interval  # of the mean of d
+    interval: Interval  # of the mean of d; without a mean if a d is infinite
     margin: float
-    p: float | None  # two-sided t test against the margin; None for fewer than two values
+    side: int  # -1 if d lies below the margin on the whole, 1 above, 0 neither
+    p: float | None  # two-sided; None where nothing can be decided
     p_flip: float | None  # exact sign-flip test; None for more than `MOST_FLIPS` values
     flip_floor: float | None  # the smallest value that p_flip can take
+    p_equal: float | None = None  # two one-sided tests; None without a smallest effect
 
 
-def compare(differences: Sequence[float], margin: float, confidence: float) -> Comparison:
-    """Interval and p values of finite differences, one per seed."""
+def compare(
+    differences: Sequence[float],
+    margin: float,
+    confidence: float,
+    equal: float | None = None,
+    resolution: float = 0.0,
+) -> Comparison:
+    """Interval and p values of differences, one per seed.
+
+    Args:
+        differences: may be infinite; see `worst_case`.
+        equal: smallest effect of interest. Only a claim without a margin asks for equality.
+        resolution: standard deviation over seeds below which they are no evidence for a
+            difference: values that do not vary do not depend on the seed. Equality may still be
+            found, with the spread taken to be this.
+    """
     d = np.asarray(differences, dtype=np.float64)
-    n = d.size
     shifted = d - margin
-    p = None
-    if n >= 2:
-        spread, mean = float(shifted.std(ddof=1)), float(shifted.mean())
-        if spread > 0:
-            p = float(2 * stats.t.sf(abs(mean) / (spread / math.sqrt(n)), df=n - 1))
-        else:
-            p = 1.0 if mean == 0 else 0.0
-    flip = sign_flip(shifted) if 0 < n <= MOST_FLIPS else None
+    n = d.size
     floor = 2 / 2**n if 0 < n <= MOST_FLIPS else None
-    return Comparison(t_interval(d, confidence), margin, p, flip, floor)
+    if not np.isfinite(d).all():
+        ranks = signed_ranks(shifted)
+        p = sign_flip(ranks) if n <= MOST_FLIPS else _normal_ranks(ranks)
+        interval = Interval(n, None, None, None)
+        return Comparison(interval, margin, int(np.sign(ranks.sum())), p, p, floor)
+    interval = t_interval(d, confidence)
+    flip = sign_flip(shifted) if floor is not None else None
+    side = int(np.sign(shifted.mean())) if n else 0
+    found = Comparison(interval, margin, side, None, flip, floor)
+    if n < 2:
+        return found
+    spread = float(d.std(ddof=1))
+    if spread > resolution:
+        found = replace(found, p=2 * _tail(abs(float(shifted.mean())), spread, n))
+    if equal is not None and margin == 0:
+        room = equal - abs(float(d.mean()))  # to the nearer end
+        at_least = max(spread, resolution)
+        found = replace(found, p_equal=_tail(room, at_least, n) if at_least else None)
+    return found
 
 
-def sign_flip(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float:
+def _tail(distance: float, spread: float, n: int) -> float:
+    return float(stats.t.sf(distance / (spread / math.sqrt(n)), df=n - 1))
+
+
+def worst_case(own: float, other: float) -> float:
+    """own - other where either may be infinite, for a run that diverged; 0 if both are."""
+    return 0.0 if math.isinf(own) and math.isinf(other) else own - other
+
+
+def signed_ranks(values: Array) -> Array:
+    """Ranks of |value| with the value's sign: ties share their mean rank, zeros count as 0."""
+    return np.asarray(stats.rankdata(np.abs(values)) * np.sign(values), dtype=np.float64)
+
+
+def _normal_ranks(ranks: Array) -> float:
+    """Wilcoxon's normal approximation, two-sided."""
+    return float(2 * stats.norm.sf(abs(ranks.sum()) / math.sqrt(float(np.square(ranks).sum()))))
+
+
+def sign_flip(values: Array) -> float:
     """Share of all sign flips of the values whose mean is at least as far from 0 as theirs."""
     signs = np.array(list(itertools.product((1.0, -1.0), repeat=values.size)))
     means = np.abs(signs @ values)
     # A little room: the sum of the same numbers in another order is not the same float.
     return float(np.mean(means >= abs(values.sum()) * (1 - 1e-12)))
+
+
+def compare_preserved(absolute: Comparison, preserved: Comparison) -> Comparison:
+    """No worse than an absolute margin, and a share of the reference's own lead kept as well.
+
+    Both must be shown, so the larger p value counts; against the claim the absolute margin alone.
+    """
+    if absolute.side >= 0 or absolute.p is None:
+        return absolute
+    if preserved.side >= 0 or preserved.p is None:
+        return replace(absolute, p=1.0)
+    return replace(absolute, p=max(absolute.p, preserved.p))
+
+
+def compare_share(holds: Sequence[bool], confidence: float) -> tuple[Comparison, str]:
+    """Whether a statement holds in most seeds, and that in words: exact binomial against 1/2."""
+    n, k = len(holds), sum(holds)
+    p = float(stats.binomtest(k, n, 0.5).pvalue)
+    low, high = binomial_interval(k, n, confidence)
+    found = Comparison(Interval(n, None, None, None), 0.0, int(np.sign(n - 2 * k)), p, None, None)
+    return found, f"in {k} of {n} seeds [{100 * low:.0f} %, {100 * high:.0f} % of seeds]"
+
+
+def compare_counts(differences: Sequence[float], confidence: float) -> Comparison:
+    """Events per exposure, paired by seed: sign flips decide.
+
+    Events come in clusters within a run, so they are not tested as if each were independent.
+    """
+    found = compare(differences, 0.0, confidence)
+    return replace(found, p=found.p_flip)
+
+
+# --- many comparisons -----------------------------------------------------------------------
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -74,14 +162,37 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def verdict(comparison: Comparison, p_adjusted: float | None, confidence: float) -> Verdict:
-    """`supported` if the mean is below the margin beyond doubt, `contradicted` if above."""
-    mean = comparison.interval.mean
-    if mean is None:
-        return "not tested"
-    if p_adjusted is None or p_adjusted > 1 - confidence:
+def gatekeep(
+    first: Sequence[float], second: Sequence[float], level: float
+) -> tuple[list[float], list[float]]:
+    """Adjusted p values of a confirmatory family and of a secondary one behind it.
+
+    Parallel gatekeeping: the first family is corrected by Bonferroni, and what it decides hands its
+    part of the level on to the second, which Holm's method corrects. The chance of even one wrong
+    verdict over both is at most `level`. Without a first family the second has all of it.
+    """
+    confirmatory = [min(1.0, len(first) * p) for p in first]
+    decided = sum(p <= level for p in confirmatory)
+    share = decided / len(first) if first else 1.0
+    secondary = [min(1.0, p / share) if share else 1.0 for p in holm(second)]
+    return confirmatory, secondary
+
+
+def verdict(
+    comparison: Comparison, p: float | None, p_equal: float | None, confidence: float
+) -> Verdict:
+    """The verdict by corrected p values. Equality comes first: a difference may be real and still
+    be too small to matter.
+    """
+    level = 1 - confidence
+    if p_equal is not None and p_equal <= level:
+        return "practically equal"
+    if p is None or p > level or comparison.side == 0:
         return "inconclusive"
-    return "supported" if mean < comparison.margin else "contradicted"
+    return "supported" if comparison.side < 0 else "contradicted"
+
+
+# --- power ----------------------------------------------------------------------------------
 
 
 def power(effect: float, n: int, confidence: float) -> float:
@@ -104,27 +215,4 @@ def detectable_effect(n: int, confidence: float) -> float | None:
     """
     if n < 2:
         return None
-    return float(optimize.brentq(lambda effect: power(effect, n, confidence) - POWER, 1e-6, 100.0))
-
-
-def seeds_to_decide(comparison: Comparison, confidence: float) -> int | None:
-    """Seeds with which a single t test would decide, at the mean and spread observed.
-
-    Two-sided at level 1 - confidence with 80 % power. None where more than 10,000 would be needed,
-    or nothing is known of the spread.
-    """
-    interval = comparison.interval
-    if interval.mean is None or not interval.sd:
-        return None
-    effect = abs(interval.mean - comparison.margin) / interval.sd
-
-    if effect == 0 or power(effect, MOST_SEEDS, confidence) < POWER:
-        return None
-    low, high = 1, MOST_SEEDS  # power of low < POWER <= power of high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if middle >= 2 and power(effect, middle, confidence) >= POWER:
-            high = middle
-        else:
-            low = middle
-    return high
+    return float(optimize.brentq(lambda effect: power(effect, n, confidence) - POWER, 1e-6, 1e4))

@@ -29,6 +29,7 @@ SEEDS = (1, 3, 5)
 COMPARISONS = (("mhc_lite", "residual"), ("mhc_lite", "mhc"))  # variant, reference
 PUBLISHED = "published/laptop"  # its spread is used until the study has one of its own
 CONFIDENCE = 0.95
+SAME_FUNCTION = 0.001  # nats/token: two that agree so closely in every seed compute the same
 BYTES_PER_WEIGHT = 4
 RUN_BYTES_PER_STEP = 220  # metrics.jsonl and timing.jsonl; measured: 205 to 215
 BYTES_PER_TOKEN = 2
@@ -85,10 +86,10 @@ def _benchmarked_speeds(study: Study, model: str, rows: list[dict[str, Any]]) ->
 
 # --- power ----------------------------------------------------------------------------------
 
+Losses = dict[tuple[str, str, str, int], float]  # by corpus, model, variant and seed
 
-def final_losses(
-    runs: Path, wanted: Iterable[str] | None
-) -> dict[tuple[str, str, str, int], float]:
+
+def final_losses(runs: Path, wanted: Iterable[str] | None) -> Losses:
     """(corpus, model, variant, seed) -> final validation loss of the completed runs of a folder."""
     found = {}
     for folder in map(RunFolder, sorted(path.parent for path in runs.glob(f"*/{SUMMARY}"))):
@@ -100,22 +101,27 @@ def final_losses(
     return found
 
 
-def paired_spread(
-    losses: dict[tuple[str, str, str, int], float], variant: str, reference: str
-) -> tuple[float, int] | None:
-    """(standard deviation of the paired differences, degrees of freedom), pooled over cells.
-
-    None if no cell has two seeds of both variants.
-    """
+def paired_differences(losses: Losses, variant: str, reference: str) -> list[list[float]]:
+    """Differences of losses, for each corpus and model with two seeds of both variants."""
     differences = defaultdict(list)
     for (corpus, model, name, seed), loss in losses.items():
         other = losses.get((corpus, model, reference, seed))
         if name == variant and other is not None:
             differences[corpus, model].append(loss - other)
-    cells = [values for values in differences.values() if len(values) >= 2]
+    return [values for values in differences.values() if len(values) >= 2]
+
+
+def compute_the_same(differences: list[float]) -> bool:
+    """Whether two variants are one function as far as their losses tell.
+
+    Their spread is that of rounding then, and says nothing of one where they differ.
+    """
+    return max(map(abs, differences)) < SAME_FUNCTION
+
+
+def pooled_spread(cells: list[list[float]]) -> tuple[float, int]:
+    """(standard deviation, degrees of freedom) of paired differences, pooled over cells."""
     freedom = sum(len(values) - 1 for values in cells)
-    if not freedom:
-        return None
     squares = sum((len(values) - 1) * float(np.var(values, ddof=1)) for values in cells)
     return math.sqrt(squares / freedom), freedom
 
@@ -124,33 +130,43 @@ def study_power(study: Study, results: Path) -> dict[str, Any]:
     """`source` of the spread, and for each comparison its `sd` and the `detectable` differences.
 
     `detectable`: seeds -> smallest true difference in nats per token that a t test of the paired
-    differences finds with 80 % power, two-sided at 5 %; None where nothing can be said.
+    differences finds with 80 % power, two-sided at 5 %; None where nothing can be said. `refused`:
+    (variant, reference) that compute the same function in that source.
     """
     own = results / study.name / "runs"
     places = ((own, study.runs().keys()), (results / PUBLISHED / "runs", None))
     for runs, wanted in places:
         losses = final_losses(runs, wanted)
-        comparisons = []
+        comparisons, refused = [], []
         for variant, reference in COMPARISONS:
-            spread = paired_spread(losses, variant, reference)
-            if spread is None or not {variant, reference} <= set(study.variants):
+            cells = paired_differences(losses, variant, reference)
+            if not cells or not {variant, reference} <= set(study.variants):
                 continue
+            differing = [values for values in cells if not compute_the_same(values)]
+            if not differing:
+                refused.append((variant, reference))
+                continue
+            sd, freedom = pooled_spread(differing)
             effects = {n: detectable_effect(n, CONFIDENCE) for n in SEEDS}
             comparisons.append(
                 {
                     "variant": variant,
                     "reference": reference,
-                    "sd": spread[0],
-                    "degrees_of_freedom": spread[1],
+                    "sd": sd,
+                    "degrees_of_freedom": freedom,
                     "detectable": {
-                        n: None if effect is None else effect * spread[0]
-                        for n, effect in effects.items()
+                        n: None if effect is None else effect * sd for n, effect in effects.items()
                     },
                 }
             )
-        if comparisons:
-            return {"source": str(runs), "own": runs == own, "comparisons": comparisons}
-    return {"source": None, "own": False, "comparisons": []}
+        if comparisons or refused:
+            return {
+                "source": str(runs),
+                "own": runs == own,
+                "comparisons": comparisons,
+                "refused": refused,
+            }
+    return {"source": None, "own": False, "comparisons": [], "refused": []}
 
 
 # --- cost -----------------------------------------------------------------------------------
@@ -267,9 +283,19 @@ def _power_lines(found: dict[str, Any]) -> list[str]:
     def cell(value: float | None) -> str:
         return "none: one seed has no spread" if value is None else f"{value:.2g}"
 
+    def pair(variant: str, reference: str) -> str:
+        return f"{VARIANTS[variant].label} - {VARIANTS[reference].label}"
+
+    refused = [
+        f"No spread is taken from {found['source']} for {pair(*names)}: the two agree to "
+        f"{SAME_FUNCTION:g} nats in every seed there, and so compute the same function."
+        for names in found["refused"]
+    ]
+    if not found["comparisons"]:
+        return ["Detectable differences: unknown.", *refused]
     rows = [
         [
-            f"{VARIANTS[row['variant']].label} - {VARIANTS[row['reference']].label}",
+            pair(row["variant"], row["reference"]),
             f"{row['sd']:.2g}",
             *(cell(value) for value in row["detectable"].values()),
         ]
@@ -286,4 +312,5 @@ def _power_lines(found: dict[str, Any]) -> list[str]:
         "seed, two-sided 5 %, one comparison):",
         tabulate(rows, ["difference", "its sd", *seeds], disable_numparse=True),
         f"Spread: {found['source']}, {whose}.",
+        *refused,
     ]

@@ -3,129 +3,45 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
-from builder import CLAIMS, build_results, final_loss, gain, make_study
+from builder import CLAIMS, build_results, final_loss, make_study
 
 from mhclite.errors import UserError
 from mhclite.evidence.claims import Claim, load_claims, parse_claims
-from mhclite.evidence.findings import Finding, claims_of, evaluate, token_difference
+from mhclite.evidence.findings import Finding, claims_of, evaluate
+from mhclite.evidence.requirements import functional_mixing, knockout_in_errors
 from mhclite.evidence.results import Results, load_results
+from mhclite.evidence.rows import token_difference
 from mhclite.evidence.style import save, style
 from mhclite.evidence.table_format import markdown
-from mhclite.evidence.topics.claims import (
-    claims_data,
-    claims_table,
-    forest,
-    loss_findings,
-    paper_table,
-)
+from mhclite.evidence.topics.claims import claims_data, claims_table, paper_table
+from mhclite.evidence.topics.forest import forest, label_of, loss_findings
+from mhclite.evidence.values import _value, values_by_seed
 
 SEEDS = (0, 1, 2, 3, 4)
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    study = make_study(models={"d4": 4}, seeds=SEEDS)
-    return load_results(build_results(tmp_path_factory.mktemp("claims"), study, diverged=()))
-
-
-@pytest.fixture(scope="module")
-def found(results: Results) -> dict[str, Finding]:
-    return {finding.claim.id: finding for finding in evaluate(results, claims_of(results))}
-
-
-def test_the_file_is_valid_and_every_claim_is_judged(found: dict[str, Finding]) -> None:
-    claims = load_claims(CLAIMS)
-    assert list(found) == [claim.id for claim in claims]
-    untested = [name for name, one in found.items() if one.verdict == "not tested"]
-    assert untested == ["lite_faster_than_mhc_fused"]
-    assert "fused" in found["lite_faster_than_mhc_fused"].reason
-
-
-def test_a_difference_is_traced_by_hand(found: dict[str, Finding]) -> None:
-    finding = found["lite_beats_residual"]
-    d = [
-        final_loss("sotu", 4, "mhc_lite", seed) - final_loss("sotu", 4, "residual", seed)
-        for seed in SEEDS
-    ]
-    assert finding.comparison is not None
-    assert finding.comparison.interval.mean == pytest.approx(np.mean(d))
-    assert finding.verdict == "supported"
-    assert finding.p_holm is not None
-    assert finding.comparison.p is not None
-    assert finding.p_holm > finding.comparison.p
-    assert found["jpm_beats_mhc"].verdict != "supported"  # 0.02 worse in the builder
-
-
-def test_bounds_counts_and_rounds(found: dict[str, Finding]) -> None:
-    growth = found["hc_gain_grows"]
-    assert growth.comparison is not None
-    expected = math.log(gain("hc", 8) / gain("hc", 1)) - 0.0953
-    assert growth.sign * growth.comparison.interval.mean == pytest.approx(expected)
-    assert growth.verdict == found["mhc_gain_does_not_grow"].verdict == "supported"
-    assert found["lite_exact"].verdict == "supported"
-    assert found["sinkhorn_gap_product"].verdict == "supported"  # 0.3 in the builder
-    assert found["sinkhorn_gap_single"].verdict == "contradicted"  # 0.03
-    assert found["sinkhorn_hard_inputs"].verdict == "supported"
-    fewer = found["krom_fewer_parameters_than_mhc"]
-    assert (fewer.verdict, fewer.numbers) == ("contradicted", "24,000 against 16,000")
-    slower = found["lite_faster_than_mhc"]  # later in the list: slower in the builder
-    assert slower.verdict == "contradicted"
-    assert slower.comparison is not None
-    assert slower.comparison.interval.mean == pytest.approx(math.log(2.0 / 1.75))
-
-
-def test_tokens(results: Results) -> None:
-    """Losses fall like exp(-4 x): where the better curve crosses the other's end."""
-    percent = token_difference(results, "sotu", "d4", "mhc_lite", "residual")
-    assert percent is not None
-    assert -40 < percent < 0
-    back = token_difference(results, "sotu", "d4", "residual", "mhc_lite")
-    assert back == pytest.approx(-percent)
-
-
-def test_missing_variants_and_single_seeds(tmp_path: Path) -> None:
-    study = make_study(models={"d2": 2}, variants=("residual", "hc"), seeds=(3,))
-    results = load_results(build_results(tmp_path, study, diverged=()))
-    found = {f.claim.id: f for f in evaluate(results, claims_of(results))}
-    assert found["mhc_beats_residual"].reason == "mHC is not in this study"
-    assert found["krom_fewer_parameters_than_mhc"].verdict == "not tested"
-    assert found["hc_beats_residual"].verdict == "inconclusive"  # one seed decides nothing
-    text = markdown(claims_table(results))
-    assert "not tested: mHC is not in this study" in text
-    with style():
-        assert forest(results).axes
-
-
-@pytest.mark.slow
-def test_tables_for_readers(results: Results, found: dict[str, Finding]) -> None:
-    data = claims_data(results)
-    assert len(data) == len(found)
-    text = markdown(claims_table(results))
-    for claim in claims_of(results):
-        assert claim.statement in text.replace("\\|", "|")
-    row = data[data["claim"] == "mhc_beats_residual"].iloc[0]
-    assert f"{row['effect']:.4f} ± {row['half_width']:.4f} nats/token" in text
-    paper = markdown(paper_table(results))
-    assert "27.9 % (L)" in paper
-    assert "quoted by a reader of the paper" in paper
-    given = [claim for claim in claims_of(results) if claim.paper]
-    assert len(paper_table(results).display) == len(given)
-
-
-@pytest.mark.slow
-def test_forest(results: Results, tmp_path: Path) -> None:
-    with style():
-        figure = forest(results)
-        assert len(save(figure, tmp_path / "forest")) == 2
-    rows = {finding.claim.id for finding in loss_findings(results)}
-    assert len(figure.axes[0].get_yticks()) == len(rows) > 10
-
+FAIR = {
+    "fair": {
+        "title": "final norm after the sum",
+        "variants": ["mhc_lite"],
+        "connections": {"final_norm": "after_sum"},
+    }
+}
+# Columns of runs.csv with which all requirements of config/claims.yaml are met.
+MEASURED = {
+    "start_distance": 0.5,
+    "knockout_identity": 0.2,
+    "knockout_identity_error": 0.01,
+    "bigram": 9.0,
+    "parameters": 1000,
+}
 
 GOOD = {
     "id": "a",
@@ -138,6 +54,438 @@ GOOD = {
 }
 
 
+def wobble(seed: int, size: float = 0.001) -> float:
+    """A little that differs by seed, and has mean 0 over `SEEDS`."""
+    return size * (seed - 2)
+
+
+def measured(results: Results, columns: Mapping[str, Any] | None = None, **more: Any) -> Results:
+    """The study with columns set: to a number, or to what a function makes of a row."""
+    runs = results.all_runs.copy()
+    for name, value in {**(columns or {}), **more}.items():
+        runs[name] = [value(row) for row in runs.to_dict("records")] if callable(value) else value
+    study = dict(results.study)
+    bigram = {**MEASURED, **(columns or {}), **more}["bigram"]
+    study["corpora"] = {
+        name: {
+            **corpus,
+            "manifest": {**corpus["manifest"], "baselines": {"unigram": 5.25, "bigram": bigram}},
+        }
+        for name, corpus in study["corpora"].items()
+    }
+    base = runs[runs["condition"] == "base"].reset_index(drop=True)
+    return replace(results, study=study, all_runs=runs, runs=base)
+
+
+def judge(results: Results, **claim: Any) -> Finding:
+    """The finding on one claim."""
+    return evaluate(results, parse_claims([{**GOOD, **claim}], "here"))[0]
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    study = make_study(models={"d2": 2, "d4": 4}, seeds=SEEDS, conditions=FAIR)
+    return load_results(build_results(tmp_path_factory.mktemp("claims"), study, diverged=()))
+
+
+@pytest.fixture(scope="module")
+def results(bare: Results) -> Results:
+    return measured(bare, MEASURED)
+
+
+@pytest.fixture(scope="module")
+def found(results: Results) -> dict[str, Finding]:
+    return {finding.claim.id: finding for finding in evaluate(results, claims_of(results))}
+
+
+# --- the file ---------------------------------------------------------------------------------
+
+
+def test_the_file_is_valid_and_every_claim_is_judged(found: dict[str, Finding]) -> None:
+    claims = load_claims(CLAIMS)
+    assert list(found) == [claim.id for claim in claims]
+    untested = {name for name, one in found.items() if one.verdict == "not tested"}
+    # Columns that the builder's probe lacks, and settings that the study has no condition for.
+    assert "lite_faster_than_mhc_fused" in untested
+    assert "fused" in found["lite_faster_than_mhc_fused"].reason
+    assert found["lite_larger_rate_than_hc"].reason.endswith("(critical_rate) was not measured")
+    assert "no runs of HC with freeze_mixing" in found["mixing_helps_hc"].reason
+    assert found["lite_beats_residual_norm_after_sum"].verdict == "supported"
+    assert "no runs of mHC with final_norm" in found["mhc_beats_residual_norm_after_sum"].reason
+
+
+def test_six_to_eight_claims_of_the_paper_are_confirmatory() -> None:
+    first = [claim for claim in load_claims(CLAIMS) if claim.family == "confirmatory"]
+    assert 6 <= len(first) <= 8
+    assert all("mHC-lite, arXiv 2601.05732" in claim.source for claim in first)
+    assert all(claim.scale for claim in first)
+
+
+def test_the_docs_list_every_claim_with_what_would_make_it_fail() -> None:
+    root = CLAIMS.parents[1]
+    page = (root / "docs" / "evidence.md").read_text(encoding="utf-8")
+    table = page[page.index("| claim | fails if |") :].split("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    listed = [name.strip("` †") for row in rows for name in row[0].split(", ")]
+    assert listed == [claim.id for claim in load_claims(CLAIMS)]
+    studies = {path.stem for path in CLAIMS.parent.glob("*.yaml")} - {"claims"}
+    for names, fails, where in rows:
+        assert fails, names
+        known = {word.strip("`") for word in where.split(", ")} - {"none yet"}
+        assert known <= studies, names
+
+
+# --- by hand ----------------------------------------------------------------------------------
+
+
+def test_a_difference_is_traced_by_hand(found: dict[str, Finding]) -> None:
+    finding = found["lite_beats_residual"]
+    d = [
+        final_loss("sotu", 4, "mhc_lite", seed) - final_loss("sotu", 4, "residual", seed)
+        for seed in SEEDS
+    ]
+    assert [row.model for row in finding.rows] == ["d2", "d4"]
+    assert finding.row.model == "d4"  # the deepest decides
+    assert finding.row.comparison is not None
+    assert finding.row.comparison.interval.mean == pytest.approx(np.mean(d))
+    assert finding.verdict == "supported"
+    assert finding.p is not None
+    assert finding.row.comparison.p is not None
+    assert finding.p > finding.row.comparison.p
+    assert found["jpm_beats_mhc"].verdict == "contradicted"  # 0.02 worse in the builder
+    assert found["jpm_beats_mhc"].reason.startswith("at this size; it was claimed at 7M")
+
+
+def test_bounds_counts_and_rounds(results: Results, found: dict[str, Finding]) -> None:
+    exact = found["lite_exact"]
+    assert (exact.verdict, exact.reason, exact.p) == ("by construction", "holds", None)
+    wrong = judge(
+        results, kind="bound", metric="product_max_deviation", variant="mhc", reference=None,
+        threshold=1e-5, by_construction=True,
+    )  # fmt: skip
+    assert (wrong.verdict, wrong.reason) == ("by construction", "does not hold")
+    share = found["sinkhorn_hard_inputs"]  # 7 % in every run of the builder: five seeds are few
+    assert share.verdict == "inconclusive"
+    assert share.row.numbers == "in 5 of 5 seeds [48 %, 100 % of seeds]"
+    fewer = found["krom_fewer_parameters_than_mhc"]
+    assert (fewer.verdict, fewer.reason) == ("counted", "does not hold: 24,000 against 16,000")
+    slower = found["lite_faster_than_mhc"]  # later in the list: slower in the builder
+    assert slower.row.comparison is not None
+    assert slower.row.comparison.interval.mean == pytest.approx(math.log(2.0 / 1.75))
+    # Without spread nothing is decided: the builder's rounds all have one ratio.
+    assert (slower.verdict, slower.reason) == ("inconclusive", "no spread over seeds")
+
+
+def test_a_bound_of_logarithms(results: Results) -> None:
+    bound = {"kind": "bound", "metric": "gain_forward_peak", "variant": "hc", "reference": None}
+    gains = measured(results, gain_forward_peak=lambda row: 4 * math.exp(wobble(row["seed"])))
+    above = judge(gains, **bound, direction="higher", threshold=2.0)
+    assert above.row.comparison is not None
+    assert above.row.comparison.interval.mean == pytest.approx(-math.log(2))
+    assert above.verdict == "supported"
+    assert judge(gains, **bound, threshold=2.0).verdict == "contradicted"
+    text = markdown(claims_table(replace_claims(gains, [{**GOOD, **bound, "threshold": 2.0}])))
+    assert "| 4.00 [3.99, 4.01]" in text
+    assert "not measured" in judge(results, **bound, threshold=2.0).reason
+    same = measured(results, gain_forward_peak=4.0)  # all seeds alike
+    assert judge(same, **bound, threshold=2.0).verdict == "inconclusive"
+
+
+def replace_claims(results: Results, claims: list[dict[str, Any]]) -> Results:
+    """The study, asked other claims."""
+    full = [claim.model_dump(mode="json") for claim in parse_claims(claims, "here")]
+    return replace(results, study={**results.study, "claims": full})
+
+
+def test_trends(results: Results) -> None:
+    """Slopes over 2 and 4 layers of a metric that doubles, or triples with the reference."""
+    slope = {"mhc": math.log(3) / 2, "hc": math.log(2) / 2}
+    grown = measured(
+        results,
+        gain_forward_peak=lambda row: math.exp(
+            slope.get(row["variant"], 0) * row["n_layer"] + wobble(row["seed"]) * row["n_layer"]
+        ),
+    )
+    trend = {"kind": "trend", "metric": "gain_forward_peak", "direction": "higher"}
+    alone = judge(grown, **trend, reference=None)
+    assert alone.row.model == "all"
+    assert alone.row.values == pytest.approx({s: slope["mhc"] + wobble(s) for s in SEEDS})
+    assert alone.verdict == "supported"
+    paired = judge(grown, **trend)
+    assert paired.row.values == pytest.approx(dict.fromkeys(SEEDS, slope["mhc"] - slope["hc"]))
+    assert paired.verdict == "inconclusive"  # the seeds cancel: no spread
+    assert judge(grown, **{**trend, "direction": "lower"}, reference=None).verdict == "contradicted"
+
+
+def test_a_trend_needs_two_depths(tmp_path: Path) -> None:
+    study = make_study(models={"d2": 2}, variants=("residual", "hc"), seeds=(0, 1))
+    results = load_results(build_results(tmp_path, study, diverged=()))
+    only = judge(results, kind="trend", metric="grad_norm_mean", variant="hc", reference=None)
+    assert (only.verdict, only.reason) == (
+        "not tested",
+        "one depth has no trend: two model sizes are needed",
+    )
+
+
+def test_spikes_are_counted_and_few_decide_nothing(results: Results) -> None:
+    count = {"kind": "count", "metric": "loss_spikes", "variant": "mhc", "reference": "hc"}
+    few = measured(results, loss_spikes=lambda row: int(row["variant"] == "hc" and not row["seed"]))
+    found = judge(few, **count)
+    assert (found.verdict, found.reason) == ("not reached", "1 event, 5 needed")
+    many = measured(results, loss_spikes=lambda row: 3 * (row["variant"] == "hc"))
+    found = judge(many, **count)
+    assert found.row.numbers == "0 against 15"
+    assert found.row.values == pytest.approx(dict.fromkeys(SEEDS, -3 * 1000 / 60))
+    assert found.row.comparison is not None
+    assert found.row.comparison.p == 2 / 32  # five seeds cannot decide a count
+    assert found.verdict == "inconclusive"
+
+
+def test_tokens_by_hand(results: Results) -> None:
+    """Losses fall like exp(-4 x): where the better curve crosses the other's end."""
+    claim = Claim.model_validate({**GOOD, "variant": "mhc_lite", "reference": "residual"})
+    tokens = token_difference(results, claim, "sotu", "d4")
+    assert tokens is not None
+    assert tokens.mean is not None
+    assert tokens.n == len(SEEDS)
+    assert 0.6 < math.exp(tokens.mean) < 1  # the variant is there after a share of the tokens
+    back = claim.model_copy(update={"variant": "residual", "reference": "mhc_lite"})
+    other = token_difference(results, back, "sotu", "d4")
+    assert other is not None
+    assert other.mean == pytest.approx(-tokens.mean)  # 1/s - 1 more: 25 % for s = 0.8
+    data = claims_data(results).set_index(["claim", "model"])
+    percent = data.loc[("lite_beats_residual", "d4"), "tokens_percent"]
+    assert percent == pytest.approx(100 * (math.exp(tokens.mean) - 1))
+
+
+def test_metrics_of_a_run() -> None:
+    row = {"status": "completed", "product_deviation_99": 0.3, "single_deviation_99": 0.1}
+    assert _value(row, "gap_growth") == pytest.approx(math.log(3))
+    assert math.isnan(_value({**row, "single_deviation_99": 0.0}, "gap_growth"))
+    assert math.isnan(_value({**row, "status": "diverged"}, "gap_growth"))
+    assert math.isnan(_value(row, "gain_forward"))
+
+
+# --- requirements -----------------------------------------------------------------------------
+
+
+def test_functional_matrices_by_algebra() -> None:
+    both = [functional_mixing("mhc", n, norm) for n in (1, 2, 4) for norm in ("after_sum", "head")]
+    assert both == [0, 1, 2, 3, 6, 7]
+    assert functional_mixing("hc", 2, "after_sum") == 4
+    assert functional_mixing("identity", 8, "per_stream") == 0
+
+
+def test_a_knockout_is_counted_in_its_own_errors() -> None:
+    runs = pd.DataFrame(
+        {
+            "status": ["completed", "completed", "diverged"],
+            "knockout_identity": [0.02, 0.04, 9.0],
+            "knockout_identity_error": [0.01, 0.02, 9.0],
+        }
+    )
+    assert knockout_in_errors(runs) == pytest.approx(2.0)
+    assert math.isnan(knockout_in_errors(runs.drop(columns="knockout_identity_error")))
+    assert knockout_in_errors(runs.assign(knockout_identity_error=0.0)) == 0
+
+
+@pytest.mark.parametrize(
+    ("requires", "columns", "said"),
+    [
+        ({"functional_mixing": 8}, {}, "7 functional H_res of mHC-lite, 8 needed"),
+        (
+            {"start_distance": 0.1},
+            {"start_distance": 0.03},
+            "distance of mHC-lite's H_res from its start 0.030, 0.10 needed",
+        ),
+        (
+            {"knockout_errors": 2},
+            {"knockout_identity": 0.012},
+            "cost of mHC-lite with H_res = I, in its standard errors 1.2, 2.0 needed",
+        ),
+        ({"below_bigram": True}, {"bigram": 3.0}, "below the bigram model's 3.000 needed"),
+        (
+            {"tokens_per_parameter": 2},
+            {"parameters": 61_440},
+            "tokens per parameter 1.0, 2.0 needed",
+        ),
+    ],
+)
+def test_what_falls_short_is_not_reached_and_says_by_how_much(
+    results: Results, requires: dict[str, Any], columns: dict[str, float], said: str
+) -> None:
+    short = measured(results, columns)
+    claim = {"variant": "mhc_lite", "reference": "residual"}
+    found = judge(short, **claim, requires=requires)
+    assert found.verdict == "not reached"
+    assert said in found.reason
+    assert found.p is None  # and is no member of a family
+    assert judge(short, **claim).verdict == "supported"
+
+
+def test_what_was_not_measured_is_not_reached(bare: Results) -> None:
+    """An earlier version's file lacks the column."""
+    found = judge(bare, requires={"start_distance": 0.1})
+    assert found.verdict == "not reached"
+    assert "distance of mHC's H_res from its start was not measured" in found.reason
+
+
+def test_no_worse_asks_that_the_reference_leads(results: Results) -> None:
+    claim = {"variant": "mhc_lite", "reference": "mhc", "margin": 0.02, "preserve": 0.5}
+    assert judge(results, **claim).verdict == "supported"  # leads by 0.03 in the builder
+
+    def losses(lead: float, variant: float) -> Results:
+        values = {"mhc": -lead, "mhc_lite": variant - lead}
+        return measured(
+            results,
+            validation_loss=lambda row: 3 + values.get(row["variant"], 0.0)
+            + wobble(row["seed"], 0.0005) * (1 + values.get(row["variant"], 0.0)),
+        )  # fmt: skip
+
+    none = judge(losses(0.0, 0.0), **claim)
+    assert none.verdict == "not reached"
+    assert "mHC minus streams that are never mixed" in none.reason
+    assert judge(losses(0.03, 0.01), **claim).verdict == "supported"  # keeps two thirds
+    assert judge(losses(0.012, 0.01), **claim).verdict == "inconclusive"  # keeps a sixth
+
+
+# --- divergence and documents -----------------------------------------------------------------
+
+
+def diverge(results: Results, variant: str, seeds: tuple[int, ...]) -> Results:
+    """The study in which some runs of a variant diverged."""
+    runs = results.all_runs.copy()
+    hit = (runs["variant"] == variant) & runs["seed"].isin(seeds)
+    runs.loc[hit, "status"] = "diverged"
+    runs.loc[hit, ["validation_loss", "grad_norm_mean"]] = np.nan
+    return replace(
+        results, all_runs=runs, runs=runs[runs["condition"] == "base"].reset_index(drop=True)
+    )
+
+
+def test_a_diverged_run_has_the_unigram_models_loss(results: Results) -> None:
+    hit = diverge(results, "hc", (1, 3))
+    values = values_by_seed(hit, "sotu", "d4", "hc", "validation_loss")
+    assert values[1] == values[3] == 5.25
+    assert values[0] == final_loss("sotu", 4, "hc", 0)
+    assert values_by_seed(hit, "sotu", "d4", "hc", "grad_norm_mean")[1] == math.inf
+    costs = values_by_seed(hit, "sotu", "d4", "hc", "knockout_identity")
+    assert sorted(costs) == [0, 2, 4]  # there is no trained model whose mixing could be knocked out
+    assert values_by_seed(hit, "sotu", "d4", "hc", "critical_rate") == {}  # no such column
+    assert values_by_seed(hit, "sotu", "d4", "hc", "diverged") == {0: 0, 1: 1, 2: 0, 3: 1, 4: 0}
+
+
+@pytest.mark.parametrize("metric", ["validation_loss", "grad_norm_mean"])
+def test_half_diverged_is_never_better(results: Results, metric: str) -> None:
+    """Far better where they survive: the survivors alone would be called better."""
+    better = measured(
+        results,
+        {metric: lambda row: (3 if row["variant"] == "hc" else 4) + wobble(row["seed"]) * (
+            1 + (row["variant"] == "hc"))},
+    )  # fmt: skip
+    claim = {"metric": metric, "variant": "hc", "reference": "identity"}
+    assert judge(better, **claim).verdict == "supported"
+    for seeds in ((1, 2, 3), (0, 4), (0, 1, 2, 3, 4)):
+        found = judge(diverge(better, "hc", seeds), **claim)
+        assert found.verdict in ("inconclusive", "contradicted")
+        assert found.row.numbers == f"diverged: {len(seeds)} against 0 runs"
+    both = diverge(diverge(better, "hc", SEEDS), "identity", SEEDS)
+    assert judge(both, **claim).verdict == "inconclusive"  # a tie is no equality
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the probe says of the documents."""
+
+    document_tokens: list[int]
+    document_losses: list[float]
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A probe with it."""
+
+    evaluation: Evaluation
+
+
+def test_a_verdict_that_other_documents_could_turn_is_not_given(results: Results) -> None:
+    def probed(per_document: list[float]) -> Results:
+        probes: dict[str, Any] = {}
+        for row in results.all_runs.to_dict("records"):
+            sums = [100 * (3 + x * (row["variant"] == "mhc_lite")) for x in per_document]
+            probes[str(row["run"])] = Probed(Evaluation([100] * len(sums), sums))
+        return replace(results, probes=probes)
+
+    claim = {"variant": "mhc_lite", "reference": "residual"}
+    steady = judge(probed([-0.05] * 6), **claim)
+    assert steady.row.crossed == pytest.approx((-0.05, -0.05))
+    assert steady.verdict == "supported"
+    mixed = judge(probed([-0.6, 0.4, 0.4, -0.6, 0.4, -0.3]), **claim)
+    assert mixed.row.crossed is not None
+    assert mixed.row.crossed[0] < 0 < mixed.row.crossed[1]
+    assert (mixed.verdict, mixed.reason) == ("inconclusive", "other documents could turn it")
+
+
+# --- for readers ------------------------------------------------------------------------------
+
+
+def test_missing_variants_and_single_seeds(tmp_path: Path) -> None:
+    study = make_study(models={"d2": 2}, variants=("residual", "hc"), seeds=(3,))
+    results = measured(load_results(build_results(tmp_path, study, diverged=())), MEASURED)
+    found = {f.claim.id: f for f in evaluate(results, claims_of(results))}
+    assert found["mhc_beats_residual"].reason == "mHC is not in this study"
+    assert found["krom_fewer_parameters_than_mhc"].verdict == "not tested"
+    one = found["hc_beats_residual"]
+    assert (one.verdict, one.reason) == ("inconclusive", "one seed")
+    text = markdown(claims_table(results))
+    assert "not tested: mHC is not in this study" in text
+    with style():
+        assert forest(results).axes
+
+
+@pytest.mark.slow
+def test_tables_for_readers(results: Results, found: dict[str, Finding]) -> None:
+    data = claims_data(results)
+    assert data[data["decides"]]["claim"].tolist() == list(found)
+    text = markdown(claims_table(results))
+    for claim in claims_of(results):
+        assert claim.statement in text.replace("\\|", "|")
+    row = data[(data["claim"] == "mhc_beats_residual") & data["decides"]].iloc[0]
+    assert f"{row['effect']:.4f} ± {row['half_width']:.4f} nats/token" in text
+    other = data[(data["claim"] == "mhc_beats_residual") & ~data["decides"]].iloc[0]
+    assert (other["model"], other["verdict"]) == ("d2", "")
+    assert math.isnan(other["p_corrected"])
+    paper = markdown(paper_table(results))
+    assert "27.9 % (L)" in paper
+    assert "quoted by a reader of the paper" in paper
+    given = [claim for claim in claims_of(results) if claim.paper]
+    assert len(paper_table(results).display) == len(given)
+
+
+@pytest.mark.slow
+def test_forest(results: Results, tmp_path: Path) -> None:
+    with style():
+        figure = forest(results)
+        assert len(save(figure, tmp_path / "forest")) == 2
+        labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    claims = list({finding.claim.id: finding.claim for finding in loss_findings(results)}.values())
+    assert len(labels) == len(claims)
+    assert "mHC-lite (final_norm: after_sum) - Residual" in [
+        label_of(results, claim) for claim in claims
+    ]
+
+
+def test_a_study_without_loss_claims_has_an_empty_figure(results: Results) -> None:
+    with style():
+        figure = forest(replace_claims(results, [{**GOOD, "metric": "grad_norm_mean"}]))
+    assert [text.get_text() for text in figure.axes[0].texts] == [
+        "No claim compares the final losses of variants in this study."
+    ]
+
+
+# --- bad files --------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -148,6 +496,16 @@ GOOD = {
         ({"margin": -1}, "margin"),
         ({"extra": 1}, "extra"),
         ({"id": "A b"}, "pattern"),
+        ({"metric": "loss_spikes"}, "kind count is for the metrics loss_spikes"),
+        ({"kind": "count"}, "kind count is for the metrics loss_spikes"),
+        ({"by_construction": True}, "by_construction is for kind bound"),
+        ({"preserve": 0.5}, "preserve goes with a difference of validation_loss with a margin"),
+        ({"requires": {"functional_mixing": 0}}, "requires.functional_mixing"),
+        ({"requires": {"knockouts": 1}}, "requires.knockouts"),
+        (
+            {"kind": "bound", "metric": "gain_forward", "reference": None, "threshold": 0},
+            "compared by logarithm",
+        ),
     ],
 )
 def test_bad_claims_are_one_line(change: dict[str, Any], said: str, tmp_path: Path) -> None:

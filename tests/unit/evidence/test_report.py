@@ -399,8 +399,9 @@ def test_commands_to_rerun_exist(results: Results) -> None:
 def test_report_says_what_is_corrected_for_the_number_of_tests(folder: Path) -> None:
     text = " ".join(Page(page_of(with_drawings(folder))).text.split())
     methods = text[text.index("Statistics 3 seeds") :]
-    assert "The p values of the claims are corrected by Holm's method over all tests" in methods
-    assert "one wrong verdict is at most 5 %; intervals are not corrected" in methods
+    assert "The p values of the claims are corrected over a confirmatory family" in methods
+    assert "one wrong verdict of a difference is at most 5 %, and as much for" in methods
+    assert "intervals are not corrected" in methods
     assert "Nothing is corrected" not in methods
 
 

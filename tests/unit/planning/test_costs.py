@@ -128,10 +128,40 @@ def test_spreads_of_cells_are_pooled() -> None:
     losses = {
         **{("c", "small", "a", seed): value for seed, value in enumerate((1.0, 2.0, 3.0))},
         **{("c", "large", "a", seed): value for seed, value in enumerate((5.0, 9.0))},
-        **{("c", model, "b", seed): 0.0 for model in ("small", "large") for seed in range(5)},
+        **{("c", "alone", "a", 0): 1.0},
+        **{
+            ("c", model, "b", seed): 0.0
+            for model in ("small", "large", "alone")
+            for seed in range(5)
+        },
     }
-    assert costs.paired_spread(losses, "a", "b") == (pytest.approx(math.sqrt((2 * 1 + 8) / 3)), 3)
-    assert costs.paired_spread(losses, "a", "c") is None
+    cells = costs.paired_differences(losses, "a", "b")
+    assert cells == [[1.0, 2.0, 3.0], [5.0, 9.0]]  # one seed has no spread
+    assert costs.pooled_spread(cells) == (pytest.approx(math.sqrt((2 * 1 + 8) / 3)), 3)
+    assert costs.paired_differences(losses, "a", "c") == []
+
+
+def test_the_spread_of_two_that_compute_the_same_is_refused(study: Study, tmp_path: Path) -> None:
+    assert costs.compute_the_same([0.0004, -0.0009])
+    assert not costs.compute_the_same([0.0004, 0.0011])
+    runs = tmp_path / study.name / "runs"
+    losses = {"residual": (4.0, 4.1), "mhc": (3.9, 4.05), "mhc_lite": (3.9002, 4.0499)}
+    for name, config in study.runs().items():
+        if config.condition == "base" and config.connection.variant in losses:
+            summary = run_summary(
+                config, "k", validation_loss=losses[config.connection.variant][config.seed]
+            )
+            write_json(runs / name / "run.json", to_json(run_record(config, "k")))
+            write_json(runs / name / "summary.json", to_json(summary))
+    found = costs.study_power(study, tmp_path)
+    assert [row["reference"] for row in found["comparisons"]] == ["residual"]
+    assert found["refused"] == [("mhc_lite", "mhc")]
+    text = "\n".join(costs._power_lines(found))
+    assert "No spread is taken from" in text
+    assert "for mHC-lite - mHC: the two agree to 0.001 nats in every seed" in text
+    alone = costs._power_lines(found | {"comparisons": []})
+    assert alone[0] == "Detectable differences: unknown."
+    assert len(alone) == 2
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 20])

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from mhclite.evidence import exhibits
-from mhclite.evidence.findings import Finding, claims_of, evaluate, metric_by_seed
+from mhclite.evidence.claims import Claim
+from mhclite.evidence.findings import claims_of, evaluate
+from mhclite.evidence.metrics import METRICS
 from mhclite.evidence.results import Results
-from mhclite.evidence.style import FAINT, INK, empty_figure, grid, seeds_and_interval
+from mhclite.evidence.rows import Row
 from mhclite.evidence.table_format import (
     NONE,
     Rows,
@@ -23,89 +23,115 @@ from mhclite.evidence.table_format import (
     sparse,
 )
 
-UNITS = {
-    "validation_loss": "nats/token",
-    "sinkhorn_share_above_30": "share",
-    "gain_growth": "log gain",
-}
-
-
 HOW = {
     "verbatim": "read in the paper",
     "second-hand": "quoted by a reader of the paper",
     "figure": "read off a figure by a reader",
     "code": "counted from the authors' code",
 }
+NUMBERS = (
+    *("threshold", "effect", "half_width", "p", "p_flip", "flip_floor", "p_corrected"),
+    *("p_equal", "p_equal_corrected", "other_documents_low", "other_documents_high"),
+    *("tokens_percent", "tokens_percent_low", "tokens_percent_high", "detectable", "margin"),
+)
 
 
 def claims_data(results: Results) -> pd.DataFrame:
-    """One row per claim, corpus and model size.
+    """One row per claim, corpus and model size; `decides` marks the one with the verdict.
 
-    `effect_*` is variant minus reference (or minus the threshold) in the metric's own unit, for
-    throughput the logarithm of the ratio of step times; the test is against `margin` on the side
-    that `direction` names.
+    `effect` is variant minus reference (or minus the threshold), `half_width` that of its interval:
+    in the metric's own unit, or natural logarithms where `log`; of a trend, per layer. The test is
+    against `margin` on the side that `direction` names. `p_corrected`, verdict and reason stand
+    where the row decides. `other_documents_*`: interval over seeds and documents. `detectable`: the
+    effect that is found with 80 % power, in the unit of `effect`.
     """
     rows: list[dict[str, Any]] = []
     for finding in evaluate(results, claims_of(results)):
-        claim, comparison = finding.claim, finding.comparison
-        row: dict[str, Any] = {
-            "claim": claim.id,
-            "statement": claim.statement,
-            "corpus": finding.corpus,
-            "model": finding.model,
-            "verdict": finding.verdict,
-            "reason": finding.reason,
-            "kind": claim.kind,
-            "metric": claim.metric,
-            "variant": claim.variant,
-            "reference": claim.reference,
-            "threshold": claim.threshold,
-            "direction": claim.direction,
-            "margin": claim.margin,
-            "n": 0,
-            "effect": None,
-            "half_width": None,
-            "p": None,
-            "p_flip": None,
-            "flip_floor": None,
-            "p_holm": finding.p_holm,
-            "tokens_percent": finding.tokens_percent,
-            "seeds_needed": finding.seeds_needed,
-            "numbers": finding.numbers,
+        claim = finding.claim
+        # The row with the verdict first, the other model sizes below it.
+        order = sorted(range(len(finding.rows)), key=lambda at: at != finding.decides)
+        for at in order:
+            one, decides = finding.rows[at], at == finding.decides
+            if decides or not one.missing:
+                rows.append(
+                    {
+                        "claim": claim.id,
+                        "statement": claim.statement,
+                        "family": claim.family,
+                        "corpus": finding.corpus,
+                        "model": one.model,
+                        "decides": decides,
+                        "verdict": finding.verdict if decides else "",
+                        "reason": finding.reason if decides else "; ".join(one.unmet),
+                        "kind": claim.kind,
+                        "metric": claim.metric,
+                        "log": claim.log,
+                        "variant": claim.variant,
+                        "reference": claim.reference,
+                        "threshold": claim.threshold,
+                        "direction": claim.direction,
+                        "margin": claim.margin,
+                        **_measured(claim, one),
+                        "p_corrected": finding.p if decides else None,
+                        "p_equal_corrected": finding.p_equal if decides else None,
+                        "detectable": finding.detectable if decides else None,
+                    }
+                )
+    return pd.DataFrame(rows).astype({**dict.fromkeys(NUMBERS, "float64"), "n": "Int64"})
+
+
+def _measured(claim: Claim, row: Row) -> dict[str, Any]:
+    found: dict[str, Any] = dict.fromkeys(NUMBERS[1:-1]) | {"n": 0, "numbers": row.numbers}
+    del found["detectable"]
+    if row.comparison is not None:
+        interval = row.comparison.interval
+        found |= {
+            "n": interval.n,
+            "effect": None if interval.mean is None else claim.sign * interval.mean,
+            "half_width": interval.half_width,
+            "p": row.comparison.p,
+            "p_flip": row.comparison.p_flip,
+            "flip_floor": row.comparison.flip_floor,
+            "p_equal": row.comparison.p_equal,
         }
-        if comparison is not None:
-            interval = comparison.interval
-            row |= {
-                "n": interval.n,
-                "effect": None if interval.mean is None else finding.sign * interval.mean,
-                "half_width": interval.half_width,
-                "p": comparison.p,
-                "p_flip": comparison.p_flip,
-                "flip_floor": comparison.flip_floor,
-            }
-        rows.append(row)
-    numbers = ("threshold", "effect", "half_width", "p", "p_flip", "flip_floor", "p_holm")
-    types = dict.fromkeys((*numbers, "margin", "tokens_percent"), "float64")
-    return pd.DataFrame(rows).astype({**types, "n": "Int64", "seeds_needed": "Int64"})
+    if row.crossed is not None:
+        low, high = sorted(claim.sign * end for end in row.crossed)
+        found |= {"other_documents_low": low, "other_documents_high": high}
+    if row.tokens is not None:
+        for name, end in zip(
+            ("", "_low", "_high"), (row.tokens.mean, row.tokens.low, row.tokens.high), strict=True
+        ):
+            found[f"tokens_percent{name}"] = None if end is None else 100 * math.expm1(end)
+    return found
 
 
 def effect_text(row: dict[Any, Any]) -> str:
     """The effect with its interval and unit."""
-    if row["numbers"]:
-        return str(row["numbers"])
     if missing(row["effect"]):
-        return NONE
-    if row["kind"] == "throughput":
-        low, high = row["effect"] - row["half_width"], row["effect"] + row["half_width"]
-        ratio = f"{math.exp(row['effect']):.3f}"
-        return f"{ratio} × its step time [{math.exp(low):.3f}, {math.exp(high):.3f}]"
-    if row["kind"] == "bound":  # the value itself says more than its distance to the threshold
-        return _with_interval(row["effect"] + row["threshold"], row["half_width"], row["metric"])
-    return _with_interval(row["effect"], row["half_width"], row["metric"])
+        return row["numbers"] or NONE
+    said = _effect(row)
+    return f"{said}; {row['numbers']}" if row["numbers"] else said
 
 
-def _with_interval(value: float, half_width: float, metric: str) -> str:
-    unit = UNITS.get(metric, "")
+def _effect(row: dict[Any, Any]) -> str:
+    effect, half_width = row["effect"], row["half_width"]
+    unit = "" if row["kind"] == "throughput" else METRICS[row["metric"]].unit
+    if row["log"]:
+        # A bound shows the value itself, which says more than its distance to the threshold.
+        scale = row["threshold"] if row["kind"] == "bound" else 1
+        low, middle, high = (
+            significant(scale * math.exp(value), 3)
+            for value in (effect - half_width, effect, effect + half_width)
+        )
+        ends = "" if missing(half_width) else f" [{low}, {high}]"
+        times = {"throughput": "× its step time", "difference": "×", "trend": "× a layer"}
+        return " ".join(filter(None, [f"{middle}{ends}", times.get(row["kind"], "")]))
+    value = effect + row["threshold"] if row["kind"] == "bound" else effect
+    unit += " a layer" if row["kind"] == "trend" else ""
+    return _with_interval(value, half_width, unit)
+
+
+def _with_interval(value: float, half_width: float, unit: str) -> str:
     scale = max(abs(value), 0 if missing(half_width) else half_width)
     if 1e-3 <= scale < 1e4:
         text = fixed(value, 4)
@@ -124,9 +150,9 @@ def _p(value: Any) -> str:
     "claims",
     title="What this study says of each claim",
     caption=(
-        "Verdict for every claim of config/claims.yaml over {seeds}: supported, contradicted or"
-        " inconclusive, with effect, {level} % Student t interval, Holm-corrected and sign-flip"
-        " p values. Source: runs.csv, the files in probes/ and throughput/."
+        "Verdict for every claim of config/claims.yaml over {seeds}, with effect, {level} % "
+        "Student t interval, corrected and sign-flip p values; below a verdict the model sizes "
+        "that do not decide it. Source: runs.csv, the files in probes/ and throughput/."
     ),
     heading="claims",
     row_head="Claim",
@@ -136,68 +162,98 @@ def claims_table(results: Results) -> Rows:
     data = claims_data(results)
     rows = []
     for row in data.to_dict("records"):
-        needed = row["seeds_needed"]
-        open_question = row["verdict"] == "inconclusive"
+        said = f": {row['reason']}" if row["reason"] else ""
         rows.append(
             {
-                "Claim": row["statement"],
+                "Claim": row["statement"] + " †" * (row["family"] == "confirmatory"),
                 "Corpus": row["corpus"],
                 "Model": row["model"],
-                "Verdict": row["verdict"] + (f": {row['reason']}" if row["reason"] else ""),
+                "Verdict": row["verdict"] + said if row["decides"] else NONE,
                 "Effect": effect_text(row),
-                "n": str(row["n"]) if row["n"] else NONE,
-                "p, Holm": _p(row["p_holm"]),
-                "p, sign flip": _p(row["p_flip"]),
-                "Tokens (%)": fixed(round(row["tokens_percent"], 1) + 0.0, 1),  # no minus zero
-                "Seeds to decide": (
-                    NONE if not open_question else "> 10,000" if missing(needed) else f"{needed:,}"
+                "Other documents": _ends(
+                    row["other_documents_low"], row["other_documents_high"], 4
                 ),
+                "n": str(row["n"]) if row["n"] else NONE,
+                "p": _p(row["p_corrected"]),
+                "p, equal": _p(row["p_equal_corrected"]),
+                "p, sign flip": _p(row["p_flip"]),
+                "Tokens (%)": _tokens(row),
+                "Detectable": _detectable(row),
             }
         )
     display = pd.DataFrame(rows)
-    level = percent_of(results.confidence)
     return Rows(
-        notes=(
-            f"Effect: variant minus reference, paired by seed, mean ± half-width of the {level} "
-            "Student t interval over n seeds; for a bound the value itself; for throughput the "
-            "ratio of step times over n timed rounds. A claim is supported if the t test against "
-            "its margin (0 unless it says otherwise) rejects on its side, contradicted if on the "
-            "other, else inconclusive. p values are two-sided and corrected by Holm's method over "
-            f"all tests of this table, so that the chance of even one wrong verdict is at most "
-            f"{percent_of(1 - results.confidence)}; the intervals are not corrected. The sign-flip "
-            "p value is exact and assumes no normality, but cannot fall below 2 / 2^n. Tokens: "
-            "training tokens that the variant needs beyond its reference for the same loss. Seeds "
-            "to decide: with 80 % power at the mean and spread observed, and at the level that the "
-            "correction asks of the smallest p value. "
-            "Counts of parameters need no test. config/claims.yaml says where each claim is made."
-        ),
+        notes=_notes(percent_of(results.confidence), percent_of(1 - results.confidence)),
         data=data,
-        display=sparse(display, ["Claim"]),
+        display=sparse(display, ["Claim", "Corpus"]),
         numeric=tuple(display.columns[4:]),
         bold=frozenset(
             (at, "Verdict")
             for at, row in enumerate(data.to_dict("records"))
-            if row["verdict"] in ("supported", "contradicted")
+            if row["verdict"] in ("supported", "contradicted", "practically equal")
         ),
     )
 
 
-def paper_data(findings: list[Finding], data: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `claims_data` whose claim has a figure of the paper, with that figure."""
+def _ends(low: Any, high: Any, decimals: int) -> str:
+    return NONE if missing(low) else f"[{fixed(low, decimals)}, {fixed(high, decimals)}]"
+
+
+def _tokens(row: dict[Any, Any]) -> str:
+    if missing(row["tokens_percent"]):
+        return NONE
+    ends = _ends(row["tokens_percent_low"], row["tokens_percent_high"], 1)
+    return f"{fixed(row['tokens_percent'], 1)}{'' if ends == NONE else f' {ends}'}"
+
+
+def _detectable(row: dict[Any, Any]) -> str:
+    if missing(row["detectable"]):
+        return NONE
+    found = row["detectable"]
+    return f"factor {significant(math.exp(found), 3)}" if row["log"] else significant(found, 2)
+
+
+def _notes(level: str, error: str) -> str:
+    return (
+        "† of the confirmatory family. Effect: variant minus reference, paired by seed, or its "
+        f"factor (×), with the {level} Student t interval over n seeds; for a bound the value "
+        "itself; for throughput over n timed rounds; for a trend per layer. The deepest model "
+        "decides, or all of them in a trend. Supported: the t test against the margin (0 unless "
+        "the claim says otherwise) rejects on its side; contradicted: on the other; practically "
+        "equal: two one-sided tests put the effect below the smallest one of interest (p, equal; "
+        "0.005 nats for losses); inconclusive: none of these; not reached: the study lacks what "
+        "the claim requires, and the number says how far. By construction and counted need no "
+        "test. A run that diverged is the worst outcome: it has the unigram model's loss, and of "
+        "other metrics the last rank. p values are corrected over the confirmatory family and the "
+        "secondary one behind it together, so that the chance of even one wrong supported or "
+        f"contradicted is at most {error}, of even one wrong practically equal at most {error}; "
+        "intervals are not corrected. Other documents: interval over seeds and validation "
+        "documents; a verdict that it does not share is not given. The sign-flip p value is exact "
+        "and cannot fall below 2 / 2^n. Tokens: training tokens that the variant needs beyond its "
+        "reference's for the same loss. Detectable: the effect found with 80 % power at the spread "
+        "observed and the level that the correction asks of the smallest p value. "
+        "docs/evidence.md explains the verdicts, config/claims.yaml says where each claim is made."
+    )
+
+
+def paper_data(results: Results) -> pd.DataFrame:
+    """The deciding rows of `claims_data` whose claim has a paper's figure, with that figure."""
+    claims = {claim.id: claim for claim in claims_of(results)}
     rows = []
-    for finding, row in zip(findings, data.to_dict("records"), strict=True):
-        if finding.claim.paper is not None:
+    for row in claims_data(results).to_dict("records"):
+        claim = claims[row["claim"]]
+        if claim.paper is not None and row["decides"]:
             rows.append(
                 {
-                    "claim": finding.claim.id,
-                    "statement": finding.claim.statement,
-                    "paper": finding.claim.paper.value,
-                    "source": finding.claim.source,
-                    "how": finding.claim.paper.how,
-                    "corpus": finding.corpus,
-                    "model": finding.model,
+                    "claim": claim.id,
+                    "statement": claim.statement,
+                    "paper": claim.paper.value,
+                    "source": claim.source,
+                    "how": claim.paper.how,
+                    "corpus": row["corpus"],
+                    "model": row["model"],
                     "ours": effect_text(row),
-                    "verdict": finding.verdict,
+                    "verdict": row["verdict"],
                 }
             )
     columns = ["claim", "statement", "paper", "source", "how", "corpus", "model", "ours", "verdict"]
@@ -217,7 +273,7 @@ def paper_data(findings: list[Finding], data: pd.DataFrame) -> pd.DataFrame:
 )
 def paper_table(results: Results) -> Rows:
     """The papers' own figures beside ours, where they are known."""
-    data = paper_data(evaluate(results, claims_of(results)), claims_data(results))
+    data = paper_data(results)
     display = pd.DataFrame(
         {
             "Quantity": data["statement"],
@@ -241,93 +297,3 @@ def paper_table(results: Results) -> Rows:
         display=sparse(display, ["Quantity", "In the paper", "Source", "Known from"]),
         numeric=("Here",),
     )
-
-
-ROW = 0.27  # inches per claim
-
-
-LABEL = 44  # characters of a line
-
-
-def loss_findings(results: Results) -> list[Finding]:
-    """The findings that compare final losses."""
-    return [
-        finding
-        for finding in evaluate(results, claims_of(results))
-        if finding.claim.kind == "difference"
-        and finding.claim.metric == "validation_loss"
-        and finding.comparison is not None
-    ]
-
-
-@exhibits.figure(
-    "forest",
-    title="Paired differences of final losses, with verdicts",
-    caption=(
-        "Each row is a claim that compares final validation losses: the first variant's minus "
-        "the second's of the same seed. Marker and bar: mean with its {level} % Student t "
-        "interval over {seeds}; faint points: each seed; dotted: the margin of a claim of no "
-        "worse. Filled markers and black verdicts: decided, after Holm's correction over all "
-        "claims; hollow and grey: inconclusive. Source: runs.csv."
-    ),
-    alt=(
-        "Rows of points with horizontal error bars around a line at zero, a panel for each depth."
-    ),
-    heading="claims",
-)
-def forest(results: Results) -> Figure:
-    """One row per claim, one panel per corpus and model; colour of the variant, its verdict."""
-    findings = loss_findings(results)
-    if not findings:
-        return empty_figure("No claim compares the final losses of variants in this study.")
-    claims = list({finding.claim.id: finding.claim for finding in findings}.values())
-    place = {claim.id: at for at, claim in enumerate(claims)}
-    panels = results.panels()
-    height = 0.8 + ROW * len(claims)
-    figure, axes = grid(1, len(panels), height, sharey=True)
-    for panel, (corpus, model) in zip(axes[0], panels, strict=True):
-        panel.axvline(0, color=FAINT, linewidth=0.8)
-        for finding in findings:
-            if (finding.corpus, finding.model) != (corpus, model):
-                continue
-            claim, comparison = finding.claim, finding.comparison
-            assert comparison is not None
-            assert claim.reference is not None
-            y = place[claim.id]
-            own, other = (
-                metric_by_seed(results, corpus, model, name, "validation_loss")
-                for name in (claim.variant, claim.reference)
-            )
-            values = [own[seed] - other[seed] for seed in own.keys() & other.keys()]
-            if claim.margin:
-                panel.plot([finding.sign * claim.margin] * 2, [y - 0.35, y + 0.35], ":", color=INK)
-            assert comparison.interval.mean is not None
-            decided = finding.verdict in ("supported", "contradicted")
-            mean, half_width = comparison.interval.mean, comparison.interval.half_width
-            seeds_and_interval(
-                panel, claim.variant, y, values, finding.sign * mean, half_width, filled=decided
-            )
-            panel.annotate(
-                finding.verdict,
-                (1.0, y),
-                xycoords=("axes fraction", "data"),
-                xytext=(-2, 0),
-                textcoords="offset points",
-                ha="right",
-                va="center",
-                fontsize=6,
-                color=INK if decided else "#666666",
-            )
-        low, high = panel.get_xlim()
-        panel.set_xlim(low, high + 0.32 * (high - low))  # room for the verdicts
-        panel.grid(visible=False, axis="y")
-        panel.set(title=results.panel_title(corpus, model), xlabel="difference (nats/token)")
-    labels = [
-        f"{results.label(claim.variant)} - {results.label(str(claim.reference))}"
-        + (f" (margin {claim.margin:g})" if claim.margin else "")
-        for claim in claims
-    ]
-    axes[0][0].set_yticks(range(len(claims)), [textwrap.fill(label, LABEL) for label in labels])
-    axes[0][0].tick_params(axis="y", length=0)
-    axes[0][0].set_ylim(len(claims) - 0.4, -0.6)
-    return figure

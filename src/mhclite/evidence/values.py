@@ -1,0 +1,98 @@
+"""Values of a metric, seed by seed, from the collected runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from mhclite.evidence.metrics import COUNTS, METRICS
+from mhclite.evidence.results import Results
+from mhclite.study.settings import BASE
+
+# Columns of metrics that are made from others.
+SOURCES = {"gap_growth": ("product_deviation_99", "single_deviation_99")}
+
+
+def condition_of(results: Results, variant: str, setting: Mapping[str, Any]) -> str | None:
+    """The runs in which `setting` of the connections holds for a variant, and nothing else changes.
+
+    The study's own runs, if they have it; else the condition that sets just that; else None.
+    """
+    own = results.settings["connections"]
+    if all(own.get(key) == value for key, value in setting.items()):
+        return BASE
+    for name, condition in results.settings["conditions"].items():
+        changes_it_alone = condition["connections"] == dict(setting)
+        other = condition["training"] or condition["learning_rate_factor"] != 1
+        if variant in condition["variants"] and changes_it_alone and not other:
+            return str(name)
+    return None
+
+
+def runs_of(
+    results: Results, corpus: str, model: str, variant: str, setting: Mapping[str, Any]
+) -> pd.DataFrame:
+    """The rows of runs.csv of one variant; empty if no run has the setting."""
+    condition = condition_of(results, variant, setting)
+    cell = (corpus, model, variant, str(condition))
+    return results.runs_by_cell.get(cell, results.all_runs.iloc[:0])
+
+
+def measured(row: Mapping[Any, Any], column: str) -> float:
+    """A number of runs.csv; NaN where a study of an earlier version has no such column."""
+    value = row.get(column, math.nan)
+    return math.nan if pd.isna(value) else float(value)
+
+
+def values_by_seed(
+    results: Results,
+    corpus: str,
+    model: str,
+    variant: str,
+    metric: str,
+    setting: Mapping[str, Any] | None = None,
+) -> dict[int, float]:
+    """seed -> value in the unit of the comparison; runs without one are left out.
+
+    A run that diverged is the worst there is: it has the unigram model's loss, and of other metrics
+    a value beyond all others (infinity), or none (`Metric.worst`). Counts are per 1,000 steps.
+    """
+    values: dict[int, float] = {}
+    runs = runs_of(results, corpus, model, variant, setting or {})
+    sources = SOURCES.get(metric, (metric,))
+    if metric != "diverged" and not all(name in runs for name in sources):
+        return values
+    needed = {"seed", "status", "steps", "unigram", *sources}
+    for row in runs[[name for name in runs if name in needed]].to_dict("records"):
+        value = _value(row, metric)
+        if not math.isnan(value):
+            values[int(row["seed"])] = value
+    return values
+
+
+def _value(row: Mapping[Any, Any], metric: str) -> float:
+    diverged = row["status"] == "diverged"
+    if metric == "diverged":
+        return float(diverged)
+    if diverged:
+        return measured(row, "unigram") if metric == "validation_loss" else METRICS[metric].worst
+    if metric in COUNTS:
+        return 1000 * measured(row, metric) / measured(row, "steps")
+    if metric == "gap_growth":
+        product, single = (measured(row, name) for name in SOURCES[metric])
+        value = product / single if single > 0 else math.nan
+    else:
+        value = measured(row, metric)
+    if METRICS[metric].log:
+        return math.log(value) if value > 0 else math.nan
+    return value
+
+
+def events(runs: pd.DataFrame, metric: str) -> int:
+    """How often something happened in runs of a variant, over all seeds."""
+    if metric == "diverged":
+        return int((runs["status"] == "diverged").sum())
+    return int(runs[metric].sum())
