@@ -15,6 +15,7 @@ from mhclite.evidence.topics import (
     sinkhorn,
     stability,
     stress,
+    use,
 )
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "sinkhorn",
     "stability",
     "stress",
+    "use",
 ]
