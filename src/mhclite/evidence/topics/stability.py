@@ -155,12 +155,12 @@ def thinned(table: pd.DataFrame) -> pd.DataFrame:
 
 @exhibits.figure(
     "gradient_norm",
-    title="Gradient norm and its fluctuation",
+    title="Gradient norm and its spread",
     caption=(
         "Gradient norm before clipping over the last {window} steps. Left: its mean in that "
         "window with a band of one standard deviation within the window, as in the paper's "
         "Figure 2; the band is not an interval over seeds. Right: that standard deviation "
-        "alone, the fluctuation. Bold: mean over the completed runs of {seeds}; thin: each "
+        "alone. Bold: mean over the completed runs of {seeds}; thin: each "
         "seed; a cross is where a run diverged. Source: curves.csv."
     ),
     alt=(
