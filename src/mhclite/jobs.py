@@ -19,7 +19,7 @@ from mhclite.study.settings import RESULTS, Study
 
 @dataclass(frozen=True)
 class Step:
-    """A step that is made once per run, or once per model size."""
+    """A step that is made once per run, once per model size, or once (no wildcard)."""
 
     name: str  # of the command, of the rule and of the folder of its logs
     output: str  # under results/<study>/, with {run} or {model}
@@ -27,16 +27,19 @@ class Step:
     @property
     def log(self) -> str:
         """Under results/<study>/."""
+        if not self.wildcard:
+            return f"logs/{self.name}.log"
         return f"logs/{self.name}/{{{self.wildcard}}}.log"
 
     @property
     def wildcard(self) -> str:
-        """What it is made of: `run` or `model`."""
+        """What it is made of: `run` or `model`; empty: everything."""
         return self.output.partition("{")[2].partition("}")[0]
 
 
 TRAIN = Step("train", "runs/{run}/summary.json")
 PROBE = Step("probe", "probes/{run}.json")
+PROBES = Step("probe", "probes.json")  # those of all runs in one process; what each was made of
 THROUGHPUT = Step("throughput", "throughput/{model}.json")
 
 
@@ -73,21 +76,35 @@ def train(study: Study, config: RunConfig) -> Job:
 
 
 def probe(study: Study, config: RunConfig) -> Job:
-    """Measure H_res of a finished run on held-out text."""
-    output = PROBE.output.format(run=config.run)
+    """Probe one finished run."""
     return Job(
         PROBE.name,
-        output,
+        PROBE.output.format(run=config.run),
         PROBE.log.format(run=config.run),
-        [
-            *("--run", str(run_folder(study, config))),
-            *("--corpus", str(corpus_folder(study, config.corpus))),
-            *("--sequences", str(study.probe.sequences)),
-            *("--threads", str(config.training.threads)),
-            *("--out", str(results_folder(study) / output)),
-        ],
+        [*_probe_arguments(study), *("--run", config.run)],
         step_digest("measure.probe", [config.connection.variant]),
     )
+
+
+def probes(study: Study) -> Job:
+    """Probe all runs in one process, those that have no probe yet; `--run` is up to the caller."""
+    return Job(
+        PROBES.name,
+        PROBES.output,
+        PROBES.log,
+        [*_probe_arguments(study), *("--receipt", str(results_folder(study) / PROBES.output))],
+        step_digest("measure.probe", study.variants),
+    )
+
+
+def _probe_arguments(study: Study) -> list[str]:
+    tokens = study.probe.evaluation_tokens
+    return [
+        *("--runs", str(results_folder(study) / "runs")),
+        *("--sequences", str(study.probe.sequences)),
+        *([] if tokens is None else ["--evaluation-tokens", str(tokens)]),
+        *("--out", str(results_folder(study) / "probes")),
+    ]
 
 
 def throughput(study: Study, model: str) -> Job:

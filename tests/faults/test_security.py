@@ -119,7 +119,7 @@ def test_a_checkout_and_a_study_file_with_awkward_names(tmp_path: Path) -> None:
     checkout = Checkout(tmp_path / 'it\'s a $HOME of "mine"')
     study = {**SMOKE, "conditions": {}, "variants": ["residual"], "seeds": [0]}
     (checkout.folder / "my 'study'.yaml").write_text(yaml.safe_dump(study))
-    target = "results/smoke/probes/sotu-d1-residual-s0.json"
+    target = "results/smoke/probes.json"
     code, output = checkout.snakemake(target, study="my 'study'.yaml")
     assert code == 0, output
     assert (checkout.folder / target).exists()

@@ -141,7 +141,7 @@ def test_from_packing_to_figures(checkout: Checkout, elsewhere: Path, tmp_path: 
     code, output = checkout.snakemake(REPORT, study=STUDY)
     assert code == 0, output
     assert re.search(r"evidence +1", output)
-    assert not re.search(r"(train|probe|throughput) +\d", output)
+    assert not re.search(r"(train|throughput) +\d", output)
     assert (checkout.folder / REPORT).is_file()
     runs = checkout.folder / OUT / "runs"
     assert not list(runs.glob("*/weights.pt")), "nothing was trained here"

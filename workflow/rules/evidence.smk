@@ -5,7 +5,7 @@ rule collect:
     input:
         study=f"{OUT}/resolved.json",
         summaries=expand(rules.train.output, run=RUNS),
-        probes=expand(rules.probe.output, run=RUNS),
+        probes=rules.probe.output,
         stability=f"{OUT}/stability.json",
         manifests=[f"{corpus_folder(corpus)}/manifest.json" for corpus in STUDY.corpora],
     output:

@@ -1,19 +1,24 @@
+# One process for all runs: importing torch takes longer than most probes. A probe that is still right
+# is left alone, so a run that is added costs one. The files themselves are not declared: Snakemake
+# deletes what is declared before it runs a job.
 rule probe:
     input:
-        summary=f"{OUT}/{jobs.TRAIN.output}",
-        manifest=manifest_of_run,
+        runs=f"{OUT}/runs.txt",
+        summaries=expand(rules.train.output, run=RUNS),
+        manifests=[f"{corpus_folder(corpus)}/manifest.json" for corpus in STUDY.corpora],
     output:
-        f"{OUT}/{jobs.PROBE.output}",
+        f"{OUT}/{jobs.PROBES.output}",
     log:
-        f"{OUT}/{jobs.PROBE.log}",
-    threads: STUDY.training.threads
+        f"{OUT}/{jobs.PROBES.log}",
+    threads: workflow.resource_settings.cores or 1  # `snakemake --report` has none
     resources:
         gpu=GPUS,
     params:
-        arguments=lambda w: quoted(jobs.probe(STUDY, RUNS[w.run])),
-        code=lambda w: jobs.probe(STUDY, RUNS[w.run]).code,
+        arguments=quoted(jobs.probes(STUDY)),
+        code=jobs.probes(STUDY).code,
     shell:
-        "python -m mhclite probe {params.arguments} > {log:q} 2>&1"
+        "python -m mhclite probe {params.arguments} --run @{input.runs:q}"
+        " --processes {threads} > {log:q} 2>&1"
 
 
 rule sinkhorn:

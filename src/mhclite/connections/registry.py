@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 # 6! = 720 permutations cost 720 projection columns a sub-layer; 7! = 5,040 would be the bulk of
 # the model at the paper's sizes.
@@ -26,6 +27,7 @@ class Variant:
     label: str  # in figures and tables
     note: str  # what it is, for readers of the report
     options: tuple[str, ...] = ()  # keys of study.Connections that it reads
+    mixes: Literal["never", "doubly_stochastic", "freely"] = "freely"  # what its H_res can be
 
 
 VARIANTS = {
@@ -34,12 +36,14 @@ VARIANTS = {
         "The ordinary residual connection: one stream, to which each sub-layer adds its output. "
         "The baseline.",
         ("stream_dtype",),
+        mixes="never",
     ),
     "identity": Variant(
         "Identity HC",
         "Several streams that each sub-layer reads and writes with learned weights, but that are "
         "never mixed with each other (H_res is the identity). It shows what mixing itself buys.",
         (*COMMON_OPTIONS, "home_stream", "decay_logits"),
+        mixes="never",
     ),
     "hc": Variant(
         "HC",
@@ -52,18 +56,21 @@ VARIANTS = {
         "Manifold-constrained Hyper-Connections (arXiv 2512.24880): Sinkhorn-Knopp iterations "
         "bring H_res close to a doubly stochastic matrix (all rows and columns sum to 1).",
         (*MIXING_OPTIONS, "home_stream", "decay_logits", "initial_logit", "sinkhorn_iterations"),
+        mixes="doubly_stochastic",
     ),
     "mhc_lite": Variant(
         "mHC-lite",
         "The method replicated here (arXiv 2601.05732): H_res is a convex combination of all "
         "permutation matrices, and so exactly doubly stochastic.",
         (*MIXING_OPTIONS, "home_stream", "decay_logits", "initial_logit"),
+        mixes="doubly_stochastic",
     ),
     "kromhc": Variant(
         "KromHC",
         "H_res is a Kronecker product of doubly stochastic 2 × 2 matrices (arXiv 2601.21579): "
         "exactly doubly stochastic, with few parameters.",
         (*MIXING_OPTIONS, "home_stream", "decay_logits", "initial_logit"),
+        mixes="doubly_stochastic",
     ),
     "jpmhc": Variant(
         "JPmHC",
@@ -75,6 +82,7 @@ VARIANTS = {
         "mHC as it ships in DeepSeek V4 and GLM-5.3-Flash: Sinkhorn-Knopp begins with a softmax "
         "and ends with the rows, and training begins with H_res uniform.",
         (*MIXING_OPTIONS, "decay_logits", "sinkhorn_iterations"),
+        mixes="doubly_stochastic",
     ),
     "ohc": Variant(
         "oHC",
@@ -87,6 +95,7 @@ VARIANTS = {
         "Several streams that are never mixed and that each sub-layer reads channel by channel, "
         "through a low-rank gate, as Qwen4 does.",
         (*COMMON_OPTIONS, "gate_rank"),
+        mixes="never",
     ),
 }
 

@@ -17,12 +17,12 @@ import pandas as pd
 
 from mhclite.config import RunConfig
 from mhclite.connections.registry import VARIANTS
-from mhclite.data.manifest import load_manifest
+from mhclite.data.manifest import Manifest, load_manifest
 from mhclite.errors import UserError
 from mhclite.evidence.columns import CURVE_COLUMNS, RUN_COLUMNS
 from mhclite.evidence.results import SCHEMA, evenly_spaced
-from mhclite.files import write_json, write_text
-from mhclite.measure.files import Mixing, RunStability, read_probe, read_stability
+from mhclite.files import read_jsonl, write_json, write_text
+from mhclite.measure.files import Mixing, Probe, RunStability, Use, read_probe, read_stability
 from mhclite.measure.stability import series_of, trailing
 from mhclite.records import to_json
 from mhclite.runs.folder import FinishedRun, RunFolder
@@ -31,6 +31,19 @@ from mhclite.study.resolved import Resolved, read_resolved
 
 log = logging.getLogger(__name__)
 
+FROM_STABILITY = (
+    *("spikes_per_1000_steps", "grad_norm_mean", "grad_norm_fluctuation"),
+    *("backbone_grad_norm_mean", "backbone_grad_norm_fluctuation"),
+)
+MIXING_COLUMNS = (
+    *("single_max_deviation", "product_max_deviation", "gain_forward", "gain_backward"),
+    *("identity_distance", "sinkhorn_share_above_30", "single_deviation_99"),
+    *("product_deviation_99", "orthogonality_error", "product_orthogonality_error"),
+    "start_distance",
+)
+USE_COLUMNS = (
+    *("knockout_identity", "knockout_identity_error", "knockout_mean", "knockout_mean_error"),
+)
 CURVE_POINTS = 2000  # steps kept of a run in curves.csv; evaluation steps are always kept
 
 
@@ -51,8 +64,9 @@ def run_row(
     run: FinishedRun,
     config: RunConfig,
     stability: RunStability,
-    mixing: Mixing | None,
-    baselines: dict[str, float],
+    probe: Probe,
+    peak_gain: float | None,
+    manifest: Manifest,
 ) -> dict[str, Any]:
     """One row of runs.csv, with the columns of `RUN_COLUMNS`; None where there is no value."""
     row = {
@@ -65,28 +79,50 @@ def run_row(
         "condition": config.condition,
         "n_streams": config.connection.n_streams,
         "seed": config.seed,
+        "validation_loss_windows": run.summary.validation_loss,
         "parameters": run.record.parameters.total,
         "connection_parameters": run.record.parameters.connection,
         "loss_spikes": len(stability.loss_spikes),
         "grad_norm_spikes": len(stability.grad_norm_spikes),
-        "spikes_per_1000_steps": stability.spikes_per_1000_steps,
-        "grad_norm_mean": stability.grad_norm_mean,
-        "grad_norm_fluctuation": stability.grad_norm_fluctuation,
-        **baselines,
-        **mixing_columns(mixing),
+        "gain_forward_peak": peak_gain,
+        "functional_mixing": functional_mixing(config),
+        **to_json(manifest.baselines),
+        **mixing_columns(probe.mixing),
+        **use_columns(probe.use),
     }
+    for name in FROM_STABILITY:
+        row[name] = getattr(stability, name)
     for name in RUN_COLUMNS.keys() - row.keys():
         row[name] = getattr(run.summary, name)
+    if probe.evaluation is not None:
+        row["validation_loss"] = probe.evaluation.loss
+        row["validation_bits_per_byte"] = manifest.bits_per_byte(probe.evaluation.loss)
     return row
 
 
+def functional_mixing(config: RunConfig) -> int:
+    """Sub-layers whose H_res can change what the model computes, by algebra.
+
+    All streams are equal before the first sub-layer, so a matrix whose rows sum to 1 does nothing
+    there; nor does one whose columns sum to 1 in the last, if the streams are summed before the
+    norm. (mHC's sums are 1 but for the error of its iterations.)
+    """
+    mixes = VARIANTS[config.connection.variant].mixes
+    if mixes == "never":
+        return 0
+    sublayers = 2 * config.model.n_layer
+    if mixes == "freely":
+        return sublayers
+    return sublayers - 1 - (config.connection.final_norm == "after_sum")
+
+
 def mixing_columns(mixing: Mixing | None) -> dict[str, float | None]:
-    """The columns of runs.csv that come from a probe."""
+    """The columns of runs.csv on H_res, from a probe."""
+    row: dict[str, float | None] = dict.fromkeys(MIXING_COLUMNS)
     if mixing is None:
-        names = ("single_max_deviation", "product_max_deviation", "gain_forward", "gain_backward")
-        return dict.fromkeys((*names, "identity_distance", "sinkhorn_share_above_30"))
-    inputs = mixing.sinkhorn_input
-    return {
+        return row
+    inputs, geometry = mixing.sinkhorn_input, mixing.geometry
+    row |= {
         "single_max_deviation": mixing.single.max_deviation,
         "product_max_deviation": mixing.product.max_deviation,
         # The last entry is the product over the whole depth.
@@ -95,6 +131,47 @@ def mixing_columns(mixing: Mixing | None) -> dict[str, float | None]:
         "identity_distance": float(np.mean(mixing.identity_distance)),
         "sinkhorn_share_above_30": None if inputs is None else inputs.share_above_30,
     }
+    if geometry is not None:
+        row |= {
+            "single_deviation_99": geometry.single_deviation.quantile_99,
+            "product_deviation_99": geometry.product_deviation.quantile_99,
+            "orthogonality_error": float(np.mean(geometry.orthogonality)),
+            "product_orthogonality_error": geometry.product_orthogonality[-1],
+            "start_distance": float(np.mean(geometry.start_distance)),
+        }
+    return row
+
+
+def use_columns(use: Use | None) -> dict[str, float | None]:
+    """The columns of runs.csv on what is lost without H_res, from a probe."""
+    row: dict[str, float | None] = dict.fromkeys(USE_COLUMNS)
+    if use is None:
+        return row
+    return {
+        "knockout_identity": use.identity.mean,
+        "knockout_identity_error": use.identity.error,
+        "knockout_mean": use.token_mean.mean,
+        "knockout_mean_error": use.token_mean.error,
+    }
+
+
+def peak_gain(folder: RunFolder) -> float | None:
+    """Largest composite gain forward at any evaluation; None where the run recorded none."""
+    path = folder / "mixing.jsonl"
+    lines = read_jsonl(path) if path.is_file() else []
+    gains = [line["gain_forward"] for line in lines if line["gain_forward"] is not None]
+    return max(gains, default=None)
+
+
+def probe_of(run: FinishedRun, path: Path) -> Probe:
+    """The probe of a run; `UserError` if it is of other weights than the run has now."""
+    probe = read_probe(path, run.run)
+    if probe.key != run.summary.key:
+        raise UserError(
+            f"{path} is of another training of run {run.run}: "
+            f"delete {path.parent.with_suffix('.json')} and run `snakemake --cores all`"
+        )
+    return probe
 
 
 def curve(run: FinishedRun, config: RunConfig, window: int) -> pd.DataFrame:
@@ -146,9 +223,9 @@ def collect(resolved: Resolved, out: Path) -> None:
                 f"{out / 'stability.json'} has no run {name}; write it again with "
                 "`python -m mhclite stability`"
             )
-        mixing = read_probe(out / "probes" / f"{name}.json", name).mixing
-        baselines = to_json(manifest.baselines)
-        rows.append(run_row(run, config, stability.runs[name], mixing, baselines))
+        probe = probe_of(run, out / "probes" / f"{name}.json")
+        gain = peak_gain(RunFolder(out / "runs" / name))
+        rows.append(run_row(run, config, stability.runs[name], probe, gain, manifest))
         curves.append(curve(run, config, study["stability"]["fluctuation_window"]))
 
     _write_csv(_typed(pd.DataFrame(rows), RUN_COLUMNS), out / "runs.csv")

@@ -19,8 +19,11 @@ RUN_COLUMNS = {
     "diverged_step": "Int64",
     "tokens": "int64",
     "train_loss": "float64",
-    "validation_loss": "float64",  # at the end of training; none if it diverged
+    # At the end of training, none if it diverged: over the validation split as far as the probe
+    # reads it (the fixed windows where the probe has none), and over the fixed windows of training.
+    "validation_loss": "float64",
     "validation_bits_per_byte": "float64",
+    "validation_loss_windows": "float64",
     "best_validation_loss": "float64",
     "seconds": "float64",
     "tokens_per_second": "float64",
@@ -30,13 +33,29 @@ RUN_COLUMNS = {
     "grad_norm_spikes": "int64",
     "spikes_per_1000_steps": "float64",  # empty: too few steps to judge
     "grad_norm_mean": "float64",
-    "grad_norm_fluctuation": "float64",
+    "grad_norm_fluctuation": "float64",  # sd of its logarithm about a running median
+    "backbone_grad_norm_mean": "float64",  # empty: not recorded
+    "backbone_grad_norm_fluctuation": "float64",
+    # |row sum of H_res - 1| of single matrices and of the product over the depth
+    "single_deviation_99": "float64",  # 99 % quantile over tokens and rows
+    "product_deviation_99": "float64",
     "single_max_deviation": "float64",
     "product_max_deviation": "float64",
+    "orthogonality_error": "float64",  # |H_res^T H_res - I|, mean over tokens and sub-layers
+    "product_orthogonality_error": "float64",
     "gain_forward": "float64",
+    "gain_forward_peak": "float64",  # largest at any evaluation of the training
     "gain_backward": "float64",
     "sinkhorn_share_above_30": "float64",
     "identity_distance": "float64",
+    "start_distance": "float64",  # of H_res from what it was before training
+    # What is lost if every H_res is the identity, or its mean over tokens: nats per token, with the
+    # standard error over windows.
+    "knockout_identity": "float64",
+    "knockout_identity_error": "float64",
+    "knockout_mean": "float64",
+    "knockout_mean_error": "float64",
+    "functional_mixing": "int64",  # sub-layers whose H_res can change what the model computes
     "unigram": "float64",
     "bigram": "float64",
     "key": "str",

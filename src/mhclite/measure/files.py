@@ -8,7 +8,9 @@ from typing import Any
 
 from mhclite.records import read_record
 
-SCHEMA = 2  # of the probe, throughput and stability files
+PROBE_SCHEMA = 3
+THROUGHPUT_SCHEMA = 2
+STABILITY_SCHEMA = 3
 
 
 def _again(path: Path) -> str:
@@ -16,6 +18,18 @@ def _again(path: Path) -> str:
 
 
 # --- probe ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Loss on the validation split: all of it, or windows spread evenly over it."""
+
+    loss: float  # nats per token
+    tokens: int  # predicted
+    whole_split: bool
+    # Of each document that has a predicted token, in the order of the split:
+    document_tokens: list[int]
+    document_losses: list[float]  # sums, nats
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,31 @@ class SinkhornInput:
 
 
 @dataclass(frozen=True)
+class Deviation:
+    """|row sum - 1|, over tokens and rows. What a larger probe measures more exactly, where a
+    maximum grows with it."""
+
+    mean: float
+    quantile_99: float
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What else H_res and its product do; lists have one entry per sub-layer unless said."""
+
+    single_deviation: Deviation  # over all sub-layers
+    product_deviation: Deviation  # of the whole product
+    orthogonality: list[float]  # Frobenius norm of H^T H - I, mean over tokens
+    product_orthogonality: list[float]  # likewise of the product, per number of matrices
+    singular_values: list[list[float]]  # (matrices, n) of the product, falling; mean over tokens
+    effective_rank: list[float]  # of a token's streams (n, C) after the sub-layer, mean over tokens
+    start_distance: list[float]  # Frobenius norm of H_res minus that of the untrained connection
+    mean_matrix: list[list[list[float]]]  # (sub-layers, n, n): H_res, mean over tokens
+    mean_product: list[list[float]]  # (n, n): the whole product, mean over tokens
+    log_inverse_nu: list[float] | None  # quantiles; None for variants without Sinkhorn-Knopp
+
+
+@dataclass(frozen=True)
 class Mixing:
     """What H_res does on held-out text."""
 
@@ -64,23 +103,64 @@ class Mixing:
     product: ProductSums
     identity_distance: list[float]  # Frobenius norm of H_res - I, mean over tokens, per sub-layer
     sinkhorn_input: SinkhornInput | None  # None for variants without Sinkhorn-Knopp
+    geometry: Geometry | None  # None in probes that were made before it was measured
+
+
+@dataclass(frozen=True)
+class Cost:
+    """How much the loss rises if something is changed, in nats per token."""
+
+    mean: float
+    error: float | None  # standard error of the mean over windows; None for one window
+
+
+@dataclass(frozen=True)
+class Use:
+    """What the loss of a trained model depends on: `measure.use` says what is changed."""
+
+    windows: int
+    loss: float  # of the unchanged model on these windows
+    identity: Cost  # every H_res is the identity
+    token_mean: Cost  # every H_res is its mean over tokens
+    identity_by_sublayer: list[Cost]  # one H_res alone
+    token_mean_by_sublayer: list[Cost]
+    stream_dropped: list[Cost]  # one stream is left out of the final sum
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """A trained model from within; lists have one entry per sub-layer."""
+
+    scale_res: list[float] | None  # the learned factor of what H_res takes from the token
+    read_entropy: list[float] | None  # of |H_pre| over its sum, nats, mean over tokens
+    write_entropy: list[float] | None  # likewise of H_post; None with one stream
+    activation_norm: list[float]  # root mean square of the streams after the sub-layer
+    gradient_backbone: list[float]  # norm of the gradient of the loss in the branch's weights
+    gradient_connection: list[float] | None  # in the connection's; None where it has none
 
 
 @dataclass(frozen=True)
 class Probe:
-    """probes/<run>.json. Either `mixing`, or why there is none in `skipped`."""
+    """probes/<run>.json. Parts are None where `skipped` says why, or with one stream, or in files
+    made before they were measured."""
 
     schema: int
     run: str
+    key: str | None  # of the run; None for a model from elsewhere
+    made_of: str  # digest of weights, text, settings and code
     variant: str
     n_streams: int
     skipped: str | None
+    evaluation: Evaluation | None
     mixing: Mixing | None
+    use: Use | None
+    parameters: Parameters | None
 
 
 def read_probe(path: Path, run: str) -> Probe:
     """Probe of a run; `UserError` if missing, damaged or of another version."""
-    return read_record(Probe, path, f"the probe of run {run}", SCHEMA, _again(path))
+    again = _again(path.parent.with_suffix(".json"))  # Snakemake knows the probes by it
+    return read_record(Probe, path, f"the probe of run {run}", PROBE_SCHEMA, again)
 
 
 # --- throughput -----------------------------------------------------------------------------
@@ -137,7 +217,8 @@ class Throughput:
 
 def read_throughput(path: Path, model: str) -> Throughput:
     """Throughput of a model size; `UserError` if missing, damaged or of another version."""
-    return read_record(Throughput, path, f"the throughput of model {model}", SCHEMA, _again(path))
+    what = f"the throughput of model {model}"
+    return read_record(Throughput, path, what, THROUGHPUT_SCHEMA, _again(path))
 
 
 # --- stability ------------------------------------------------------------------------------
@@ -164,6 +245,8 @@ class RunStability:
     spikes_per_1000_steps: float | None
     grad_norm_mean: float | None
     grad_norm_fluctuation: float | None
+    backbone_grad_norm_mean: float | None  # None where it was not recorded
+    backbone_grad_norm_fluctuation: float | None
     diverged: bool
     diverged_step: int | None
 
@@ -179,4 +262,4 @@ class Stability:
 
 def read_stability(path: Path) -> Stability:
     """Stability of all runs; `UserError` if missing, damaged or of another version."""
-    return read_record(Stability, path, "the stability of the runs", SCHEMA, _again(path))
+    return read_record(Stability, path, "the stability of the runs", STABILITY_SCHEMA, _again(path))

@@ -1,204 +1,251 @@
-"""The mixing probe: H_res of a trained run on held-out text.
+"""`python -m mhclite probe`: what trained models do on held-out text, many of them in one process.
 
-Everything is per token and never averaged over tokens before the statistic is taken. H_res is in
-operator orientation (row t: the weights that enter output stream t): the *column sums* of the
-papers' figures are the *row sums* here. The model runs in float32 whatever it was trained in;
-products over depth are taken in float64.
+A probe file says what it was made of: one that is still right is left alone, so that a new run
+costs one probe, and a job that was ended goes on. The models run in float32 whatever they were
+trained in.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from mhclite.files import write_json
-from mhclite.measure.files import SCHEMA, Mixing, Probe, ProductSums, SingleSums, SinkhornInput
+from mhclite.arguments import positive_int, run_arguments
+from mhclite.data.manifest import load_manifest
+from mhclite.errors import UserError
+from mhclite.files import digest_of, sha256_of, write_json
+from mhclite.measure.files import PROBE_SCHEMA, Probe, read_probe
+from mhclite.measure.mixing import mixing
+from mhclite.measure.split import evaluation
 from mhclite.measure.trained import (
+    Trained,
     add_text_arguments,
     held_out,
     load_trained,
     read_trained,
     windows_of,
 )
+from mhclite.measure.use import use
+from mhclite.measure.within import within
 from mhclite.model import GPT
 from mhclite.records import to_json
-
-QUANTILE_LEVELS: list[float] = [0, 0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1]
-# log(1/nu) of the Sinkhorn inputs: 20 iterations do not mend spreads above about 30 (1/nu = 1e13).
-LOG_INVERSE_NU_EDGES: list[float] = [*range(0, 81), float("inf")]
-LOG_INVERSE_NU_LIMIT = 30
-CHUNK = 8  # sequences at a time
-
-FloatArray = npt.NDArray[np.float64]
+from mhclite.runs.code import step_digest
 
 log = logging.getLogger(__name__)
 
 
-class MixingStatistics:
-    """Gathers H_res of every sub-layer, chunk by chunk of tokens."""
+@dataclass(frozen=True)
+class ProbeSettings:
+    """What is measured."""
 
-    def __init__(self, n_sublayers: int) -> None:
-        self.single_rows: list[list[FloatArray]] = [[] for _ in range(n_sublayers)]
-        self.single_columns: list[list[FloatArray]] = [[] for _ in range(n_sublayers)]
-        self.product_rows: list[list[FloatArray]] = [[] for _ in range(n_sublayers)]
-        self.product_columns: list[list[FloatArray]] = [[] for _ in range(n_sublayers)]
-        self.gain_forward: list[list[FloatArray]] = [[] for _ in range(n_sublayers)]
-        self.gain_backward: list[list[FloatArray]] = [[] for _ in range(n_sublayers)]
-        self.distance: list[list[FloatArray]] = [[] for _ in range(n_sublayers)]
-
-    def add(self, matrices: list[FloatArray]) -> None:
-        """H_res of all sub-layers in order for some tokens, (tokens, n, n) each."""
-        identity = np.eye(matrices[0].shape[-1])
-        product = np.broadcast_to(identity, matrices[0].shape)
-        for layer, H in enumerate(matrices):
-            product = H @ product
-            self.single_rows[layer].append(H.sum(-1))
-            self.single_columns[layer].append(H.sum(-2))
-            self.product_rows[layer].append(product.sum(-1))
-            self.product_columns[layer].append(product.sum(-2))
-            self.gain_forward[layer].append(np.abs(product).sum(-1).max(-1))
-            self.gain_backward[layer].append(np.abs(product).sum(-2).max(-1))
-            self.distance[layer].append(np.linalg.norm(H - identity, axis=(-2, -1)))
-
-    def sums(self) -> tuple[SingleSums, ProductSums]:
-        """What was gathered, as it stands in a probe file."""
-
-        def quantiles(chunks: list[FloatArray]) -> list[float]:
-            values: list[float] = np.quantile(np.concatenate(chunks), QUANTILE_LEVELS).tolist()
-            return values
-
-        def deviation(layers: list[list[FloatArray]]) -> float:
-            return float(max(np.abs(chunk - 1).max() for layer in layers for chunk in layer))
-
-        def flat(layers: list[list[FloatArray]]) -> list[FloatArray]:
-            return [chunk.ravel() for layer in layers for chunk in layer]
-
-        def maxima(layers: list[list[FloatArray]]) -> list[float]:
-            return [float(max(chunk.max() for chunk in layer)) for layer in layers]
-
-        single = SingleSums(
-            row_sum=[quantiles(layer) for layer in self.single_rows],
-            column_sum=[quantiles(layer) for layer in self.single_columns],
-            row_sum_all=quantiles(flat(self.single_rows)),
-            column_sum_all=quantiles(flat(self.single_columns)),
-            max_deviation=deviation(self.single_rows),
-        )
-        product = ProductSums(
-            row_sum=[quantiles(layer) for layer in self.product_rows],
-            column_sum=[quantiles(layer) for layer in self.product_columns],
-            max_deviation=deviation(self.product_rows[-1:]),
-            gain_forward=means(self.gain_forward),
-            gain_backward=means(self.gain_backward),
-            gain_forward_max=maxima(self.gain_forward),
-            gain_backward_max=maxima(self.gain_backward),
-        )
-        return single, product
+    sequences: int  # windows of the validation split
+    evaluation_tokens: int | None  # of the final loss; None: the whole split
+    text: Path | None  # folder of a corpus, or file of tokens; None: what the run was trained on
 
 
-def means(layers: list[list[FloatArray]]) -> list[float]:
-    """Mean over the tokens of all chunks, one per sub-layer."""
-    return [float(np.concatenate(layer).mean()) for layer in layers]
+@dataclass(frozen=True)
+class Task:
+    """One model to probe."""
+
+    trained: Trained
+    text: Path
+    end: int | None  # the id that ends a document
+    settings: ProbeSettings
+    made_of: str
+    out: Path
 
 
-def log_inverse_nu(logits: FloatArray) -> FloatArray:
-    """log(1/nu) of Sinkhorn inputs exp(logits), nu their smallest over their largest entry.
+def task_of(folder: Path, settings: ProbeSettings, out: Path) -> Task:
+    """The task of a finished run, which `out` says nothing of yet or no longer.
 
     Args:
-        logits: (tokens, n, n).
-
-    Returns:
-        (tokens,), at least 0.
-    """
-    spread: FloatArray = logits.max((-2, -1)) - logits.min((-2, -1))
-    return spread
-
-
-@torch.no_grad()
-def probe(model: GPT, windows: npt.NDArray[np.int64], device: torch.device) -> Mixing:
-    """Mixing statistics of a model on token windows.
-
-    Args:
-        model: in evaluation mode on `device`.
-        windows: (sequences, T) token ids.
-        device: where to compute.
-    """
-    connections = list(model.connections())
-    statistics = MixingStatistics(len(connections))
-    spreads: list[FloatArray] = []
-    for first in range(0, len(windows), CHUNK):
-        x = model.embed(torch.from_numpy(windows[first : first + CHUNK]).to(device))
-        matrices = []
-        for connection, sublayer in zip(connections, model.sublayers):
-            H_res = connection.coefficients(x).H_res
-            matrices.append(H_res.flatten(0, 1).double().cpu().numpy())
-            logits = connection.sinkhorn_input(x)
-            if logits is not None:
-                spreads.append(log_inverse_nu(logits.flatten(0, 1).double().cpu().numpy()))
-            x = sublayer(x)
-        statistics.add(matrices)
-    single, product = statistics.sums()
-    return Mixing(
-        sequences=len(windows),
-        tokens=windows.size,
-        n_sublayers=len(connections),
-        quantile_levels=QUANTILE_LEVELS,
-        single=single,
-        product=product,
-        identity_distance=means(statistics.distance),
-        sinkhorn_input=sinkhorn_input(np.concatenate(spreads)) if spreads else None,
-    )
-
-
-def sinkhorn_input(log_inverse_nu: FloatArray) -> SinkhornInput:
-    """Histogram of log(1/nu), (matrices,)."""
-    counts, _ = np.histogram(log_inverse_nu, LOG_INVERSE_NU_EDGES)
-    return SinkhornInput(
-        bin_edges=LOG_INVERSE_NU_EDGES[:-1],
-        counts=counts.tolist(),
-        share_above_30=float((log_inverse_nu > LOG_INVERSE_NU_LIMIT).mean()),
-        max=float(log_inverse_nu.max()),
-    )
-
-
-def probe_run(folder: Path, text: Path, sequences: int) -> Probe:
-    """Probe a finished run; runs without anything to probe say why in `skipped`.
-
-    Args:
-        folder: run folder.
-        text: folder of a prepared corpus, or a file of raw tokens.
-        sequences: windows of the validation split, or of the file.
+        folder: run folder, or one that `exchange` imported into.
+        settings: what is measured.
+        out: folder of the probe files.
     """
     trained = read_trained(folder)
-    skipped, mixing = None, None
+    text = settings.text
+    if text is None:
+        if trained.corpus is None:
+            raise UserError(f"{folder} was trained elsewhere: name its text, --corpus or --tokens")
+        text = Path(trained.corpus.manifest).parent
+    end, digest = None, None
+    if text.is_dir():
+        manifest = load_manifest(text)
+        end, digest = manifest.tokenizer.eot_id, manifest.digest
+        if settings.text is None and trained.corpus and digest != trained.corpus.digest:
+            raise UserError(
+                f"{text} was prepared again after {folder} was trained on it: delete {folder} and "
+                "run `snakemake --cores all`"
+            )
+    elif text.is_file():
+        digest = sha256_of(text)
+    made_of = digest_of(
+        {
+            "code": step_digest("measure.probe", [trained.connection.variant]),
+            "weights": trained.weights_sha256,
+            "key": trained.key,
+            "text": digest,
+            "sequences": settings.sequences,
+            "evaluation_tokens": settings.evaluation_tokens,
+        }
+    )
+    return Task(trained, text, end, settings, made_of, out / f"{folder.name}.json")
+
+
+def is_made(task: Task) -> bool:
+    """Whether the probe file is there, whole, and was made of the same."""
+    try:
+        return read_probe(task.out, task.trained.folder.name).made_of == task.made_of
+    except UserError:
+        return False
+
+
+def probe(task: Task) -> Probe:
+    """Measure; a run that diverged says so in `skipped`."""
+    trained = task.trained
+    result = Probe(
+        schema=PROBE_SCHEMA,
+        run=trained.folder.name,
+        key=trained.key,
+        made_of=task.made_of,
+        variant=trained.connection.variant,
+        n_streams=trained.connection.n_streams,
+        skipped=None,
+        evaluation=None,
+        mixing=None,
+        use=None,
+        parameters=None,
+    )
     if not trained.has_weights:
-        skipped = "the run diverged: it has no final weights"
-    elif trained.connection.n_streams == 1:
-        skipped = "one stream: there is nothing to mix"
-    else:
-        model, device = load_trained(trained)
-        split = held_out(text, trained.model.vocab_size)
-        mixing = probe(model, windows_of(split, sequences, trained.model.block_size), device)
-    variant, n = trained.connection.variant, trained.connection.n_streams
-    return Probe(SCHEMA, folder.name, variant, n, skipped, mixing)
+        return replace(result, skipped="the run diverged: it has no final weights")
+    model, device = load_trained(trained)
+    split = held_out(task.text, trained.model.vocab_size)
+    windows = windows_of(split, task.settings.sequences, trained.model.block_size + 1)
+    result = replace(
+        result,
+        evaluation=evaluation(model, split, task.end, task.settings.evaluation_tokens, device),
+    )
+
+    result = replace(result, parameters=within(model, windows, device))
+    if model.n_streams == 1:
+        return result
+    start = GPT(trained.model, trained.connection, trained.seed).to(device).eval()
+    found = mixing(model, list(start.connections()), windows[:, :-1], device)
+    assert found.geometry is not None
+    return replace(
+        result, mixing=found, use=use(model, found.geometry.mean_matrix, windows, device)
+    )
+
+
+def write_probe(task: Task) -> None:
+    """Probe a run and write its file."""
+    torch.set_num_threads(1)
+    write_json(task.out, to_json(probe(task)))
+
+
+def _begin() -> None:
+    """In a new worker: end with the process that started it, even killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def failures(
+    tasks: Sequence[Task], processes: int, work: Callable[[Task], None] = write_probe
+) -> Iterator[UserError]:
+    """Do all tasks; yields what went wrong, which stops none of the others."""
+    if processes == 1:
+        for task in tasks:
+            try:
+                work(task)
+                log.info("%s: measured", task.out)
+            except UserError as error:
+                yield error
+        return
+    # Forked: torch, imported once, takes longer to import than many a probe. Nothing has been
+    # computed in this process, so no thread holds a lock.
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(processes, context, _begin) as pool:
+        pending = {pool.submit(work, task): task for task in tasks}
+        try:
+            for future in as_completed(pending):
+                try:
+                    future.result()
+                    log.info("%s: measured", pending[future].out)
+                except UserError as error:
+                    yield error
+        except BrokenProcessPool:
+            raise UserError(
+                "a process of the probe was killed, by lack of memory or by hand; run the same "
+                "command again: finished probes are kept (`--processes` takes fewer)"
+            ) from None
+
+
+def probe_runs(
+    folders: Sequence[Path], settings: ProbeSettings, out: Path, processes: int = 1
+) -> dict[str, str]:
+    """Probe those runs that have no right probe yet. Returns run -> what its probe was made of.
+
+    Args:
+        folders: run folders.
+        settings: what is measured.
+        out: folder of the probe files.
+        processes: at once, one thread each; one where a GPU may be used.
+
+    Raises:
+        UserError: the first run that could not be probed, after all others are.
+    """
+    tasks = [task_of(folder, settings, out) for folder in folders]
+    missing = [task for task in tasks if not is_made(task)]
+    if any(task.trained.device != "cpu" for task in missing):
+        processes = 1
+    failed = list(failures(missing, max(1, min(processes, len(missing)))))
+    if failed:
+        raise UserError(f"{failed[0]}" + f" (and {len(failed) - 1} more)" * (len(failed) > 1))
+    log.info("%d probes made, %d were there", len(missing), len(tasks) - len(missing))
+    return {task.trained.folder.name: task.made_of for task in tasks}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite probe`."""
-    parser.add_argument("--run", required=True, type=Path, help="run folder")
-    add_text_arguments(parser)
-    parser.add_argument("--sequences", required=True, type=int, help="validation windows")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--out", required=True, type=Path, help="probe file to write")
+    parser.add_argument(
+        "--runs", required=True, type=Path, metavar="DIR", help="folder of the run folders"
+    )
+    parser.add_argument(
+        "--run", required=True, nargs="+", metavar="ID", help="runs, or @FILE with one per line"
+    )
+    add_text_arguments(parser, required=False)
+    parser.add_argument("--sequences", required=True, type=positive_int, help="validation windows")
+    parser.add_argument(
+        "--evaluation-tokens",
+        type=positive_int,
+        help="of the final loss, spread evenly (default: the whole validation split)",
+    )
+    parser.add_argument("--processes", type=positive_int, default=1, help="runs at once on CPUs")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the probe files")
+    parser.add_argument("--receipt", type=Path, help="file that says what each probe was made of")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Probe the run and write the file."""
-    torch.set_num_threads(args.threads)
-    result = probe_run(args.run, args.corpus or args.tokens, args.sequences)
-    write_json(args.out, to_json(result))
-    log.info("%s: %s", args.out, result.skipped or "H_res measured")
+    """Probe the runs."""
+    settings = ProbeSettings(args.sequences, args.evaluation_tokens, args.corpus or args.tokens)
+    folders = [args.runs / run for run in run_arguments(args.run)]
+    made_of = probe_runs(folders, settings, args.out, args.processes)
+    if args.receipt:
+        write_json(args.receipt, made_of)

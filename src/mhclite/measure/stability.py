@@ -30,7 +30,7 @@ import numpy.typing as npt
 from mhclite.arguments import json_argument, run_arguments
 from mhclite.errors import UserError
 from mhclite.files import write_json
-from mhclite.measure.files import SCHEMA, RunStability, Stability, StabilitySettings
+from mhclite.measure.files import STABILITY_SCHEMA, RunStability, Stability, StabilitySettings
 from mhclite.records import Misfit, build, to_json
 from mhclite.runs.folder import FinishedRun, RunFolder
 
@@ -72,11 +72,46 @@ def spikes(values: Sequence[float] | FloatArray, window: int, sigmas: float) -> 
 
 
 def series_of(metrics: Sequence[dict[str, Any]], name: str) -> FloatArray:
-    """One metric over the optimizer steps; null becomes NaN. Step 0 has no step's metrics."""
-    return np.array(
-        [math.nan if line[name] is None else line[name] for line in metrics if line["step"] > 0],
-        dtype=np.float64,
-    )
+    """One metric over the optimizer steps; null, or not recorded, becomes NaN. Step 0 has no step's
+    metrics."""
+    values = [line.get(name) for line in metrics if line["step"] > 0]
+    return np.array([math.nan if v is None else v for v in values], dtype=np.float64)
+
+
+def running_median(values: FloatArray, width: int) -> FloatArray:
+    """Median of the `width` (odd) values around each; at the ends of those that there are."""
+    assert width % 2 == 1, width
+    padded = np.pad(values, width // 2, constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, width)
+    medians: FloatArray = np.nanmedian(windows, axis=1)
+    return medians
+
+
+def last_window(norms: FloatArray, warmup: int, window: int) -> tuple[float | None, float | None]:
+    """(mean, fluctuation) of the last `window` finite gradient norms after the warm-up.
+
+    The fluctuation is the standard deviation of log(norm) about its running median, over a quarter
+    of the window: of what changes from step to step, whatever the level of the norm and however it
+    falls with the rate. 0.1 is about 10 % up and down.
+
+    Args:
+        norms: one per step, from step 1.
+        warmup: steps of warm-up, which do not count.
+        window: how many.
+
+    Returns:
+        None for both where there are fewer; None for the fluctuation of a norm that is 0.
+    """
+    after = norms[warmup:]
+    after = after[np.isfinite(after)]
+    if len(after) < window:
+        return None, None
+    mean = float(after[-window:].mean())
+    if not (after > 0).all():
+        return mean, None
+    logs = np.log(after)
+    rest = logs - running_median(logs, max(3, window // 4 | 1))
+    return mean, float(rest[-window:].std())
 
 
 def judge(run: FinishedRun, settings: StabilitySettings) -> RunStability:
@@ -84,9 +119,8 @@ def judge(run: FinishedRun, settings: StabilitySettings) -> RunStability:
 
     `spikes_per_1000_steps` counts the steps at which the loss or the gradient norm spiked, out of
     the `judged_steps` that have a full window before them; None where there are none.
-    `grad_norm_mean` and `grad_norm_fluctuation` (population standard deviation) are over the last
-    `fluctuation_window` finite gradient norms; None where there are fewer. For a diverged run that
-    is the stretch before its end.
+    Mean and fluctuation of the gradient norm, of all parameters and of the backbone's, are those of
+    `last_window` with `fluctuation_window`. For a diverged run that is the stretch before its end.
     """
     window, sigmas = settings.spike_window, settings.spike_sigmas
     steps = [int(line["step"]) for line in run.metrics if line["step"] > 0]
@@ -97,8 +131,11 @@ def judge(run: FinishedRun, settings: StabilitySettings) -> RunStability:
     judged = int(np.count_nonzero(finite[window:]))
     spiked = len(set(loss_spikes) | set(grad_norm_spikes))
 
-    last = grad_norm[np.isfinite(grad_norm)][-settings.fluctuation_window :]
-    full = len(last) == settings.fluctuation_window
+    warmup = run.record.config.training.warmup_steps
+    backbone = series_of(run.metrics, "backbone_grad_norm")
+    norm, own = (
+        last_window(series, warmup, settings.fluctuation_window) for series in (grad_norm, backbone)
+    )
     return RunStability(
         steps=len(steps),
         judged_steps=judged,
@@ -106,8 +143,10 @@ def judge(run: FinishedRun, settings: StabilitySettings) -> RunStability:
         loss_spikes=loss_spikes,
         grad_norm_spikes=grad_norm_spikes,
         spikes_per_1000_steps=1000 * spiked / judged if judged else None,
-        grad_norm_mean=float(last.mean()) if full else None,
-        grad_norm_fluctuation=float(last.std()) if full else None,
+        grad_norm_mean=norm[0],
+        grad_norm_fluctuation=norm[1],
+        backbone_grad_norm_mean=own[0],
+        backbone_grad_norm_fluctuation=own[1],
         diverged=run.summary.status == "diverged",
         diverged_step=run.summary.diverged_step,
     )
@@ -116,7 +155,7 @@ def judge(run: FinishedRun, settings: StabilitySettings) -> RunStability:
 def judge_all(runs: Path, names: Sequence[str], settings: StabilitySettings, out: Path) -> None:
     """Judge the named run folders under `runs` and write stability.json."""
     entries = {name: judge(RunFolder(runs / name).finished(), settings) for name in names}
-    write_json(out, to_json(Stability(SCHEMA, settings, entries)))
+    write_json(out, to_json(Stability(STABILITY_SCHEMA, settings, entries)))
 
 
 def stability_settings(text: str) -> StabilitySettings:

@@ -32,7 +32,7 @@ from mhclite.config import (
 )
 from mhclite.errors import UserError
 from mhclite.files import write_json
-from mhclite.measure.files import SCHEMA, Measured, Quartiles, Throughput, Timing
+from mhclite.measure.files import THROUGHPUT_SCHEMA, Measured, Quartiles, Throughput, Timing
 from mhclite.model import GPT, compiled_loss
 from mhclite.records import Misfit, build, to_json
 from mhclite.runs.provenance import hardware
@@ -234,7 +234,7 @@ def measure(config: ThroughputConfig) -> Throughput:
             others.setdefault(implementation, {})[name] = row
     found = hardware()
     return Throughput(
-        schema=SCHEMA,
+        schema=THROUGHPUT_SCHEMA,
         model=model.name,
         device=found.get("gpu", "cpu") if device.type == "cuda" else "cpu",
         hardware=found,

@@ -16,7 +16,7 @@ from mhclite.errors import UserError
 from mhclite.files import sha256_of
 from mhclite.model import GPT
 from mhclite.records import read_record
-from mhclite.runs.folder import WEIGHTS, RunFolder
+from mhclite.runs.folder import WEIGHTS, CorpusRecord, RunFolder
 from mhclite.training.group import deterministic
 from mhclite.training.processes import choose_device
 
@@ -36,6 +36,8 @@ class Trained:
     steps: int
     best_validation_loss: float | None  # None for an imported one: nobody said
     weights_sha256: str | None
+    key: str | None  # of the run; None for an imported one
+    corpus: CorpusRecord | None  # that it was trained on; None for an imported one
 
     @property
     def has_weights(self) -> bool:
@@ -71,9 +73,12 @@ def read_trained(path: Path) -> Trained:
             found.steps,
             None,
             found.weights_sha256,
+            None,
+            None,
         )
     folder = RunFolder(path)
-    summary, config = folder.summary(), folder.record().config
+    summary, record = folder.summary(), folder.record()
+    config = record.config
     return Trained(
         path,
         config.model,
@@ -83,6 +88,8 @@ def read_trained(path: Path) -> Trained:
         summary.steps,
         summary.best_validation_loss,
         summary.weights_sha256,
+        summary.key,
+        record.corpus,
     )
 
 
@@ -117,8 +124,8 @@ def windows_of(split: TokenSplit, count: int, length: int) -> Tokens:
     return split.windows(evaluation_starts(len(split), length, count), length)
 
 
-def add_text_arguments(parser: argparse.ArgumentParser) -> None:
+def add_text_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """`--corpus` or `--tokens`."""
-    text = parser.add_mutually_exclusive_group(required=True)
+    text = parser.add_mutually_exclusive_group(required=required)
     text.add_argument("--corpus", type=Path, help="folder of a prepared corpus")
     text.add_argument("--tokens", type=Path, help="file of raw uint16 tokens (nanoGPT's val.bin)")

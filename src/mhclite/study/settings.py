@@ -330,9 +330,16 @@ class Condition(Settings):
 
 
 class Probe(Settings):
-    """The measurement of H_res on held-out text."""
+    """The measurement of trained models on held-out text."""
 
-    sequences: PositiveInt = Field(64, description="validation windows (the paper: 64)")
+    sequences: PositiveInt = Field(
+        64, description="validation windows on which H_res is measured (the paper: 64)"
+    )
+    evaluation_tokens: PositiveInt | None = Field(
+        None,
+        description="tokens of the final loss, in windows spread evenly over the validation split; "
+        "left out: all of it",
+    )
 
 
 class Sinkhorn(Settings):

@@ -20,8 +20,7 @@ from mhclite.data.manifest import SPLITS, SplitEntry, TokenizerEntry, content_di
 from mhclite.evidence.claims import load_claims
 from mhclite.evidence.collect import collect
 from mhclite.files import digest_of, sha256_of, write_json
-from mhclite.measure.files import SCHEMA as MEASURE_SCHEMA
-from mhclite.measure.files import StabilitySettings
+from mhclite.measure.files import PROBE_SCHEMA, THROUGHPUT_SCHEMA, StabilitySettings
 from mhclite.measure.stability import judge_all
 from mhclite.records import build
 from mhclite.runs.folder import SCHEMA as FOLDER_SCHEMA
@@ -211,17 +210,37 @@ def probe_of(run: dict[str, Any], diverged: bool) -> dict[str, Any]:
     """probes/<run>.json of one run."""
     variant, sublayers = run["connection"]["variant"], 2 * run["model"]["n_layer"]
     head = {
-        "schema": MEASURE_SCHEMA,
+        "schema": PROBE_SCHEMA,
         "run": run["run"],
+        "key": digest_of(run),
+        "made_of": digest_of(run["run"]),
         "variant": variant,
         "n_streams": run["connection"]["n_streams"],
         "skipped": None,
-        "mixing": None,
+        **dict.fromkeys(("evaluation", "mixing", "use", "parameters")),
     }
     if diverged:
-        return {**head, "skipped": "the run diverged: there is no trained model"}
-    if variant == "residual":
-        return {**head, "skipped": "the plain residual has no H_res"}
+        return {**head, "skipped": "the run diverged: it has no final weights"}
+    loss = final_loss(run["corpus"], run["model"]["n_layer"], variant, run["seed"])
+    loss += condition_effect(run["condition"], variant, run["seed"])
+    head["evaluation"] = {
+        "loss": loss,
+        "tokens": 1000,
+        "whole_split": True,
+        "document_tokens": [400, 600],
+        "document_losses": [400 * (loss + 0.3), 600 * (loss - 0.2)],
+    }
+    several = variant != "residual"
+    head["parameters"] = {
+        "scale_res": [0.2] * sublayers if several else None,
+        "read_entropy": [1.0] * sublayers if several else None,
+        "write_entropy": [1.2] * sublayers if several else None,
+        "activation_norm": [1.0 + layer for layer in range(sublayers)],
+        "gradient_backbone": [0.1] * sublayers,
+        "gradient_connection": [0.05] * sublayers if several else None,
+    }
+    if not several:
+        return head
 
     def sums(width: float) -> list[float]:
         return [1 + width * (2 * level - 1) for level in QUANTILE_LEVELS]
@@ -260,8 +279,47 @@ def probe_of(run: dict[str, Any], diverged: bool) -> dict[str, Any]:
         },
         "identity_distance": [0.1 * (layer + 1) for layer in range(sublayers)],
         "sinkhorn_input": sinkhorn,
+        "geometry": {
+            "single_deviation": {"mean": single / 4, "quantile_99": single / 2},
+            "product_deviation": {"mean": product / 4, "quantile_99": product / 2},
+            "orthogonality": [single] * sublayers,
+            "product_orthogonality": growing,
+            "singular_values": [
+                [value, 1.0, 0.9, 0.9 - 0.8 * layer / sublayers]
+                for layer, value in enumerate(forward)
+            ],
+            "effective_rank": [1 + 2 / (1 + layer) for layer in range(sublayers)],
+            "start_distance": [0.05 * (layer + 1) for layer in range(sublayers)],
+            "mean_matrix": [np.eye(4).tolist()] * sublayers,
+            "mean_product": np.eye(4).tolist(),
+            "log_inverse_nu": QUANTILE_LEVELS if variant == "mhc" else None,
+        },
     }
-    return {**head, "mixing": mixing}
+    return {**head, "mixing": mixing, "use": use_of(run["run"], loss, variant, sublayers)}
+
+
+def knockout(variant: str, run: str) -> float:
+    """What a run loses in nats per token if every H_res is the identity."""
+    least = {"identity": 0.0, "hc": 0.5, "mhc": 0.01}.get(variant, 0.001)
+    return least * (1 + 0.2 * noise("use", run))
+
+
+def use_of(run: str, loss: float, variant: str, sublayers: int) -> dict[str, Any]:
+    """The part `use` of a probe."""
+    whole = knockout(variant, run)
+
+    def cost(mean: float) -> dict[str, float]:
+        return {"mean": mean, "error": 0.0004}
+
+    return {
+        "windows": 32,
+        "loss": loss,
+        "identity": cost(whole),
+        "token_mean": cost(whole / 10),
+        "identity_by_sublayer": [cost(whole * layer / sublayers) for layer in range(sublayers)],
+        "token_mean_by_sublayer": [cost(0.0)] * sublayers,
+        "stream_dropped": [cost(0.3), cost(0.1), cost(0.0), cost(-0.001)],
+    }
 
 
 def throughput_of(study: Study, model: str) -> dict[str, Any]:
@@ -283,7 +341,7 @@ def throughput_of(study: Study, model: str) -> dict[str, Any]:
             "extra_parameters": parameters["connection"],
         }
     return {
-        "schema": MEASURE_SCHEMA,
+        "schema": THROUGHPUT_SCHEMA,
         "model": model,
         "device": "cpu",
         "hardware": {"cpu": "Synthetic CPU", "cores": 2, "memory_gib": 8.0},

@@ -23,6 +23,7 @@ from builder import (
     build_results,
     final_loss,
     gain,
+    knockout,
     make_study,
     metrics_of,
     resolved_of,
@@ -33,7 +34,7 @@ from tiny import run_record, run_summary
 
 from mhclite import cli
 from mhclite.errors import UserError
-from mhclite.evidence.collect import CURVE_POINTS, collect, curve
+from mhclite.evidence.collect import CURVE_POINTS, collect, curve, functional_mixing
 from mhclite.evidence.columns import CURVE_COLUMNS, RUN_COLUMNS
 from mhclite.evidence.results import Results, load_results
 from mhclite.files import read_jsonl, write_json
@@ -76,7 +77,7 @@ def test_every_run_has_its_numbers(results: Results) -> None:
     for name, row in runs.drop(index=DIVERGED).iterrows():
         loss = final_loss(row["corpus"], row["n_layer"], row["variant"], row["seed"])
         assert row["validation_loss"] == loss, name  # to the last digit
-        assert row["validation_bits_per_byte"] == bits_per_byte(loss)
+        assert row["validation_bits_per_byte"] == pytest.approx(bits_per_byte(loss))
         assert row["status"] == "completed"
         assert row["steps"] == STEPS
         assert row["tokens"] == STEPS * 16 * 64
@@ -98,6 +99,69 @@ def test_mixing_columns_come_from_the_probe(results: Results) -> None:
     assert runs.loc["sotu-d2-mhc-s0", "sinkhorn_share_above_30"] == 50 / 700
     assert pd.isna(row["sinkhorn_share_above_30"])
     assert runs.loc["sotu-d2-residual-s0", [*columns, "identity_distance"]].isna().all()
+    assert row["product_deviation_99"] == pytest.approx(row_sum_deviation("hc", True) / 2)
+    assert row["product_orthogonality_error"] == pytest.approx(row_sum_deviation("hc", True))
+    assert row["start_distance"] == pytest.approx(0.05 * np.mean(range(1, 9)))
+    assert row["knockout_identity"] == pytest.approx(knockout("hc", "sotu-d4-hc-s0"))
+    assert row["knockout_mean"] == pytest.approx(knockout("hc", "sotu-d4-hc-s0") / 10)
+    assert row["knockout_identity_error"] == row["knockout_mean_error"] == 0.0004
+
+
+def test_final_loss_is_the_probes_and_else_that_of_the_windows(small: Path) -> None:
+    name = "sotu-d2-mhc-s0"
+    path = small / "probes" / f"{name}.json"
+    change_json(path, lambda probe: probe["evaluation"].update(loss=3.25))
+    row = recollect(small).runs.set_index("run").loc[name]
+    assert row["validation_loss"] == 3.25
+    assert row["validation_bits_per_byte"] == pytest.approx(bits_per_byte(3.25))
+    assert row["validation_loss_windows"] == final_loss("sotu", 2, "mhc", 0)
+    # As in probes that were made before there was more to measure.
+    change_json(path, lambda probe: probe.update(evaluation=None, use=None, parameters=None))
+    change_json(path, lambda probe: probe["mixing"].update(geometry=None))
+    row = recollect(small).runs.set_index("run").loc[name]
+    assert row["validation_loss"] == row["validation_loss_windows"]
+    assert row[["knockout_identity", "single_deviation_99", "start_distance"]].isna().all()
+    assert row["single_max_deviation"] > 0
+
+
+def test_peak_of_the_gain_is_over_training(small: Path) -> None:
+    path = small / "runs" / "sotu-d2-mhc-s0" / "mixing.jsonl"
+    lines = read_jsonl(path)
+    lines[1]["gain_forward"] = 508.0
+    lines[2]["gain_forward"] = None  # was not finite
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    runs = recollect(small).runs.set_index("run")
+    assert runs.loc["sotu-d2-mhc-s0", "gain_forward_peak"] == 508
+    assert runs.loc["sotu-d2-mhc-s0", "gain_forward"] == pytest.approx(gain("mhc", 4))
+    assert pd.isna(runs.loc["sotu-d2-residual-s0", "gain_forward_peak"])
+
+
+@pytest.mark.parametrize(
+    ("variant", "final_norm", "count"),
+    [
+        ("residual", "per_stream", 0),
+        ("identity", "per_stream", 0),
+        ("hc", "after_sum", 8),
+        ("jpmhc", "after_sum", 8),
+        ("mhc", "per_stream", 7),
+        ("mhc_lite", "after_sum", 6),
+        ("kromhc", "per_stream", 7),
+    ],
+)
+def test_functional_mixing_by_algebra(variant: str, final_norm: str, count: int) -> None:
+    """measure/test_probe.py holds the models to the same."""
+    settings = {"final_norm": final_norm}
+    study = make_study(models={"d4": 4}, variants=[variant], seeds=[0], connections=settings)
+    (config,) = study.runs().values()
+    assert functional_mixing(config) == count
+
+
+def test_probe_of_another_training_is_refused(small: Path) -> None:
+    path = small / "probes" / "sotu-d2-mhc-s1.json"
+    change_json(path, lambda probe: probe.update(key="0" * 64))
+    message = refused(small)
+    assert "is of another training of run sotu-d2-mhc-s1: delete" in message
+    assert "probes.json and run `snakemake --cores all`" in message
 
 
 def test_diverged_run_is_a_row_with_gaps(results: Results) -> None:

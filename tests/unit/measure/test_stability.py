@@ -18,7 +18,7 @@ from mhclite import cli
 from mhclite.errors import UserError
 from mhclite.files import sha256_of
 from mhclite.measure.files import StabilitySettings
-from mhclite.measure.stability import judge, spikes, trailing
+from mhclite.measure.stability import judge, last_window, spikes, trailing
 from mhclite.records import to_json
 from mhclite.runs.folder import FinishedRun, RunFolder
 
@@ -174,7 +174,8 @@ def test_judge_names_steps_and_counts_a_step_once() -> None:
     assert not entry.too_few_steps
     assert not entry.diverged
     assert entry.grad_norm_mean == pytest.approx(3 / 5)  # 1 0 1 0 1
-    assert entry.grad_norm_fluctuation == pytest.approx(math.sqrt(6) / 5)
+    assert entry.grad_norm_fluctuation is None  # a norm of 0 has no logarithm
+    assert entry.backbone_grad_norm_mean is None  # not recorded
 
 
 def test_judge_says_that_there_were_too_few_steps() -> None:
@@ -196,7 +197,33 @@ def test_judge_a_diverged_run_up_to_its_end() -> None:
     assert entry.judged_steps == 3  # steps 5, 6, 7: the last has no value to judge
     assert entry.grad_norm_spikes == []
     assert entry.grad_norm_mean == pytest.approx(3.0)  # 2 4 2 4 3
-    assert entry.grad_norm_fluctuation == pytest.approx(math.sqrt(4 / 5))
+    # Steps 3 to 7, after two of warm-up, each over the median of itself and those beside it.
+    rest = np.log([math.sqrt(1 / 2), 2, 1 / 2, 4 / 3, math.sqrt(3 / 4)])
+    assert entry.grad_norm_fluctuation == pytest.approx(rest.std())
+
+
+def test_fluctuation_knows_neither_level_nor_trend_nor_warmup() -> None:
+    generator = np.random.default_rng(0)
+    wobble = np.exp(0.1 * generator.standard_normal(1000))
+    fall = np.exp(-np.arange(1000) / 100)
+    mean, flat = last_window(wobble, 0, 200)
+    assert mean == pytest.approx(wobble[-200:].mean())
+    assert flat == pytest.approx(0.1, rel=0.15)
+    _, falling = last_window(50 * fall * wobble, 0, 200)
+    assert falling == pytest.approx(flat, rel=0.05)
+    assert (fall * wobble)[-200:].std() / (fall * wobble)[-200:].mean() > 0.5  # the raw one
+    assert last_window(wobble, 801, 200) == (None, None)
+    assert last_window(np.append(wobble, np.nan), 800, 200)[0] == mean
+
+
+def test_the_backbones_norm_is_judged_where_it_was_recorded() -> None:
+    run = finished([*WAVE * 8], [2.0, 3.0] * (len(WAVE) * 4))
+    for line in run.metrics[1:]:
+        line["backbone_grad_norm"] = line["grad_norm"] / 2
+    entry = judge(run, SETTINGS)
+    assert entry.grad_norm_mean is not None
+    assert entry.backbone_grad_norm_mean == pytest.approx(entry.grad_norm_mean / 2)
+    assert entry.backbone_grad_norm_fluctuation == pytest.approx(entry.grad_norm_fluctuation)
 
 
 # --- the step -------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from mhclite.evidence.topics import (
     sinkhorn,
     stability,
     stress,
+    use,
 )
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "sinkhorn",
     "stability",
     "stress",
+    "use",
 ]

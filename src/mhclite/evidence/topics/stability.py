@@ -112,7 +112,7 @@ def stability_table(results: Results) -> Rows:
             "Diverged runs": f"{row['n_diverged']} of {row['n_runs']}",
             "Spikes per 1,000 steps": significant(row["spikes_per_1000_steps"]),
             f"Gradient norm, {last}": significant(row["grad_norm_mean"]),
-            f"Gradient norm sd, {last}": significant(row["grad_norm_fluctuation"]),
+            f"Gradient fluctuation, {last}": significant(row["grad_norm_fluctuation"]),
             "Row-sum error, one sub-layer": significant(row["single_max_deviation"]),
             "Row-sum error, whole depth": significant(row["product_max_deviation"]),
             "Composite gain, forward": gain(row, "forward"),
@@ -130,7 +130,9 @@ def stability_table(results: Results) -> Rows:
             "are over the completed runs, one per seed: means (of the gains ± half-width of the "
             f"{percent_of(results.confidence)} Student t interval over seeds), and for the row-sum "
             "error the largest deviation of a row sum of H_res from 1 over held-out tokens and "
-            "seeds, in any single sub-layer and in the product over the whole depth. Composite "
+            "seeds, in any single sub-layer and in the product over the whole depth. Gradient "
+            "fluctuation: standard deviation of the logarithm of the gradient norm about its "
+            "running median, after the warm-up; 0.1 is about 10 % up and down. Composite "
             "gain: largest absolute row sum (forward) or column sum (backward) of that product, 1 "
             "where signals keep their size. log(1/ν) > 30: share of Sinkhorn inputs whose smallest "
             "entry ν is so far below the largest that a fixed number of iterations may not balance "
@@ -153,12 +155,12 @@ def thinned(table: pd.DataFrame) -> pd.DataFrame:
 
 @exhibits.figure(
     "gradient_norm",
-    title="Gradient norm and its fluctuation",
+    title="Gradient norm and its spread",
     caption=(
         "Gradient norm before clipping over the last {window} steps. Left: its mean in that "
         "window with a band of one standard deviation within the window, as in the paper's "
         "Figure 2; the band is not an interval over seeds. Right: that standard deviation "
-        "alone, the fluctuation. Bold: mean over the completed runs of {seeds}; thin: each "
+        "alone. Bold: mean over the completed runs of {seeds}; thin: each "
         "seed; a cross is where a run diverged. Source: curves.csv."
     ),
     alt=(

@@ -1,0 +1,415 @@
+"""The probe against matrices multiplied, losses summed and models changed by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import MIXING, MODEL, VARIANTS, configuration, connection, write_corpus, write_shards
+
+from mhclite import cli
+from mhclite.data.tokens import TokenSplit
+from mhclite.errors import UserError
+from mhclite.measure import probe as step
+from mhclite.measure.files import Probe, read_probe
+from mhclite.measure.mixing import QUANTILE_LEVELS, effective_rank, mixing
+from mhclite.measure.probe import ProbeSettings, probe, probe_runs, task_of
+from mhclite.measure.split import evaluation
+from mhclite.measure.use import cost_of, logits_of, mixed_by, use
+from mhclite.measure.within import weight_entropy, within
+from mhclite.model import GPT
+from mhclite.records import build, to_json
+from mhclite.training.loop import train
+
+CPU = torch.device("cpu")
+SETTINGS = ProbeSettings(sequences=3, evaluation_tokens=None, text=None)
+
+
+def trained_like(variant: str, **changes: str) -> GPT:
+    """A model whose weights are far from the start, as if it had been trained."""
+    model = GPT(MODEL, connection(variant, **changes), seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.5 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+def untrained(variant: str) -> list[torch.nn.Module]:
+    return list(GPT(MODEL, connection(variant), seed=0).connections())
+
+
+def some_windows(count: int, length: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, MODEL.vocab_size, size=(count, length))
+
+
+# --- H_res --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", ["hc", "mhc", "jpmhc"])
+def test_mixing_is_what_multiplying_by_hand_gives(variant: str) -> None:
+    model, start = trained_like(variant), untrained(variant)
+    windows = some_windows(1, 2)
+    result = mixing(model, start, windows, CPU)
+    geometry = result.geometry
+    assert geometry is not None
+
+    x = model.embed(torch.from_numpy(windows))
+    products = [np.eye(4), np.eye(4)]  # one a token
+    errors = []
+    for layer, sublayer in enumerate(model.sublayers):
+        with torch.no_grad():
+            H_res = sublayer.connection.coefficients(x).H_res[0].double().numpy()
+            before = start[layer].coefficients(x).H_res[0].double().numpy()
+            x = sublayer(x)
+        products = [H @ product for H, product in zip(H_res, products, strict=True)]
+        rows = np.array([[sum(H[t]) for t in range(4)] for H in H_res])
+        errors.append(abs(rows - 1))
+        columns = np.array([[sum(P[:, s]) for s in range(4)] for P in products])
+        forward = [max(sum(abs(P[t])) for t in range(4)) for P in products]
+        backward = [max(sum(abs(P[:, s])) for s in range(4)) for P in products]
+        single, product = result.single, result.product
+        assert single.row_sum[layer] == pytest.approx(np.quantile(rows, QUANTILE_LEVELS))
+        assert product.column_sum[layer] == pytest.approx(np.quantile(columns, QUANTILE_LEVELS))
+        assert product.gain_forward[layer] == pytest.approx(np.mean(forward))
+        assert product.gain_backward[layer] == pytest.approx(np.mean(backward))
+        assert product.gain_forward_max[layer] == pytest.approx(max(forward))
+        distance = np.mean([np.sqrt(((H - np.eye(4)) ** 2).sum()) for H in H_res])
+        assert result.identity_distance[layer] == pytest.approx(distance)
+        moved = np.mean([np.sqrt(((H - B) ** 2).sum()) for H, B in zip(H_res, before, strict=True)])
+        assert geometry.start_distance[layer] == pytest.approx(moved)
+        off = [np.sqrt(((H.T @ H - np.eye(4)) ** 2).sum()) for H in H_res]
+        assert geometry.orthogonality[layer] == pytest.approx(np.mean(off))
+        off = [np.sqrt(((P.T @ P - np.eye(4)) ** 2).sum()) for P in products]
+        assert geometry.product_orthogonality[layer] == pytest.approx(np.mean(off))
+        values = [np.sqrt(np.linalg.eigvalsh(P.T @ P).clip(0)[::-1]) for P in products]
+        assert geometry.singular_values[layer] == pytest.approx(np.mean(values, axis=0), abs=1e-6)
+        np.testing.assert_allclose(geometry.mean_matrix[layer], H_res.mean(0))
+    np.testing.assert_allclose(geometry.mean_product, np.mean(products, axis=0))
+    deviation = np.array([abs(P.sum(1) - 1) for P in products])
+    assert result.product.max_deviation == pytest.approx(deviation.max())
+    assert geometry.product_deviation.mean == pytest.approx(deviation.mean())
+    assert geometry.product_deviation.quantile_99 == pytest.approx(np.quantile(deviation, 0.99))
+    assert geometry.single_deviation.quantile_99 == pytest.approx(np.quantile(errors, 0.99))
+    if variant == "mhc":
+        inputs = result.sinkhorn_input
+        assert inputs is not None
+        assert sum(inputs.counts) == 2 * len(model.sublayers)
+        assert geometry.log_inverse_nu is not None
+        assert geometry.log_inverse_nu[-1] == inputs.max > 0
+    else:
+        assert result.sinkhorn_input is geometry.log_inverse_nu is None
+
+
+def test_nothing_depends_on_how_the_windows_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, windows = trained_like("mhc_lite"), some_windows(5, 6)
+
+    def measure() -> list[float]:
+        found = mixing(model, untrained("mhc_lite"), windows[:, :-1], CPU)
+        assert found.geometry is not None
+        costs = use(model, found.geometry.mean_matrix, windows, CPU)
+        inside = within(model, windows, CPU)
+        assert found.single.max_deviation < 1e-5
+        return [
+            *found.product.gain_forward,
+            *found.geometry.effective_rank,
+            costs.identity.mean,
+            *(cost.mean for cost in costs.stream_dropped),
+            *inside.activation_norm,
+            *inside.gradient_backbone,
+        ]
+
+    whole = measure()
+    monkeypatch.setattr("mhclite.measure.mixing.CHUNK_TOKENS", 12)
+    assert measure() == pytest.approx(whole, rel=1e-4, abs=1e-6)
+
+
+def test_effective_rank_of_known_streams() -> None:
+    orthogonal = torch.eye(4, 8)
+    one = torch.ones(4, 8)
+    two = torch.cat((torch.eye(2, 8), torch.zeros(2, 8)))
+    ranks = effective_rank(torch.stack((orthogonal, one, two)).unsqueeze(0))
+    assert ranks == pytest.approx([4, 1, 2], abs=1e-5)
+
+
+# --- what the loss depends on ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("final_norm", ["per_stream", "after_sum"])
+def test_logits_are_the_models(variant: str, final_norm: str) -> None:
+    model, tokens = trained_like(variant, final_norm=final_norm), torch.tensor([[3, 1, 4, 1, 5]])
+    with torch.no_grad():
+        x = model.embed(tokens)
+        for sublayer in model.sublayers:
+            x = sublayer(x)
+        torch.testing.assert_close(logits_of(model, x), model(tokens))
+
+
+@pytest.mark.parametrize("variant", MIXING)
+def test_costs_are_those_of_a_changed_model(variant: str) -> None:
+    """Against forward passes in which H_res is replaced step by step, for every variant."""
+    model, windows = trained_like(variant, implementation="fast"), some_windows(4, 6)
+    tokens = torch.from_numpy(windows)
+    found = mixing(model, untrained(variant), windows[:, :-1], CPU)
+    assert found.geometry is not None
+    result = use(model, found.geometry.mean_matrix, windows, CPU)
+
+    @torch.no_grad()
+    def losses(changed: dict[int, torch.Tensor], dropped: int | None = None) -> np.ndarray:
+        x = model.embed(tokens[:, :-1])
+        for layer, sublayer in enumerate(model.sublayers):
+            H_pre, H_post, H_res = sublayer.connection.coefficients(x)
+            y = sublayer.branch((H_pre.unsqueeze(-1) * x).sum(-2))
+            x = changed.get(layer, H_res) @ x + H_post.unsqueeze(-1) * y.unsqueeze(-2)
+        x = model.ln_f(x)
+        if dropped is not None:
+            x = x[..., [s for s in range(4) if s != dropped], :]
+        loss = torch.nn.functional.cross_entropy(
+            (x.sum(-2) @ model.wte.weight.T).mT, tokens[:, 1:], reduction="none"
+        )
+        return loss.mean(-1).double().numpy()
+
+    unchanged = losses({})
+    assert result.loss == pytest.approx(unchanged.mean(), rel=1e-5)
+    identity, layers = torch.eye(4), range(len(model.sublayers))
+    means = [torch.tensor(matrix) for matrix in found.geometry.mean_matrix]
+    expected = {
+        "identity": losses(dict.fromkeys(layers, identity)),
+        "token_mean": losses(dict(enumerate(means))),
+    }
+    for name, values in expected.items():
+        cost, difference = getattr(result, name), values - unchanged
+        assert cost.mean == pytest.approx(difference.mean(), abs=1e-5), name
+        assert cost.error == pytest.approx(difference.std(ddof=1) / 2, abs=1e-5), name
+    for layer in layers:
+        alone = losses({layer: identity}).mean() - unchanged.mean()
+        assert result.identity_by_sublayer[layer].mean == pytest.approx(alone, abs=1e-5)
+        alone = losses({layer: means[layer]}).mean() - unchanged.mean()
+        assert result.token_mean_by_sublayer[layer].mean == pytest.approx(alone, abs=1e-5)
+    for stream in range(4):
+        alone = losses({}, dropped=stream).mean() - unchanged.mean()
+        assert result.stream_dropped[stream].mean == pytest.approx(alone, abs=1e-5)
+    assert abs(result.identity.mean) > 1e-4, "the change must be seen"
+
+
+def test_sublayers_that_cannot_matter_cost_nothing() -> None:
+    """The first H_res of a doubly stochastic variant, and the last if the norm follows the sum."""
+    for final_norm, last_matters in (("per_stream", True), ("after_sum", False)):
+        model, windows = trained_like("mhc_lite", final_norm=final_norm), some_windows(4, 6)
+        found = mixing(model, untrained("mhc_lite"), windows[:, :-1], CPU)
+        assert found.geometry is not None
+        costs = use(model, found.geometry.mean_matrix, windows, CPU).identity_by_sublayer
+        sizes = [abs(cost.mean) for cost in costs]
+        assert sizes[0] < 1e-6 < 1e-4 < sizes[1]
+        assert (sizes[-1] > 1e-4) == last_matters
+
+
+def test_a_changed_connection_is_as_before_afterwards() -> None:
+    model, tokens = trained_like("hc", implementation="fast"), torch.tensor([[3, 1, 4, 1, 5]])
+    sublayer = model.sublayers[1]
+    before = model(tokens)
+    with mixed_by(sublayer, torch.zeros(4, 4)):
+        assert not torch.allclose(model(tokens), before)
+    assert sublayer.implementation == "fast"
+    assert "coefficients" not in vars(sublayer.connection)
+    torch.testing.assert_close(model(tokens), before)
+
+
+def test_a_single_window_has_no_error() -> None:
+    assert cost_of(np.array([0.5])).error is None
+    assert cost_of(np.array([1.0, 3.0])) == cost_of(np.array([3.0, 1.0]))
+    assert cost_of(np.array([1.0, 3.0])).error == pytest.approx(1)
+
+
+# --- from within ----------------------------------------------------------------------------------
+
+
+def test_entropy_of_weights() -> None:
+    weights = torch.tensor([[1.0, -1, 1, 1], [0, 2, 0, 0], [1, 1, 0, 0]])
+    assert weight_entropy(weights).tolist() == pytest.approx([np.log(4), 0, np.log(2)])
+
+
+@pytest.mark.parametrize("variant", ["residual", "hc", "mhc_lite"])
+def test_gradients_and_activations(variant: str) -> None:
+    model, windows = trained_like(variant), some_windows(3, 6)
+    found = within(model, windows, CPU)
+    model.zero_grad()
+    model.loss(torch.from_numpy(windows)).backward()
+    last = model.sublayers[-1]
+    norms = [p.grad.norm().item() for p in (*last.norm.parameters(), *last.body.parameters())]
+    assert found.gradient_backbone[-1] == pytest.approx(np.linalg.norm(norms), rel=1e-4)
+    if variant == "residual":
+        assert found.scale_res is found.read_entropy is found.gradient_connection is None
+    else:
+        norms = [p.grad.norm().item() for p in last.connection.parameters() if p.grad is not None]
+        assert found.gradient_connection is not None
+        assert found.gradient_connection[-1] == pytest.approx(np.linalg.norm(norms), rel=1e-4)
+        scale = last.connection.scale_alpha if variant == "hc" else last.connection.scale_res
+        assert found.scale_res is not None
+        assert found.scale_res[-1] == scale.item()
+    with torch.no_grad():
+        x = model.embed(torch.from_numpy(windows[:, :-1]))
+        for sublayer in model.sublayers:
+            x = sublayer(x)
+    assert found.activation_norm[-1] == pytest.approx(x.square().mean().sqrt().item(), rel=1e-5)
+
+
+# --- the validation split -------------------------------------------------------------------------
+
+
+def split_of(tmp_path: Path, tokens: list[int]) -> TokenSplit:
+    return TokenSplit([tmp_path / s.file for s in write_shards(tmp_path, "validation", tokens, 20)])
+
+
+@pytest.mark.parametrize("count", [37, 36, 31])  # the last window: whole, one short, one token
+def test_every_token_is_predicted_once_and_counted_in_its_document(
+    count: int, tmp_path: Path
+) -> None:
+    tokens = np.random.default_rng(1).integers(1, MODEL.vocab_size, size=count)
+    tokens[[4, 5, 20]] = 0  # the documents: 5 tokens, 1, 15 and the rest
+    model = trained_like("hc")
+    result = evaluation(model, split_of(tmp_path, tokens.tolist()), 0, None, CPU)
+    losses = np.zeros(4)
+    for place in range(1, count):
+        first = (place - 1) // 6 * 6
+        with torch.no_grad():
+            logits = model(torch.from_numpy(tokens[None, first:place]))[0, -1]
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(tokens[place])).item()
+        losses[[place <= 4, place == 5, 6 <= place <= 20, place > 20].index(True)] += loss
+    assert result.document_tokens == [4, 1, 15, count - 21]
+    assert result.document_losses == pytest.approx(losses, rel=1e-5)
+    assert result.tokens == count - 1
+    assert result.whole_split
+    assert result.loss == pytest.approx(losses.sum() / (count - 1), rel=1e-5)
+
+
+def test_part_of_the_split_is_spread_over_it(tmp_path: Path) -> None:
+    tokens = [1, 2, 3, 4, 5, 0] * 10
+    result = evaluation(trained_like("hc"), split_of(tmp_path, tokens), 0, 18, CPU)
+    assert result.tokens == 18
+    assert not result.whole_split
+    assert result.document_tokens == [5, 1, 5, 1, 5, 1]  # first, middle and last window
+    text = split_of(tmp_path, tokens)
+    assert evaluation(trained_like("hc"), text, None, None, CPU).document_tokens == [59]
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a corpus, and runs/ of two variants."""
+    folder = tmp_path_factory.mktemp("study")
+    corpus = write_corpus(folder / "corpus")
+    for variant in ("residual", "kromhc"):
+        train(configuration(variant), corpus, folder / "runs" / variant)
+    return folder
+
+
+def folders(study: Path) -> list[Path]:
+    return [study / "runs" / name for name in ("residual", "kromhc")]
+
+
+def test_probes_of_runs(study: Path, tmp_path: Path) -> None:
+    made_of = probe_runs(folders(study), SETTINGS, tmp_path)
+    residual, found = (read_probe(tmp_path / f"{name}.json", name) for name in made_of)
+    assert residual.mixing is residual.use is None
+    assert residual.evaluation is not None
+    assert residual.evaluation.tokens == 299
+    assert residual.parameters is not None
+    assert found.skipped is None
+    assert found.mixing is not None
+    assert (found.mixing.tokens, found.mixing.n_sublayers) == (18, 4)
+    assert found.use is not None
+    assert len(found.use.identity_by_sublayer) == 4
+    assert found.made_of == made_of["kromhc"]
+    assert build(Probe, json.loads(json.dumps(to_json(found)))) == found
+
+
+def test_only_what_is_missing_or_wrong_is_made(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def count(settings: ProbeSettings = SETTINGS) -> list[str]:
+        made.clear()
+        probe_runs(folders(study), settings, tmp_path)
+        return list(made)
+
+    real = step.probe
+
+    def noted(task: step.Task) -> Probe:
+        made.append(task.trained.folder.name)
+        return real(task)
+
+    monkeypatch.setattr(step, "probe", noted)
+    assert count() == ["residual", "kromhc"]
+    assert count() == []
+    path = tmp_path / "kromhc.json"
+    path.write_text(path.read_text()[:100])
+    assert count() == ["kromhc"], "a damaged file"
+    assert count(replace(SETTINGS, sequences=2)) == ["residual", "kromhc"], "another setting"
+    assert count() == ["residual", "kromhc"]
+    summary = study / "runs/kromhc/summary.json"
+    before = summary.read_text()
+    key = json.loads(before)["key"]
+    summary.write_text(before.replace(key, "0" * len(key)))
+    try:
+        assert count() == ["kromhc"], "trained again"
+    finally:
+        summary.write_text(before)
+
+
+def test_several_processes_write_the_same(study: Path, tmp_path: Path) -> None:
+    code = cli.main(
+        [
+            *("probe", "--runs", str(study / "runs"), "--run", "residual", "kromhc"),
+            *("--sequences", "3", "--out", str(tmp_path / "two"), "--processes", "2"),
+            *("--receipt", str(tmp_path / "probes.json")),
+        ]
+    )
+    assert code == 0
+    assert json.loads((tmp_path / "probes.json").read_text()) == probe_runs(
+        folders(study), SETTINGS, tmp_path / "one"
+    )
+    for name in ("residual", "kromhc"):
+        one, two = (read_probe(tmp_path / at / f"{name}.json", name) for at in ("one", "two"))
+        assert one == two
+
+
+def test_a_broken_run_stops_no_other(study: Path, tmp_path: Path) -> None:
+    weights = study / "runs/residual/weights.pt"
+    before = weights.read_bytes()
+    weights.write_bytes(before + b"x")
+    try:
+        with pytest.raises(UserError, match=r"residual/weights\.pt is missing or not"):
+            probe_runs(folders(study), SETTINGS, tmp_path)
+    finally:
+        weights.write_bytes(before)
+    assert (tmp_path / "kromhc.json").exists()
+    assert not (tmp_path / "residual.json").exists()
+
+
+def test_a_corpus_that_was_prepared_again_is_refused(study: Path, tmp_path: Path) -> None:
+    record = study / "runs/kromhc/run.json"
+    before = record.read_text()
+    digest = json.loads(before)["corpus"]["digest"]
+    record.write_text(before.replace(digest, "0" * len(digest)))
+    try:
+        with pytest.raises(UserError, match="was prepared again after"):
+            task_of(study / "runs/kromhc", SETTINGS, tmp_path)
+    finally:
+        record.write_text(before)
+
+
+def test_text_from_elsewhere_is_one_document(study: Path, tmp_path: Path) -> None:
+    (shard,) = list((study / "corpus").glob("validation-*"))
+    task = task_of(study / "runs/kromhc", replace(SETTINGS, text=shard), tmp_path)
+    found = probe(task).evaluation
+    assert found is not None
+    assert found.document_tokens == [299]
