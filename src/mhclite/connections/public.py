@@ -46,8 +46,8 @@ def make(
         n_embd: C.
         home_stream: the stream that the sub-layer mainly reads and writes at first; k modulo n for
             the k-th is a good choice.
-        options: what the variant's class takes besides; mhc needs `sinkhorn_iterations`, 20 in its
-            paper.
+        options: what the variant's class takes besides; mhc and mhc_v4 need `sinkhorn_iterations`,
+            20 in their papers.
 
     Raises:
         ValueError: no such variant, or one that cannot have this many streams.

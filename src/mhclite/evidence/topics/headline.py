@@ -19,11 +19,11 @@ from mhclite.evidence.style import (
     INK,
     colour,
     empty_state,
-    grid,
     line_style,
     marker,
     plain_log,
     variant_legend,
+    wrapped_grid,
 )
 from mhclite.evidence.topics.mixing import H_RES
 from mhclite.study.settings import BASE
@@ -92,7 +92,7 @@ def draw(
         )  # fmt: skip
     axes.errorbar(
         at,
-        [interval.mean for interval in intervals],
+        [interval.mean or 0.0 for interval in intervals],
         yerr=[interval.half_width or 0.0 for interval in intervals],
         color=colour(variant),
         linestyle=(0, (1, 1.5)) if hollow else line_style(variant),
@@ -223,9 +223,9 @@ PANELS: dict[str, Callable[[Axes, Results, str], None]] = {
 def depth(results: Results) -> Figure:
     """Six quantities over depth, of the study's first corpus."""
     corpus = results.corpora[0]
-    figure, axes = grid(2, 3, 2.35)
+    figure, panels = wrapped_grid(len(PANELS), 2.35, beside=3)
     depths = {results.n_layer(model) for model in results.models}
-    for panel, (title, fill) in zip(axes.flat, PANELS.items(), strict=True):
+    for panel, (title, fill) in zip(panels, PANELS.items(), strict=True):
         fill(panel, results, corpus)
         if panel.axison:
             panel.set_title(title)
