@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tiny import configuration, write_corpus
 from mhclite.authors import names
 from mhclite.authors.checkpoint import read_checkpoint
 from mhclite.authors.conformance import golden_model, read_golden
+from mhclite.authors.exchange import _check_same
 from mhclite.cli import main
 from mhclite.errors import UserError
 from mhclite.files import read_json, read_jsonl
@@ -209,6 +211,24 @@ def test_a_variant_without_counterpart_is_not_exported(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus")
     train(configuration("jpmhc", steps=3), corpus, tmp_path / "run")
     assert main(["exchange", "export", str(tmp_path / "run"), "--out", str(tmp_path / "c.pt")]) == 2
+
+
+def test_a_learned_read_has_no_counterpart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither exported, nor continued from a checkpoint that lacks it."""
+    corpus = write_corpus(tmp_path / "corpus")
+    config = configuration("mhc", steps=3)
+    config = replace(config, connection=replace(config.connection, final_norm="head"))
+    train(config, corpus, tmp_path / "run")
+    assert main(["exchange", "export", str(tmp_path / "run"), "--out", str(tmp_path / "c.pt")]) == 2
+    assert "final_norm = 'head'" in capsys.readouterr().err
+    write_ckpt(tmp_path / "ckpt.pt", GOLDEN / "trajectory_mhc.npz")
+    theirs = read_checkpoint(tmp_path / "ckpt.pt")
+    ours = replace(theirs.connection, final_norm="head")
+    changed = replace(config, model=theirs.model, connection=ours)
+    with pytest.raises(UserError, match=r"connection\.final_norm = 'per_stream', .* 'head'"):
+        _check_same(tmp_path / "ckpt.pt", theirs, changed)
 
 
 def test_token_files_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
