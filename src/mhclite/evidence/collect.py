@@ -108,7 +108,7 @@ def functional_mixing(config: RunConfig) -> int:
     norm. (mHC's sums are 1 but for the error of its iterations.)
     """
     mixes = VARIANTS[config.connection.variant].mixes
-    if mixes == "never":
+    if mixes == "never" or config.connection.freeze_mixing:
         return 0
     sublayers = 2 * config.model.n_layer
     if mixes == "freely":
