@@ -126,7 +126,7 @@ def test_the_docs_list_every_claim_with_what_would_make_it_fail() -> None:
     page = (root / "docs" / "evidence.md").read_text(encoding="utf-8")
     table = page[page.index("| claim | fails if |") :].split("\n\n")[0].splitlines()[2:]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
-    listed = [name.strip("` †") for row in rows for name in row[0].split(", ")]
+    listed = [name.strip("` ") for row in rows for name in row[0].split(", ")]
     assert listed == [claim.id for claim in load_claims(CLAIMS)]
     studies = {path.stem for path in CLAIMS.parent.glob("*.yaml")} - {"claims"}
     for names, fails, where in rows:
