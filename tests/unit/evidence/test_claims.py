@@ -186,7 +186,8 @@ def test_a_bound_of_logarithms(results: Results) -> None:
     assert judge(gains, **bound, threshold=2.0).verdict == "contradicted"
     text = markdown(claims_table(replace_claims(gains, [{**GOOD, **bound, "threshold": 2.0}])))
     assert "| 4.00 [3.99, 4.01]" in text
-    assert "not measured" in judge(results, **bound, threshold=2.0).reason
+    unknown = measured(results, gain_forward_peak=math.nan)
+    assert "not measured" in judge(unknown, **bound, threshold=2.0).reason
     same = measured(results, gain_forward_peak=4.0)  # all seeds alike
     assert judge(same, **bound, threshold=2.0).verdict == "inconclusive"
 
@@ -323,9 +324,9 @@ def test_what_falls_short_is_not_reached_and_says_by_how_much(
     assert judge(short, **claim).verdict == "supported"
 
 
-def test_what_was_not_measured_is_not_reached(bare: Results) -> None:
-    """An earlier version's file lacks the column."""
-    found = judge(bare, requires={"start_distance": 0.1})
+def test_what_was_not_measured_is_not_reached(results: Results) -> None:
+    """An earlier version's probe lacks it."""
+    found = judge(measured(results, start_distance=math.nan), requires={"start_distance": 0.1})
     assert found.verdict == "not reached"
     assert "distance of mHC's H_res from its start was not measured" in found.reason
 

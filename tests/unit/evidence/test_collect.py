@@ -154,6 +154,8 @@ def test_functional_mixing_by_algebra(variant: str, final_norm: str, count: int)
     study = make_study(models={"d4": 4}, variants=[variant], seeds=[0], connections=settings)
     (config,) = study.runs().values()
     assert functional_mixing(config) == count
+    frozen = replace(config, connection=replace(config.connection, freeze_mixing=True))
+    assert functional_mixing(frozen) == 0
 
 
 def test_probe_of_another_training_is_refused(small: Path) -> None:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 EXHIBITS = [exhibit for exhibit, _ in (*FIGURES.values(), *TABLES.values())]
 # A study that has everything there is to show.
 WHOLE: dict[str, Any] = {
-    "models": {"d1": 1},
+    "models": {"d1": 1, "d2": 2},
     "variants": ("residual", "mhc"),
     "seeds": (3, 4),
     "statistics": {"confidence": 0.9},
