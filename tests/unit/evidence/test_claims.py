@@ -373,6 +373,8 @@ def test_a_diverged_run_has_the_unigram_models_loss(results: Results) -> None:
     costs = values_by_seed(hit, "sotu", "d4", "hc", "knockout_identity")
     assert sorted(costs) == [0, 2, 4]  # there is no trained model whose mixing could be knocked out
     assert values_by_seed(hit, "sotu", "d4", "hc", "critical_rate") == {}  # no such column
+    empty = measured(hit, backbone_grad_norm_mean=np.nan)  # not recorded by any run
+    assert values_by_seed(empty, "sotu", "d4", "hc", "backbone_grad_norm_mean") == {}
     assert values_by_seed(hit, "sotu", "d4", "hc", "diverged") == {0: 0, 1: 1, 2: 0, 3: 1, 4: 0}
 
 
