@@ -107,9 +107,9 @@ def test_diverged_run_is_a_row_with_gaps(results: Results) -> None:
     assert row[["train_loss", "validation_loss", "gain_forward"]].isna().all()
     assert row["best_validation_loss"] > 3
     # Its spike, at a step that the other seeds have too, is known; the rate is out of the steps
-    # with a verdict: 45, less a window of 16, less the one that is not finite.
+    # with a verdict: 45, less a warm-up of 10 and a window of 16, less the one that is not finite.
     assert row["grad_norm_spikes"] == 1
-    assert row["spikes_per_1000_steps"] == pytest.approx(1000 / (DIVERGED_STEP - 16 - 1))
+    assert row["spikes_per_1000_steps"] == pytest.approx(1000 / (DIVERGED_STEP - 10 - 16 - 1))
     assert results.probes[DIVERGED].skipped
     assert list(results.mixing("sotu", "d4", "hc")) == [0, 2]
     assert results.mixing("sotu", "d4", "residual") == {}
