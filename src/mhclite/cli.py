@@ -37,6 +37,9 @@ GROUPS: Groups = {
         "sinkhorn": Step(
             "mhclite.measure.sinkhorn", "measure the error of Sinkhorn-Knopp iterations"
         ),
+        "critical": Step(
+            "mhclite.measure.critical", "search the learning rate at which a run ceases to learn"
+        ),
         "throughput": Step("mhclite.measure.throughput", "time every variant of one model size"),
         "stability": Step("mhclite.measure.stability", "find spikes and divergence in all runs"),
         "collect": Step("mhclite.evidence.collect", "gather all runs into tidy tables"),

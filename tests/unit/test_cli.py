@@ -23,6 +23,7 @@ FROZEN = Path(__file__).with_name("command_line.txt")
 
 # What a machine with only torch and numpy (and Triton) lacks.
 MISSING = ["pydantic", "yaml", "pandas", "scipy", "matplotlib", "mlflow", "snakemake", "tabulate"]
+BARE = ("train", "probe", "critical", "throughput", "gpu-check")  # run there
 MISSING += ["tiktoken", "tokenizers", "datasets", "pyarrow", "tqdm"]
 
 
@@ -97,7 +98,7 @@ def test_an_unknown_step_is_refused_with_the_names(capsys: pytest.CaptureFixture
 
 
 def test_torch_and_numpy_are_enough_where_a_machine_has_no_more() -> None:
-    modules = [STEPS[name].module for name in ("train", "probe", "throughput", "gpu-check")]
+    modules = [STEPS[name].module for name in BARE]
     modules.append(BENCHMARKS["benchmarks"]["implementations"].module)
     code = (
         f"import sys\nsys.modules.update(dict.fromkeys({MISSING!r}))\nimport {', '.join(modules)}"

@@ -31,7 +31,7 @@ from mhclite.runs.provenance import hardware_in_words
 from mhclite.study.resolved import read_resolved
 
 RUN_FILES = ("run.json", "summary.json", "metrics.jsonl", "mixing.jsonl")
-STUDY_FILES = ("probes/*.json", "throughput/*.json", "sinkhorn.json")
+STUDY_FILES = ("probes/*.json", "critical/*.json", "throughput/*.json", "sinkhorn.json")
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 README_FIGURE = "loss_vs_depth"
 

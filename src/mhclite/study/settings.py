@@ -359,6 +359,30 @@ class Sinkhorn(Settings):
     matrices: PositiveInt = Field(2000, description="random matrices of each depth")
 
 
+class CriticalRate(Settings):
+    """The search for the learning rate at which each run ceases to learn; left out: not made."""
+
+    factors: list[PositiveFloat] = Field(
+        description="multiples of the learning rate that are tried for every run, rising",
+        min_length=2,
+    )
+    halvings: Annotated[int, Field(ge=0)] = Field(
+        description="how often the stretch from the smallest rate that fails to the one below it "
+        "is halved, in logarithms"
+    )
+    below_unigram: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        description="nats per token: a run fails, of whatever variant, if it diverges or its final "
+        "validation loss is not this far below that of the unigram model"
+    )
+
+    @field_validator("factors")
+    @classmethod
+    def _rising(cls, value: list[float]) -> list[float]:
+        if value != sorted(set(value)):
+            raise ValueError(f"{value} must rise from one to the next")
+        return value
+
+
 class Throughput(Settings):
     """Timing of training steps, alone on the device."""
 
@@ -391,11 +415,6 @@ class Statistics(Settings):
 
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(
         0.95, description="level of the Student t intervals over seeds"
-    )
-    failure_margin: PositiveFloat = Field(
-        0.5,
-        description="nats per token: a run fails if it diverges or ends this far above the run of "
-        "the same variant and seed under the study's own settings",
     )
 
 
@@ -435,6 +454,9 @@ class Study(Settings):
     probe: Probe = Probe()
     sinkhorn: Sinkhorn | None = Field(
         None, description="experiment of its own on random logits; left out: not made"
+    )
+    critical_rate: CriticalRate | None = Field(
+        None, description="search for the critical learning rate of every run; left out: not made"
     )
     throughput: Throughput = Throughput()
     stability: Stability = Stability()

@@ -14,10 +14,11 @@ import pytest
 import yaml
 from builder import CLAIMS, build_results, final_loss, make_study
 
+from mhclite.connections.registry import functional_mixing
 from mhclite.errors import UserError
 from mhclite.evidence.claims import Claim, load_claims, parse_claims
 from mhclite.evidence.findings import Finding, claims_of, evaluate
-from mhclite.evidence.requirements import functional_mixing, knockout_in_errors
+from mhclite.evidence.requirements import knockout_in_errors
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.rows import token_difference
 from mhclite.evidence.style import save, style

@@ -28,6 +28,7 @@ WHOLE: dict[str, Any] = {
     "seeds": (3, 4),
     "statistics": {"confidence": 0.9},
     "sinkhorn": {"matrices": 321},
+    "critical_rate": {"factors": [2, 8], "halvings": 1, "below_unigram": 0.1},
     "conditions": {
         "rate": {"title": "twice", "variants": ["mhc"], "learning_rate_factor": 2.0},
         "n2": {"title": "two", "variants": ["mhc"], "connections": {"n_streams": 2}},
