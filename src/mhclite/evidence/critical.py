@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from mhclite.evidence.results import Results
 from mhclite.evidence.statistics import CELL
 from mhclite.evidence.survival import paired, paired_logrank, rate_sensitivity, verdict
 from mhclite.evidence.verdicts import holm
-from mhclite.measure.files import Critical, Try, critical_interval, read_critical
+from mhclite.measure.files import Critical, critical_rate, read_critical
 
 GROUP = ("corpus", "model", "condition")  # within which variants are compared
 # The smallest mean difference that matters, by metric.
@@ -27,19 +26,6 @@ def read_all(results: Results) -> dict[str, Critical]:
     """run -> its search, for all runs of the study."""
     folder = results.folder / "critical"
     return {run: read_critical(folder / f"{run}.json", run) for run in results.all_runs["run"]}
-
-
-def critical_rate(tries: Sequence[Try]) -> dict[str, Any]:
-    """`critical_rate`: log2 of the factor at which a run ceases to learn.
-
-    The middle of `low` and `high` (log2 as well), between which it lies. Where all tries fail or
-    all hold, one of them is missing, `beyond` says so ("below" or "above" the rates tried), and the
-    value is the end: differences to others are then too small, never too large.
-    """
-    low, high = (None if f is None else math.log2(f) for f in critical_interval(tries))
-    ends = [end for end in (low, high) if end is not None]
-    beyond = "below" if low is None else "above" if high is None else ""
-    return {"critical_rate": sum(ends) / len(ends), "low": low, "high": high, "beyond": beyond}
 
 
 def critical_rates(results: Results) -> pd.DataFrame:

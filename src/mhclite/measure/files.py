@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -314,6 +315,19 @@ def critical_interval(tries: Sequence[Try]) -> tuple[float | None, float | None]
     high = min((one.factor for one in tries if one.failed), default=None)
     below = [one.factor for one in tries if high is None or one.factor < high]
     return max(below, default=None), high
+
+
+def critical_rate(tries: Sequence[Try]) -> dict[str, Any]:
+    """`critical_rate`: log2 of the factor at which a run ceases to learn.
+
+    The middle of `low` and `high` (log2 as well), between which it lies. Where all tries fail or
+    all hold, one of them is missing, `beyond` says so ("below" or "above" the rates tried), and the
+    value is the end: differences to others are then too small, never too large.
+    """
+    low, high = (None if f is None else math.log2(f) for f in critical_interval(tries))
+    ends = [end for end in (low, high) if end is not None]
+    beyond = "below" if low is None else "above" if high is None else ""
+    return {"critical_rate": sum(ends) / len(ends), "low": low, "high": high, "beyond": beyond}
 
 
 def read_critical(path: Path, run: str) -> Critical:

@@ -16,7 +16,6 @@ from mhclite.evidence.critical import (
     all_tries,
     compare,
     compare_times,
-    critical_rate,
     critical_rates,
     read_all,
 )
@@ -30,7 +29,7 @@ from mhclite.evidence.topics.stress import (
     stress_rates,
     stress_table,
 )
-from mhclite.measure.files import Try
+from mhclite.measure.files import Try, critical_rate
 
 VARIANTS = ("residual", "hc", "mhc", "mhc_lite", "jpmhc")
 SEEDS = tuple(range(8))
@@ -146,3 +145,13 @@ def test_a_missing_search_is_named(results: Results) -> None:
     moved = dataclasses.replace(results, folder=results.folder / "elsewhere")
     with pytest.raises(UserError, match="the critical rate of run sotu-d2-residual-s0 is missing"):
         read_all(moved)
+
+
+def test_the_critical_rate_is_a_metric_of_claims(results: Results) -> None:
+    """In octaves, and missing where it lies beyond the rates tried."""
+    table = critical_rates(results).set_index("run")
+    column = results.all_runs.set_index("run")["critical_rate"]
+    inside = table["beyond"] == ""
+    assert inside.any()
+    assert (column[inside] == table.loc[inside, "critical_rate"]).all()
+    assert column[~inside].isna().all()

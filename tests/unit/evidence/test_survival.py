@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 
-from mhclite.evidence.critical import critical_rate
 from mhclite.evidence.survival import (
     MOST_EXCHANGES,
     event_rate,
@@ -22,7 +21,7 @@ from mhclite.evidence.survival import (
 )
 from mhclite.evidence.verdicts import holm
 from mhclite.measure.critical import search
-from mhclite.measure.files import CriticalSettings, Try
+from mhclite.measure.files import CriticalSettings, Try, critical_rate
 
 SETTINGS = CriticalSettings(factors=[2.0, 6.0, 20.0, 64.0], halvings=3, below_unigram=0.1)
 
