@@ -19,7 +19,6 @@ from typing import IO, Any
 from mhclite.errors import UserError
 from mhclite.files import sha256_of
 
-SUFFIXES = (".txt", ".json", ".jsonl", ".jsonl.gz", ".parquet")
 REMOTE = "hf://"
 BUFFER = 1 << 22  # bytes of a parquet column read at once; bounds the memory
 ROWS = 256  # of a parquet file made into text at once

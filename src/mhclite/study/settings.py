@@ -7,7 +7,6 @@ parameter table in docs/configuration.md) is derived from them.
 from __future__ import annotations
 
 import difflib
-import glob
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -24,6 +23,7 @@ from mhclite.config import (
 )
 from mhclite.connections.registry import VARIANTS, check_streams
 from mhclite.files import digest_of
+from mhclite.study.text_files import matching
 from mhclite.study.wording import one_line
 
 # Names become folder names, tags and axis labels. No hyphen: it separates the parts of a run's id.
@@ -113,13 +113,14 @@ class Corpus(Settings):
         if self.source != "hub" and (self.subset or self.revision):
             raise ValueError("`subset` and `revision` belong to source `hub`")
         if self.source == "files":
-            found = glob.glob(str(self.files), recursive=True)
-            if not found:
-                raise ValueError(f"no file matches {self.files!r} (looked in {Path.cwd()})")
-            own = [path for path in found if Path(path).resolve().is_relative_to(RESULTS.resolve())]
+            own = [
+                path
+                for path in matching(str(self.files))
+                if path.resolve().is_relative_to(RESULTS.resolve())
+            ]
             if own:
                 raise ValueError(
-                    f"{self.files!r} matches {own[0]!r}: a corpus cannot be made of results/, "
+                    f"{self.files!r} matches {str(own[0])!r}: a corpus cannot be made of results/, "
                     "which studies write; move the files elsewhere"
                 )
         return self
@@ -462,6 +463,7 @@ class Study(Settings):
         """A study of one condition: its settings and its variants, no further conditions."""
         change = self.conditions[condition]
         settings = self.model_dump() | {"conditions": {}, "variants": change.variants}
+        settings["corpora"] = self.corpora  # checked already: many files need not be found again
         settings["connections"] |= change.connections
         settings["training"] |= change.training
         for model in settings["models"].values():

@@ -20,6 +20,7 @@ from mhclite.files import write_json
 from mhclite.records import to_json
 from mhclite.runs import status
 from mhclite.runs.folder import RunFolder
+from mhclite.runs.key import code_digest
 from mhclite.study.reading import load_study
 
 ROOT = Path(__file__).parents[3]
@@ -60,7 +61,7 @@ def place(study: Path) -> Callable[..., Path]:
         if step:
             (folder / "timing.jsonl").write_text("\n".join(lines) + "\n")
         config = replace(runs[run], training=replace(runs[run].training, **training))
-        write_json(folder / "run.json", to_json(run_record(config, "k")))
+        write_json(folder / "run.json", to_json(run_record(config, "k", code_digest(config))))
         if status is not None:
             diverged = step if status == "diverged" else None
             summary = run_summary(config, "k", status=status, diverged_step=diverged)
