@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mhclite.errors import UserError
+from mhclite.files import no_number
 
 
 def _text_argument(text: str, what: str) -> str:
@@ -30,8 +31,8 @@ def _text_argument(text: str, what: str) -> str:
 def json_argument(text: str, what: str) -> dict[str, Any]:
     """A JSON object given on the command line, as `@FILE`, or `-` for standard input."""
     try:
-        value = json.loads(_text_argument(text, what))
-    except (json.JSONDecodeError, RecursionError) as error:
+        value = json.loads(_text_argument(text, what), parse_constant=no_number)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{what} is not JSON ({error}); a file is given as @FILE") from None
     if not isinstance(value, dict):
         raise UserError(f"{what} must be a JSON object, not {value!r:.60}")

@@ -37,6 +37,8 @@ def test_json_that_cannot_be_read(tmp_path: Path) -> None:
         json_argument("[" * 200_000, "--study")
     with pytest.raises(UserError, match="must be a JSON object, not 3"):
         json_argument("3", "--study")
+    with pytest.raises(UserError, match=r"--study is not JSON \(NaN is no number\)"):
+        json_argument('{"a": NaN}', "--study")
     with pytest.raises(UserError, match=r"cannot read .*missing\.json"):
         json_argument(f"@{tmp_path / 'missing.json'}", "--study")
     (tmp_path / "latin.json").write_bytes(b'{"a": "\xe9"}')

@@ -23,12 +23,14 @@ from mhclite.files import write_json, write_text
 from mhclite.planning.keys import outdated_in_words, outdated_runs
 from mhclite.records import to_json
 from mhclite.runs.code import digest_of_modules, step_digest
-from mhclite.study.reading import parse_study
+from mhclite.study.reading import parse_study, read_yaml
 from mhclite.study.resolved import resolve
 from mhclite.study.settings import RESULTS
 from mhclite.training import live
 
 try:
+    for path in workflow.configfiles:
+        read_yaml(path, "study file")  # Snakemake has read it and dropped keys given twice
     STUDY = parse_study(config)
     CLAIMS = load_claims(Path(workflow.basedir) / "config/claims.yaml")
     # Snakemake knows what a result was made with only as long as its own records are there: not in

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
 from mhclite.evidence.columns import RUN_COLUMNS
+from mhclite.study.reading import read_yaml
 from mhclite.study.settings import Settings
 
 GAIN_GROWTH = "gain_growth"  # log of the composite gain after the last sub-layer over the first's
@@ -84,10 +84,4 @@ def parse_claims(content: Any, where: str) -> list[Claim]:
 
 def load_claims(path: Path) -> list[Claim]:
     """Read a claims file."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"claims file {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"claims file {path} is not YAML: {' '.join(str(error).split())}") from None
-    return parse_claims(content, str(path))
+    return parse_claims(read_yaml(path, "claims file"), str(path))

@@ -20,6 +20,7 @@ from mhclite.measure.trained import (
 )
 
 CHUNK = 8  # windows at a time
+MAX_LOSS = 700.0  # nats per token; the perplexity of more is no float
 
 
 @torch.no_grad()
@@ -36,6 +37,8 @@ def evaluate(folder: Path, text: Path, sequences: int) -> dict[str, Any]:
         chunk = torch.from_numpy(windows[first : first + CHUNK]).to(device)
         total += model.loss(chunk).item() * len(chunk)
     loss = total / sequences
+    if not loss < MAX_LOSS:  # NaN too
+        raise UserError(f"{folder}: its loss on {text} is {loss}: its weights are no model's")
     return {
         "run": folder.name,
         "variant": trained.connection.variant,

@@ -25,19 +25,44 @@ def parse_study(config: Any, source: str = "study") -> Study:
         raise UserError(f"{source}: {one_line(error, Study)}") from None
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """PyYAML takes the last of two equal keys without a word; here it is an error, at any level."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            name = (key.tag, key.value)
+            if name in lines:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value!r} is there already, in line {lines[name]}",
+                    problem_mark=key.start_mark,
+                )
+            lines[name] = key.start_mark.line + 1
+        return node
+
+
+def read_yaml(path: str | Path, what: str) -> Any:
+    """The content of a YAML file; `UserError` in one line if there is none, or a key twice."""
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8-sig"), _EachKeyOnce)
+    except OSError as error:
+        raise UserError(f"{what} {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} {path} is not UTF-8 text: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        problem = " ".join(f"{error.context or ''} {error.problem}".split())
+        raise UserError(f"{what} {path}{line} is not YAML: {problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{what} {path} is not YAML: {' '.join(str(error).split())}") from None
+
+
 def load_study(path: str | Path) -> Study:
     """Read and validate a study file (YAML)."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"study file {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"study file {path} is not UTF-8 text: {error}") from None
-    try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"study file {path} is not YAML: {' '.join(str(error).split())}") from None
-    return parse_study(config, str(path))
+    return parse_study(read_yaml(path, "study file"), str(path))
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -31,7 +31,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")]
 RESULTS = Path("results")
 BASE = "base"  # the condition of the study's own settings
 PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 NO_PASSWORD = (
     "a password does not belong there: it would be written into results; set "
     "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
@@ -40,9 +40,11 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Settings(BaseModel):
-    """Base of all settings: unknown keys are refused, values cannot change afterwards."""
+    """Base of all settings: unknown keys, NaN and infinity are refused, values cannot change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 # What a corpus of each source must name, and no other may.
@@ -209,7 +211,7 @@ class Connections(Settings):
         description="stream that a sub-layer reads and writes at first: `alternate` takes k mod n "
         "for the k-th; `random` draws it from the run's seed (the authors: unseeded)",
     )
-    initial_logit: Annotated[float, Field(allow_inf_nan=False)] = Field(
+    initial_logit: float = Field(
         -8.0,
         description="mhc, mhc_lite, kromhc: residual logits of all but the identity at first, "
         "whose own are 0",
