@@ -20,6 +20,7 @@ from mhclite.records import to_json
 from mhclite.runs.folder import RunFolder
 from mhclite.study.reading import load_study
 from mhclite.study.settings import Study
+from mhclite.training.torchrun import launcher
 
 ROOT = Path(__file__).parents[2]
 
@@ -250,8 +251,8 @@ def test_a_run_of_several_processes_is_started_as_the_workflow_does(
     )
     driver._start(drive.Slot([]), PackedJob("probe", "probes/a.json", "b", "", ["y"]))
     (several, first), (single, second) = started
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    assert several[1:] == [*launcher, "-m", "mhclite", "train", "x"]
+    assert several[1:] == ["-m", *launcher(2), "mhclite", "train", "x"]
+    assert several[2] == "torch.distributed.run"
     assert first["CUDA_VISIBLE_DEVICES"] == "2,3"
     assert single[1:] == ["-m", "mhclite", "probe", "y"]
     assert second["PYTHONPATH"] == str(tmp_path / "src")

@@ -27,10 +27,13 @@ from mhclite.study.reading import parse_study, read_yaml
 from mhclite.study.resolved import resolve
 from mhclite.study.settings import RESULTS
 from mhclite.training import live
+from mhclite.training.torchrun import launcher
 
 try:
     for path in workflow.configfiles:
-        read_yaml(path, "study file")  # Snakemake has read it and dropped keys given twice
+        read_yaml(
+            path, "study file"
+        )  # Snakemake has read it and dropped keys given twice
     STUDY = parse_study(config)
     CLAIMS = load_claims(Path(workflow.basedir) / "config/claims.yaml")
     # Snakemake knows what a result was made with only as long as its own records are there: not in
@@ -112,13 +115,6 @@ def training_of(wildcards):
 def gpus_of(training):
     """GPUs of a training job."""
     return 0 if training.device == "cpu" else training.processes
-
-
-def torchrun(processes):
-    """What stands between `python -m` and the module for a run of several processes."""
-    if processes == 1:
-        return ""
-    return f"torch.distributed.run --standalone --nproc-per-node {processes} -m"
 
 
 def in_report(exhibit):

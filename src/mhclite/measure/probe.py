@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from mhclite.arguments import file_path, folder_path, positive_int
 from mhclite.files import write_json
 from mhclite.measure.files import SCHEMA, Mixing, Probe, ProductSums, SingleSums, SinkhornInput
 from mhclite.measure.trained import (
@@ -189,11 +190,11 @@ def probe_run(folder: Path, text: Path, sequences: int) -> Probe:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite probe`."""
-    parser.add_argument("--run", required=True, type=Path, help="run folder")
+    parser.add_argument("--run", required=True, type=folder_path, help="run folder")
     add_text_arguments(parser)
-    parser.add_argument("--sequences", required=True, type=int, help="validation windows")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--out", required=True, type=Path, help="probe file to write")
+    parser.add_argument("--sequences", required=True, type=positive_int, help="validation windows")
+    parser.add_argument("--threads", type=positive_int, default=1, help="CPU threads")
+    parser.add_argument("--out", required=True, type=file_path, help="probe file to write")
 
 
 def run(args: argparse.Namespace) -> None:

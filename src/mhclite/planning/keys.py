@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from mhclite.arguments import file_path, folder_path
 from mhclite.config import RunConfig
 from mhclite.data.corpora import changed
 from mhclite.data.manifest import MANIFEST, load_manifest
@@ -117,9 +118,9 @@ def modules(config: RunConfig) -> str:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite keys`."""
-    parser.add_argument("study", type=Path, help="study file (YAML)")
+    parser.add_argument("study", type=file_path, help="study file (YAML)")
     parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="default: %(default)s"
+        "--results", type=folder_path, default=Path("results"), help="default: %(default)s"
     )
     parser.add_argument(
         "--why", metavar="RUN", help="what of this run's key differs from the run in its folder"

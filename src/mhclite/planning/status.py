@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from mhclite.arguments import file_path, folder_path
 from mhclite.planning.keys import changed_corpora, corpus_digests
 from mhclite.runs.status import report
 from mhclite.study.reading import load_study
@@ -13,9 +14,9 @@ from mhclite.study.reading import load_study
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite status`."""
-    parser.add_argument("study", type=Path, help="study file (YAML)")
+    parser.add_argument("study", type=file_path, help="study file (YAML)")
     parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="default: %(default)s"
+        "--results", type=folder_path, default=Path("results"), help="default: %(default)s"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from mhclite.arguments import file_path
 from mhclite.errors import UserError
 from mhclite.study.settings import Study
 from mhclite.study.wording import one_line
@@ -49,7 +50,7 @@ def read_yaml(path: str | Path, what: str) -> Any:
     try:
         return yaml.load(Path(path).read_text(encoding="utf-8-sig"), _EachKeyOnce)
     except OSError as error:
-        raise UserError(f"{what} {path}: {error.strerror}") from None
+        raise UserError(f"{what} {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{what} {path} is not UTF-8 text: {error}") from None
     except yaml.MarkedYAMLError as error:
@@ -67,7 +68,7 @@ def load_study(path: str | Path) -> Study:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite check`."""
-    parser.add_argument("study", nargs="+", type=Path, help="study file (YAML)")
+    parser.add_argument("study", nargs="+", type=file_path, help="study file (YAML)")
     parser.add_argument("--runs", action="store_true", help="print each run's configuration, JSON")
 
 

@@ -11,7 +11,15 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from mhclite.config import (
     MODEL_FIELDS,
@@ -27,9 +35,19 @@ from mhclite.study.text_files import matching
 from mhclite.study.wording import one_line
 
 # Names become folder names, tags and axis labels. No hyphen: it separates the parts of a run's id.
-Name = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,39}$")]
 RESULTS = Path("results")
 BASE = "base"  # the condition of the study's own settings
+
+
+def as_one_line(text: Any) -> Any:
+    """Text without the line ends that YAML's blocks have, and without control characters."""
+    if not isinstance(text, str):
+        return text
+    return "".join(filter(str.isprintable, " ".join(text.split())))
+
+
+OneLine = Annotated[str, BeforeValidator(as_one_line), Field(min_length=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NO_PASSWORD = (
@@ -76,7 +94,7 @@ class Corpus(Settings):
     member: str | None = Field(
         None, description="`archive` only: glob of the files in it, of the formats of `files`"
     )
-    license: str | None = Field(
+    license: OneLine | None = Field(
         None, description="`files` and `archive`: licence of the text, for manifest and report"
     )
     text_field: str = Field(
@@ -297,7 +315,7 @@ class Training(Settings):
 class Condition(Settings):
     """A change of settings for some variants, compared with the study's own, seed by seed."""
 
-    title: str = Field(description="what is changed, for figures and tables")
+    title: OneLine = Field(description="what is changed, for figures and tables")
     variants: list[str] = Field(description="variants that it is tried on", min_length=1)
     connections: dict[str, Any] = Field(
         {}, description="keys of the section `connections` with other values"

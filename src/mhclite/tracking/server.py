@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mhclite.arguments import port
 from mhclite.errors import UserError
 from mhclite.files import read_json
 from mhclite.tracking.store import (
@@ -30,8 +31,6 @@ HOST = "127.0.0.1"
 
 def check_port(port: int) -> None:
     """`UserError` if the port cannot be listened on."""
-    if not 0 < port < 65536:
-        raise UserError(f"port {port}: expected a number from 1 to 65535, for example --port 5001")
     try:
         with socket.socket() as probe:
             # As the server does it: a port whose last connection has just been closed is free.
@@ -125,7 +124,7 @@ def serve(database: Path, port: int) -> None:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite ui`."""
     parser.add_argument("--uri", default=DEFAULT_URI, help="MLflow store (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=5000, help="port (default: %(default)s)")
+    parser.add_argument("--port", type=port, default=5000, help="port (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -6,12 +6,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from small_corpora import documents, settings
 
 from mhclite.data.corpora import changed, content, open_source
 from mhclite.data.manifest import Manifest
 from mhclite.data.prepare import prepare
+from mhclite.data.reading import Piece, examine, read
 from mhclite.errors import UserError
 from mhclite.study.text_files import matching
 
@@ -74,6 +77,113 @@ def test_a_file_that_changes_while_it_is_read_stops(tmp_path: Path) -> None:
     (tmp_path / "d" / "003.txt").write_text("another text")
     with pytest.raises(UserError, match="changed while they were read"):
         source.accept(40, 1)
+
+
+# --- damage, encodings --------------------------------------------------------------------------
+
+
+def texts_of(path: Path) -> list[str]:
+    return [t for piece in examine(str(path), "text").pieces for t in read(piece, "text")]
+
+
+@pytest.mark.parametrize("compression", ["snappy", "zstd", "none"])
+def test_a_zeroed_page_is_named_with_its_row_group(tmp_path: Path, compression: str) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({"text": [f"{i} {'word ' * 50}" for i in range(900)]})
+    pq.write_table(
+        table,
+        path,
+        row_group_size=300,
+        compression=compression,
+        use_dictionary=False,
+        write_page_checksum=True,
+    )
+    column = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    data = bytearray(path.read_bytes())
+    start = column.data_page_offset + column.total_compressed_size // 2
+    data[start : start + 200] = bytes(200)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.parquet row group 1 .*damaged; copy it again"):
+        texts_of(path)
+
+
+def test_a_parquet_file_that_was_cut_off_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["x"] * 1000}), path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"a\.parquet cannot be read as parquet"):
+        texts_of(path)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.dictionary(pa.int32(), pa.string()),  # pandas' category
+        pa.string_view(),
+        pa.large_string(),
+        pa.binary(),
+        pa.large_binary(),
+        pa.dictionary(pa.int8(), pa.large_string()),
+    ],
+    ids=str,
+)
+def test_text_is_read_however_its_column_is_stored(tmp_path: Path, kind: pa.DataType) -> None:
+    column = pa.array(["é", "b", "é"]).cast(pa.binary() if "binary" in str(kind) else pa.string())
+    if pa.types.is_dictionary(kind):
+        column = column.dictionary_encode()
+    pq.write_table(pa.table({"text": column.cast(kind)}), tmp_path / "a.parquet")
+    assert texts_of(tmp_path / "a.parquet") == ["é", "b", "é"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.txt", b"a\n"),
+        ("a.jsonl", b'{"text": "a\\n"}\n'),
+        ("a.json", b'[{"text": "a\\n"}]'),
+        ("b.jsonl", b'{"text": "\xef\xbb\xbfa\\n"}\n'),
+    ],
+)
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + data)
+    assert texts_of(tmp_path / name) == ["a\n"]
+
+
+# --- one text -----------------------------------------------------------------------------------
+
+
+def test_one_text_is_cut_at_a_line_near_its_end(tmp_path: Path) -> None:
+    text = "".join(f"line {i} of a play\n" for i in range(400))
+    (tmp_path / "input.txt").write_text(text)
+    chosen = settings(f"{tmp_path}/input.txt", validation_fraction=0.1)
+    manifest = prepare(chosen, tmp_path / "out", tmp_path / "lock.json")
+    assert (manifest.train.documents, manifest.validation.documents) == (1, 1)
+    assert manifest.train.bytes + manifest.validation.bytes == len(text)
+    assert 0 <= 0.1 * len(text) - manifest.validation.bytes < 20
+    assert manifest.split.rule.startswith("the end of the one text")
+    piece = Piece(f"{tmp_path}/input.txt", 2, len(text), cut=0.1)
+    first, second = read(piece, "text")
+    assert first + second == text
+    assert first.endswith("\n")
+
+
+@pytest.mark.parametrize("text", ["no line end" * 9, "a\n" + "b" * 99])
+def test_one_text_of_few_lines_is_cut_too(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.txt").write_text(text)
+    first, second = read(Piece(f"{tmp_path}/a.txt", 2, len(text), cut=0.3), "text")
+    assert first + second == text
+    assert first
+    assert second
+
+
+def test_no_document_and_one_record_say_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n")
+    with pytest.raises(UserError, match="hold no document"):
+        prepare(settings(str(path)), tmp_path / "out", tmp_path / "lock.json")
+    path.write_text('{"text": "one"}\n')
+    with pytest.raises(UserError, match=r"no text fell into the .* split, of 1 document with"):
+        prepare(settings(str(path)), tmp_path / "out", tmp_path / "lock.json")
 
 
 # --- links --------------------------------------------------------------------------------------
