@@ -214,19 +214,10 @@ def test_packing_prepares_nothing_outside_the_project(
     assert not Path("bundle").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--jobs", "0"], "--jobs 0: at least one"),
-        (["--minutes", "0"], "--minutes 0.0: a time above 0"),
-        ([], "the bundle is missing: nowhere/bundle.json does not exist"),
-    ],
-)
-def test_bad_arguments_of_run(
-    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    assert cli.main(["bundle", "run", "nowhere", *arguments]) == 2
-    assert expected in capsys.readouterr().err.replace(f"{Path.cwd()}/", "")
+def test_a_bundle_that_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["bundle", "run", str(tmp_path / "nowhere")]) == 2
+    expected = f"the bundle is missing: {tmp_path}/nowhere/bundle.json does not exist"
+    assert expected in capsys.readouterr().err
 
 
 def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:

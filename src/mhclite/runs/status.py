@@ -6,6 +6,7 @@ Works while the study runs, on any machine that sees the results, and without to
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import time
 from collections import defaultdict
@@ -24,6 +25,8 @@ LATEST = 50  # steps from which the rate is taken
 # A run on another machine, whose lock may not be seen from here, is under way if its last step was
 # so recent: in seconds, or in steps where those are longer.
 FRESH_SECONDS, FRESH_STEPS = 60.0, 20.0
+
+LOGGED = re.compile(r"\d\d:\d\d:\d\d ")  # what a line of a step's log begins with
 
 STATES = ("finished", "diverged", "under way", "failed", "stopped", "outdated", "waiting")
 
@@ -89,6 +92,19 @@ def outdated(config: RunConfig, corpus: str | None, record: RunRecord) -> str:
     return "of another corpus" if corpus not in (None, record.corpus.digest) else ""
 
 
+def has_ended(log: Path) -> bool:
+    """Whether a step's log ends with its last word: after that it logged no more.
+
+    What torchrun says of its end does not count.
+    """
+    for line in reversed(tail(log)):
+        if line.startswith(("error:", "interrupted:")):
+            return True
+        if LOGGED.match(line):
+            return False
+    return False
+
+
 def status_of(out: Path, config: RunConfig, corpus: str | None = None) -> RunStatus:
     """Where a run stands.
 
@@ -119,7 +135,7 @@ def status_of(out: Path, config: RunConfig, corpus: str | None = None) -> RunSta
         return at("finished")
     if folder.is_locked():
         return at("under way")
-    if latest:
+    if latest and not has_ended(log):
         age = time.time() - latest[-1]["wall"]
         if 0 <= age < max(FRESH_SECONDS, FRESH_STEPS * latest[-1]["seconds"]):
             return at("under way")
