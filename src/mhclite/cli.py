@@ -46,7 +46,7 @@ GROUPS: Groups = {
         "track": Step("mhclite.tracking.track", "bring a study's results into MLflow"),
     },
     "for users": {
-        "check": Step("mhclite.study.reading", "validate a study file and list its runs"),
+        "check": Step("mhclite.planning.check", "validate a study file and list its runs"),
         "keys": Step(
             "mhclite.planning.keys", "what decides each run, and why it would be trained again"
         ),

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -67,6 +68,25 @@ def examine(path: str, text_field: str) -> Examined:
     else:
         count = sum(1 for _ in (_entries(path) if path.endswith(".json") else _lines(path)))
     return Examined([Piece(path, count, Path(path).stat().st_size)], digest)
+
+
+def look_into(path: str, text_field: str) -> None:
+    """Look at the beginning of a file alone, which takes little time whatever its size.
+
+    Raises:
+        UserError: as `examine` and `read`, for what shows there.
+    """
+    if path.endswith(".parquet"):
+        _row_groups(path, text_field)
+    elif path.endswith((".jsonl", ".jsonl.gz")):
+        for number, line in islice(_lines(path), 1):
+            where = f"{path} line {number}"
+            _text_of(_record(line, where), text_field, where)
+    elif path.endswith(".txt"):
+        with open(path, "rb") as file:
+            start = file.read(BUFFER)
+        if len(start) < BUFFER:  # else it may end within a character
+            _decoded(start, path)
 
 
 def read(piece: Piece, text_field: str) -> Iterator[str]:

@@ -1,16 +1,13 @@
-"""A study file, read and checked; `python -m mhclite check`."""
+"""A study file, read and checked."""
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from mhclite.arguments import file_path
 from mhclite.errors import UserError
 from mhclite.study.settings import Study
 from mhclite.study.wording import one_line
@@ -64,32 +61,3 @@ def read_yaml(path: str | Path, what: str) -> Any:
 def load_study(path: str | Path) -> Study:
     """Read and validate a study file (YAML)."""
     return parse_study(read_yaml(path, "study file"), str(path))
-
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m mhclite check`."""
-    parser.add_argument("study", nargs="+", type=file_path, help="study file (YAML)")
-    parser.add_argument("--runs", action="store_true", help="print each run's configuration, JSON")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Print one line a study; the first bad one ends with its error."""
-    for path in args.study:
-        study = load_study(path)
-        if args.runs:
-            for config in study.runs().values():
-                print(json.dumps(config.to_json()))
-            continue
-        runs = len(study.runs())
-        tokens = [
-            study.training.steps * study.training.batch_size * m.block_size
-            for m in study.models.values()
-        ]
-        number = len(study.conditions)
-        further = f", and {number} condition{'s' * (number != 1)}" if number else ""
-        print(
-            f"{path}: study {study.name!r} is valid: {runs} runs ({len(study.corpora)} corpora x "
-            f"{len(study.models)} models x {len(study.variants)} variants x {len(study.seeds)} "
-            f"seeds{further}), {study.training.steps} steps and up to {max(tokens):,} tokens each"
-        )
-    return 0
