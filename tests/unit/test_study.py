@@ -193,7 +193,7 @@ def test_a_claim_with_a_key_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "claims.yaml"
     path.write_text("- id: one\n  margin: 1\n  margin: 2\n")
     with pytest.raises(
-        UserError, match=r"claims.yaml line 3 .*'margin' is there already, in line 2"
+        UserError, match=r"claims.yaml line 3: the key 'margin' is there already, in line 2"
     ):
         load_claims(path)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from mhclite.config import RunConfig
 from mhclite.errors import UserError
+from mhclite.files import no_number
 from mhclite.runs.folder import RunFolder, RunRecord
 from mhclite.runs.key import code_digest, deciding
 
@@ -63,7 +64,7 @@ def latest_steps(folder: Path) -> list[dict[str, Any]]:
     found = []
     for line in tail(folder / "timing.jsonl")[-LATEST:]:
         try:
-            record = json.loads(line)
+            record = json.loads(line, parse_constant=no_number)
             found.append({name: float(record[name]) for name in ("step", "seconds", "wall")})
         except (ValueError, KeyError, TypeError):
             continue

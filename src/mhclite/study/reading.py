@@ -23,6 +23,10 @@ def parse_study(config: Any, source: str = "study") -> Study:
         raise UserError(f"{source}: {one_line(error, Study)}") from None
 
 
+class _KeyTwice(Exception):  # noqa: N818 - becomes a UserError in `read_yaml`
+    """The message says where and which."""
+
+
 class _EachKeyOnce(yaml.SafeLoader):
     """PyYAML takes the last of two equal keys without a word; here it is an error, at any level."""
 
@@ -34,9 +38,9 @@ class _EachKeyOnce(yaml.SafeLoader):
                 continue
             name = (key.tag, key.value)
             if name in lines:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key.value!r} is there already, in line {lines[name]}",
-                    problem_mark=key.start_mark,
+                raise _KeyTwice(
+                    f"line {key.start_mark.line + 1}: the key {key.value!r} is there already, in "
+                    f"line {lines[name]}"
                 )
             lines[name] = key.start_mark.line + 1
         return node
@@ -50,6 +54,8 @@ def read_yaml(path: str | Path, what: str) -> Any:
         raise UserError(f"{what} {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{what} {path} is not UTF-8 text: {error}") from None
+    except _KeyTwice as error:
+        raise UserError(f"{what} {path} {error}") from None
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         problem = " ".join(f"{error.context or ''} {error.problem}".split())

@@ -83,7 +83,8 @@ class Corpus(Settings):
     )
     files: str | None = Field(
         None,
-        description="`files` only: glob of .txt (a document each), .json, .jsonl[.gz] or .parquet",
+        description="`files` only: glob of .txt (a document each; a single one is cut in two), "
+        ".json, .jsonl[.gz] or .parquet",
     )
     archive: str | None = Field(
         None,
