@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -105,6 +107,29 @@ def test_torch_and_numpy_are_enough_where_a_machine_has_no_more() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_python_without_the_packages_is_one_line() -> None:
+    code = (
+        "import sys\nsys.modules['yaml'] = None\nfrom mhclite.cli import main\n"
+        "sys.exit(main(['check', 'study.yaml']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: .* has no package yaml: use \.venv/bin/python .*\n", done.stderr)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_terminal_that_lacks_a_character_shows_another(encoding: str) -> None:
+    code = (
+        "import sys\nfrom mhclite.cli import print_anywhere\nprint_anywhere()\n"
+        "print('1 ± 2 − 3 \\u4e00')\nprint('±', file=sys.stderr)"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, env=environment, check=True)
+    plus_minus = "+-" if encoding == "ascii" else "±"
+    assert done.stdout.decode(encoding) == f"1 {plus_minus} 2 - 3 ?\n"
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mhclite.arguments import file_path, folder_path
 from mhclite.config import RunConfig
 from mhclite.connections.registry import VARIANTS, functional_mixing
 from mhclite.data.manifest import Manifest, load_manifest
@@ -258,12 +259,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--study",
         required=True,
-        type=Path,
+        type=file_path,
         metavar="FILE",
         help="resolved.json: the study with its runs, corpora and claims",
     )
     parser.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="the study's folder under results/"
+        "--out",
+        required=True,
+        type=folder_path,
+        metavar="DIR",
+        help="the study's folder under results/",
     )
 
 

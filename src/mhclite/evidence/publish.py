@@ -15,6 +15,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from mhclite.arguments import folder_path
 from mhclite.errors import UserError
 from mhclite.evidence.collect import collect
 from mhclite.evidence.evidence import write
@@ -196,21 +197,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite publish`."""
     actions = parser.add_subparsers(dest="action", required=True)
     make = actions.add_parser("make", help="copy a finished study's small files")
-    make.add_argument("--results", required=True, type=Path, help="results/<study>")
+    make.add_argument("--results", required=True, type=folder_path, help="results/<study>")
     again = actions.add_parser("rebuild", help="figures, tables and report without training")
     readme = actions.add_parser("readme", help="write the README's table and figure")
     for action in (again, readme):
-        action.add_argument("--published", required=True, type=Path, help="published folder")
+        action.add_argument("--published", required=True, type=folder_path, help="published folder")
     docs = actions.add_parser("docs", help="bring tables of published studies in docs/ up to date")
-    docs.add_argument("--docs", type=Path, default=Path("docs"), help="default: %(default)s")
+    docs.add_argument("--docs", type=folder_path, default=Path("docs"), help="default: %(default)s")
     docs.add_argument(
         "--published",
-        type=Path,
+        type=folder_path,
         default=Path("results/published"),
         help="folder of the published studies (default: %(default)s)",
     )
     for action in (make, again, readme):
-        action.add_argument("--out", required=True, type=Path, help="folder to write")
+        action.add_argument("--out", required=True, type=folder_path, help="folder to write")
 
 
 def run(args: argparse.Namespace) -> None:

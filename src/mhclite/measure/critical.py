@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mhclite.arguments import json_argument
+from mhclite.arguments import file_path, folder_path, json_argument
 from mhclite.config import RunConfig
 from mhclite.data.manifest import load_manifest
 from mhclite.errors import UserError
@@ -169,14 +169,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", required=True, help="resolved run configuration (JSON, or @FILE)"
     )
-    parser.add_argument("--corpus", required=True, type=Path, help="folder of a prepared corpus")
+    parser.add_argument("--corpus", required=True, type=folder_path, help="folder of a prepared corpus")
     parser.add_argument(
         "--settings",
         required=True,
         metavar="JSON",
         help="object with factors, halvings and below_unigram",
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="file to write")
+    parser.add_argument("--out", required=True, type=file_path, metavar="FILE", help="file to write")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mhclite.arguments import json_argument, run_arguments
+from mhclite.arguments import file_path, folder_path, json_argument, run_arguments
 from mhclite.errors import UserError
 from mhclite.files import write_json
 from mhclite.measure.files import STABILITY_SCHEMA, RunStability, Stability, StabilitySettings
@@ -185,12 +185,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="object with spike_window, spike_sigmas and fluctuation_window",
     )
     parser.add_argument(
-        "--runs", required=True, type=Path, metavar="DIR", help="folder of the run folders"
+        "--runs", required=True, type=folder_path, metavar="DIR", help="folder of the run folders"
     )
     parser.add_argument(
         "--run", required=True, nargs="+", metavar="ID", help="runs, or @FILE with one per line"
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="stability.json")
+    parser.add_argument(
+        "--out", required=True, type=file_path, metavar="FILE", help="stability.json"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

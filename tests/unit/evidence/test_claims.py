@@ -523,7 +523,7 @@ def test_bad_claims_are_one_line(change: dict[str, Any], said: str, tmp_path: Pa
 
 def test_bad_files(tmp_path: Path) -> None:
     path = tmp_path / "claims.yaml"
-    for content, said in ((b"[unclosed", "not YAML"), (b"a: 1", "list"), (b"\xff", "read")):
+    for content, said in ((b"[unclosed", "not YAML"), (b"a: 1", "list"), (b"\xff", "UTF-8")):
         path.write_bytes(content)
         with pytest.raises(UserError, match=said):
             load_claims(path)
