@@ -130,13 +130,18 @@ def in_report(exhibit):
     )
 
 
+# The file that is locked must stay open: this block is a function, whose own variables are dropped at
+# its end, and the lock with them.
+HELD = []
+
+
 onstart:
     # Snakemake's own lock stays behind when it is killed, and the next invocation fails. This one
     # falls with the process. profiles/default switches the other off.
     os.makedirs(".snakemake", exist_ok=True)
-    workflow_lock = open(".snakemake/mhclite.lock", "a")
+    HELD.append(open(".snakemake/mhclite.lock", "a"))
     try:
-        fcntl.flock(workflow_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(HELD[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise WorkflowError(
             f"another snakemake is working in {os.getcwd()}: wait for it to end, or stop it"

@@ -169,14 +169,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", required=True, help="resolved run configuration (JSON, or @FILE)"
     )
-    parser.add_argument("--corpus", required=True, type=folder_path, help="folder of a prepared corpus")
+    parser.add_argument(
+        "--corpus", required=True, type=folder_path, help="folder of a prepared corpus"
+    )
     parser.add_argument(
         "--settings",
         required=True,
         metavar="JSON",
         help="object with factors, halvings and below_unigram",
     )
-    parser.add_argument("--out", required=True, type=file_path, metavar="FILE", help="file to write")
+    parser.add_argument(
+        "--out", required=True, type=file_path, metavar="FILE", help="file to write"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
