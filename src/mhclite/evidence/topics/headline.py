@@ -144,12 +144,13 @@ def _losses(axes: Axes, results: Results, corpus: str) -> None:
 
 
 def _column(
-    column: str, label: str, finish: Callable[[Axes], None]
+    columns: tuple[str, ...], label: str, finish: Callable[[Axes], None]
 ) -> Callable[[Axes, Results, str], None]:
-    """A panel of one column of runs.csv."""
+    """A panel of a column of runs.csv: the first that has values."""
 
     def panel(axes: Axes, results: Results, corpus: str) -> None:
         drawn = False
+        column = next((c for c in columns if results.all_runs[c].notna().any()), columns[0])
         for variant in results.variants:
             values = by_depth(results, corpus, variant, BASE, column)
             if finish is plain_log:
@@ -193,15 +194,17 @@ def _sinkhorn_inputs(axes: Axes, results: Results, corpus: str) -> None:
 
 PANELS: dict[str, Callable[[Axes, Results, str], None]] = {
     "Loss minus the plain residual's": _losses,
-    "Composite gain, largest in training": _column("gain_forward_peak", "gain", plain_log),
+    "Composite gain, largest in training": _column(("gain_forward_peak",), "gain", plain_log),
     "Row-sum error of the product": _column(
-        "product_deviation_99", "99 % quantile of |row sum - 1|", plain_log
+        ("product_deviation_99",), "99 % quantile of |row sum - 1|", plain_log
     ),
     "Fluctuation of the gradient norm": _column(
-        "backbone_grad_norm_fluctuation", "sd of its logarithm", plain_log
+        ("backbone_grad_norm_fluctuation", "grad_norm_fluctuation"),
+        "sd of its logarithm",
+        plain_log,
     ),
     f"Lost where {H_RES} is set to I": _column(
-        "knockout_identity", "nats per token", _symmetric_log
+        ("knockout_identity",), "nats per token", _symmetric_log
     ),
     "Sinkhorn inputs with log(1/ν) > 30": _sinkhorn_inputs,
 }
