@@ -232,7 +232,10 @@ def token_difference(results: Results, claim: Claim, corpus: str, model: str) ->
             cell[(cell["variant"] == name) & (cell["seed"] == seed)]
             for name in (claim.variant, claim.reference)
         )
-        if own.empty or other.empty or own["tokens"].iloc[-1] != other["tokens"].iloc[-1]:
+        if own.empty or other.empty:
+            continue
+        spent = own["tokens"].iloc[-1]
+        if not spent or spent != other["tokens"].iloc[-1]:
             continue  # one of them diverged
         ends = own["validation_loss"].iloc[-1], other["validation_loss"].iloc[-1]
         better, target, sign = (own, ends[1], 1) if ends[0] <= ends[1] else (other, ends[0], -1)
@@ -240,7 +243,7 @@ def token_difference(results: Results, claim: Claim, corpus: str, model: str) ->
             better["tokens"].to_numpy(float), better["validation_loss"].to_numpy(float), target
         )
         assert reached is not None
-        ratios.append(sign * math.log(reached / float(own["tokens"].iloc[-1])))
+        ratios.append(sign * math.log(reached / float(spent)))
     return t_interval(ratios, results.confidence) if ratios else None
 
 

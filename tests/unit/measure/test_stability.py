@@ -202,10 +202,10 @@ def test_judge_says_that_there_were_too_few_steps() -> None:
 def test_judge_a_diverged_run_up_to_its_end() -> None:
     grad_norm: list[float | None] = [1.0, 9.0, 2.0, 4.0, 2.0, 4.0, 3.0, None]
     loss: list[float | None] = [*WAVE * 3, 0.0, None]
-    entry = judge(finished(loss, grad_norm, diverged=True), SETTINGS)
+    entry = judge(finished(loss, grad_norm, diverged=True, warmup_steps=2), SETTINGS)
     assert entry.diverged
     assert entry.diverged_step == 8
-    assert entry.judged_steps == 3  # steps 5, 6, 7: the last has no value to judge
+    assert entry.judged_steps == 1  # step 7: the last has no value to judge
     assert entry.grad_norm_spikes == []
     assert entry.grad_norm_mean == pytest.approx(3.0)  # 2 4 2 4 3
     # Steps 3 to 7, after two of warm-up, each over the median of itself and those beside it.
