@@ -1,4 +1,4 @@
-"""Both ways to set up pin the same versions."""
+"""Both ways to set up pin the same versions; `make test` finds every folder of tests."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ def pins(lines: list[str]) -> dict[str, str]:
     return found
 
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
 def declared() -> dict[str, str]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = PROJECT["project"]
     return pins(project["dependencies"] + project["optional-dependencies"]["dev"])
 
 
@@ -41,3 +44,10 @@ def test_lock_holds_what_is_declared() -> None:
 
 def test_torch_is_the_version_that_results_were_made_with() -> None:
     assert declared()["torch"] == "2.13.0"
+
+
+def test_no_folder_of_tests_is_left_out() -> None:
+    paths = PROJECT["tool"]["pytest"]["ini_options"]["testpaths"]
+    tests = [path.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py")]
+    assert set(paths) == {"/".join(path.parts[:2]) for path in tests}
+    assert len(paths) == len(set(paths))
