@@ -45,10 +45,10 @@ publish: $(READY)
 	$(BIN)/python -m mhclite publish make --results results/$(STUDY) --out results/published/$(STUDY)
 	$(BIN)/python -m mhclite publish readme --published results/published/laptop --out results/laptop-rebuilt
 
-# Format, lint, types, then every test, two files at a time: a pipeline run from end to end is among
-# them.
+# Format, lint, types, then every test, three files at a time on two cores: those of SLURM and of
+# servers wait much. A pipeline run from end to end is among them.
 test: check
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # While working: format, lint, types and the unit tests that are quick.
 test-quick: check

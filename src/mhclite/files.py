@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -33,20 +33,35 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 @contextmanager
-def locked(path: Path, blocking: bool = True) -> Iterator[IO[str]]:
+def locked(path: Path, held: Callable[[IO[str]], None] = lambda file: None) -> Iterator[IO[str]]:
     """Hold `path` as a lock file, and yield it; the lock falls with the process, however it ends.
 
-    Raises:
-        BlockingIOError: not `blocking`, and another process holds it.
+    Where another process holds it, `held` is called with the open file before it is waited for.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with path.open("a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held(file)
+                fcntl.flock(file, fcntl.LOCK_EX)
             # The former holder may have replaced the file (`atomic_write`): lock the new one then.
             if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
                 yield file
                 return
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process on this machine (or on a file system that shares locks) holds it."""
+    try:
+        with path.open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def write_text(path: Path, text: str) -> None:

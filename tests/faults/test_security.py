@@ -114,15 +114,31 @@ def test_a_corpus_cannot_be_made_of_results(
             parse_study({**SMOKE, "corpora": corpora})
 
 
-def test_a_checkout_and_a_study_file_with_awkward_names(tmp_path: Path) -> None:
-    """Through Snakemake and its shell: blanks, quotes, a dollar sign."""
+def test_awkward_names_work_and_secrets_do_not_reach_results(tmp_path: Path) -> None:
+    """Through Snakemake and its shell. Blanks, quotes and a dollar sign are in the paths of the
+    checkout and of the study file; provenance, logs and configuration of the jobs hold nothing of
+    the environment."""
     checkout = Checkout(tmp_path / 'it\'s a $HOME of "mine"')
+    checkout.environment |= {
+        "MLFLOW_TRACKING_PASSWORD": "s3cret-of-mlflow",
+        "HF_TOKEN": "s3cret-of-the-hub",
+        "AWS_SECRET_ACCESS_KEY": "s3cret-of-storage",
+    }
     study = {**SMOKE, "conditions": {}, "variants": ["residual"], "seeds": [0]}
     (checkout.folder / "my 'study'.yaml").write_text(yaml.safe_dump(study))
     target = "results/smoke/probes.json"
     code, output = checkout.snakemake(target, study="my 'study'.yaml")
     assert code == 0, output
     assert (checkout.folder / target).exists()
+    assert (checkout.folder / "results/smoke/runs/sotu-d1-residual-s0/run.json").exists()
+    assert "s3cret" not in output
+    found = subprocess.run(
+        ["grep", "-rl", "s3cret", "results", ".snakemake"],
+        cwd=checkout.folder,
+        capture_output=True,
+        text=True,
+    )
+    assert found.stdout == ""
 
 
 # --- files that another might have written -----------------------------------------------------
@@ -172,23 +188,3 @@ def test_no_code_unpickles_or_evaluates() -> None:
 def test_the_mlflow_server_is_for_this_machine(tmp_path: Path) -> None:
     command = ui.server_command(tmp_path / "mlflow.db", 5000)
     assert command[command.index("--host") + 1] == "127.0.0.1"
-
-
-def test_secrets_do_not_reach_results(tmp_path: Path) -> None:
-    """Provenance, logs and configuration of a training job hold nothing of the environment."""
-    checkout = Checkout(tmp_path)
-    checkout.environment |= {
-        "MLFLOW_TRACKING_PASSWORD": "s3cret-of-mlflow",
-        "HF_TOKEN": "s3cret-of-the-hub",
-        "AWS_SECRET_ACCESS_KEY": "s3cret-of-storage",
-    }
-    code, output = checkout.snakemake("results/smoke/runs/sotu-d1-residual-s0/summary.json")
-    assert code == 0, output
-    assert "s3cret" not in output
-    found = subprocess.run(
-        ["grep", "-rl", "s3cret", "results", ".snakemake"],
-        cwd=checkout.folder,
-        capture_output=True,
-        text=True,
-    )
-    assert found.stdout == ""

@@ -1,4 +1,5 @@
-"""Both ways to set up pin the same versions; `make` sets up whatever a user's surroundings."""
+"""Both ways to set up pin the same versions; `make` sets up whatever a user's surroundings, and
+`make test` finds every folder of tests."""
 
 from __future__ import annotations
 
@@ -25,8 +26,11 @@ def pins(lines: list[str]) -> dict[str, str]:
     return found
 
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
 def declared() -> dict[str, str]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = PROJECT["project"]
     return pins(project["dependencies"] + project["optional-dependencies"]["dev"])
 
 
@@ -107,3 +111,10 @@ def test_caches_go_into_the_checkout_where_home_cannot_be_written(
     cache = f"XDG_CACHE_HOME={checkout}/.cache"
     assert cache in make(checkout, "show", HOME="/proc/nobody", **own).splitlines()
     assert cache not in make(checkout, "show", HOME=str(tmp_path / "home"), **own).splitlines()
+
+
+def test_no_folder_of_tests_is_left_out() -> None:
+    paths = PROJECT["tool"]["pytest"]["ini_options"]["testpaths"]
+    tests = [path.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py")]
+    assert set(paths) == {"/".join(path.parts[:2]) for path in tests}
+    assert len(paths) == len(set(paths))

@@ -16,7 +16,6 @@ Whoever wants to know something of a run asks this module. It needs no torch.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
@@ -24,11 +23,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from mhclite.config import RunConfig
 from mhclite.errors import UserError
-from mhclite.files import read_json, read_jsonl, sha256_of, write_json
+from mhclite.files import is_locked, locked, read_json, read_jsonl, sha256_of, write_json
 from mhclite.records import read_record, to_json
 from mhclite.runs.provenance import Provenance
 
@@ -225,32 +224,23 @@ class RunFolder:
     @contextmanager
     def only_writer(self) -> Iterator[None]:
         """Hold the folder alone. The lock falls with the process, however it ends."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self / LOCK).open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                log.info(
-                    "another process (pid %s) is training this run: waiting for it to end",
-                    file.read().strip() or "unknown",
-                )
-                fcntl.flock(file, fcntl.LOCK_EX)
+
+        def held(file: IO[str]) -> None:
+            file.seek(0)
+            log.info(
+                "another process (pid %s) is training this run: waiting for it to end",
+                file.read().strip() or "unknown",
+            )
+
+        with locked(self / LOCK, held) as file:
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
             yield
 
     def is_locked(self) -> bool:
-        """Whether a process on this machine (or on a file system that shares locks) trains here."""
-        try:
-            with (self / LOCK).open("r") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        """Whether a process is training here."""
+        return is_locked(self / LOCK)
 
     def restore_summary(self, key: str) -> bool:
         """Whether the run of this key is finished; a summary.json that was deleted is written

@@ -14,7 +14,6 @@ artifacts are now.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
@@ -26,9 +25,10 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from mhclite import files
 from mhclite.errors import UserError
 from mhclite.study.settings import NO_PASSWORD, has_password
 
@@ -98,14 +98,12 @@ def check_server(uri: str) -> None:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock file `path`; wait, with a message, while another process has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("another process is writing to the same store (lock %s): waiting", path)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # closing the file, or the death of the process, gives the lock back
+
+    def held(_file: IO[str]) -> None:
+        log.info("another process is writing to the same store (lock %s): waiting", path)
+
+    with files.locked(path, held):
+        yield
 
 
 def is_busy(error: Exception) -> bool:
