@@ -1,8 +1,8 @@
 """Published results: a study's small files, kept in the repository, and what is made from them.
 
 `make` copies what figures, tables and report are computed from: no weights, no shards. `rebuild`
-computes everything from such a folder again, without training. `readme` writes the README's table
-and figure from it, `docs` the tables of studies that stand in docs/.
+computes everything from such a folder again, without training. `readme` writes the README's first
+screen from it (what was found, figure, table), `docs` the tables of studies that stand in docs/.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ from mhclite.arguments import folder_path
 from mhclite.errors import UserError
 from mhclite.evidence.collect import collect
 from mhclite.evidence.evidence import write
+from mhclite.evidence.exhibits import FIGURES
+from mhclite.evidence.findings import claims_of, evaluate
+from mhclite.evidence.report_found import found
+from mhclite.evidence.report_methods import counted
 from mhclite.evidence.report_origin import training_dates
 from mhclite.evidence.results import Results
 from mhclite.evidence.table_format import fixed, percent_of, plus_minus
@@ -33,8 +37,7 @@ from mhclite.study.resolved import read_resolved
 
 RUN_FILES = ("run.json", "summary.json", "metrics.jsonl", "mixing.jsonl")
 STUDY_FILES = ("probes/*.json", "critical/*.json", "throughput/*.json", "sinkhorn.json")
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-README_FIGURE = "loss_vs_depth"
+README_FIGURE = "depth"
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +81,31 @@ def rebuild(published: Path, out: Path) -> Results:
 # --- README ---------------------------------------------------------------------------------
 
 
-def readme_block(results: Results) -> str:
-    """The README's table of results, between its marks."""
+def readme_blocks(results: Results) -> dict[str, str]:
+    """The README's blocks by name: what was found, with the figure, and the table of losses."""
+    return {"found": _found_block(results), "results": _results_block(results)}
+
+
+def _found_block(results: Results) -> str:
+    """What was found on the first corpus, and the figure that shows it."""
+    corpus = results.corpora[0]
+    said = found(results, evaluate(results, claims_of(results)), corpus)
+    about, _ = FIGURES[README_FIGURE]
+    seeds = counted(len(results.seeds), "seed")
+    return "\n".join(
+        [
+            f"**What the default study found** ({seeds}; intervals: "
+            f"{percent_of(results.confidence)}). {' '.join(said.numbers)}",
+            "",
+            f"**What it cannot say.** {' '.join(said.limits)}" if said.limits else "",
+            "",
+            f"![{about.title}: {about.alt}](docs/images/{README_FIGURE}.svg)",
+        ]
+    )
+
+
+def _results_block(results: Results) -> str:
+    """The table of losses."""
     data = results_data(results)
     cells = {
         (row["corpus"], row["model"], row["variant"]): row
@@ -126,12 +152,16 @@ def readme_block(results: Results) -> str:
     return "\n".join(lines)
 
 
-def with_block(readme: str, block: str) -> str:
-    """The README with its block replaced."""
-    pattern = re.compile(f"{BEGIN}.*?{END}", re.DOTALL)
-    if not pattern.search(readme):
-        raise UserError(f"README.md has no block between {BEGIN} and {END}")
-    return pattern.sub(lambda _: f"{BEGIN}\n{block}\n{END}", readme)
+def with_blocks(readme: str, blocks: dict[str, str]) -> str:
+    """The README with its blocks replaced."""
+    for name, block in blocks.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        before, _, rest = readme.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not closed:
+            raise UserError(f"README.md has no block between {begin} and {end}")
+        readme = f"{before}{begin}\n{block}\n{end}{after}"
+    return readme
 
 
 # --- tables in docs/ ------------------------------------------------------------------------
@@ -199,7 +229,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     make = actions.add_parser("make", help="copy a finished study's small files")
     make.add_argument("--results", required=True, type=folder_path, help="results/<study>")
     again = actions.add_parser("rebuild", help="figures, tables and report without training")
-    readme = actions.add_parser("readme", help="write the README's table and figure")
+    readme = actions.add_parser("readme", help="write what the README says of the study")
     for action in (again, readme):
         action.add_argument("--published", required=True, type=folder_path, help="published folder")
     docs = actions.add_parser("docs", help="bring tables of published studies in docs/ up to date")
@@ -228,7 +258,7 @@ def run(args: argparse.Namespace) -> None:
     log.info("rebuilt in %s; %s", args.out, training_dates(results))
     if args.action == "readme":
         path = Path("README.md")
-        write_text(path, with_block(path.read_text(encoding="utf-8"), readme_block(results)))
+        write_text(path, with_blocks(path.read_text(encoding="utf-8"), readme_blocks(results)))
         figure = Path("docs/images") / f"{README_FIGURE}.svg"
         shutil.copyfile(args.out / "figures" / figure.name, figure)
         log.info("%s and %s written", path, figure)

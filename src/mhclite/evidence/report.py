@@ -18,13 +18,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mhclite.connections.registry import VARIANTS
 from mhclite.evidence.exhibits import FIGURES, Exhibit, shown
+from mhclite.evidence.findings import claims_of, evaluate
+from mhclite.evidence.report_found import found
+from mhclite.evidence.report_matrix import matrix
 from mhclite.evidence.report_methods import introduction, methods, model_rows
 from mhclite.evidence.report_origin import origin_rows, rerun_rows
+from mhclite.evidence.report_scale import GLOSSARY, settings
 from mhclite.evidence.results import Results
 from mhclite.evidence.table_format import Table
 from mhclite.evidence.topics.cost import how_measured
 
 TEMPLATE = "report.html.j2"
+HEADLINE = "depth"  # the figure that stands at the top, where a study has it
 
 
 @dataclass(frozen=True)
@@ -133,17 +138,30 @@ def html_figure(results: Results, exhibit: Exhibit) -> HtmlFigure:
 def page(results: Results, written: Sequence[Table]) -> str:
     """The whole page, of the study's tables and of the figures drawn in its folder."""
     tables = {table.name: html_of(table) for table in written}
+    findings = evaluate(results, claims_of(results))
+    figures = [html_figure(results, exhibit) for exhibit, _ in shown(FIGURES, results.settings)]
     context: dict[str, Any] = {
         "title": results.study.get("title", results.name),
         "name": results.name,
         "introduction": introduction(results),
         "variants": [(results.label(name), VARIANTS[name].note) for name in results.variants],
-        "claims": tables.pop("claims"),
+        "found": [(corpus, found(results, findings, corpus)) for corpus in results.corpora],
+        "matrix": matrix(results, findings),
+        "headline": [figure for figure in figures if figure.name == HEADLINE],
+        "scale": plain_table(
+            "scale",
+            "What this size can say, and what it cannot",
+            "The paper's settings are those of its authors' code, for its sizes S, M and L; "
+            "parameters are those of the plain residual.",
+            (
+                ["Setting", "Here", "In the paper", "What follows"],
+                [[row.name, row.here, row.paper, row.meaning] for row in settings(results)],
+            ),
+        ),
+        "glossary": GLOSSARY,
         "results": tables.pop("results"),
         "seeds": tables.pop("results_seeds"),
-        "figures": [
-            html_figure(results, exhibit) for exhibit, _ in shown(FIGURES, results.settings)
-        ],
+        "figures": [figure for figure in figures if figure.name != HEADLINE],
         "tables": list(tables.values()),
         "methods": methods(results),
         "models": plain_table(
@@ -169,4 +187,5 @@ def page(results: Results, written: Sequence[Table]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["minus"] = with_minus_signs
     return environment.get_template(TEMPLATE).render(context)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from mhclite.evidence import exhibits
 from mhclite.evidence.claims import Claim
-from mhclite.evidence.findings import claims_of, evaluate
+from mhclite.evidence.findings import Finding, claims_of, evaluate
 from mhclite.evidence.metrics import METRICS
 from mhclite.evidence.results import Results
 from mhclite.evidence.rows import Row
@@ -45,39 +45,42 @@ def claims_data(results: Results) -> pd.DataFrame:
     where the row decides. `other_documents_*`: interval over seeds and documents. `detectable`: the
     effect that is found with 80 % power, in the unit of `effect`.
     """
-    rows: list[dict[str, Any]] = []
-    for finding in evaluate(results, claims_of(results)):
-        claim = finding.claim
-        # The row with the verdict first, the other model sizes below it.
-        order = sorted(range(len(finding.rows)), key=lambda at: at != finding.decides)
-        for at in order:
-            one, decides = finding.rows[at], at == finding.decides
-            if decides or not one.missing:
-                rows.append(
-                    {
-                        "claim": claim.id,
-                        "statement": claim.statement,
-                        "family": claim.family,
-                        "corpus": finding.corpus,
-                        "model": one.model,
-                        "decides": decides,
-                        "verdict": finding.verdict if decides else "",
-                        "reason": finding.reason if decides else "; ".join(one.unmet),
-                        "kind": claim.kind,
-                        "metric": claim.metric,
-                        "log": claim.log,
-                        "variant": claim.variant,
-                        "reference": claim.reference,
-                        "threshold": claim.threshold,
-                        "direction": claim.direction,
-                        "margin": claim.margin,
-                        **_measured(claim, one),
-                        "p_corrected": finding.p if decides else None,
-                        "p_equal_corrected": finding.p_equal if decides else None,
-                        "detectable": finding.detectable if decides else None,
-                    }
-                )
+    rows = [row for finding in evaluate(results, claims_of(results)) for row in claim_rows(finding)]
     return pd.DataFrame(rows).astype({**dict.fromkeys(NUMBERS, "float64"), "n": "Int64"})
+
+
+def claim_rows(finding: Finding) -> list[dict[str, Any]]:
+    """Rows of `claims_data` of one claim: that with the verdict first, other model sizes below."""
+    claim = finding.claim
+    rows: list[dict[str, Any]] = []
+    for at in sorted(range(len(finding.rows)), key=lambda at: at != finding.decides):
+        one, decides = finding.rows[at], at == finding.decides
+        if decides or not one.missing:
+            rows.append(
+                {
+                    "claim": claim.id,
+                    "statement": claim.statement,
+                    "family": claim.family,
+                    "corpus": finding.corpus,
+                    "model": one.model,
+                    "decides": decides,
+                    "verdict": finding.verdict if decides else "",
+                    "reason": finding.reason if decides else "; ".join(one.unmet),
+                    "kind": claim.kind,
+                    "metric": claim.metric,
+                    "log": claim.log,
+                    "variant": claim.variant,
+                    "reference": claim.reference,
+                    "threshold": claim.threshold,
+                    "direction": claim.direction,
+                    "margin": claim.margin,
+                    **_measured(claim, one),
+                    "p_corrected": finding.p if decides else None,
+                    "p_equal_corrected": finding.p_equal if decides else None,
+                    "detectable": finding.detectable if decides else None,
+                }
+            )
+    return rows
 
 
 def _measured(claim: Claim, row: Row) -> dict[str, Any]:
