@@ -86,7 +86,7 @@ def test_a_whole_study(
     assert (out / "report.html").stat().st_size > 100_000
     assert (out / "mlflow.json").exists()
     runs = {path.parent.name for path in out.glob("runs/*/summary.json")}
-    assert runs == {"sotu-d1-residual-s0", "sotu-d1-mhc_lite-s0"}
+    assert runs == {"sotu-d2-residual-s0", "sotu-d2-mhc_lite-s0"}
 
     jobs = [comment for comment, state in slurm.history("Comment,State") if state == "COMPLETED"]
     rules = Counter(re.sub(r"^rule_(.*?)(_wildcards.*)?$", r"\1", comment) for comment in jobs)
@@ -116,14 +116,14 @@ STEPS, HELD_AFTER = 1500, 150
 def drill_study(checkout: Checkout) -> list[str]:
     study = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())
     study |= {"name": "drill", "variants": ["residual"], "seeds": [0]}
-    study["models"]["d1"]["learning_rate"] = 1e-3
+    study["models"]["d2"]["learning_rate"] = 1e-3
     study["training"] |= {"steps": STEPS, "evaluation_interval": 500, "checkpoint_interval": 40}
     study["conditions"] = {
         name: {"title": name, "variants": ["residual"], "training": {"checkpoint_interval": every}}
         for name, every in zip(DRILLS[1:], (50, 60, 70))
     }
     (checkout.folder / "drill.yaml").write_text(yaml.safe_dump(study))
-    return ["sotu-d1-residual-s0", *(f"sotu-d1-residual-{name}-s0" for name in DRILLS[1:])]
+    return ["sotu-d2-residual-s0", *(f"sotu-d2-residual-{name}-s0" for name in DRILLS[1:])]
 
 
 def train_here(checkout: Checkout, study: str, run: str, folder: Path) -> None:
@@ -232,13 +232,13 @@ def test_gpus_as_gres_and_several_processes_in_one_job(
     checkout, _ = finished
     training = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())["training"]
     study = write_study(checkout, "gres", training=training | {"processes": 2}, seeds=[1])
-    target = "results/gres/runs/sotu-d1-mhc_lite-s1/summary.json"
+    target = "results/gres/runs/sotu-d2-mhc_lite-s1/summary.json"
     finish(on_slurm(checkout, target, profile="slurm-gres", study=study), 300)
     record = json.loads((checkout.folder / target).with_name("run.json").read_text())
     assert record["config"]["training"]["processes"] == 2
     (allocated,) = [
         tres.split(",")
         for comment, tres in slurm.history("Comment,AllocTRES")
-        if comment == "rule_train_wildcards_sotu-d1-mhc_lite-s1"
+        if comment == "rule_train_wildcards_sotu-d2-mhc_lite-s1"
     ]
     assert {"gres/gpu=1", "cpu=2"} <= set(allocated)

@@ -59,7 +59,7 @@ class Exploit:
 def with_names(name: str, corpus: str, model: str) -> dict[str, Any]:
     study = {**SMOKE, "name": name, "conditions": {}}
     study["corpora"] = {corpus: SMOKE["corpora"]["sotu"]}
-    study["models"] = {model: SMOKE["models"]["d1"]}
+    study["models"] = {model: SMOKE["models"]["d2"]}
     return study
 
 
@@ -78,7 +78,7 @@ def accepted(content: dict[str, Any]) -> Study | None:
 @example("ok", 0)
 def test_names_are_words_or_refused(name: str, place: int) -> None:
     """Names of studies, corpora and models become folders, words of commands, MLflow filters."""
-    names = ["study", "sotu", "d1"]
+    names = ["study", "sotu", "d2"]
     names[place] = name
     study = accepted(with_names(*names))
     if study is None:
@@ -130,7 +130,7 @@ def test_awkward_names_work_and_secrets_do_not_reach_results(tmp_path: Path) -> 
     code, output = checkout.snakemake(target, study="my 'study'.yaml")
     assert code == 0, output
     assert (checkout.folder / target).exists()
-    assert (checkout.folder / "results/smoke/runs/sotu-d1-residual-s0/run.json").exists()
+    assert (checkout.folder / "results/smoke/runs/sotu-d2-residual-s0/run.json").exists()
     assert "s3cret" not in output
     found = subprocess.run(
         ["grep", "-rl", "s3cret", "results", ".snakemake"],

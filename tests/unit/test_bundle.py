@@ -170,7 +170,7 @@ def test_what_is_refused_changes_nothing(study: Study, capsys: pytest.CaptureFix
 
     settings = record["config"]["training"] | {"steps": 41}
     change(config=record["config"] | {"training": settings})
-    assert "1 of 16 runs (sotu-d1-identity-s0) are of other settings" in refused(capsys, "bundle")
+    assert "1 of 16 runs (sotu-d2-identity-s0) are of other settings" in refused(capsys, "bundle")
     change(code="another")
     assert "other code than is here now" in refused(capsys, "bundle")
     write_json(folder / "run.json", record)
@@ -260,7 +260,7 @@ def test_a_failed_job_stops_no_other(study: Study, caplog: pytest.LogCaptureFixt
     found = drive.load_bundle(Path("bundle"))
     driver = drive.Driver(Path("bundle").resolve(), found, [])
     driver.work(found.runs, [drive.Slot([])], None)
-    assert driver.failed == ["runs/sotu-d1-residual-s0/summary.json"]
+    assert driver.failed == ["runs/sotu-d2-residual-s0/summary.json"]
     assert "the following arguments are required: --out" in caplog.text
     assert "1 of 2 runs finished" in drive.remaining(driver.standing())
 

@@ -52,10 +52,10 @@ BAD = {
         ["training.warmup", "did you mean 'warmup_steps'?"],
     ),
     "unknown key of a model": (
-        change("models", "d1", "n_heads", value=2),
-        ["models.d1.n_heads", "did you mean 'n_head'?"],
+        change("models", "d2", "n_heads", value=2),
+        ["models.d2.n_heads", "did you mean 'n_head'?"],
     ),
-    "n_head": (change("models", "d1", "n_head", value=5), ["models.d1", "n_head = 5", "32"]),
+    "n_head": (change("models", "d2", "n_head", value=5), ["models.d2", "n_head = 5", "32"]),
     "kromhc with 3": (
         change("connections", "n_streams", value=3),
         ["n_streams = 3", "kromhc", "power of two"],
@@ -95,7 +95,7 @@ BAD = {
     ),
     "name": (change("name", value="My Study"), ["name", "'My Study'"]),
     "name of a model": (
-        change("models", value={"d-1": SMOKE["models"]["d1"]}),
+        change("models", value={"d-1": SMOKE["models"]["d2"]}),
         ["models.d-1", "lower-case"],
     ),
     "store": (change("tracking", "uri", value="mysql://x"), ["tracking.uri", "'mysql://x'"]),
@@ -104,8 +104,8 @@ BAD = {
         ["tokenizer", "vocab_size = 1000"],
     ),
     "infinite": (
-        change("models", "d1", "learning_rate", value=float("inf")),
-        ["models.d1.learning_rate", "inf"],
+        change("models", "d2", "learning_rate", value=float("inf")),
+        ["models.d2.learning_rate", "inf"],
     ),
     "infinite, though only a lower bound is asked for": (
         change("training", "weight_decay", value=float("inf")),
@@ -166,7 +166,7 @@ def test_file_that_is_no_study(text: bytes, said: str, tmp_path: Path) -> None:
             "line {line}.*'seeds' is there already, in line {first}",
         ),
         ("  steps: ", "  steps: 7\n  steps: ", "line {line}.*'steps' is there already"),
-        ("  d1: ", "  d1: {{}}\n  'd1': ", "line {line}.*'d1' is there already"),
+        ("  d2: ", "  d2: {{}}\n  'd2': ", "line {line}.*'d2' is there already"),
     ],
 )
 def test_a_key_that_is_there_twice_is_refused(
@@ -220,7 +220,7 @@ def test_shipped_studies_are_valid(path: Path) -> None:
 def test_runs_are_unique_and_stable() -> None:
     first, again = parse_study(smoke()).runs(), parse_study(smoke()).runs()
     assert first == again
-    assert list(first)[:3] == ["sotu-d1-residual-s0", "sotu-d1-residual-s1", "sotu-d1-identity-s0"]
+    assert list(first)[:3] == ["sotu-d2-residual-s0", "sotu-d2-residual-s1", "sotu-d2-identity-s0"]
     assert all(run == config.run for run, config in first.items())
     more = parse_study(smoke(seeds=[0, 1, 2])).runs()
     assert {run: more[run] for run in first} == first  # another seed changes no other run
@@ -253,24 +253,24 @@ def test_conditions_add_runs_and_change_no_other() -> None:
     assert {run: runs[run] for run in base} == base
     added = {run: runs[run] for run in runs if run not in base}
     assert list(added) == [
-        *(f"sotu-d1-mhc-norm-s{seed}" for seed in (0, 1)),
-        *(f"sotu-d1-{variant}-rate-s{seed}" for variant in ("residual", "hc") for seed in (0, 1)),
+        *(f"sotu-d2-mhc-norm-s{seed}" for seed in (0, 1)),
+        *(f"sotu-d2-{variant}-rate-s{seed}" for variant in ("residual", "hc") for seed in (0, 1)),
     ]
-    changed, plain = added["sotu-d1-mhc-norm-s0"], base["sotu-d1-mhc-s0"]
+    changed, plain = added["sotu-d2-mhc-norm-s0"], base["sotu-d2-mhc-s0"]
     assert changed.connection == replace(plain.connection, final_norm="after_sum")
     assert changes(plain, changed) == {"run", "condition", "connection"}
-    faster, plain = added["sotu-d1-hc-rate-s1"], base["sotu-d1-hc-s1"]
+    faster, plain = added["sotu-d2-hc-rate-s1"], base["sotu-d2-hc-s1"]
     assert faster.model.learning_rate == 2 * plain.model.learning_rate
     assert changes(plain, faster) == {"run", "condition", "model"}
 
 
 def test_a_condition_may_be_tried_on_some_models_and_seeds() -> None:
-    small = SMOKE["models"]["d1"]
-    models = {"d1": small, "d2": small | {"n_layer": 2}}
-    some = NORM | {"models": ["d2"], "seeds": [1]}
+    small = SMOKE["models"]["d2"]
+    models = {"d2": small, "d4": small | {"n_layer": 4}}
+    some = NORM | {"models": ["d4"], "seeds": [1]}
     runs = parse_study(smoke(models=models, conditions={"norm": some})).runs()
-    assert [run for run in runs if "-norm-" in run] == ["sotu-d2-mhc-norm-s1"]
-    assert runs["sotu-d2-mhc-norm-s1"].model.n_layer == 2
+    assert [run for run in runs if "-norm-" in run] == ["sotu-d4-mhc-norm-s1"]
+    assert runs["sotu-d4-mhc-norm-s1"].model.n_layer == 4
 
 
 def changes(one: RunConfig, other: RunConfig) -> set[str]:
@@ -286,7 +286,7 @@ BAD_CONDITIONS = {
     "changes nothing": ({"variants": ["residual"]}, ["changes nothing for residual"]),
     "same value": ({"connections": {"final_norm": "per_stream"}}, ["changes nothing for mhc"]),
     "streams": ({"variants": ["kromhc"], "connections": {"n_streams": 3}}, ["n_streams = 3"]),
-    "other model": ({"models": ["d9"]}, ["conditions.norm", "'d9'", "models: d1"]),
+    "other model": ({"models": ["d9"]}, ["conditions.norm", "'d9'", "models: d2"]),
     "other seed": ({"seeds": [7]}, ["conditions.norm", "7 is none", "seeds: 0, 1"]),
     "no variants": ({"variants": []}, ["conditions.norm.variants"]),
 }

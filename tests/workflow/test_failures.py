@@ -20,7 +20,7 @@ from mhclite.study.reading import load_study
 from mhclite.training.loop import train
 
 STUDIES = sorted(path for path in (ROOT / "config").glob("*.yaml") if path.name != "claims.yaml")
-RUNS = ("sotu-d1-residual-s0", "sotu-d1-mhc_lite-s0")
+RUNS = ("sotu-d2-residual-s0", "sotu-d2-mhc_lite-s0")
 TARGETS = [f"results/kill/runs/{run}/summary.json" for run in RUNS]
 
 

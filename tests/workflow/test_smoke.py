@@ -68,10 +68,10 @@ def test_variants_of_one_seed_share_data_and_backbone(finished: Checkout) -> Non
     """identity and mhc differ only in H_res, near I at first: their first losses nearly agree."""
     folder = finished.folder / OUT / "runs"
     losses = {
-        variant: read_jsonl(folder / f"sotu-d1-{variant}-s0" / "metrics.jsonl")[1]["loss"]
+        variant: read_jsonl(folder / f"sotu-d2-{variant}-s0" / "metrics.jsonl")[1]["loss"]
         for variant in ("identity", "mhc", "kromhc")
     }
-    other_seed = read_jsonl(folder / "sotu-d1-identity-s1" / "metrics.jsonl")[1]["loss"]
+    other_seed = read_jsonl(folder / "sotu-d2-identity-s1" / "metrics.jsonl")[1]["loss"]
     assert abs(losses["mhc"] - losses["identity"]) < 1e-3
     assert abs(losses["kromhc"] - losses["identity"]) < 1e-3
     assert abs(other_seed - losses["identity"]) > 1e-3

@@ -32,10 +32,10 @@ def study() -> Study:
 
 
 def benchmark_file(path: Path, study: Study, **changed: float) -> Path:
-    """A benchmark of model d1 in which fast is twice as fast as the reference, eager."""
+    """A benchmark of model d2 in which fast is twice as fast as the reference, eager."""
     rows: list[dict[str, Any]] = [
         {
-            **{"size": "d1", "mode": "eager", "variant": variant, "implementation": name},
+            **{"size": "d2", "mode": "eager", "variant": variant, "implementation": name},
             "tokens_per_second": {"median": speed * changed.get(variant, 1.0)},
         }
         for variant in study.variants
@@ -43,7 +43,7 @@ def benchmark_file(path: Path, study: Study, **changed: float) -> Path:
         if variant != "residual" or name == "fast"
     ]
     rows[0]["implementation"] = ""  # the residual has but one
-    rows.append({"size": "d1", "mode": "compiled", "variant": "mhc", "failed": "out of memory"})
+    rows.append({"size": "d2", "mode": "compiled", "variant": "mhc", "failed": "out of memory"})
     write_json(path, {"hardware": {"cpu": "A"}, "precision": "fp32", "rows": rows})
     return path
 
@@ -52,7 +52,7 @@ def test_costs_follow_from_a_benchmark_file(study: Study, tmp_path: Path) -> Non
     file = benchmark_file(tmp_path / "bench.json", study, mhc_lite=0.5)
     found = describe(study, tmp_path, file)["plan"]
     rows = {row["variant"]: row for row in found["costs"]["variants"]}
-    tokens = study.training.steps * study.training.batch_size * study.models["d1"].block_size
+    tokens = study.training.steps * study.training.batch_size * study.models["d2"].block_size
     assert rows["mhc"]["runs"] == 2
     assert rows["mhc"]["device_hours"] == pytest.approx(2 * tokens / 1000 / 3600)
     # Twice the time, and once more for the runs under a condition.
@@ -78,7 +78,7 @@ def test_nothing_is_said_that_was_not_measured(
     assert f"Spread: {PUBLISHED}/published/laptop/runs, another study" in capsys.readouterr().out
     (tmp_path / "other.json").write_text("[1]")
     with pytest.raises(UserError, match="is neither a throughput nor a benchmark file"):
-        costs.speeds(study, "d1", tmp_path, tmp_path / "other.json")
+        costs.speeds(study, "d2", tmp_path, tmp_path / "other.json")
 
 
 def test_disk_is_final_weights_and_two_checkpoints_per_unfinished_run(

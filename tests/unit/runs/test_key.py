@@ -306,7 +306,7 @@ def test_keys_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert lines[0].split() == ["run", "settings", "code", "corpus"]
     assert len(lines) == 2 + len(study.runs())
 
-    run = "sotu-d1-hc-s0"
+    run = "sotu-d2-hc-s0"
     config = study.runs()[run]
     folder = tmp_path / "smoke" / "runs" / run
     assert "holds no run" in why()

@@ -84,18 +84,18 @@ def test_every_state(
     study: Path, place: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     long_ago = time.time() - 5000
-    place("sotu-d1-residual-s0", 100, long_ago, status="completed")
-    place("sotu-d1-residual-s1", 40, long_ago, status="diverged")
-    place("sotu-d1-hc-s0", 30)
-    place("sotu-d1-hc-s1", 20, long_ago, log="12:00:00 step 20\ninterrupted: SIGTERM, saved\n")
-    place("sotu-d1-mhc-s0", 10, long_ago, log="error: no GPU\nmore\n")
+    place("sotu-d2-residual-s0", 100, long_ago, status="completed")
+    place("sotu-d2-residual-s1", 40, long_ago, status="diverged")
+    place("sotu-d2-hc-s0", 30)
+    place("sotu-d2-hc-s1", 20, long_ago, log="12:00:00 step 20\ninterrupted: SIGTERM, saved\n")
+    place("sotu-d2-mhc-s0", 10, long_ago, log="error: no GPU\nmore\n")
     assert said(study, capsys) == [
         "study watched: 6 runs: 1 finished, 1 diverged, 1 under way, 1 failed, 1 stopped, "
         "1 waiting",
-        "  under way  sotu-d1-hc-s0        step 30 of 100, 2 steps/s, 35 s left",
-        "  diverged   sotu-d1-residual-s1  at step 40",
-        "  failed     sotu-d1-mhc-s0       error: no GPU",
-        "  stopped    sotu-d1-hc-s1        step 20 of 100; interrupted: SIGTERM, saved",
+        "  under way  sotu-d2-hc-s0        step 30 of 100, 2 steps/s, 35 s left",
+        "  diverged   sotu-d2-residual-s1  at step 40",
+        "  failed     sotu-d2-mhc-s0       error: no GPU",
+        "  stopped    sotu-d2-hc-s1        step 20 of 100; interrupted: SIGTERM, saved",
         # 35 + 40 + 45 + 50 s
         "about 2.8 min of training left (1 at once as now)",
     ]
@@ -117,18 +117,18 @@ def test_nothing_yet(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_run_of_other_settings_is_outdated(
     study: Path, place: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place("sotu-d1-hc-s0", 100, status="completed", weight_decay=0.7)
-    place("sotu-d1-hc-s1", 100, status="completed", checkpoint_interval=7)  # decides nothing
+    place("sotu-d2-hc-s0", 100, status="completed", weight_decay=0.7)
+    place("sotu-d2-hc-s1", 100, status="completed", checkpoint_interval=7)  # decides nothing
     lines = said(study, capsys)
     assert "1 finished, 1 outdated, 4 waiting" in lines[0]
-    assert lines[1].split() == ["outdated", "sotu-d1-hc-s0", "of", "other", "settings"]
+    assert lines[1].split() == ["outdated", "sotu-d2-hc-s0", "of", "other", "settings"]
 
 
 def test_a_held_lock_is_a_run_under_way(
     study: Path, place: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """However long ago its last step was, for instance in a long evaluation."""
-    folder = place("sotu-d1-hc-s0", 30, time.time() - 5000)
+    folder = place("sotu-d2-hc-s0", 30, time.time() - 5000)
     assert "stopped" in said(study, capsys)[0]
     with RunFolder(folder).only_writer():
         assert "1 under way" in said(study, capsys)[0]
@@ -153,14 +153,14 @@ def test_what_has_just_ended_is_not_under_way(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Right after Ctrl-C, when its last step is still fresh."""
-    place("sotu-d1-hc-s0", 30, log=log)
+    place("sotu-d2-hc-s0", 30, log=log)
     assert f"1 {state}" in said(study, capsys)[0]
 
 
 def test_a_clock_that_went_backwards_and_half_a_line(
     study: Path, place: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = place("sotu-d1-hc-s0", 30, time.time() + 9999)
+    folder = place("sotu-d2-hc-s0", 30, time.time() + 9999)
     with (folder / "timing.jsonl").open("a") as file:
         file.write('{"step": 31, "sec')
     lines = said(study, capsys)
@@ -170,8 +170,8 @@ def test_a_clock_that_went_backwards_and_half_a_line(
 
 @pytest.mark.parametrize("why", ["of other code", "of another corpus"])
 def test_other_code_or_text_is_outdated(why: str, study: Path, place: Callable[..., Path]) -> None:
-    folder = RunFolder(place("sotu-d1-hc-s0", 100, status="completed"))
-    config = load_study(study).runs()["sotu-d1-hc-s0"]
+    folder = RunFolder(place("sotu-d2-hc-s0", 100, status="completed"))
+    config = load_study(study).runs()["sotu-d2-hc-s0"]
     record = folder.record()
     assert status.outdated(config, record.corpus.digest, record) == ""
     assert status.outdated(config, None, record) == ""
