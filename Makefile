@@ -7,6 +7,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# What pip is told for a user's other projects: to install elsewhere than into the environment.
+export PIP_USER := 0
+unexport PIP_TARGET PIP_PREFIX PIP_ROOT PYTHONHOME
+
+# Where the home folder cannot be written to, caches go beside the environment.
+ifneq ($(shell mkdir -p "$${XDG_CACHE_HOME:-$$HOME/.cache}" 2>/dev/null && \
+	test -w "$${XDG_CACHE_HOME:-$$HOME/.cache}" && echo writable),writable)
+export XDG_CACHE_HOME := $(CURDIR)/.cache
+endif
+
+# Programs of an environment hold its path: one that was moved or copied is made anew.
+ifeq ($(shell test -e $(READY) && { head -n 3 $(BIN)/snakemake | \
+	grep -qF "$$(cd $(BIN) && pwd -P)/" || echo moved; }),moved)
+.PHONY: $(READY)
+endif
+
 .PHONY: replicate figures publish test test-quick check bench bench-data bench-pipeline gpu-check ui audit lock \
 	clean
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from mhclite.errors import UserError
+from mhclite.files import no_number
 
 
 def _text_argument(text: str, what: str) -> str:
@@ -30,8 +32,8 @@ def _text_argument(text: str, what: str) -> str:
 def json_argument(text: str, what: str) -> dict[str, Any]:
     """A JSON object given on the command line, as `@FILE`, or `-` for standard input."""
     try:
-        value = json.loads(_text_argument(text, what))
-    except (json.JSONDecodeError, RecursionError) as error:
+        value = json.loads(_text_argument(text, what), parse_constant=no_number)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{what} is not JSON ({error}); a file is given as @FILE") from None
     if not isinstance(value, dict):
         raise UserError(f"{what} must be a JSON object, not {value!r:.60}")
@@ -47,11 +49,22 @@ def run_arguments(arguments: list[str]) -> list[str]:
     return runs
 
 
+LARGEST = 2**31 - 1  # of a whole number: what 32 bits hold
+
+
 def positive_int(text: str) -> int:
     """For `type=`: a whole number of at least 1."""
-    value = int(text) if text.isascii() and text.isdigit() else 0
-    if value < 1:
+    value = int(text) if text.isascii() and text.isdigit() and len(text) < 11 else 0
+    if not 1 <= value <= LARGEST:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def port(text: str) -> int:
+    """For `type=`: a TCP port."""
+    value = int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0
+    if not 0 < value < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 65535")
     return value
 
 
@@ -64,3 +77,37 @@ def positive_float(text: str) -> float:
     if not 0 < value < math.inf:  # NaN is refused too
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
+
+
+# Paths are checked for what nobody could read or write. Whether what is read is there, and whole,
+# its reader says, who knows what makes it.
+
+
+def any_path(text: str) -> Path:
+    """For `type=`: a path, to a file or a folder."""
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no path: is a variable of the shell empty?")
+    return Path(text)
+
+
+def file_path(text: str) -> Path:
+    """For `type=`: a file to read or to write."""
+    found = any_path(text)
+    if os.path.isdir(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder: name a file")
+    return _below_folders(found)
+
+
+def folder_path(text: str) -> Path:
+    """For `type=`: a folder to read or to make."""
+    found = any_path(text)
+    if os.path.exists(found) and not os.path.isdir(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is a file: name a folder")
+    return _below_folders(found)
+
+
+def _below_folders(found: Path) -> Path:
+    for parent in found.parents:
+        if os.path.exists(parent) and not os.path.isdir(parent):
+            raise argparse.ArgumentTypeError(f"{str(found)!r}: {str(parent)!r} is no folder")
+    return found

@@ -7,8 +7,10 @@ login node needs neither.
 from __future__ import annotations
 
 import argparse
+import codecs
 import errno
 import importlib
+import io
 import logging
 import os
 import sys
@@ -37,6 +39,9 @@ GROUPS: Groups = {
         "sinkhorn": Step(
             "mhclite.measure.sinkhorn", "measure the error of Sinkhorn-Knopp iterations"
         ),
+        "critical": Step(
+            "mhclite.measure.critical", "search the learning rate at which a run ceases to learn"
+        ),
         "throughput": Step("mhclite.measure.throughput", "time every variant of one model size"),
         "stability": Step("mhclite.measure.stability", "find spikes and divergence in all runs"),
         "collect": Step("mhclite.evidence.collect", "gather all runs into tidy tables"),
@@ -44,7 +49,7 @@ GROUPS: Groups = {
         "track": Step("mhclite.tracking.track", "bring a study's results into MLflow"),
     },
     "for users": {
-        "check": Step("mhclite.study.reading", "validate a study file and list its runs"),
+        "check": Step("mhclite.planning.check", "validate a study file and list its runs"),
         "keys": Step(
             "mhclite.planning.keys", "what decides each run, and why it would be trained again"
         ),
@@ -83,11 +88,16 @@ STORAGE = {
     errno.EROFS: "make it writable",
     errno.EACCES: "make it accessible",
     errno.EPERM: "make it accessible",
+    errno.ENOENT: "see whether it was removed or renamed meanwhile",
+    errno.EISDIR: "a file must be there: move the folder away",
+    errno.ENAMETOOLONG: "use a shorter path",
+    errno.ELOOP: "remove the link that leads to itself",
     errno.EEXIST: "a folder must be there: move the file away",
     errno.ENOTDIR: "a folder must be there: move the file away",
     errno.EIO: "have the storage checked",
     errno.ESTALE: "have the storage mounted again",
 }
+PLAIN = {"±": "+-", "×": "x", "–": "-", "−": "-", "≤": "<=", "≥": ">="}
 EXIT_USER_ERROR = 2
 EXIT_STORAGE = 74  # EX_IOERR
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: saved; run the same command again to continue
@@ -118,13 +128,38 @@ def dispatch(prog: str, about: str, groups: Groups, argv: list[str]) -> int:
     return run_step(steps[outer.step], f"{prog} {outer.step}", outer.rest)
 
 
+def print_anywhere() -> None:
+    """Have a terminal that lacks a character show another one, in place of an error."""
+
+    def instead(error: UnicodeError) -> tuple[str, int]:
+        assert isinstance(error, UnicodeEncodeError)
+        missing = error.object[error.start : error.end]
+        return "".join(PLAIN.get(character, "?") for character in missing), error.end
+
+    codecs.register_error(__package__, instead)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=__package__)
+
+
 def run_step(step: Step, prog: str, argv: list[str]) -> int:
     """Run one step with its own arguments; what the user can mend ends in one line, no traceback.
 
     Returns:
         the exit code: that of the step, or EXIT_USER_ERROR, EXIT_STORAGE or EXIT_INTERRUPTED.
     """
-    module = importlib.import_module(step.module)
+    print_anywhere()
+    try:
+        module = importlib.import_module(step.module)
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith(f"{__package__}."):
+            raise
+        print(
+            f"error: {sys.executable} has no package {error.name}: use .venv/bin/python of the "
+            "checkout, which `make check` installs",
+            file=sys.stderr,
+        )
+        return EXIT_USER_ERROR
     parser = argparse.ArgumentParser(prog=prog, description=step.help)
     module.configure(parser)
     args = parser.parse_args(argv)

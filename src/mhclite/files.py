@@ -62,10 +62,16 @@ def write_json(path: Path, value: Any) -> None:
         file.write("\n")
 
 
+def no_number(name: str) -> Any:
+    """For `json.loads`, as `parse_constant`: NaN and Infinity are refused, as JSON does."""
+    raise ValueError(f"{name} is no number")
+
+
 def read_json(path: Path, what: str = "file") -> Any:
     """Read JSON; a missing or damaged file is a `UserError` that names it."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8-sig")
+        return json.loads(text, parse_constant=no_number)
     except FileNotFoundError:
         raise UserError(f"{what} {path} does not exist") from None
     except (ValueError, RecursionError, IsADirectoryError) as error:
@@ -78,7 +84,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                records.append(json.loads(line))
+                records.append(json.loads(line, parse_constant=no_number))
             except ValueError as error:
                 raise UserError(f"{path} line {number} is not JSON: {error}") from None
     return records

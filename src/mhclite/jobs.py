@@ -40,6 +40,7 @@ class Step:
 TRAIN = Step("train", "runs/{run}/summary.json")
 PROBE = Step("probe", "probes/{run}.json")
 PROBES = Step("probe", "probes.json")  # those of all runs in one process; what each was made of
+CRITICAL = Step("critical", "critical/{run}.json")
 THROUGHPUT = Step("throughput", "throughput/{model}.json")
 
 
@@ -105,6 +106,24 @@ def _probe_arguments(study: Study) -> list[str]:
         *([] if tokens is None else ["--evaluation-tokens", str(tokens)]),
         *("--out", str(results_folder(study) / "probes")),
     ]
+
+
+def critical(study: Study, config: RunConfig) -> Job:
+    """Search the learning rate at which a run ceases to learn."""
+    assert study.critical_rate is not None
+    output = CRITICAL.output.format(run=config.run)
+    return Job(
+        CRITICAL.name,
+        output,
+        CRITICAL.log.format(run=config.run),
+        [
+            *("--config", json.dumps(config.to_json(), sort_keys=True)),
+            *("--corpus", str(corpus_folder(study, config.corpus))),
+            *("--settings", json.dumps(study.critical_rate.model_dump(), sort_keys=True)),
+            *("--out", str(results_folder(study) / output)),
+        ],
+        step_digest("measure.critical", [config.connection.variant]),
+    )
 
 
 def throughput(study: Study, model: str) -> Job:

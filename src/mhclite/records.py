@@ -7,6 +7,7 @@ library only: training reads its configuration with it.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -106,7 +107,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             key: _convert(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()
         }
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return value
+        if abs(value) < math.inf:  # JSON's 1e999 is infinite
+            return value
     elif kind is int and isinstance(value, bool):
         pass
     elif isinstance(kind, type) and isinstance(value, kind):

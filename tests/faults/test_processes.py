@@ -19,6 +19,7 @@ from mhclite.config import RunConfig
 from mhclite.data.batches import batch_starts
 from mhclite.files import read_json, read_jsonl
 from mhclite.training.loop import train
+from mhclite.training.torchrun import launcher
 
 # Sums over a batch are taken in another order: the relative difference this makes grows with the
 # steps, from about 1e-7 in the first.
@@ -43,19 +44,25 @@ def settings(processes: int, steps: int = 60) -> RunConfig:
     )
 
 
-def launch(processes: int, corpus: Path, folder: Path) -> subprocess.Popen[str]:
-    """A run as the workflow starts it."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+def launch(
+    processes: int,
+    corpus: Path,
+    folder: Path,
+    before: tuple[str, ...] = (),
+    environment: dict[str, str] | None = None,
+) -> subprocess.Popen[str]:
+    """A run as the workflow starts it, after the words `before`, with more environment."""
     options = ["--config", json.dumps(settings(processes).to_json()), "--corpus", str(corpus)]
     return subprocess.Popen(
         [
-            *(sys.executable, *(launcher if processes > 1 else [])),
-            *("-m", "mhclite", "train", *options, "--out", str(folder)),
+            *before,
+            *(sys.executable, "-m", *launcher(processes)),
+            *("mhclite", "train", *options, "--out", str(folder)),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
     )
 
 
@@ -129,3 +136,41 @@ def test_continued_with_other_numbers_of_processes_after_sigterm_and_a_dead_one(
     assert f"continuing at step {saved}" in output
     assert difference(tmp_path, alone) < ROUNDING
     assert read_json(tmp_path / "summary.json")["attempts"] == 3
+
+
+OPERATOR = {
+    "WORLD_SIZE": "2",
+    "RANK": "1",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "trainer-0.nowhere.invalid",
+    "MASTER_PORT": "23456",
+}
+PET = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "4", "PET_MASTER_ADDR": "trainer-0.nowhere.invalid"}
+# A machine whose own name nobody knows: only root may rename one, in a namespace of its own.
+NAMELESS = ("unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', "nowhere.invalid")
+
+
+@pytest.mark.parametrize("environment", [OPERATOR, PET], ids=["operator", "torchrun's own"])
+def test_one_process_waits_for_no_other(
+    environment: dict[str, str], alone: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """Whatever a cluster's operator exports for processes that it believes to be there."""
+    process = launch(1, corpus, tmp_path / "run", environment=environment)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    for name in ("metrics.jsonl", "weights.pt"):
+        assert (tmp_path / "run" / name).read_bytes() == (alone / name).read_bytes()
+
+
+@pytest.mark.parametrize("nameless", [False, True])
+def test_two_processes_meet_on_their_machine(
+    nameless: bool, alone: Path, corpus: Path, tmp_path: Path
+) -> None:
+    if nameless and subprocess.run([*NAMELESS, "true"], capture_output=True).returncode:
+        pytest.skip("this user may not rename a machine")
+    before = NAMELESS if nameless else ()
+    process = launch(2, corpus, tmp_path / "run", before, {**OPERATOR, **PET})
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    steps = [len(read_jsonl(folder / "metrics.jsonl")) for folder in (alone, tmp_path / "run")]
+    assert steps[0] == steps[1]

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import json
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from tiny import configuration
 
 from mhclite.arguments import (
+    any_path,
+    file_path,
+    folder_path,
     json_argument,
+    port,
     positive_float,
     positive_int,
     run_arguments,
 )
-from mhclite.cli import main
+from mhclite.bench.__main__ import BENCHMARKS
+from mhclite.cli import STEPS, main
 from mhclite.errors import UserError
 from mhclite.training.train import run_config
 
@@ -37,6 +45,8 @@ def test_json_that_cannot_be_read(tmp_path: Path) -> None:
         json_argument("[" * 200_000, "--study")
     with pytest.raises(UserError, match="must be a JSON object, not 3"):
         json_argument("3", "--study")
+    with pytest.raises(UserError, match=r"--study is not JSON \(NaN is no number\)"):
+        json_argument('{"a": NaN}', "--study")
     with pytest.raises(UserError, match=r"cannot read .*missing\.json"):
         json_argument(f"@{tmp_path / 'missing.json'}", "--study")
     (tmp_path / "latin.json").write_bytes(b'{"a": "\xe9"}')
@@ -79,9 +89,99 @@ def test_every_step_with_a_configuration_refuses_a_bad_one_in_one_line(
 def test_numbers() -> None:
     assert positive_int("12") == 12
     assert positive_float("2.5") == 2.5
-    for text in ("0", "-1", "1.5", "", "two", "²"):
+    assert positive_int(str(2**31 - 1)) == 2**31 - 1
+    for text in ("0", "-1", "1.5", "", "two", "²", str(2**31), "9" * 5000):
         with pytest.raises(argparse.ArgumentTypeError, match=r"not a whole number of at least 1"):
             positive_int(text)
     for text in ("0", "-1", "nan", "inf", "two"):
         with pytest.raises(argparse.ArgumentTypeError, match="not a number above 0"):
             positive_float(text)
+
+
+# --- every argument of every command ------------------------------------------------------------
+
+
+def actions_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from actions_of(inner)
+        else:
+            yield action
+
+
+def typed_arguments() -> Iterator[tuple[str, argparse.Action]]:
+    """Command and action of every argument that is not plain text."""
+    benchmarks = {f"bench {name}": step for name, step in BENCHMARKS["benchmarks"].items()}
+    for name, step in {**STEPS, **benchmarks}.items():
+        parser = argparse.ArgumentParser()
+        importlib.import_module(step.module).configure(parser)
+        for action in actions_of(parser):
+            if action.type is not None:
+                yield name, action
+
+
+CHECKED = (positive_int, positive_float, port, any_path, file_path, folder_path)
+# Arguments that are text: names, JSON, URIs. What they hold is checked by what reads them.
+TEXT = {"config", "settings", "run", "uri", "why", "variants", "sizes", "modes", "arms"}
+
+
+def test_every_number_and_path_is_checked_where_it_is_parsed() -> None:
+    """A new argument cannot be forgotten: int, float and Path alone let too much through."""
+    found = list(typed_arguments())
+    assert len(found) > 50
+    for command, action in found:
+        assert action.type in CHECKED, f"{command}: {action.dest} has type {action.type}"
+
+
+def test_nothing_that_is_a_number_or_path_is_taken_as_text() -> None:
+    for name, step in STEPS.items():
+        parser = argparse.ArgumentParser()
+        importlib.import_module(step.module).configure(parser)
+        for action in actions_of(parser):
+            untyped = action.type is None and action.nargs != 0 and action.choices is None
+            if untyped:
+                assert action.dest in TEXT, f"{name}: {action.dest} has no type: is it text?"
+
+
+@pytest.mark.parametrize("kind", [any_path, file_path, folder_path])
+@pytest.mark.parametrize("text", ["", " ", "a\0b"])
+def test_what_is_no_path(kind: Callable[[str], Path], text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is no path"):
+        kind(text)
+
+
+def test_files_are_no_folders(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
+    with pytest.raises(argparse.ArgumentTypeError, match="is a folder: name a file"):
+        file_path(str(tmp_path))
+    with pytest.raises(argparse.ArgumentTypeError, match="is a file: name a folder"):
+        folder_path(str(tmp_path / "a"))
+    for kind in (file_path, folder_path):
+        with pytest.raises(argparse.ArgumentTypeError, match="/a' is no folder"):
+            kind(str(tmp_path / "a" / "b"))
+        assert kind(str(tmp_path / "new" / "b")) == tmp_path / "new" / "b"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["evaluate", "--run", "r", "--tokens", "t", "--sequences", "0"],
+        ["probe", "--run", "r", "--tokens", "t", "--out", "o", "--sequences", "-3"],
+        ["throughput", "--config", "{}", "--out", "o", "--threads", "0"],
+        ["sinkhorn", "--settings", "{}", "--out", "o", "--threads", "99999999999"],
+        ["prepare", "--settings", "{}", "--out", "o", "--lock", "l", "--processes", "0"],
+        ["bundle", "run", "b", "--minutes", "nan"],
+        ["bundle", "run", "b", "--jobs", "0"],
+        ["conformance", "a.npz", "--tolerance", "inf"],
+        ["ui", "--port", "70000"],
+        ["check", ""],
+    ],
+    ids=lambda words: " ".join(words[:1] + words[-2:]),
+)
+def test_an_odd_argument_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(rf"error: argument .*{re.escape(repr(words[-1]))} is n", last), last

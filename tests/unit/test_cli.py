@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ FROZEN = Path(__file__).with_name("command_line.txt")
 
 # What a machine with only torch and numpy (and Triton) lacks.
 MISSING = ["pydantic", "yaml", "pandas", "scipy", "matplotlib", "mlflow", "snakemake", "tabulate"]
+BARE = ("train", "probe", "critical", "throughput", "gpu-check")  # run there
 MISSING += ["tiktoken", "tokenizers", "datasets", "pyarrow", "tqdm"]
 
 
@@ -97,13 +100,36 @@ def test_an_unknown_step_is_refused_with_the_names(capsys: pytest.CaptureFixture
 
 
 def test_torch_and_numpy_are_enough_where_a_machine_has_no_more() -> None:
-    modules = [STEPS[name].module for name in ("train", "probe", "throughput", "gpu-check")]
+    modules = [STEPS[name].module for name in BARE]
     modules.append(BENCHMARKS["benchmarks"]["implementations"].module)
     code = (
         f"import sys\nsys.modules.update(dict.fromkeys({MISSING!r}))\nimport {', '.join(modules)}"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_python_without_the_packages_is_one_line() -> None:
+    code = (
+        "import sys\nsys.modules['yaml'] = None\nfrom mhclite.cli import main\n"
+        "sys.exit(main(['check', 'study.yaml']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: .* has no package yaml: use \.venv/bin/python .*\n", done.stderr)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_terminal_that_lacks_a_character_shows_another(encoding: str) -> None:
+    code = (
+        "import sys\nfrom mhclite.cli import print_anywhere\nprint_anywhere()\n"
+        "print('1 ± 2 − 3 \\u4e00')\nprint('±', file=sys.stderr)"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, env=environment, check=True)
+    plus_minus = "+-" if encoding == "ascii" else "±"
+    assert done.stdout.decode(encoding) == f"1 {plus_minus} 2 - 3 ?\n"
 
 
 if __name__ == "__main__":

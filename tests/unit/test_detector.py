@@ -15,7 +15,10 @@ from mhclite.files import read_json
 from mhclite.measure.files import StabilitySettings
 from mhclite.measure.stability import judge, spikes
 from mhclite.runs.folder import RunFolder
+from mhclite.study.reading import load_study
 from mhclite.training.loop import train
+
+ROOT = Path(__file__).parents[2]
 
 WINDOW, SIGMAS, STEPS, SERIES = 128, 6.0, 1200, 60
 SETTINGS = {"spike_window": WINDOW, "spike_sigmas": SIGMAS, "fluctuation_window": 200}
@@ -81,6 +84,15 @@ def test_a_falling_curve_hides_spikes() -> None:
     assert 0.5 <= found <= 0.99
 
 
+def test_windows_of_the_studies_are_calibrated() -> None:
+    """A study with another window than these, or another threshold, is to be calibrated first."""
+    for path in sorted((ROOT / "config").glob("*.yaml")):
+        if path.stem not in ("claims", "smoke"):  # smoke judges nothing: it has too few steps
+            stability = load_study(path).stability
+            assert stability.spike_window == WINDOW, path
+            assert stability.spike_sigmas == SIGMAS, path
+
+
 def test_low_spikes_are_below_the_threshold() -> None:
     precision, found = precision_and_recall(gaussian, 3.0)
     print(f"Gaussian noise, 3 sd: precision {precision:.3f}, recall {found:.3f}")
@@ -95,12 +107,14 @@ def test_heavy_tails_cost_precision() -> None:
     assert precision >= 0.5
 
 
-def test_noise_alone_is_quiet() -> None:
+@pytest.mark.parametrize("window", [32, 64, WINDOW])
+def test_noise_alone_is_quiet(window: int) -> None:
+    """At the window that every study uses, and at shorter ones."""
     rates = []
     for seed in range(SERIES):
         generator = np.random.default_rng(1000 + seed)
-        rates.append(len(spikes(3 + 0.05 * gaussian(generator), WINDOW, SIGMAS)))
-    print(f"Gaussian noise alone: {sum(rates)} spikes in {SERIES * STEPS} steps")
+        rates.append(len(spikes(3 + 0.05 * gaussian(generator), window, SIGMAS)))
+    print(f"Gaussian noise alone: {sum(rates)} spikes in {SERIES * (STEPS - window)} steps")
     assert sum(rates) <= 2
 
 

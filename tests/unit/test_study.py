@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from mhclite.cli import main
 from mhclite.config import RunConfig
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
-from mhclite.study.reading import load_study, parse_study
+from mhclite.evidence.claims import load_claims
+from mhclite.study.reading import load_study, parse_study, read_yaml
 
 CONFIG = Path(__file__).parents[2] / "config"
 STUDIES = sorted(path for path in CONFIG.glob("*.yaml") if path.name != "claims.yaml")
@@ -105,6 +107,18 @@ BAD = {
         change("models", "d1", "learning_rate", value=float("inf")),
         ["models.d1.learning_rate", "inf"],
     ),
+    "infinite, though only a lower bound is asked for": (
+        change("training", "weight_decay", value=float("inf")),
+        ["training.weight_decay", "inf"],
+    ),
+    "not a number": (
+        change("connections", "initial_logit", value=float("nan")),
+        ["connections.initial_logit", "nan"],
+    ),
+    "not a number, in a list": (
+        change("sinkhorn", value={"logit_ranges": [1.0, float("nan")]}),
+        ["sinkhorn.logit_ranges.1", "nan"],
+    ),
 }
 
 
@@ -141,6 +155,48 @@ def test_file_that_is_no_study(text: bytes, said: str, tmp_path: Path) -> None:
         load_study(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "seeds: ",
+            "seeds: [7]\nseeds: ",
+            "line {line}.*'seeds' is there already, in line {first}",
+        ),
+        ("  steps: ", "  steps: 7\n  steps: ", "line {line}.*'steps' is there already"),
+        ("  d1: ", "  d1: {{}}\n  'd1': ", "line {line}.*'d1' is there already"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(
+    old: str, new: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the top, in a section, and with quotes around it."""
+    text = (CONFIG / "smoke.yaml").read_text()
+    assert f"\n{old}" in text or f"\n{old.rstrip()}" in text
+    before = text[: text.index(f"\n{old.rstrip()}")].count("\n") + 2
+    path = tmp_path / "study.yaml"
+    path.write_text(text.replace(f"\n{old.rstrip()}", f"\n{new.rstrip()}", 1))
+    assert main(["check", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert re.search(said.format(line=before + 1, first=before), error), error
+    assert error.count("\n") == 1
+
+
+def test_an_anchor_whose_keys_are_changed_is_no_key_twice(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, y: 4}\n")
+    assert read_yaml(path, "file")["c"] == {"x": 3, "y": 4}
+
+
+def test_a_claim_with_a_key_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "claims.yaml"
+    path.write_text("- id: one\n  margin: 1\n  margin: 2\n")
+    with pytest.raises(
+        UserError, match=r"claims.yaml line 3: the key 'margin' is there already, in line 2"
+    ):
+        load_claims(path)
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:

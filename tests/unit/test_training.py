@@ -31,6 +31,7 @@ from mhclite.training.checkpoint import load_checkpoint, save_checkpoint
 from mhclite.training.loop import train
 from mhclite.training.optimizer import learning_rate
 from mhclite.training.streams import pairwise_cosine
+from mhclite.training.torchrun import launcher
 
 STEPS = 200  # some seconds: time enough to interrupt them
 
@@ -342,9 +343,8 @@ def test_training_imports_torch_and_numpy_alone(corpus: Path, tmp_path: Path) ->
 def test_two_processes_train_as_one(corpus: Path, tmp_path: Path) -> None:
     config = configuration(processes=2)
     train(configuration(), corpus, tmp_path / "one")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run(
-        [sys.executable, *launcher, *arguments(config, corpus, tmp_path / "two")],
+        [sys.executable, "-m", *launcher(2), *arguments(config, corpus, tmp_path / "two")[1:]],
         check=True,
         capture_output=True,
         timeout=120,

@@ -203,10 +203,24 @@ def test_store_that_is_none_is_one_line(tmp_path: Path) -> None:
         ui.check_store(tmp_path / "mlflow.db")
 
 
-@pytest.mark.parametrize("port", [0, -1, 65536])
-def test_impossible_port_is_one_line(port: int) -> None:
-    with pytest.raises(UserError, match=f"port {port}: expected a number from 1 to 65535"):
-        ui.check_port(port)
+def test_no_variable_of_another_server_reaches_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = {
+        "MLFLOW_STATIC_PREFIX": "/mlflow",
+        "MLFLOW_BACKEND_STORE_URI": "postgresql://elsewhere/db",
+        "MLFLOW_ARTIFACTS_ONLY": "true",
+        "MLFLOW_SERVER_ALLOWED_HOSTS": "elsewhere",
+        "_MLFLOW_SERVER_FILE_STORE": "elsewhere",
+        "UVICORN_PORT": "1",
+        "GUNICORN_CMD_ARGS": "--bind elsewhere",
+        "WEB_CONCURRENCY": "9",
+    }
+    for name, value in others.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MY_OWN", "kept")
+    found = ui.server_environment()
+    assert not found.keys() & others.keys()
+    assert found["MY_OWN"] == "kept"
+    assert found["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
 def test_a_server_elsewhere_shows_its_own_ui(capsys: pytest.CaptureFixture[str]) -> None:

@@ -144,6 +144,19 @@ def test_a_setting_reruns_exactly_what_depends_on_it(finished: Checkout) -> None
     assert (iterations["train"], iterations["probe"]) == (2, 1)
 
 
+def test_outdated_runs_are_trained_again_without_snakemakes_records(finished: Checkout) -> None:
+    """As in another clone that the results were moved to, or after `--touch`."""
+    records = finished.folder / ".snakemake"
+    records.rename(finished.folder / "records")
+    try:
+        assert finished.planned() == {}
+        longer = finished.planned("--config", "training={steps: 41}")
+        assert longer["train"] == 2 * len(VARIANTS) + 2
+    finally:
+        shutil.rmtree(records, ignore_errors=True)
+        (finished.folder / "records").rename(records)
+
+
 def test_mlflow_store_is_rebuilt_from_results(finished: Checkout) -> None:
     before = tracked(finished)
     results = finished.folder / "results"

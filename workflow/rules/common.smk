@@ -7,31 +7,45 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import RerunTrigger
 
 SOURCE = Path(workflow.basedir) / "src"
 sys.path.insert(0, str(SOURCE))
 
 from mhclite import jobs
+from mhclite.data.corpora import content
 from mhclite.data.lock import LOCK_FILE
 from mhclite.data.prepare import PREPARATION
 from mhclite.errors import UserError
 from mhclite.evidence.claims import load_claims
 from mhclite.evidence.exhibits import HEADINGS, declared
 from mhclite.files import write_json, write_text
+from mhclite.planning.keys import outdated_in_words, outdated_runs
 from mhclite.records import to_json
 from mhclite.runs.code import digest_of_modules, step_digest
-from mhclite.study.reading import parse_study
+from mhclite.study.reading import parse_study, read_yaml
 from mhclite.study.resolved import resolve
+from mhclite.study.settings import RESULTS
 from mhclite.training import live
+from mhclite.training.torchrun import launcher
 
 try:
+    for path in workflow.configfiles:
+        read_yaml(
+            path, "study file"
+        )  # Snakemake has read it and dropped keys given twice
     STUDY = parse_study(config)
     CLAIMS = load_claims(Path(workflow.basedir) / "config/claims.yaml")
+    # Snakemake knows what a result was made with only as long as its own records are there: not in
+    # another clone, not without .snakemake, not after --touch. The run folders know it themselves.
+    OUTDATED = outdated_runs(STUDY, RESULTS) if workflow.is_main_process else {}
 except UserError as error:
     # Not WorkflowError: its place in this file would hide the one line that matters.
     sys.exit(f"error: {error}")
 
 RUNS = STUDY.runs()
+if OUTDATED:
+    print(outdated_in_words(OUTDATED, len(RUNS)), file=sys.stderr)
 EXHIBITS = [exhibit for exhibit in declared() if exhibit.shown_in(STUDY.model_dump())]
 OUT = f"results/{STUDY.name}"
 # Jobs run the Python that runs Snakemake, with this checkout's source; those that train send their
@@ -75,8 +89,21 @@ def corpus_folder(corpus):
     return str(jobs.corpus_folder(STUDY, corpus))
 
 
+def text_of(corpus):
+    """What identifies the text of a corpus besides its settings."""
+    settings = STUDY.corpora[corpus].model_dump(mode="json")
+    return content(settings, jobs.corpus_folder(STUDY, corpus))
+
+
 def manifest_of_run(wildcards):
-    """Manifest of the corpus that a run trains on."""
+    """Manifest of the corpus that a run trains on.
+
+    Snakemake asks while it builds the DAG: the moment to force a run that is outdated.
+    """
+    if wildcards.run in OUTDATED and RerunTrigger.PARAMS in workflow.rerun_triggers:
+        workflow.dag.forcefiles.add(
+            f"{OUT}/{jobs.TRAIN.output.format(run=wildcards.run)}"
+        )
     return f"{corpus_folder(RUNS[wildcards.run].corpus)}/manifest.json"
 
 
@@ -88,13 +115,6 @@ def training_of(wildcards):
 def gpus_of(training):
     """GPUs of a training job."""
     return 0 if training.device == "cpu" else training.processes
-
-
-def torchrun(processes):
-    """What stands between `python -m` and the module for a run of several processes."""
-    if processes == 1:
-        return ""
-    return f"torch.distributed.run --standalone --nproc-per-node {processes} -m"
 
 
 def in_report(exhibit):
@@ -110,13 +130,18 @@ def in_report(exhibit):
     )
 
 
+# The file that is locked must stay open: this block is a function, whose own variables are dropped at
+# its end, and the lock with them.
+HELD = []
+
+
 onstart:
     # Snakemake's own lock stays behind when it is killed, and the next invocation fails. This one
     # falls with the process. profiles/default switches the other off.
     os.makedirs(".snakemake", exist_ok=True)
-    workflow_lock = open(".snakemake/mhclite.lock", "a")
+    HELD.append(open(".snakemake/mhclite.lock", "a"))
     try:
-        fcntl.flock(workflow_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(HELD[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise WorkflowError(
             f"another snakemake is working in {os.getcwd()}: wait for it to end, or stop it"

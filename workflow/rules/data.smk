@@ -22,6 +22,8 @@ rule prepare:
     threads: workflow.resource_settings.cores or 1  # `snakemake --report` has none
     params:
         settings=lambda w: as_json(STUDY.corpus_settings(w.corpus.split("-")[0])),
+        # Not as input: Snakemake reads braces in a path as wildcards.
+        files=lambda w: as_json(text_of(w.corpus.split("-")[0])),
         folder=subpath(output[0], parent=True),
         lock=str(LOCK_FILE),
         code=digest_of_modules(PREPARATION),

@@ -26,6 +26,9 @@ rule evidence:
     input:
         collected=rules.collect.output,
         throughput=expand(rules.throughput.output, model=STUDY.models),
+        critical=(
+            expand(rules.critical.output, run=RUNS) if STUDY.critical_rate else []
+        ),
         sinkhorn=rules.sinkhorn.output if STUDY.sinkhorn else [],
         template=workflow.source_path("../../src/mhclite/evidence/report.html.j2"),
     output:

@@ -35,6 +35,24 @@ rule sinkhorn:
         " --out {output:q} > {log:q} 2>&1"
 
 
+# Trains, but not the run itself, and on one GPU however many processes the run has.
+rule critical:
+    input:
+        manifest=manifest_of_run,
+    output:
+        f"{OUT}/{jobs.CRITICAL.output}",
+    log:
+        f"{OUT}/{jobs.CRITICAL.log}",
+    threads: lambda w: training_of(w).threads
+    resources:
+        gpu=GPUS,
+    params:
+        arguments=lambda w: quoted(jobs.critical(STUDY, RUNS[w.run])),
+        code=lambda w: jobs.critical(STUDY, RUNS[w.run]).code,
+    shell:
+        "python -m mhclite critical {params.arguments} > {log:q} 2>&1"
+
+
 # All cores: on one machine nothing else runs beside it.
 rule throughput:
     output:

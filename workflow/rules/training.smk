@@ -14,6 +14,6 @@ rule train:
     params:
         arguments=lambda w: quoted(jobs.train(STUDY, RUNS[w.run])),
         code=lambda w: jobs.train(STUDY, RUNS[w.run]).code,
-        torchrun=lambda w: torchrun(training_of(w).processes),
+        torchrun=lambda w: " ".join(launcher(training_of(w).processes)),
     shell:
         "exec python -m {params.torchrun} mhclite train {params.arguments} > {log:q} 2>&1"

@@ -24,6 +24,10 @@ from mhclite.model import GPT
 
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 VARIANT_OF = {"none": "residual"}  # their `hyper_conn_type` where it is not our name
+EXPECTED = (
+    "expected a checkpoint of the authors' repository: a dictionary of model, model_args, config, "
+    "optimizer, iter_num"
+)
 SHOWN = 5  # names of tensors in an error
 
 
@@ -39,20 +43,45 @@ class TheirCheckpoint:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    """The file's content: a dictionary with tensors under `model` and settings beside them."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError:
+        # What torch says of it includes how to run the file's code.
+        raise UserError(
+            f"{path} is not a checkpoint that can be read safely: it is no file of torch.save, or "
+            "holds more than tensors, numbers and text; save those alone"
+        ) from None
+    except Exception as error:  # whatever the damage leads torch to
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path} is not a checkpoint that can be read safely: {reason}") from None
-    missing = [key for key in ("model", "model_args") if key not in dict(content)]
-    if missing:
-        raise UserError(
-            f"{path} is not a checkpoint of the authors' repository: it lacks {missing[0]!r}; "
-            "expected: model, model_args, config, optimizer, iter_num"
-        )
-    return dict(content)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, {EXPECTED}")
+    for key in ("model", "model_args"):
+        if not isinstance(content.get(key), dict):
+            raise UserError(f"{path} lacks {key!r}, or it is no dictionary, {EXPECTED}")
+    # None is how some programs write what they do not have.
+    found = {**content, "config": content.get("config") or {}}
+    if not isinstance(found["config"], dict):
+        raise UserError(f"{path} has a 'config' that is no dictionary, {EXPECTED}")
+    for name, tensor in found["model"].items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise UserError(f"{path}: model[{name!r:.60}] is no tensor, {EXPECTED}")
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(f"{path}: {name} has NaN or infinity: the model had diverged")
+    return found
+
+
+def _whole(value: Any, what: str, path: Path, least: int) -> int:
+    """A setting that is a whole number of at least `least`."""
+    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if isinstance(number, bool) or not isinstance(number, int | float) or number != number // 1:
+        raise UserError(f"{path}: {what} is {value!r:.60}, expected a whole number")
+    if number < least:
+        raise UserError(f"{path}: {what} is {value!r:.60}, expected at least {least}")
+    return int(number)
 
 
 def _connection_of(
@@ -66,7 +95,9 @@ def _connection_of(
             raise UserError(f"{path} says {stated!r} but has no hyper-connection tensors")
         return "residual", 1
     n = beta.numel()
-    alpha = next(t for name, t in state.items() if name.endswith(".static_alpha"))
+    alpha = next((t for name, t in state.items() if name.endswith(".static_alpha")), None)
+    if alpha is None:
+        raise UserError(f"{path} lacks tensors of the authors' code: static_alpha")
     if alpha.dim() == 2:
         hc = any(name.endswith(".dynamic_alpha_scale") for name in state)
         found = "hc" if hc else "mhc"
@@ -90,18 +121,28 @@ def _connection_of(
 def read_checkpoint(path: Path) -> TheirCheckpoint:
     """Read a ckpt.pt of the authors; `UserError` names unknown and missing tensors."""
     content = _load(path)
-    settings = {**content.get("config", {}), **content["model_args"]}
+    settings = {**content["config"], **content["model_args"]}
     missing = [name for name in SIZES if name not in settings]
     if missing:
         raise UserError(f"{path}: neither model_args nor config says {missing[0]!r}")
     if settings.get("bias"):
         raise UserError(f"{path} has biases (bias = True); the paper's models have none")
     state = {
-        name.removeprefix("module.").removeprefix("_orig_mod."): tensor
+        own: tensor
         for name, tensor in content["model"].items()
+        if not names.is_causal_mask(own := names.of_nanogpt(names.without_wrappers(name)))
     }
     variant, n = _connection_of(state, settings, path)
-    sizes = {name: int(settings[name]) for name in SIZES}
+    sizes = {name: _whole(settings[name], name, path, 1) for name in SIZES}
+    if sizes["n_embd"] % sizes["n_head"]:
+        raise UserError(f"{path}: n_head = {sizes['n_head']} does not divide n_embd")
+    # Before a model of these sizes is made.
+    for table, first in (("wte", "vocab_size"), ("wpe", "block_size")):
+        name, shape = f"transformer.{table}.weight", (sizes[first], sizes["n_embd"])
+        if name in state and state[name].shape != shape:
+            raise UserError(
+                f"{path}: {name} has shape {tuple(state[name].shape)}, expected {shape}"
+            )
     # The learning rate plays no part in a model whose training has ended.
     model = ModelConfig(name="imported", learning_rate=0.0, **sizes)
     options = {"sinkhorn_iterations": 20} if variant == "mhc" else {}
@@ -116,8 +157,8 @@ def read_checkpoint(path: Path) -> TheirCheckpoint:
         model,
         connection,
         ours,
-        int(content.get("iter_num", 0)),
-        _read_optimizer(content.get("optimizer"), state, variant, n, path),
+        _whole(content.get("iter_num") or 0, "iter_num", path, 0),
+        _optimizer(content.get("optimizer"), state, variant, n, path),
     )
 
 
@@ -169,6 +210,18 @@ def _parameter_order(state: dict[str, Tensor]) -> list[str]:
     ]
 
 
+def _optimizer(
+    saved: Any, state: dict[str, Tensor], variant: str, n: int, path: Path
+) -> dict[str, dict[str, Tensor]] | None:
+    try:
+        return _read_optimizer(saved, state, variant, n, path)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{path}: its optimizer is not AdamW as torch saves it ({type(error).__name__}: "
+            f"{error}); without one, `optimizer: None`, the averages start from zero"
+        ) from None
+
+
 def _read_optimizer(
     saved: Any, state: dict[str, Tensor], variant: str, n: int, path: Path
 ) -> dict[str, dict[str, Tensor]] | None:
@@ -186,6 +239,8 @@ def _read_optimizer(
         entry = saved["state"][index]
         if entry["exp_avg"].shape != state[name].shape:
             raise UserError(f"{path}: the optimizer's averages of {name} have another shape")
+        if not all(entry[kind].isfinite().all() for kind in ("exp_avg", "exp_avg_sq")):
+            raise UserError(f"{path}: the optimizer's averages of {name} have NaN or infinity")
         for kind in ("exp_avg", "exp_avg_sq"):
             for ours, part in _renamed(name, entry[kind], variant, n).items():
                 result.setdefault(ours, {"step": torch.as_tensor(float(entry["step"]))})[kind] = (

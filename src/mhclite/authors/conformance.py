@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mhclite.arguments import file_path, positive_float
 from mhclite.authors import names
 from mhclite.authors.checkpoint import SIZES
 from mhclite.config import ConnectionConfig, ModelConfig
@@ -339,10 +340,10 @@ def check_file(path: Path, implementation: str = "reference") -> tuple[str, dict
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite conformance`."""
-    parser.add_argument("file", nargs="+", type=Path, help="golden file (.npz)")
+    parser.add_argument("file", nargs="+", type=file_path, help="golden file (.npz)")
     parser.add_argument(
         "--tolerance",
-        type=float,
+        type=positive_float,
         help="largest relative error that agrees, instead of the usual one for the kind of file",
     )
     parser.add_argument(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from mhclite.arguments import file_path, folder_path
 from mhclite.authors import names
 from mhclite.authors.checkpoint import (
     SIZES,
@@ -160,15 +161,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite exchange`."""
     actions = parser.add_subparsers(dest="action", required=True)
     incoming = actions.add_parser("import", help="a ckpt.pt of the authors into a run folder")
-    incoming.add_argument("checkpoint", type=Path, help="their ckpt.pt")
-    incoming.add_argument("--out", required=True, type=Path, help="run folder to write")
+    incoming.add_argument("checkpoint", type=file_path, help="their ckpt.pt")
+    incoming.add_argument("--out", required=True, type=folder_path, help="run folder to write")
     incoming.add_argument(
         "--config", help="resolved run configuration, JSON or @FILE: continue training as this run"
     )
-    incoming.add_argument("--corpus", type=Path, help="prepared corpus; with --config")
+    incoming.add_argument("--corpus", type=folder_path, help="prepared corpus; with --config")
     outgoing = actions.add_parser("export", help="a finished run as a ckpt.pt of the authors")
-    outgoing.add_argument("run", type=Path, help="run folder")
-    outgoing.add_argument("--out", required=True, type=Path, help="file to write")
+    outgoing.add_argument("run", type=folder_path, help="run folder")
+    outgoing.add_argument("--out", required=True, type=file_path, help="file to write")
 
 
 def run(args: argparse.Namespace) -> None:

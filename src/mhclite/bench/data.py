@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mhclite.arguments import positive_float
+from mhclite.arguments import file_path, positive_float
 from mhclite.bench.preparation import alone, memory, scaling, write_corpus
 from mhclite.data.tokens import TokenSplit
 from mhclite.files import write_json
@@ -76,7 +76,7 @@ def reading(folder: Path, gigabytes: float) -> dict[str, float]:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite.bench data`."""
-    parser.add_argument("--out", required=True, type=Path, help="file to write")
+    parser.add_argument("--out", required=True, type=file_path, help="file to write")
     parser.add_argument(
         "--megabytes",
         type=positive_float,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from mhclite.arguments import file_path, folder_path
 from mhclite.authors.conformance import FUSED_TOLERANCE, check_file
 from mhclite.bench.implementations import SEVERAL, Request, measure
 from mhclite.bench.parity import Case, cases, error_of, gradient
@@ -53,8 +54,12 @@ def disagreements(device: torch.device, golden: list[Path]) -> list[str]:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite gpu-check`."""
-    parser.add_argument("--golden", nargs="*", type=Path, default=[], help="golden files (.npz)")
-    parser.add_argument("--out", required=True, type=Path, help="folder for the measurements")
+    parser.add_argument(
+        "--golden", nargs="*", type=file_path, default=[], help="golden files (.npz)"
+    )
+    parser.add_argument(
+        "--out", required=True, type=folder_path, help="folder for the measurements"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

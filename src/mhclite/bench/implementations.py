@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mhclite.arguments import positive_float, positive_int
+from mhclite.arguments import file_path, positive_float, positive_int
 from mhclite.bench.kernels import kernel_rows, median_seconds
 from mhclite.bench.parity import Case, connection_of
 from mhclite.config import ModelConfig, TrainingConfig
@@ -332,7 +332,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=positive_float,
         help="then no further variant is begun (default: no limit)",
     )
-    parser.add_argument("--out", required=True, type=Path, help="file to write")
+    parser.add_argument("--out", required=True, type=file_path, help="file to write")
 
 
 def run(args: argparse.Namespace) -> None:

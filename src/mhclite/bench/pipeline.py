@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from mhclite.arguments import file_path, folder_path
 from mhclite.errors import UserError
 from mhclite.files import read_json, read_jsonl, write_json
 from mhclite.records import to_json
@@ -95,9 +96,11 @@ def planning(study: Path, scratch: Path) -> dict[str, float]:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite.bench pipeline`."""
-    parser.add_argument("--study", type=Path, default=Path("config/config.yaml"))
-    parser.add_argument("--results", type=Path, default=Path("results/laptop"), help="its folder")
-    parser.add_argument("--out", required=True, type=Path, help="file to write")
+    parser.add_argument("--study", type=file_path, default=Path("config/config.yaml"))
+    parser.add_argument(
+        "--results", type=folder_path, default=Path("results/laptop"), help="its folder"
+    )
+    parser.add_argument("--out", required=True, type=file_path, help="file to write")
 
 
 def run(args: argparse.Namespace) -> None:

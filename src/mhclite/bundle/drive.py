@@ -26,6 +26,7 @@ from mhclite.records import read_record
 from mhclite.runs import status
 from mhclite.runs.folder import RunFolder
 from mhclite.runs.key import run_key
+from mhclite.training.torchrun import launcher
 
 RESULTS = Path("results")
 Chain = list[PackedJob]  # done one after the other
@@ -125,10 +126,7 @@ class Driver:
                 self._start(slot, job)
 
     def _start(self, slot: Slot, job: PackedJob) -> None:
-        command = [sys.executable, "-m"]
-        if job.processes > 1:
-            command += ["torch.distributed.run", "--standalone", "--nproc-per-node"]
-            command += [str(job.processes), "-m"]
+        command = [sys.executable, "-m", *launcher(job.processes)]
         command += ["mhclite", job.step, *job.arguments]
         if job.step == "throughput":
             command += ["--threads", str(len(os.sched_getaffinity(0)))]

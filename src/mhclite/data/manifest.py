@@ -1,7 +1,8 @@
 """The manifest of a prepared corpus: what its shards are, and whether they still are.
 
 `prepare` writes `manifest.json` last, so a folder that has one is whole. It counts the shards and
-holds their SHA-256. Nothing here decides a number, so none of it is in a run's key.
+holds their SHA-256. Nothing here decides a number, so none of it is in a run's key. Numpy is
+imported where tokens are read: `status` and the start of the DAG do without.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from mhclite.data.tokens import SHARD_DTYPE, TokenSplit
 from mhclite.errors import UserError
 from mhclite.files import digest_of, read_json, sha256_of, write_json
 from mhclite.records import read_record, to_json
+
+if TYPE_CHECKING:
+    from mhclite.data.tokens import TokenSplit
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -214,6 +215,8 @@ def open_split(folder: Path, split: Split, verify: bool = True) -> TokenSplit:
     Raises:
         UserError: the manifest or a shard is missing or damaged.
     """
+    from mhclite.data.tokens import TokenSplit
+
     entry = load_manifest(folder).splits[split]
     if verify:
         _verify_once(folder, entry)
@@ -226,6 +229,10 @@ def open_tokens(path: Path, vocab_size: int) -> TokenSplit:
     Raises:
         UserError: missing, empty, not whole tokens, or with ids beyond the vocabulary.
     """
+    import numpy as np
+
+    from mhclite.data.tokens import SHARD_DTYPE, TokenSplit
+
     if not path.is_file():
         raise UserError(f"token file {path} does not exist")
     size = path.stat().st_size
@@ -257,6 +264,8 @@ def _verify_sizes(folder: Path, split: SplitEntry) -> None:
     Raises:
         UserError: for the first file that is missing or differs.
     """
+    from mhclite.data.tokens import SHARD_DTYPE
+
     for shard, path in zip(split.shards, shard_paths(folder, split), strict=True):
         if not path.is_file():
             raise UserError(f"shard {path} is missing; {_again(folder)}")

@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from mhclite.arguments import file_path, folder_path, positive_int
 from mhclite.data.baselines import BIGRAM_TOKENS, ngram_baselines
 from mhclite.data.corpora import Source, describe_file, describe_files, open_source
 from mhclite.data.lock import CorporaLock
@@ -118,7 +119,8 @@ def prepare(
     entry, parts = _plan(settings, source, folder, processes, part_bytes)
     documents = sum(part.documents for part in parts)
 
-    splitter = Splitter.of(settings["corpus"], documents)
+    cut = parts[0].pieces[0].cut is not None
+    splitter = Splitter.of(settings["corpus"], documents, cut)
     jobs = [
         Job(
             part,
@@ -147,7 +149,7 @@ def prepare(
         settings=settings,
         source=entry,
         tokenizer=described,
-        split=rule(settings["corpus"]),
+        split=rule(settings["corpus"], cut),
         train=splits["train"],
         validation=splits["validation"],
         baselines=ngram_baselines(train, validation, tokenizer.n_tokens, tokenizer.eot_id),
@@ -232,6 +234,11 @@ def _plan(
             f"expected_documents is {expected:,}: it is not the corpus that the study means; "
             "correct one of them"
         )
+    if documents == 0:
+        raise UserError(f"{entry.description} hold no document: they are empty")
+    if documents == 1 and pieces[0].path.endswith(".txt"):
+        log.info("one text: its end, from a line's beginning, is for validation")
+        pieces = [replace(pieces[0], documents=2, cut=corpus["validation_fraction"])]
     if entry.kind == "files":
         described = (
             describe_file(Path(path), str(file.sha256))
@@ -299,10 +306,11 @@ def _tokenized(
     splits = assembled(_records(jobs))
     for split in SPLITS:
         if splits[split].bytes == 0:
+            number = f"{total} document{'s' * (total != 1)}"
             raise UserError(
-                f"corpus {settings['name']!r}: no text fell into the {split} split, of {total} "
-                f"documents with validation_fraction = {settings['corpus']['validation_fraction']};"
-                " take more documents, or another validation_fraction"
+                f"corpus {settings['name']!r}: no text fell into the {split} split, of {number} "
+                f"with validation_fraction = {settings['corpus']['validation_fraction']}; take "
+                "more documents, or another validation_fraction"
             )
     return splits
 
@@ -333,19 +341,19 @@ def parse_settings(text: str) -> dict[str, Any]:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite prepare`."""
     parser.add_argument("--settings", required=True, help="the corpus and its tokenizer, JSON")
-    parser.add_argument("--out", required=True, type=Path, help="folder of the prepared corpus")
     parser.add_argument(
-        "--lock", required=True, type=Path, help="corpora lock file: revisions of hub corpora"
+        "--out", required=True, type=folder_path, help="folder of the prepared corpus"
     )
     parser.add_argument(
-        "--processes", type=int, default=usable_cores(), help="default: one per core"
+        "--lock", required=True, type=file_path, help="corpora lock file: revisions of hub corpora"
+    )
+    parser.add_argument(
+        "--processes", type=positive_int, default=usable_cores(), help="default: one per core"
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Prepare a corpus and print what it holds."""
-    if args.processes < 1:
-        raise UserError(f"--processes {args.processes}: at least one is needed")
     settings = parse_settings(args.settings)
     manifest = prepare(settings, args.out, args.lock, args.processes)
     train, validation = manifest.train, manifest.validation

@@ -13,15 +13,16 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from mhclite.errors import UserError
 from mhclite.files import sha256_of
 
-SUFFIXES = (".txt", ".json", ".jsonl", ".jsonl.gz", ".parquet")
 REMOTE = "hf://"
 BUFFER = 1 << 22  # bytes of a parquet column read at once; bounds the memory
+MARK = "\ufeff"  # the byte-order mark that some programs begin a text with; no part of it
 ROWS = 256  # of a parquet file made into text at once
 
 
@@ -34,12 +35,15 @@ class Piece:
         documents: how many.
         size: about how many bytes of text.
         groups: parquet only: row groups [first, end).
+        cut: of the only file of a corpus, if that is one text: it is read as two documents, of
+            which the second has about this share.
     """
 
     path: str
     documents: int
     size: int
     groups: tuple[int, int] | None = None
+    cut: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,25 @@ def examine(path: str, text_field: str) -> Examined:
     return Examined([Piece(path, count, Path(path).stat().st_size)], digest)
 
 
+def look_into(path: str, text_field: str) -> None:
+    """Look at the beginning of a file alone, which takes little time whatever its size.
+
+    Raises:
+        UserError: as `examine` and `read`, for what shows there.
+    """
+    if path.endswith(".parquet"):
+        _row_groups(path, text_field)
+    elif path.endswith((".jsonl", ".jsonl.gz")):
+        for number, line in islice(_lines(path), 1):
+            where = f"{path} line {number}"
+            _text_of(_record(line, where), text_field, where)
+    elif path.endswith(".txt"):
+        with open(path, "rb") as file:
+            start = file.read(BUFFER)
+        if len(start) < BUFFER:  # else it may end within a character
+            _decoded(start, path)
+
+
 def read(piece: Piece, text_field: str) -> Iterator[str]:
     """The texts of a piece, in order.
 
@@ -75,7 +98,7 @@ def read(piece: Piece, text_field: str) -> Iterator[str]:
     count = 0
     for text in _texts(piece, text_field):
         count += 1
-        yield text
+        yield text.removeprefix(MARK)
     if count != piece.documents:
         raise UserError(
             f"{piece.path} had {piece.documents:,} documents and now has {count:,}: it changed "
@@ -88,7 +111,8 @@ def _texts(piece: Piece, text_field: str) -> Iterator[str]:
     if piece.groups is not None:
         yield from _parquet(path, piece.groups, text_field)
     elif path.endswith(".txt"):
-        yield _decoded(Path(path).read_bytes(), path)
+        text = _decoded(Path(path).read_bytes(), path)
+        yield from (text,) if piece.cut is None else _halves(text, piece.cut)
     elif path.endswith(".json"):
         for number, entry in _entries(path):
             yield _text_of(entry, text_field, f"{path} entry {number}")
@@ -108,11 +132,20 @@ def _decoded(data: bytes, where: str) -> str:
         raise UserError(f"{where} is not UTF-8 text ({error}): convert it first") from None
 
 
+def _halves(text: str, share: float) -> tuple[str, str]:
+    """A text cut at the end of a line, so that about `share` of its characters come after it."""
+    place = round(len(text) * (1 - share))
+    end = text.find("\n", place) + 1 or text.rfind("\n", 0, place) + 1 or place
+    return text[:end], text[end:]
+
+
 def _lines(path: str) -> Iterator[tuple[int, bytes]]:
     """Number and content of the lines that are not blank."""
     try:
         with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as lines:
             for number, line in enumerate(lines, start=1):
+                if number == 1:
+                    line = line.removeprefix(MARK.encode())
                 if line.strip():
                     yield number, line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -122,8 +155,8 @@ def _lines(path: str) -> Iterator[tuple[int, bytes]]:
 def _entries(path: str) -> Iterator[tuple[int, Any]]:
     """Number and content of the entries of a JSON array, or of the values of a JSON object."""
     try:
-        content = json.loads(_decoded(Path(path).read_bytes(), path))
-    except json.JSONDecodeError as error:
+        content = json.loads(_decoded(Path(path).read_bytes(), path).removeprefix(MARK))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, list | dict):
         raise UserError(f"{path} holds {content!r:.60}, expected an array or an object of records")
@@ -133,17 +166,29 @@ def _entries(path: str) -> Iterator[tuple[int, Any]]:
 def _record(line: bytes, where: str) -> Any:
     try:
         return json.loads(_decoded(line, where))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also an integer of thousands of digits
         raise UserError(f"{where} is not JSON: {error}; expected one object per line") from None
 
 
 def _text_of(record: Any, text_field: str, where: str) -> str:
-    text = record.get(text_field) if isinstance(record, dict) else None
-    if not isinstance(text, str):
-        has = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+    if isinstance(record, list):
         raise UserError(
-            f"{where}: no text in field {text_field!r}; it has {has}: set `text_field` to one of "
-            "them, or correct the file"
+            f"{where}: an array, expected an object with a field {text_field!r}; a file that is "
+            "one array is named .json"
+        )
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: {record!r:.60}, expected an object with a field {text_field!r}")
+    if text_field not in record:
+        raise UserError(
+            f"{where}: no text in field {text_field!r}; it has {', '.join(record)}: set "
+            "`text_field` to one of them, or correct the file"
+        )
+    text = record[text_field]
+    if not isinstance(text, str):
+        shown = json.dumps(text)[:60]
+        raise UserError(
+            f"{where}: field {text_field!r} holds {shown}, expected text: set `text_field` to "
+            "another field, or remove the record"
         )
     try:
         text.encode("utf-8")
@@ -166,15 +211,20 @@ def _parquet_file(path: str) -> Iterator[Any]:
     try:
         with (
             _opened(path) as file,
-            pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False) as parquet,
+            pq.ParquetFile(
+                file, buffer_size=BUFFER, pre_buffer=False, page_checksum_verification=True
+            ) as parquet,
         ):
             yield parquet
-    except pa.ArrowException as error:
-        what = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} cannot be read as parquet ({what}): copy it again") from None
     except UserError:
         raise
     except Exception as error:
+        # What a damaged page makes pyarrow raise is an OSError too, but one without a number.
+        damaged = isinstance(error, pa.ArrowException) or (
+            isinstance(error, OSError) and not error.errno and not path.startswith(REMOTE)
+        )
+        if damaged:
+            raise UserError(f"{path} {_not_parquet(error)}") from None
         if not path.startswith(REMOTE):
             raise
         from mhclite.data.hub import in_short
@@ -183,6 +233,21 @@ def _parquet_file(path: str) -> Iterator[Any]:
             f"{path}: reading it stopped ({in_short(error)}); run the same command again: what is "
             "finished is kept"
         ) from error
+
+
+def _not_parquet(error: Exception) -> str:
+    what = " ".join(str(error).split())[:200]
+    return f"cannot be read as parquet ({what}): it is damaged; copy it again"
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether values of a parquet column may be text: however it is stored."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    names = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
+    return any(getattr(pa.types, f"is_{name}")(kind) for name in names)
 
 
 def _opened(path: str) -> IO[bytes]:
@@ -195,8 +260,6 @@ def _opened(path: str) -> IO[bytes]:
 
 def _row_groups(path: str, text_field: str) -> list[Piece]:
     """Each row group as a piece, from the file's own description."""
-    import pyarrow as pa
-
     with _parquet_file(path) as file:
         names = file.schema_arrow.names
         if text_field not in names:
@@ -205,7 +268,7 @@ def _row_groups(path: str, text_field: str) -> list[Piece]:
                 "to one of them"
             )
         kind = file.schema_arrow.field(text_field).type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        if not _is_text(kind):
             raise UserError(
                 f"{path}: column {text_field!r} holds {kind}, expected text; the file has "
                 f"{', '.join(names)}: set `text_field` to another of them"
@@ -222,15 +285,34 @@ def _row_groups(path: str, text_field: str) -> list[Piece]:
 def _parquet(path: str, groups: tuple[int, int], text_field: str) -> Iterator[str]:
     with _parquet_file(path) as file:
         number = sum(file.metadata.row_group(index).num_rows for index in range(groups[0]))
-        batches = file.iter_batches(
-            batch_size=ROWS, row_groups=range(*groups), columns=[text_field], use_threads=False
-        )
-        for batch in batches:
-            for text in batch.column(0).to_pylist():
+        for index in range(*groups):
+            for text in _column(file, path, index, text_field):
                 number += 1
+                if isinstance(text, bytes):
+                    text = _decoded(text, f"{path} row {number}")
                 if not isinstance(text, str):
                     raise UserError(
                         f"{path} row {number}: column {text_field!r} holds {text!r:.60}, expected "
                         "text: set `text_field`, or correct the file"
                     )
                 yield text
+
+
+def _column(file: Any, path: str, group: int, text_field: str) -> Iterator[Any]:
+    """The values of a column in one row group, a few at a time."""
+    import pyarrow as pa
+
+    batches = file.iter_batches(
+        batch_size=ROWS, row_groups=[group], columns=[text_field], use_threads=False
+    )
+    while True:
+        try:
+            batch = next(batches, None)
+            values = [] if batch is None else batch.column(0).to_pylist()
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            if isinstance(error, OSError) and (path.startswith(REMOTE) or error.errno):
+                raise
+            raise UserError(f"{path} row group {group} {_not_parquet(error)}") from None
+        if batch is None:
+            return
+        yield from values

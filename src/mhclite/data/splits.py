@@ -45,9 +45,15 @@ class Splitter:
     held_out: npt.NDArray[np.int64] | None
 
     @classmethod
-    def of(cls, corpus: dict[str, Any], documents: int) -> Splitter:
-        """The splitter of a corpus (`study.settings.Corpus` as JSON) with this many documents."""
+    def of(cls, corpus: dict[str, Any], documents: int, cut: bool) -> Splitter:
+        """The splitter of a corpus (`study.settings.Corpus` as JSON) with this many documents.
+
+        Args:
+            cut: it is one text, cut in two: the second part is for validation.
+        """
         fraction, seed = corpus["validation_fraction"], corpus["split_seed"]
+        if cut:
+            return cls(fraction, np.array([1]))
         if seed is None:
             return cls(fraction, None)
         return cls(fraction, drawn_for_validation(documents, fraction, seed))
@@ -68,9 +74,11 @@ class Splitter:
         return "validation" if drawn else "train"
 
 
-def rule(corpus: dict[str, Any]) -> SplitRule:
+def rule(corpus: dict[str, Any], cut: bool) -> SplitRule:
     """The manifest's `split`."""
     fraction, seed = corpus["validation_fraction"], corpus["split_seed"]
+    if cut:
+        return SplitRule("the end of the one text, from a line's beginning", fraction)
     by_hash = "sha256 of the text"
     drawn = f"train_test_split of the library datasets, shuffled with seed {seed}"
     return SplitRule(by_hash if seed is None else drawn, fraction)

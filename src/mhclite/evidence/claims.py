@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
 from mhclite.evidence.metrics import COUNTS, METRICS
+from mhclite.study.reading import read_yaml
 from mhclite.study.settings import Settings
 
 NEEDED = {
@@ -124,10 +124,4 @@ def parse_claims(content: Any, where: str) -> list[Claim]:
 
 def load_claims(path: Path) -> list[Claim]:
     """Read a claims file."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"claims file {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"claims file {path} is not YAML: {' '.join(str(error).split())}") from None
-    return parse_claims(content, str(path))
+    return parse_claims(read_yaml(path, "claims file"), str(path))

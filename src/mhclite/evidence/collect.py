@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mhclite.arguments import file_path, folder_path
 from mhclite.config import RunConfig
-from mhclite.connections.registry import VARIANTS
+from mhclite.connections.registry import VARIANTS, functional_mixing
 from mhclite.data.manifest import Manifest, load_manifest
 from mhclite.errors import UserError
 from mhclite.evidence.columns import CURVE_COLUMNS, RUN_COLUMNS
@@ -85,7 +86,7 @@ def run_row(
         "loss_spikes": len(stability.loss_spikes),
         "grad_norm_spikes": len(stability.grad_norm_spikes),
         "gain_forward_peak": peak_gain,
-        "functional_mixing": functional_mixing(config),
+        "functional_mixing": mixing_that_counts(config),
         **to_json(manifest.baselines),
         **mixing_columns(probe.mixing),
         **use_columns(probe.use),
@@ -100,20 +101,12 @@ def run_row(
     return row
 
 
-def functional_mixing(config: RunConfig) -> int:
-    """Sub-layers whose H_res can change what the model computes, by algebra.
-
-    All streams are equal before the first sub-layer, so a matrix whose rows sum to 1 does nothing
-    there; nor does one whose columns sum to 1 in the last, if the streams are summed before the
-    norm. (mHC's sums are 1 but for the error of its iterations.)
-    """
-    mixes = VARIANTS[config.connection.variant].mixes
-    if mixes == "never":
+def mixing_that_counts(config: RunConfig) -> int:
+    """Sub-layers of a run whose H_res can change what it computes."""
+    connection = config.connection
+    if connection.freeze_mixing:
         return 0
-    sublayers = 2 * config.model.n_layer
-    if mixes == "freely":
-        return sublayers
-    return sublayers - 1 - (config.connection.final_norm == "after_sum")
+    return functional_mixing(connection.variant, config.model.n_layer, connection.final_norm)
 
 
 def mixing_columns(mixing: Mixing | None) -> dict[str, float | None]:
@@ -266,12 +259,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--study",
         required=True,
-        type=Path,
+        type=file_path,
         metavar="FILE",
         help="resolved.json: the study with its runs, corpora and claims",
     )
     parser.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="the study's folder under results/"
+        "--out",
+        required=True,
+        type=folder_path,
+        metavar="DIR",
+        help="the study's folder under results/",
     )
 
 

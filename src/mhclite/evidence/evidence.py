@@ -12,6 +12,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from mhclite.arguments import folder_path
 from mhclite.evidence import topics
 from mhclite.evidence.exhibits import FIGURES, TABLES, shown
 from mhclite.evidence.report import page
@@ -97,7 +98,11 @@ def _terminal_cell(row: dict[Any, Any], best: bool) -> str:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite evidence`."""
     parser.add_argument(
-        "--results", required=True, type=Path, metavar="DIR", help="results/<study>, collected"
+        "--results",
+        required=True,
+        type=folder_path,
+        metavar="DIR",
+        help="results/<study>, collected",
     )
     parser.add_argument(
         "--show", action="store_true", help="print a short table of results and write nothing"

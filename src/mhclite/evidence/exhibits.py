@@ -40,9 +40,8 @@ NEEDS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "sinkhorn": lambda study: bool(study["sinkhorn"]),
     "depths": lambda study: len({model["n_layer"] for model in study["models"].values()}) > 1,
     "conditions": lambda study: bool(study["conditions"]),
-    "rates": lambda study: any(
-        condition["learning_rate_factor"] != 1 for condition in study["conditions"].values()
-    ),
+    # A study that was published before there was such a section has no such key.
+    "critical_rate": lambda study: bool(study.get("critical_rate")),
     "streams": lambda study: any(
         "n_streams" in condition["connections"] for condition in study["conditions"].values()
     ),

@@ -43,7 +43,7 @@ METRICS = {
         "99 % quantile of |row sum - 1| of the product", log=True, resolution=1e-3
     ),
     "product_max_deviation": Metric("largest |row sum - 1| of the product"),
-    "orthogonality_error": Metric("|YᵀY - I|", log=True, resolution=1e-3),
+    "orthogonality_error": Metric("error of orthogonality", log=True, resolution=1e-3),
     "gain_forward": Metric("composite gain", log=True, resolution=1e-4),
     "gain_forward_peak": Metric("largest composite gain", log=True, resolution=1e-4),
     "gap_growth": Metric(

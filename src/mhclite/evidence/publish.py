@@ -15,6 +15,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from mhclite.arguments import folder_path
 from mhclite.errors import UserError
 from mhclite.evidence.collect import collect
 from mhclite.evidence.evidence import write
@@ -35,7 +36,7 @@ from mhclite.runs.provenance import hardware_in_words
 from mhclite.study.resolved import read_resolved
 
 RUN_FILES = ("run.json", "summary.json", "metrics.jsonl", "mixing.jsonl")
-STUDY_FILES = ("probes/*.json", "throughput/*.json", "sinkhorn.json")
+STUDY_FILES = ("probes/*.json", "critical/*.json", "throughput/*.json", "sinkhorn.json")
 README_FIGURE = "depth"
 
 log = logging.getLogger(__name__)
@@ -226,21 +227,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite publish`."""
     actions = parser.add_subparsers(dest="action", required=True)
     make = actions.add_parser("make", help="copy a finished study's small files")
-    make.add_argument("--results", required=True, type=Path, help="results/<study>")
+    make.add_argument("--results", required=True, type=folder_path, help="results/<study>")
     again = actions.add_parser("rebuild", help="figures, tables and report without training")
     readme = actions.add_parser("readme", help="write what the README says of the study")
     for action in (again, readme):
-        action.add_argument("--published", required=True, type=Path, help="published folder")
+        action.add_argument("--published", required=True, type=folder_path, help="published folder")
     docs = actions.add_parser("docs", help="bring tables of published studies in docs/ up to date")
-    docs.add_argument("--docs", type=Path, default=Path("docs"), help="default: %(default)s")
+    docs.add_argument("--docs", type=folder_path, default=Path("docs"), help="default: %(default)s")
     docs.add_argument(
         "--published",
-        type=Path,
+        type=folder_path,
         default=Path("results/published"),
         help="folder of the published studies (default: %(default)s)",
     )
     for action in (make, again, readme):
-        action.add_argument("--out", required=True, type=Path, help="folder to write")
+        action.add_argument("--out", required=True, type=folder_path, help="folder to write")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -115,7 +115,8 @@ def conditions_text(results: Results) -> str:
         if condition["learning_rate_factor"] != 1:
             changes.append(f"peak learning rate times {condition['learning_rate_factor']:g}")
         names = listed([results.label(variant) for variant in condition["variants"]])
-        parts.append(f"{condition['title'].capitalize()} ({names}): {', '.join(changes)}.")
+        title = condition["title"][:1].upper() + condition["title"][1:]
+        parts.append(f"{title} ({names}): {', '.join(changes)}.")
     return " ".join(parts)
 
 

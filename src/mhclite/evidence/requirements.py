@@ -13,30 +13,14 @@ from typing import Any
 
 import pandas as pd
 
-from mhclite.connections.registry import VARIANTS
+from mhclite.connections.registry import VARIANTS, functional_mixing
 from mhclite.evidence.claims import Claim
 from mhclite.evidence.results import Results
 from mhclite.evidence.statistics import t_interval
 from mhclite.evidence.table_format import significant
 from mhclite.evidence.values import runs_of, values_by_seed
 
-UNMIXED = ("residual", "identity", "gated")
-DOUBLY_STOCHASTIC = ("mhc", "mhc_lite", "kromhc", "mhc_v4")
 CONTROL = "identity"  # streams that are never mixed
-
-
-def functional_mixing(variant: str, n_layer: int, final_norm: str) -> int:
-    """How many H_res of a model can change what it computes.
-
-    The streams are equal at the start, so a matrix whose rows sum to 1 does nothing in the first
-    sub-layer. No branch reads the streams after the last: a plain sum of them does not see a matrix
-    whose columns sum to 1, while norms per stream before it do.
-    """
-    if variant in UNMIXED:
-        return 0
-    if variant not in DOUBLY_STOCHASTIC:
-        return 2 * n_layer
-    return max(0, 2 * n_layer - (2 if final_norm == "after_sum" else 1))
 
 
 def unmet(results: Results, claim: Claim, corpus: str, model: str) -> list[str]:
@@ -51,7 +35,7 @@ def _unmet(results: Results, claim: Claim, corpus: str, model: str) -> Iterator[
         arms.append((claim.reference, claim.reference_setting))
     tables = [runs_of(results, corpus, model, variant, setting) for variant, setting in arms]
     for (variant, setting), table in zip(arms, tables, strict=True):
-        if variant not in UNMIXED and not setting.get("freeze_mixing"):
+        if VARIANTS[variant].mixes != "never" and not setting.get("freeze_mixing"):
             yield from _unmixed(results, claim, model, variant, setting, table)
     if requires.below_bigram:
         # The better of the two: a variant may fail to learn, and that is then the finding.

@@ -19,7 +19,15 @@ from mhclite.data.manifest import bits_per_byte
 from mhclite.errors import UserError
 from mhclite.evidence.columns import CURVE_COLUMNS, RUN_COLUMNS
 from mhclite.files import read_schema
-from mhclite.measure.files import Mixing, Probe, Throughput, read_probe, read_throughput
+from mhclite.measure.files import (
+    Mixing,
+    Probe,
+    Throughput,
+    critical_rate,
+    read_critical,
+    read_probe,
+    read_throughput,
+)
 from mhclite.study.settings import BASE
 
 SCHEMA = 2  # of study.json, which `collect` writes
@@ -30,9 +38,10 @@ class Results:
     """One study's results.
 
     Lists and categories follow the study's order. `all_runs` has the columns of `RUN_COLUMNS` and
-    one row per run, `runs` those of the study's own settings; `curves` has the columns of
-    `CURVE_COLUMNS` and one row per step kept of the latter. `probes` has an entry for
-    every run; those of the plain residual and of diverged runs have no `mixing`.
+    one row per run (and `critical_rate`, where the study searches it), `runs` those of the study's
+    own settings; `curves` has the columns of `CURVE_COLUMNS` and one row per step kept of the
+    latter. `probes` has an entry for every run; those of the plain residual and of diverged runs
+    have no `mixing`.
     """
 
     folder: Path
@@ -209,6 +218,12 @@ def _read_table(path: Path, columns: dict[str, str], orders: dict[str, list[str]
     return table
 
 
+def _critical_rate(path: Path, run: str) -> float:
+    """log2 of the factor at which a run ceases to learn; NaN beyond the factors tried."""
+    found = critical_rate(read_critical(path, run).tries)
+    return float("nan") if found["beyond"] else float(found["critical_rate"])
+
+
 def load_results(folder: str | Path) -> Results:
     """Read results/<study>; a missing or outdated file is a `UserError` that names it."""
     folder = Path(folder)
@@ -221,6 +236,10 @@ def load_results(folder: str | Path) -> Results:
         "condition": [BASE, *settings["conditions"]],
     }
     all_runs = _read_table(folder / "runs.csv", RUN_COLUMNS, orders)
+    if settings.get("critical_rate"):
+        all_runs["critical_rate"] = [
+            _critical_rate(folder / "critical" / f"{run}.json", run) for run in all_runs["run"]
+        ]
     runs = all_runs[all_runs["condition"] == BASE].reset_index(drop=True)
     curves = _read_table(folder / "curves.csv", CURVE_COLUMNS, orders)
     return Results(

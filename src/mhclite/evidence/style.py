@@ -27,8 +27,6 @@ from mhclite.connections.registry import VARIANTS
 from mhclite.evidence.results import Results
 from mhclite.files import atomic_write
 
-mpl.use("Agg")
-
 PAGE_WIDTH = 7.0  # inches
 PNG_DPI = 200
 FORMATS = ("png", "svg")
@@ -72,6 +70,8 @@ def line_style(variant: str) -> tuple[float, Sequence[float]]:
 def style() -> Iterator[None]:
     """Draw and save inside this context; nothing outside it changes."""
     settings: Any = {
+        # matplotlib's own, not those of a matplotlibrc in the folder where this runs
+        **{name: value for name, value in mpl.rcParamsDefault.items() if name != "backend"},
         **sns.axes_style("ticks"),
         "font.family": "sans-serif",
         "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same everywhere
@@ -247,6 +247,11 @@ def runs_and_means(axes: Axes, results: Results, table: pd.DataFrame, column: st
         end = line.iloc[-1]
         axes.plot(end["step"], end[column], "x", color=colour(end["variant"]), zorder=4)
     return means
+
+
+def plain(text: str) -> str:
+    """Text of the user's as it stands: a dollar sign begins no formula."""
+    return text.replace("$", r"\$")
 
 
 def remark(axes: Axes, text: str) -> None:

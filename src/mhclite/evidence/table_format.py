@@ -133,6 +133,8 @@ def sparse(display: pd.DataFrame, groups: list[str]) -> pd.DataFrame:
 def latex(text: str) -> str:
     """Plain text as LaTeX: special characters escaped, minus signs and powers of ten set."""
     text = text.translate(_LATEX)
+    if text.startswith(("[", "*")):  # at the start of a row both belong to the line break before
+        text = f"{{{text[0]}}}{text[1:]}"
     text = re.sub(
         r"(-?\d\.\d+)e([+-]\d+)",
         lambda match: rf"${match[1]} \times 10^{{{int(match[2])}}}$",
@@ -141,23 +143,28 @@ def latex(text: str) -> str:
     return re.sub(r"(?<![\w$.{-])-(?=\d)", "$-$", text)
 
 
+# What would be read as markup: emphasis, code, mathematics, links, tags, entities, a column's end.
+_MARKUP = re.compile(r"[\\`*$|]|(?<!\w)_|_(?!\w)|~(?=~)|\](?=[(\[:])|<(?=[A-Za-z/!?])|&(?=#?\w+;)")
+
+
+def escaped(text: str) -> str:
+    """Plain text for a cell of a Markdown table."""
+    return " ".join(_MARKUP.sub(r"\\\g<0>", text).splitlines())
+
+
 def markdown(table: Table) -> str:
     """The table as Markdown: title, table, notes."""
     columns = list(table.display.columns)
-
-    def cell(text: str) -> str:
-        return text.replace("|", r"\|")  # else it would begin another column
-
     rows = [
         [
-            f"**{cell(text)}**" if (at, name) in table.bold else cell(text)
+            f"**{escaped(text)}**" if (at, name) in table.bold else escaped(text)
             for name, text in zip(columns, row)
         ]
         for at, row in enumerate(table.display.to_numpy().tolist())
     ]
     text = tabulate(
         rows,
-        [cell(name) for name in columns],
+        [escaped(name) for name in columns],
         tablefmt="pipe",
         disable_numparse=True,  # 0.10 stays 0.10
         colalign=["right" if name in table.numeric else "left" for name in columns],

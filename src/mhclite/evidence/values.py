@@ -63,7 +63,7 @@ def values_by_seed(
     values: dict[int, float] = {}
     runs = runs_of(results, corpus, model, variant, setting or {})
     sources = SOURCES.get(metric, (metric,))
-    if metric != "diverged" and not all(name in runs for name in sources):
+    if metric != "diverged" and not all(_is_measured(results, name) for name in sources):
         return values
     needed = {"seed", "status", "steps", "unigram", *sources}
     for row in runs[[name for name in runs if name in needed]].to_dict("records"):
@@ -71,6 +71,11 @@ def values_by_seed(
         if not math.isnan(value):
             values[int(row["seed"])] = value
     return values
+
+
+def _is_measured(results: Results, column: str) -> bool:
+    """Whether any run of the study has a value: without one, a diverged run has no worst either."""
+    return column in results.all_runs and bool(results.all_runs[column].notna().any())
 
 
 def _value(row: Mapping[Any, Any], metric: str) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mhclite.arguments import folder_path, positive_int
 from mhclite.errors import UserError
 from mhclite.measure.trained import (
     add_text_arguments,
@@ -20,6 +21,7 @@ from mhclite.measure.trained import (
 )
 
 CHUNK = 8  # windows at a time
+MAX_LOSS = 700.0  # nats per token; the perplexity of more is no float
 
 
 @torch.no_grad()
@@ -36,6 +38,8 @@ def evaluate(folder: Path, text: Path, sequences: int) -> dict[str, Any]:
         chunk = torch.from_numpy(windows[first : first + CHUNK]).to(device)
         total += model.loss(chunk).item() * len(chunk)
     loss = total / sequences
+    if not loss < MAX_LOSS:  # NaN too
+        raise UserError(f"{folder}: its loss on {text} is {loss}: its weights are no model's")
     return {
         "run": folder.name,
         "variant": trained.connection.variant,
@@ -48,9 +52,11 @@ def evaluate(folder: Path, text: Path, sequences: int) -> dict[str, Any]:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite evaluate`."""
-    parser.add_argument("--run", required=True, type=Path, help="run folder")
+    parser.add_argument("--run", required=True, type=folder_path, help="run folder")
     add_text_arguments(parser)
-    parser.add_argument("--sequences", type=int, default=128, help="windows (default: 128)")
+    parser.add_argument(
+        "--sequences", type=positive_int, default=128, help="windows (default: 128)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from mhclite.records import read_record
 PROBE_SCHEMA = 3
 THROUGHPUT_SCHEMA = 2
 STABILITY_SCHEMA = 3
+CRITICAL_SCHEMA = 1
 
 
 def _again(path: Path) -> str:
@@ -263,3 +266,72 @@ class Stability:
 def read_stability(path: Path) -> Stability:
     """Stability of all runs; `UserError` if missing, damaged or of another version."""
     return read_record(Stability, path, "the stability of the runs", STABILITY_SCHEMA, _again(path))
+
+
+# --- critical learning rate -----------------------------------------------------------------
+
+SMOOTHING = 16  # steps of the mean training loss by which a run is judged unstable
+RISE = 0.5  # nats per token above its smallest value so far: it is
+
+
+@dataclass(frozen=True)
+class CriticalSettings:
+    """The section `critical_rate` of a study."""
+
+    factors: list[float]  # of the learning rate, rising; tried for every run
+    halvings: int
+    below_unigram: float  # nats per token that a run must have learned
+
+
+@dataclass(frozen=True)
+class Try:
+    """A run at another learning rate; `measure.critical` says what fails and what is unstable."""
+
+    factor: float
+    failed: bool
+    initial_loss: float  # validation, before training; nats per token
+    validation_loss: float | None  # at the end; None if it diverged
+    steps: int
+    unstable_step: int | None  # None: never within `steps`
+
+
+@dataclass(frozen=True)
+class Critical:
+    """critical/<run>.json."""
+
+    schema: int
+    run: str
+    made_of: str  # digest of all that decides the tries
+    bar: float  # nats per token: a run that does not end below it has failed
+    settings: CriticalSettings
+    tries: list[Try]  # the common factors first
+
+
+def critical_interval(tries: Sequence[Try]) -> tuple[float | None, float | None]:
+    """(largest factor that holds below the first failure, smallest that fails).
+
+    None: all fail, or all hold.
+    """
+    high = min((one.factor for one in tries if one.failed), default=None)
+    below = [one.factor for one in tries if high is None or one.factor < high]
+    return max(below, default=None), high
+
+
+def critical_rate(tries: Sequence[Try]) -> dict[str, Any]:
+    """`critical_rate`: log2 of the factor at which a run ceases to learn.
+
+    The middle of `low` and `high` (log2 as well), between which it lies. Where all tries fail or
+    all hold, one of them is missing, `beyond` says so ("below" or "above" the rates tried), and the
+    value is the end: differences to others are then too small, never too large.
+    """
+    low, high = (None if f is None else math.log2(f) for f in critical_interval(tries))
+    ends = [end for end in (low, high) if end is not None]
+    beyond = "below" if low is None else "above" if high is None else ""
+    return {"critical_rate": sum(ends) / len(ends), "low": low, "high": high, "beyond": beyond}
+
+
+def read_critical(path: Path, run: str) -> Critical:
+    """Critical rate of a run; `UserError` if missing, damaged or of another version."""
+    return read_record(
+        Critical, path, f"the critical rate of run {run}", CRITICAL_SCHEMA, _again(path)
+    )

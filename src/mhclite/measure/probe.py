@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from mhclite.arguments import positive_int, run_arguments
+from mhclite.arguments import file_path, folder_path, positive_int, run_arguments
 from mhclite.data.manifest import load_manifest
 from mhclite.errors import UserError
 from mhclite.files import digest_of, sha256_of, write_json
@@ -225,7 +225,7 @@ def probe_runs(
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite probe`."""
     parser.add_argument(
-        "--runs", required=True, type=Path, metavar="DIR", help="folder of the run folders"
+        "--runs", required=True, type=folder_path, metavar="DIR", help="folder of the run folders"
     )
     parser.add_argument(
         "--run", required=True, nargs="+", metavar="ID", help="runs, or @FILE with one per line"
@@ -238,8 +238,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="of the final loss, spread evenly (default: the whole validation split)",
     )
     parser.add_argument("--processes", type=positive_int, default=1, help="runs at once on CPUs")
-    parser.add_argument("--out", required=True, type=Path, help="folder of the probe files")
-    parser.add_argument("--receipt", type=Path, help="file that says what each probe was made of")
+    parser.add_argument("--out", required=True, type=folder_path, help="folder of the probe files")
+    parser.add_argument(
+        "--receipt", type=file_path, help="file that says what each probe was made of"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

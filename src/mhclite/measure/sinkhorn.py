@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mhclite.arguments import json_argument
+from mhclite.arguments import file_path, json_argument, positive_int
 from mhclite.connections.mixing import sinkhorn_knopp
 from mhclite.errors import UserError
 from mhclite.files import write_json
@@ -117,8 +116,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--settings", required=True, help=f"JSON with {', '.join(SETTINGS)}, as in study.Sinkhorn"
     )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--out", required=True, type=Path, help="file to write")
+    parser.add_argument("--threads", type=positive_int, default=1, help="CPU threads")
+    parser.add_argument("--out", required=True, type=file_path, help="file to write")
 
 
 def run(args: argparse.Namespace) -> None:

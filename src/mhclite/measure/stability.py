@@ -4,6 +4,8 @@ The spike rule is that of OLMo-core's stability monitor: a value is a spike if i
 mean of the `window` values before it by more than `sigmas` standard deviations (population form,
 divided by `window`). What the rule leaves open is decided here:
 
+- Nothing is judged before `window` steps after the warm-up: while the learning rate rises, loss and
+  gradient norm change by design.
 - No verdict before `window` values exist. The window never shrinks: a deviation over few values
   is too noisy for a threshold in deviations. A run without a single verdict is marked
   `too_few_steps` and has no spike rate.
@@ -27,7 +29,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mhclite.arguments import json_argument, run_arguments
+from mhclite.arguments import file_path, folder_path, json_argument, run_arguments
 from mhclite.errors import UserError
 from mhclite.files import write_json
 from mhclite.measure.files import STABILITY_SCHEMA, RunStability, Stability, StabilitySettings
@@ -118,17 +120,19 @@ def judge(run: FinishedRun, settings: StabilitySettings) -> RunStability:
     """The entry of one run in stability.json.
 
     `spikes_per_1000_steps` counts the steps at which the loss or the gradient norm spiked, out of
-    the `judged_steps` that have a full window before them; None where there are none.
-    Mean and fluctuation of the gradient norm, of all parameters and of the backbone's, are those of
-    `last_window` with `fluctuation_window`. For a diverged run that is the stretch before its end.
+    the `judged_steps`, which have a full window after the warm-up before them; None where there are
+    none. Mean and fluctuation of the gradient norm, of all parameters and of the backbone's, are
+    those of `last_window` with `fluctuation_window`. For a diverged run that is the stretch before
+    its end.
     """
     window, sigmas = settings.spike_window, settings.spike_sigmas
     steps = [int(line["step"]) for line in run.metrics if line["step"] > 0]
     loss, grad_norm = series_of(run.metrics, "loss"), series_of(run.metrics, "grad_norm")
-    loss_spikes = [steps[position] for position in spikes(loss, window, sigmas)]
-    grad_norm_spikes = [steps[position] for position in spikes(grad_norm, window, sigmas)]
+    warm = run.record.config.training.warmup_steps
+    loss_spikes = [steps[warm + at] for at in spikes(loss[warm:], window, sigmas)]
+    grad_norm_spikes = [steps[warm + at] for at in spikes(grad_norm[warm:], window, sigmas)]
     finite = np.isfinite(loss) & np.isfinite(grad_norm)
-    judged = int(np.count_nonzero(finite[window:]))
+    judged = int(np.count_nonzero(finite[warm + window :]))
     spiked = len(set(loss_spikes) | set(grad_norm_spikes))
 
     warmup = run.record.config.training.warmup_steps
@@ -181,12 +185,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="object with spike_window, spike_sigmas and fluctuation_window",
     )
     parser.add_argument(
-        "--runs", required=True, type=Path, metavar="DIR", help="folder of the run folders"
+        "--runs", required=True, type=folder_path, metavar="DIR", help="folder of the run folders"
     )
     parser.add_argument(
         "--run", required=True, nargs="+", metavar="ID", help="runs, or @FILE with one per line"
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="stability.json")
+    parser.add_argument(
+        "--out", required=True, type=file_path, metavar="FILE", help="stability.json"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from mhclite.arguments import json_argument
+from mhclite.arguments import file_path, json_argument, positive_int
 from mhclite.config import (
     RESIDUAL,
     ConnectionConfig,
@@ -295,8 +294,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="model, connections, training and rounds, as the study resolves them (JSON or @FILE)",
     )
-    parser.add_argument("--threads", type=int, required=True, help="CPU threads")
-    parser.add_argument("--out", required=True, type=Path, help="file to write")
+    parser.add_argument("--threads", type=positive_int, required=True, help="CPU threads")
+    parser.add_argument("--out", required=True, type=file_path, help="file to write")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from mhclite.arguments import file_path, folder_path
 from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.data.batches import Tokens, evaluation_starts
 from mhclite.data.manifest import open_split, open_tokens
@@ -127,5 +128,7 @@ def windows_of(split: TokenSplit, count: int, length: int) -> Tokens:
 def add_text_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """`--corpus` or `--tokens`."""
     text = parser.add_mutually_exclusive_group(required=required)
-    text.add_argument("--corpus", type=Path, help="folder of a prepared corpus")
-    text.add_argument("--tokens", type=Path, help="file of raw uint16 tokens (nanoGPT's val.bin)")
+    text.add_argument("--corpus", type=folder_path, help="folder of a prepared corpus")
+    text.add_argument(
+        "--tokens", type=file_path, help="file of raw uint16 tokens (nanoGPT's val.bin)"
+    )

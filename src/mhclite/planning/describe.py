@@ -15,6 +15,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from mhclite.arguments import file_path, folder_path
 from mhclite.config import RESIDUAL
 from mhclite.data.lock import LOCK_FILE, CorporaLock, revision_text
 from mhclite.data.manifest import load_if_prepared
@@ -141,12 +142,15 @@ def as_text(found: dict[str, Any]) -> str:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite describe`."""
-    parser.add_argument("study", type=Path, help="study file")
+    parser.add_argument("study", type=file_path, help="study file")
     parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="results folder (default: results)"
+        "--results",
+        type=folder_path,
+        default=Path("results"),
+        help="results folder (default: results)",
     )
     parser.add_argument(
-        "--throughput", type=Path, help="throughput or benchmark file to take the speeds from"
+        "--throughput", type=file_path, help="throughput or benchmark file to take the speeds from"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 
 from tabulate import tabulate
 
+from mhclite.arguments import file_path, folder_path
 from mhclite.config import RunConfig
+from mhclite.data.corpora import changed
 from mhclite.data.manifest import MANIFEST, load_manifest
 from mhclite.errors import UserError
 from mhclite.runs.code import digest_of_modules
 from mhclite.runs.folder import RunFolder
 from mhclite.runs.key import code_digest, deciding, difference, modules_of, run_key, settings_digest
+from mhclite.runs.status import outdated
 from mhclite.study.reading import load_study
 from mhclite.study.settings import Study
 
@@ -26,6 +30,41 @@ def corpus_digests(study: Study, results: Path) -> dict[str, str | None]:
         name: load_manifest(folder).digest if (folder / MANIFEST).is_file() else None
         for name, folder in folders.items()
     }
+
+
+def outdated_runs(study: Study, results: Path) -> dict[str, str]:
+    """Finished runs that the study would train otherwise now -> in what: settings, code, corpus."""
+    digests = corpus_digests(study, results)
+    found = {}
+    for run, config in study.runs().items():
+        folder = RunFolder(results / study.name / "runs" / run)
+        if not folder.is_finished():
+            continue
+        # What cannot be read is trained again, or refused, by `train`.
+        with suppress(UserError):
+            if why := outdated(config, digests[config.corpus], folder.record()):
+                found[run] = why
+    return found
+
+
+def outdated_in_words(outdated: dict[str, str], runs: int) -> str:
+    """One line on what `outdated_runs` found, of so many runs."""
+    whys = list(outdated.values())
+    counts = ", ".join(f"{whys.count(why)} {why}" for why in dict.fromkeys(whys))
+    return (
+        f"{len(outdated)} of {runs} runs were made otherwise ({counts}) and are trained again; "
+        f"`python -m mhclite keys STUDY.yaml --why {next(iter(outdated))}` says more"
+    )
+
+
+def changed_corpora(study: Study, results: Path) -> list[str]:
+    """Prepared corpora whose files are others now."""
+    return [
+        name
+        for name, corpus in study.corpora.items()
+        if ((folder := results / study.corpus_folder(name)) / MANIFEST).is_file()
+        and changed(corpus.model_dump(mode="json"), folder)
+    ]
 
 
 def why(config: RunConfig, corpus: str | None, folder: RunFolder) -> list[str]:
@@ -79,9 +118,9 @@ def modules(config: RunConfig) -> str:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite keys`."""
-    parser.add_argument("study", type=Path, help="study file (YAML)")
+    parser.add_argument("study", type=file_path, help="study file (YAML)")
     parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="default: %(default)s"
+        "--results", type=folder_path, default=Path("results"), help="default: %(default)s"
     )
     parser.add_argument(
         "--why", metavar="RUN", help="what of this run's key differs from the run in its folder"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -12,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from mhclite.files import read_json
 from mhclite.runs.code import PACKAGE_ROOT
 
 PACKED = "packed.json"  # in the package of a bundle: the git state of the checkout it was made from
@@ -36,14 +36,20 @@ class Provenance:
 
 
 def git_state() -> GitState:
-    """Commit of the checkout that the code is from, and whether it had uncommitted changes."""
+    """Commit of the checkout that the code is from, and whether it had uncommitted changes.
+
+    Only of a repository that tracks this package: an unpacked archive may lie within another one.
+    """
     packed = PACKAGE_ROOT / PACKED
     if packed.is_file():
-        return GitState(**json.loads(packed.read_text(encoding="utf-8")))
+        return GitState(**read_json(packed, "the git state of the bundle"))
+    # GIT_DIR and the like, which git sets in its hooks, would name another repository.
+    environment = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
 
     def git(*arguments: str) -> str:
         return subprocess.run(
             ["git", "-C", str(PACKAGE_ROOT), *arguments],
+            env=environment,
             capture_output=True,
             text=True,
             check=True,
@@ -51,6 +57,7 @@ def git_state() -> GitState:
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", "__init__.py", "runs/provenance.py")
         dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
         return GitState(git("rev-parse", "HEAD"), dirty)
     except (OSError, subprocess.SubprocessError):

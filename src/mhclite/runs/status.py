@@ -6,24 +6,28 @@ Works while the study runs, on any machine that sees the results, and without to
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mhclite.config import RunConfig
 from mhclite.errors import UserError
-from mhclite.runs.folder import RunFolder
-from mhclite.runs.key import deciding
+from mhclite.files import no_number
+from mhclite.runs.folder import RunFolder, RunRecord
+from mhclite.runs.key import code_digest, deciding
 
 TAIL = 16384  # bytes read of the end of a file
 LATEST = 50  # steps from which the rate is taken
 # A run on another machine, whose lock may not be seen from here, is under way if its last step was
 # so recent: in seconds, or in steps where those are longer.
 FRESH_SECONDS, FRESH_STEPS = 60.0, 20.0
+
+LOGGED = re.compile(r"\d\d:\d\d:\d\d ")  # what a line of a step's log begins with
 
 STATES = ("finished", "diverged", "under way", "failed", "stopped", "outdated", "waiting")
 
@@ -60,7 +64,7 @@ def latest_steps(folder: Path) -> list[dict[str, Any]]:
     found = []
     for line in tail(folder / "timing.jsonl")[-LATEST:]:
         try:
-            record = json.loads(line)
+            record = json.loads(line, parse_constant=no_number)
             found.append({name: float(record[name]) for name in ("step", "seconds", "wall")})
         except (ValueError, KeyError, TypeError):
             continue
@@ -74,8 +78,42 @@ def last_words(log: Path) -> str:
     return (errors or lines or [""])[-1]
 
 
-def status_of(out: Path, config: RunConfig) -> RunStatus:
-    """Where a run stands; `out` is the study's folder."""
+def outdated(config: RunConfig, corpus: str | None, record: RunRecord) -> str:
+    """What a run was decided by that the study has otherwise; empty if nothing.
+
+    Args:
+        config: as the study has it.
+        corpus: digest of its corpus, None if it is not known.
+        record: of the run.
+    """
+    if deciding(record.config) != deciding(config):
+        return "of other settings"
+    if record.code != code_digest(config):
+        return "of other code"
+    return "of another corpus" if corpus not in (None, record.corpus.digest) else ""
+
+
+def has_ended(log: Path) -> bool:
+    """Whether a step's log ends with its last word: after that it logged no more.
+
+    What torchrun says of its end does not count.
+    """
+    for line in reversed(tail(log)):
+        if line.startswith(("error:", "interrupted:")):
+            return True
+        if LOGGED.match(line):
+            return False
+    return False
+
+
+def status_of(out: Path, config: RunConfig, corpus: str | None = None) -> RunStatus:
+    """Where a run stands.
+
+    Args:
+        out: the study's folder.
+        config: the run, as the study has it.
+        corpus: digest of its corpus, None if it is not known.
+    """
     run, steps = config.run, config.training.steps
     folder, log = RunFolder(out / "runs" / run), out / "logs" / "train" / f"{run}.log"
     cell = f"{config.model.name} {config.connection.variant}"
@@ -88,17 +126,17 @@ def status_of(out: Path, config: RunConfig) -> RunStatus:
 
     if folder.is_finished():
         try:
-            summary, trained = folder.summary(), folder.record().config
+            summary, record = folder.summary(), folder.record()
         except UserError as error:
             return at("failed", str(error))
-        if deciding(trained) != deciding(config):
-            return RunStatus(run, cell, "outdated", 0, steps, seconds, "of other settings")
+        if why := outdated(config, corpus, record):
+            return RunStatus(run, cell, "outdated", 0, steps, seconds, why)
         if summary.status == "diverged":
             return at("diverged", f"at step {summary.diverged_step}")
         return at("finished")
     if folder.is_locked():
         return at("under way")
-    if latest:
+    if latest and not has_ended(log):
         age = time.time() - latest[-1]["wall"]
         if 0 <= age < max(FRESH_SECONDS, FRESH_STEPS * latest[-1]["seconds"]):
             return at("under way")
@@ -142,15 +180,18 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def report(name: str, runs: Iterable[RunConfig], out: Path) -> str:
+def report(
+    name: str, runs: Iterable[RunConfig], out: Path, corpora: Mapping[str, str | None]
+) -> str:
     """The lines that are printed.
 
     Args:
         name: of the study.
         runs: its runs.
         out: its folder under results/.
+        corpora: corpus -> its digest, None if it is not known.
     """
-    found = [status_of(out, config) for config in runs]
+    found = [status_of(out, config, corpora[config.corpus]) for config in runs]
     counts = [(state, sum(status.state == state for status in found)) for state in STATES]
     summary = ", ".join(f"{count} {state}" for state, count in counts if count)
     lines = [f"study {name}: {len(found)} runs: {summary}"]

@@ -1,9 +1,7 @@
-"""A study file, read and checked; `python -m mhclite check`."""
+"""A study file, read and checked."""
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -25,45 +23,47 @@ def parse_study(config: Any, source: str = "study") -> Study:
         raise UserError(f"{source}: {one_line(error, Study)}") from None
 
 
+class _KeyTwice(Exception):  # noqa: N818 - becomes a UserError in `read_yaml`
+    """The message says where and which."""
+
+
+class _EachKeyOnce(yaml.SafeLoader):
+    """PyYAML takes the last of two equal keys without a word; here it is an error, at any level."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            name = (key.tag, key.value)
+            if name in lines:
+                raise _KeyTwice(
+                    f"line {key.start_mark.line + 1}: the key {key.value!r} is there already, in "
+                    f"line {lines[name]}"
+                )
+            lines[name] = key.start_mark.line + 1
+        return node
+
+
+def read_yaml(path: str | Path, what: str) -> Any:
+    """The content of a YAML file; `UserError` in one line if there is none, or a key twice."""
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8-sig"), _EachKeyOnce)
+    except OSError as error:
+        raise UserError(f"{what} {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} {path} is not UTF-8 text: {error}") from None
+    except _KeyTwice as error:
+        raise UserError(f"{what} {path} {error}") from None
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        problem = " ".join(f"{error.context or ''} {error.problem}".split())
+        raise UserError(f"{what} {path}{line} is not YAML: {problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{what} {path} is not YAML: {' '.join(str(error).split())}") from None
+
+
 def load_study(path: str | Path) -> Study:
     """Read and validate a study file (YAML)."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"study file {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"study file {path} is not UTF-8 text: {error}") from None
-    try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"study file {path} is not YAML: {' '.join(str(error).split())}") from None
-    return parse_study(config, str(path))
-
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m mhclite check`."""
-    parser.add_argument("study", nargs="+", type=Path, help="study file (YAML)")
-    parser.add_argument("--runs", action="store_true", help="print each run's configuration, JSON")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Print one line a study; the first bad one ends with its error."""
-    for path in args.study:
-        study = load_study(path)
-        if args.runs:
-            for config in study.runs().values():
-                print(json.dumps(config.to_json()))
-            continue
-        runs = len(study.runs())
-        tokens = [
-            study.training.steps * study.training.batch_size * m.block_size
-            for m in study.models.values()
-        ]
-        number = len(study.conditions)
-        further = f", and {number} condition{'s' * (number != 1)}" if number else ""
-        print(
-            f"{path}: study {study.name!r} is valid: {runs} runs ({len(study.corpora)} corpora x "
-            f"{len(study.models)} models x {len(study.variants)} variants x {len(study.seeds)} "
-            f"seeds{further}), {study.training.steps} steps and up to {max(tokens):,} tokens each"
-        )
-    return 0
+    return parse_study(read_yaml(path, "study file"), str(path))

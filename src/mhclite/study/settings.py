@@ -7,12 +7,19 @@ parameter table in docs/configuration.md) is derived from them.
 from __future__ import annotations
 
 import difflib
-import glob
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from mhclite.config import (
     MODEL_FIELDS,
@@ -24,14 +31,25 @@ from mhclite.config import (
 )
 from mhclite.connections.registry import VARIANTS, check_streams
 from mhclite.files import digest_of
+from mhclite.study.text_files import matching
 from mhclite.study.wording import one_line
 
 # Names become folder names, tags and axis labels. No hyphen: it separates the parts of a run's id.
-Name = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,39}$")]
 RESULTS = Path("results")
 BASE = "base"  # the condition of the study's own settings
+
+
+def as_one_line(text: Any) -> Any:
+    """Text without the line ends that YAML's blocks have, and without control characters."""
+    if not isinstance(text, str):
+        return text
+    return "".join(filter(str.isprintable, " ".join(text.split())))
+
+
+OneLine = Annotated[str, BeforeValidator(as_one_line), Field(min_length=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 NO_PASSWORD = (
     "a password does not belong there: it would be written into results; set "
     "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
@@ -40,9 +58,11 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Settings(BaseModel):
-    """Base of all settings: unknown keys are refused, values cannot change afterwards."""
+    """Base of all settings: unknown keys, NaN and infinity are refused, values cannot change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 # What a corpus of each source must name, and no other may.
@@ -63,7 +83,8 @@ class Corpus(Settings):
     )
     files: str | None = Field(
         None,
-        description="`files` only: glob of .txt (a document each), .json, .jsonl[.gz] or .parquet",
+        description="`files` only: glob of .txt (a document each; a single one is cut in two), "
+        ".json, .jsonl[.gz] or .parquet",
     )
     archive: str | None = Field(
         None,
@@ -74,7 +95,7 @@ class Corpus(Settings):
     member: str | None = Field(
         None, description="`archive` only: glob of the files in it, of the formats of `files`"
     )
-    license: str | None = Field(
+    license: OneLine | None = Field(
         None, description="`files` and `archive`: licence of the text, for manifest and report"
     )
     text_field: str = Field(
@@ -113,13 +134,14 @@ class Corpus(Settings):
         if self.source != "hub" and (self.subset or self.revision):
             raise ValueError("`subset` and `revision` belong to source `hub`")
         if self.source == "files":
-            found = glob.glob(str(self.files), recursive=True)
-            if not found:
-                raise ValueError(f"no file matches {self.files!r} (looked in {Path.cwd()})")
-            own = [path for path in found if Path(path).resolve().is_relative_to(RESULTS.resolve())]
+            own = [
+                path
+                for path in matching(str(self.files))
+                if path.resolve().is_relative_to(RESULTS.resolve())
+            ]
             if own:
                 raise ValueError(
-                    f"{self.files!r} matches {own[0]!r}: a corpus cannot be made of results/, "
+                    f"{self.files!r} matches {str(own[0])!r}: a corpus cannot be made of results/, "
                     "which studies write; move the files elsewhere"
                 )
         return self
@@ -210,7 +232,7 @@ class Connections(Settings):
         description="stream that a sub-layer reads and writes at first: `alternate` takes k mod n "
         "for the k-th; `random` draws it from the run's seed (the authors: unseeded)",
     )
-    initial_logit: Annotated[float, Field(allow_inf_nan=False)] = Field(
+    initial_logit: float = Field(
         -8.0,
         description="mhc, mhc_lite, kromhc: residual logits of all but the identity at first, "
         "whose own are 0",
@@ -310,7 +332,7 @@ class Training(Settings):
 class Condition(Settings):
     """A change of settings for some variants, compared with the study's own, seed by seed."""
 
-    title: str = Field(description="what is changed, for figures and tables")
+    title: OneLine = Field(description="what is changed, for figures and tables")
     variants: list[str] = Field(description="variants that it is tried on", min_length=1)
     models: list[str] | None = Field(
         None, description="model sizes that it is tried on; left out: all", min_length=1
@@ -359,6 +381,30 @@ class Sinkhorn(Settings):
     matrices: PositiveInt = Field(2000, description="random matrices of each depth")
 
 
+class CriticalRate(Settings):
+    """The search for the learning rate at which each run ceases to learn; left out: not made."""
+
+    factors: list[PositiveFloat] = Field(
+        description="multiples of the learning rate that are tried for every run, rising",
+        min_length=2,
+    )
+    halvings: Annotated[int, Field(ge=0)] = Field(
+        description="how often the stretch from the smallest rate that fails to the one below it "
+        "is halved, in logarithms"
+    )
+    below_unigram: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        description="nats per token: a run fails, of whatever variant, if it diverges or its final "
+        "validation loss is not this far below that of the unigram model"
+    )
+
+    @field_validator("factors")
+    @classmethod
+    def _rising(cls, value: list[float]) -> list[float]:
+        if value != sorted(set(value)):
+            raise ValueError(f"{value} must rise from one to the next")
+        return value
+
+
 class Throughput(Settings):
     """Timing of training steps, alone on the device."""
 
@@ -391,11 +437,6 @@ class Statistics(Settings):
 
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(
         0.95, description="level of the Student t intervals over seeds"
-    )
-    failure_margin: PositiveFloat = Field(
-        0.5,
-        description="nats per token: a run fails if it diverges or ends this far above the run of "
-        "the same variant and seed under the study's own settings",
     )
 
 
@@ -435,6 +476,9 @@ class Study(Settings):
     probe: Probe = Probe()
     sinkhorn: Sinkhorn | None = Field(
         None, description="experiment of its own on random logits; left out: not made"
+    )
+    critical_rate: CriticalRate | None = Field(
+        None, description="search for the critical learning rate of every run; left out: not made"
     )
     throughput: Throughput = Throughput()
     stability: Stability = Stability()
@@ -493,6 +537,7 @@ class Study(Settings):
         """A study of one condition: its settings, variants, models and seeds alone."""
         change = self.conditions[condition]
         settings = self.model_dump() | {"conditions": {}, "variants": change.variants}
+        settings["corpora"] = self.corpora  # checked already: many files need not be found again
         settings["connections"] |= change.connections
         settings["training"] |= change.training
         if change.models is not None:

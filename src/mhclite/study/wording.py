@@ -34,7 +34,10 @@ def one_line(error: ValidationError, root: type[BaseModel]) -> str:
     elif first["loc"][-1:] == ("uri",):
         what = f"{first['input']!r} is neither sqlite:///FILE nor http(s)://HOST"
     elif first["type"] == "string_pattern_mismatch":
-        what = f"{first['input']!r} may have only lower-case letters, digits and _, at most 40"
+        what = (
+            f"{first['input']!r} may have only lower-case letters, digits and _ (not first), at "
+            "most 40"
+        )
     else:
         what = f"{first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

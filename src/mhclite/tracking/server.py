@@ -10,28 +10,28 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mhclite.arguments import port
 from mhclite.errors import UserError
 from mhclite.files import read_json
 from mhclite.tracking.store import (
     DEFAULT_URI,
+    ENVIRONMENT,
     artifact_root,
     database_of,
     lock_of,
     locked,
     moved_from,
-    prepare_environment,
     relocate,
 )
 from mhclite.tracking.study import STUDY_RUN
 from mhclite.tracking.view import RUNS_VIEW, VARIANTS_VIEW
 
 HOST = "127.0.0.1"
+OTHERS = ("MLFLOW_", "UVICORN_", "GUNICORN_", "FLASK_", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS")
 
 
 def check_port(port: int) -> None:
     """`UserError` if the port cannot be listened on."""
-    if not 0 < port < 65536:
-        raise UserError(f"port {port}: expected a number from 1 to 65535, for example --port 5001")
     try:
         with socket.socket() as probe:
             # As the server does it: a port whose last connection has just been closed is free.
@@ -111,21 +111,32 @@ def server_command(database: Path, port: int) -> list[str]:
     ]
 
 
+def server_environment() -> dict[str, str]:
+    """The environment without what other MLflow servers of the user's are told there.
+
+    A prefix of their addresses, another store or a list of hosts would be this server's too.
+    """
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.removeprefix("_").startswith(OTHERS)
+    }
+    return {**own, **ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+
 def serve(database: Path, port: int) -> None:
     """Say where to look, then become the server: Ctrl-C and `kill` reach it without a detour."""
     check_store(database)
     check_port(port)
     print("\n".join(links(database, port)), flush=True)
-    prepare_environment()
-    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     command = server_command(database, port)
-    os.execv(command[0], command)
+    os.execve(command[0], command, server_environment())
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite ui`."""
     parser.add_argument("--uri", default=DEFAULT_URI, help="MLflow store (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=5000, help="port (default: %(default)s)")
+    parser.add_argument("--port", type=port, default=5000, help="port (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mhclite.arguments import file_path, folder_path
 from mhclite.errors import UserError
 from mhclite.files import write_json
 from mhclite.tracking.content import TrackedRun
@@ -134,11 +135,18 @@ def track(folder: Path, uri: str, receipt: Path) -> None:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite track`."""
     parser.add_argument(
-        "--results", required=True, type=Path, metavar="DIR", help="the study's folder: results/..."
+        "--results",
+        required=True,
+        type=folder_path,
+        metavar="DIR",
+        help="the study's folder: results/...",
     )
     parser.add_argument("--uri", default=DEFAULT_URI, help="MLflow store (default: %(default)s)")
     parser.add_argument(
-        "--receipt", type=Path, metavar="FILE", help="default: mlflow.json in the study's folder"
+        "--receipt",
+        type=file_path,
+        metavar="FILE",
+        help="default: mlflow.json in the study's folder",
     )
 
 

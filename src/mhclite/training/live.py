@@ -26,6 +26,8 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from mhclite.training import torchrun
+
 # Set by the workflow where a study's tracking.uri is a server.
 URI, EXPERIMENT = "MHCLITE_LIVE_URI", "MHCLITE_LIVE_EXPERIMENT"
 
@@ -231,7 +233,7 @@ def live_metrics(run: str, steps: int, folder: Path) -> Iterator[Callable[[str],
     Gives what `train` must call, with the run's key, when its files are open.
     """
     uri = os.environ.get(URI)
-    if not uri or os.environ.get("RANK", "0") != "0":
+    if not uri or torchrun.place().rank != 0:
         yield lambda key: None
         return
     sender = Sender(uri, os.environ.get(EXPERIMENT, "mhclite"), run, folder, steps)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from mhclite.errors import UserError
+from mhclite.training import torchrun
 from mhclite.training.group import Group, deterministic
 
 
@@ -31,16 +31,18 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
 def processes(device: str, threads: int) -> Iterator[Group]:
     """Set up this process: torchrun's environment, threads, device."""
     torch.set_num_threads(threads)
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    place = torchrun.place()
+    chosen = choose_device(device, place.local_rank)
     deterministic(chosen)
-    if count == 1:
+    if place.count == 1:
         yield Group(0, 1, chosen)
         return
+    if place.count_here == place.count:
+        torchrun.stay_on_this_machine()
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
-        yield Group(dist.get_rank(), count, chosen)
+        yield Group(dist.get_rank(), place.count, chosen)
     finally:
         dist.destroy_process_group()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from mhclite.arguments import json_argument
+from mhclite.arguments import folder_path, json_argument
 from mhclite.config import RunConfig
 from mhclite.errors import UserError
 from mhclite.records import Misfit
@@ -29,8 +28,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", required=True, help="resolved run configuration (JSON, or @FILE)"
     )
-    parser.add_argument("--corpus", required=True, type=Path, help="folder of a prepared corpus")
-    parser.add_argument("--out", required=True, type=Path, help="run folder")
+    parser.add_argument(
+        "--corpus", required=True, type=folder_path, help="folder of a prepared corpus"
+    )
+    parser.add_argument("--out", required=True, type=folder_path, help="run folder")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -170,12 +172,88 @@ def test_unknown_and_missing_tensors_are_named(tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
-def test_prefixes_of_compiled_and_distributed_models_are_dropped(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "prefix",
+    ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module.", "_orig_mod._orig_mod."],
+)
+def test_prefixes_of_compiled_and_distributed_models_are_dropped(
+    tmp_path: Path, prefix: str
+) -> None:
     golden = GOLDEN / "trajectory_hc.npz"
     _, state = their_state(golden)
-    for prefix in ("_orig_mod.", "module.", "module._orig_mod."):
-        write_ckpt(tmp_path / "a.pt", golden, model={prefix + k: v for k, v in state.items()})
-        assert read_checkpoint(tmp_path / "a.pt").connection.variant == "hc"
+    write_ckpt(tmp_path / "a.pt", golden, model={prefix + k: v for k, v in state.items()})
+    assert read_checkpoint(tmp_path / "a.pt").connection.variant == "hc"
+
+
+def nanogpt_name(name: str) -> str:
+    """The name in nanoGPT's own model of a tensor of the authors' plain residual."""
+    for theirs, own in (
+        ("branch_attn.0", "ln_1"),
+        ("branch_attn.1", "attn"),
+        ("branch_mlp.0", "ln_2"),
+        ("branch_mlp.1", "mlp"),
+    ):
+        name = name.replace(theirs, own)
+    return name
+
+
+def test_nanogpts_own_names_and_masks_are_read(tmp_path: Path) -> None:
+    golden = GOLDEN / "trajectory_residual.npz"
+    _, state = their_state(golden)
+    write_ckpt(tmp_path / "theirs.pt", golden)
+    own = {nanogpt_name(name): tensor for name, tensor in state.items() if ".branch." not in name}
+    mask = torch.ones(1, 1, 6, 6).tril()
+    own |= {"transformer.h.0.attn.bias": mask, "transformer.h.1.attn.masked_bias": mask}
+    assert "transformer.h.0.attn.c_attn.weight" in own
+    write_ckpt(tmp_path / "own.pt", golden, model=own, config=None, iter_num=None)
+    found, theirs = (read_checkpoint(tmp_path / f"{name}.pt") for name in ("own", "theirs"))
+    assert found.state.keys() == theirs.state.keys()
+    assert all(torch.equal(found.state[name], theirs.state[name]) for name in found.state)
+    assert found.steps == 0
+
+
+def with_tensor(name: str, tensor: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content["model"].update({name: tensor})
+
+
+def with_entry(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content.update({name: value})
+
+
+def with_argument(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content["model_args"].update({name: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_entry("model", [1]), "lacks 'model', or it is no dictionary"),
+        (with_entry("model_args", None), "lacks 'model_args', or it is no dictionary"),
+        (with_entry("config", [1]), "'config' that is no dictionary"),
+        (with_entry("iter_num", "many"), "iter_num is 'many', expected a whole number"),
+        (with_entry("iter_num", float("nan")), "iter_num is nan"),
+        (with_entry("iter_num", -1), "iter_num is -1, expected at least 0"),
+        (with_argument("n_layer", None), "n_layer is None"),
+        (with_argument("n_head", 3), "n_head = 3 does not divide"),
+        (with_argument("vocab_size", 10**12), r"wte\.weight has shape"),
+        (with_tensor("transformer.ln_f.weight", 3), "is no tensor"),
+        (with_tensor("transformer.ln_f.weight", torch.full((16,), math.nan)), "has NaN"),
+        (with_tensor("transformer.ln_f.weight", torch.full((16,), -math.inf)), "has NaN"),
+        (with_entry("optimizer", {"state": {0: 1}}), "optimizer is not AdamW"),
+        (with_entry("optimizer", [1]), "optimizer is not AdamW"),
+    ],
+)
+def test_odd_checkpoints_are_one_line(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    path = tmp_path / "ckpt.pt"
+    _, content = write_ckpt(path, GOLDEN / "trajectory_mhc.npz")
+    change(content)
+    torch.save(content, path)
+    with pytest.raises(UserError, match=message) as caught:
+        read_checkpoint(path)
+    assert str(caught.value).startswith(str(path))
+    assert len(str(caught.value).splitlines()) == 1
 
 
 class Evil:
@@ -187,6 +265,9 @@ class Evil:
     ("content", "message"),
     [
         (b"not a checkpoint", "read safely"),
+        (b"", "read safely"),
+        ([1, 2], "holds a list, expected a checkpoint"),
+        (torch.ones(2), "holds a Tensor, expected a checkpoint"),
         ({"weights": 1}, "lacks 'model'"),
         ({"model": {}, "model_args": {}, "x": Evil()}, "read safely"),
     ],
@@ -204,6 +285,8 @@ def test_foreign_files(
     assert message in captured.err
     assert len(captured.err.strip().splitlines()) == 1
     assert "executed" not in captured.out
+    assert "\x1b" not in captured.err
+    assert "weights_only" not in captured.err, "no advice to switch safety off"
     assert not (tmp_path / "run").exists()
 
 

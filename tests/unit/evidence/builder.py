@@ -16,13 +16,23 @@ from typing import Any
 
 import numpy as np
 
+from mhclite.config import RunConfig
 from mhclite.data.manifest import SPLITS, SplitEntry, TokenizerEntry, content_digest
 from mhclite.evidence.claims import load_claims
 from mhclite.evidence.collect import collect
 from mhclite.files import digest_of, sha256_of, write_json
-from mhclite.measure.files import PROBE_SCHEMA, THROUGHPUT_SCHEMA, StabilitySettings
+from mhclite.measure.critical import search
+from mhclite.measure.files import (
+    CRITICAL_SCHEMA,
+    PROBE_SCHEMA,
+    THROUGHPUT_SCHEMA,
+    Critical,
+    CriticalSettings,
+    StabilitySettings,
+    Try,
+)
 from mhclite.measure.stability import judge_all
-from mhclite.records import build
+from mhclite.records import build, to_json
 from mhclite.runs.folder import SCHEMA as FOLDER_SCHEMA
 from mhclite.study.reading import parse_study
 from mhclite.study.resolved import Resolved, resolve
@@ -54,6 +64,17 @@ ADVANTAGE = {
     "mhc_lite": 0.05,
     "kromhc": 0.035,
     "jpmhc": 0.02,
+}
+
+# Octaves above the learning rate up to which a variant learns, on average over seeds.
+CRITICAL = {
+    "residual": 3.0,
+    "identity": 3.0,
+    "hc": 1.6,
+    "mhc": 4.3,
+    "mhc_lite": 4.3,
+    "kromhc": 4.3,
+    "jpmhc": 9.0,
 }
 
 
@@ -322,6 +343,23 @@ def use_of(run: str, loss: float, variant: str, sublayers: int) -> dict[str, Any
     }
 
 
+def critical_of(study: Study, config: RunConfig) -> Critical:
+    """critical/<run>.json of one run: `CRITICAL` says from which octave on it fails."""
+    section = study.critical_rate
+    assert section is not None
+    settings = build(CriticalSettings, section.model_dump())
+    threshold = CRITICAL[config.connection.variant] + 0.2 * noise("critical", config.seed)
+    bar = UNIGRAM - section.below_unigram
+
+    def make(factor: float) -> Try:
+        octave = math.log2(factor)
+        failed = octave > threshold
+        loss = bar + 0.1 * (octave - threshold)
+        return Try(factor, failed, 6.9, None if octave > 5.9 else loss, 60, 30 if failed else None)
+
+    return Critical(CRITICAL_SCHEMA, config.run, "made", bar, settings, search(settings, make))
+
+
 def throughput_of(study: Study, model: str) -> dict[str, Any]:
     """throughput/<model>.json of one model size."""
     settings = study.models[model]
@@ -501,6 +539,8 @@ def build_results(
         manifest = manifest_of(study, run["corpus"])
         write_run(folder / "runs" / name, run, name in diverged, manifest["digest"])
         write_json(folder / "probes" / f"{name}.json", probe_of(run, name in diverged))
+    for name, config in study.runs().items() if study.critical_rate else ():
+        write_json(folder / "critical" / f"{name}.json", to_json(critical_of(study, config)))
     for model in study.models:
         write_json(folder / "throughput" / f"{model}.json", throughput_of(study, model))
     if collected:

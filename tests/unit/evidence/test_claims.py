@@ -14,10 +14,11 @@ import pytest
 import yaml
 from builder import CLAIMS, build_results, final_loss, make_study
 
+from mhclite.connections.registry import functional_mixing
 from mhclite.errors import UserError
 from mhclite.evidence.claims import Claim, load_claims, parse_claims
 from mhclite.evidence.findings import Finding, claims_of, evaluate
-from mhclite.evidence.requirements import functional_mixing, knockout_in_errors
+from mhclite.evidence.requirements import knockout_in_errors
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.rows import token_difference
 from mhclite.evidence.style import save, style
@@ -126,7 +127,7 @@ def test_the_docs_list_every_claim_with_what_would_make_it_fail() -> None:
     page = (root / "docs" / "evidence.md").read_text(encoding="utf-8")
     table = page[page.index("| claim | fails if |") :].split("\n\n")[0].splitlines()[2:]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
-    listed = [name.strip("` †") for row in rows for name in row[0].split(", ")]
+    listed = [name.strip("` ") for row in rows for name in row[0].split(", ")]
     assert listed == [claim.id for claim in load_claims(CLAIMS)]
     studies = {path.stem for path in CLAIMS.parent.glob("*.yaml")} - {"claims"}
     for names, fails, where in rows:
@@ -186,7 +187,8 @@ def test_a_bound_of_logarithms(results: Results) -> None:
     assert judge(gains, **bound, threshold=2.0).verdict == "contradicted"
     text = markdown(claims_table(replace_claims(gains, [{**GOOD, **bound, "threshold": 2.0}])))
     assert "| 4.00 [3.99, 4.01]" in text
-    assert "not measured" in judge(results, **bound, threshold=2.0).reason
+    unknown = measured(results, gain_forward_peak=math.nan)
+    assert "not measured" in judge(unknown, **bound, threshold=2.0).reason
     same = measured(results, gain_forward_peak=4.0)  # all seeds alike
     assert judge(same, **bound, threshold=2.0).verdict == "inconclusive"
 
@@ -323,9 +325,9 @@ def test_what_falls_short_is_not_reached_and_says_by_how_much(
     assert judge(short, **claim).verdict == "supported"
 
 
-def test_what_was_not_measured_is_not_reached(bare: Results) -> None:
-    """An earlier version's file lacks the column."""
-    found = judge(bare, requires={"start_distance": 0.1})
+def test_what_was_not_measured_is_not_reached(results: Results) -> None:
+    """An earlier version's probe lacks it."""
+    found = judge(measured(results, start_distance=math.nan), requires={"start_distance": 0.1})
     assert found.verdict == "not reached"
     assert "distance of mHC's H_res from its start was not measured" in found.reason
 
@@ -372,6 +374,8 @@ def test_a_diverged_run_has_the_unigram_models_loss(results: Results) -> None:
     costs = values_by_seed(hit, "sotu", "d4", "hc", "knockout_identity")
     assert sorted(costs) == [0, 2, 4]  # there is no trained model whose mixing could be knocked out
     assert values_by_seed(hit, "sotu", "d4", "hc", "critical_rate") == {}  # no such column
+    empty = measured(hit, backbone_grad_norm_mean=np.nan)  # not recorded by any run
+    assert values_by_seed(empty, "sotu", "d4", "hc", "backbone_grad_norm_mean") == {}
     assert values_by_seed(hit, "sotu", "d4", "hc", "diverged") == {0: 0, 1: 1, 2: 0, 3: 1, 4: 0}
 
 
@@ -519,7 +523,7 @@ def test_bad_claims_are_one_line(change: dict[str, Any], said: str, tmp_path: Pa
 
 def test_bad_files(tmp_path: Path) -> None:
     path = tmp_path / "claims.yaml"
-    for content, said in ((b"[unclosed", "not YAML"), (b"a: 1", "list"), (b"\xff", "read")):
+    for content, said in ((b"[unclosed", "not YAML"), (b"a: 1", "list"), (b"\xff", "UTF-8")):
         path.write_bytes(content)
         with pytest.raises(UserError, match=said):
             load_claims(path)

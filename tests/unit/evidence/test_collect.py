@@ -34,7 +34,7 @@ from tiny import run_record, run_summary
 
 from mhclite import cli
 from mhclite.errors import UserError
-from mhclite.evidence.collect import CURVE_POINTS, collect, curve, functional_mixing
+from mhclite.evidence.collect import CURVE_POINTS, collect, curve, mixing_that_counts
 from mhclite.evidence.columns import CURVE_COLUMNS, RUN_COLUMNS
 from mhclite.evidence.results import Results, load_results
 from mhclite.files import read_jsonl, write_json
@@ -153,7 +153,9 @@ def test_functional_mixing_by_algebra(variant: str, final_norm: str, count: int)
     settings = {"final_norm": final_norm}
     study = make_study(models={"d4": 4}, variants=[variant], seeds=[0], connections=settings)
     (config,) = study.runs().values()
-    assert functional_mixing(config) == count
+    assert mixing_that_counts(config) == count
+    frozen = replace(config, connection=replace(config.connection, freeze_mixing=True))
+    assert mixing_that_counts(frozen) == 0
 
 
 def test_probe_of_another_training_is_refused(small: Path) -> None:
@@ -171,9 +173,9 @@ def test_diverged_run_is_a_row_with_gaps(results: Results) -> None:
     assert row[["train_loss", "validation_loss", "gain_forward"]].isna().all()
     assert row["best_validation_loss"] > 3
     # Its spike, at a step that the other seeds have too, is known; the rate is out of the steps
-    # with a verdict: 45, less a window of 16, less the one that is not finite.
+    # with a verdict: 45, less a warm-up of 10 and a window of 16, less the one that is not finite.
     assert row["grad_norm_spikes"] == 1
-    assert row["spikes_per_1000_steps"] == pytest.approx(1000 / (DIVERGED_STEP - 16 - 1))
+    assert row["spikes_per_1000_steps"] == pytest.approx(1000 / (DIVERGED_STEP - 10 - 16 - 1))
     assert results.probes[DIVERGED].skipped
     assert list(results.mixing("sotu", "d4", "hc")) == [0, 2]
     assert results.mixing("sotu", "d4", "residual") == {}

@@ -23,11 +23,12 @@ ROOT = Path(__file__).parents[3]
 EXHIBITS = [exhibit for exhibit, _ in (*FIGURES.values(), *TABLES.values())]
 # A study that has everything there is to show.
 WHOLE: dict[str, Any] = {
-    "models": {"d1": 1},
+    "models": {"d1": 1, "d2": 2},
     "variants": ("residual", "mhc"),
     "seeds": (3, 4),
     "statistics": {"confidence": 0.9},
     "sinkhorn": {"matrices": 321},
+    "critical_rate": {"factors": [2, 8], "halvings": 1, "below_unigram": 0.1},
     "conditions": {
         "rate": {"title": "twice", "variants": ["mhc"], "learning_rate_factor": 2.0},
         "n2": {"title": "two", "variants": ["mhc"], "connections": {"n_streams": 2}},

@@ -220,11 +220,12 @@ def test_baselines_are_named_with_their_loss(results: Results) -> None:
         assert f"{name} {loss:.2f}" in text
 
 
-def test_gradient_norm_has_mean_and_fluctuation_of_the_window(results: Results) -> None:
+def test_gradient_norm_has_mean_and_spread_of_the_window(results: Results) -> None:
     left, right, *_ = figure_of(results, "gradient_norm").axes
-    runs = results.runs
-    cell = runs[(runs["model"] == "d2") & (runs["variant"] == "mhc")]
-    for panel, column in ((left, "grad_norm_mean"), (right, "grad_norm_fluctuation")):
+    curves = results.curves
+    last = curves["step"] == curves["step"].max()
+    cell = curves[(curves["model"] == "d2") & (curves["variant"] == "mhc") & last]
+    for panel, column in ((left, "grad_norm_window_mean"), (right, "grad_norm_window_sd")):
         (mean,) = lines_of(panel, style.colour("mhc"), bold=True)
         assert mean.get_ydata()[-1] == pytest.approx(cell[column].mean())
     assert len(left.collections) == len(ALL_VARIANTS)  # the bands

@@ -1,126 +1,157 @@
-"""The stress experiment: failures of known runs at known steps."""
+"""The stress experiment: variants that cease to learn at known rates."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-from builder import build_results, make_study, resolved_of, run_stability, seal, write_lines
+from builder import CRITICAL, build_results, make_study, noise
 
-from mhclite.evidence.collect import collect
-from mhclite.evidence.failures import SMOOTHING, failure_step, first_fluctuation, first_gain
+from mhclite.errors import UserError
+from mhclite.evidence.critical import (
+    all_tries,
+    compare,
+    compare_times,
+    critical_rates,
+    read_all,
+)
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.style import save, style
 from mhclite.evidence.table_format import markdown
 from mhclite.evidence.topics.stress import (
-    outcomes,
-    stable_rates,
+    sensitivity_data,
+    sensitivity_table,
+    stress_data,
     stress_rates,
     stress_table,
-    warnings_before_failure,
-    warnings_table,
 )
-from mhclite.files import read_jsonl
+from mhclite.measure.files import Try, critical_rate
 
-VARIANTS = ("residual", "hc", "mhc")
-CONDITIONS: dict[str, Any] = {
-    f"x{factor}": {
-        "title": f"{factor} x the rate",
-        "variants": list(VARIANTS),
-        "learning_rate_factor": factor,
-    }
-    for factor in (2, 4)
-}
-DIVERGED = "sotu-d2-hc-x4-s0"  # at step 45, see builder
-RISES = "sotu-d2-hc-x2-s1"  # its loss rises from step 40 on
-RISES_FROM = 40
+VARIANTS = ("residual", "hc", "mhc", "mhc_lite", "jpmhc")
+SEEDS = tuple(range(8))
+FACTORS = [2, 6, 20, 64]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    root = tmp_path_factory.mktemp("stress")
-    study = make_study(models={"d2": 2}, variants=VARIANTS, seeds=(0, 1), conditions=CONDITIONS)
-    folder = build_results(root, study, diverged=[DIVERGED])
-    run = folder / "runs" / RISES
-    lines = read_jsonl(run / "metrics.jsonl")
-    for line in lines[RISES_FROM:]:  # the first line is step 0
-        line["loss"] += 3.0
-    write_lines(run / "metrics.jsonl", lines)
-    summary = json.loads((run / "summary.json").read_text())
-    summary["validation_loss"] += 3.0
-    seal(run, summary)
-    mixing = read_jsonl(run / "mixing.jsonl")
-    mixing[1]["gain_forward"] *= 2  # step 20: before the loss rises
-    write_lines(run / "mixing.jsonl", mixing)
-    run_stability(study, folder)
-    collect(resolved_of(study, root), folder)
+    more: dict[str, Any] = {
+        "critical_rate": {"factors": FACTORS, "halvings": 3, "below_unigram": 0.1},
+        "conditions": {
+            "no_clip": {
+                "title": "no clipping",
+                "variants": ["residual", "hc"],
+                "training": {"grad_clip": 0},
+            }
+        },
+    }
+    study = make_study(models={"d2": 2}, variants=VARIANTS, seeds=SEEDS, **more)
+    folder = build_results(tmp_path_factory.mktemp("stress"), study, diverged=[])
     return load_results(folder)
 
 
-def test_failure_step_by_hand() -> None:
-    losses = np.full(100, 2.0)
-    assert failure_step(losses, 0.5) is None
-    losses[60:] = 4.0  # steps 61 on: after the k-th the mean of 16 is 2 + 2 k / 16
-    assert failure_step(losses, 0.5) == 60 + 5  # 5 / 8 > 1 / 2, 4 / 8 is not
-    assert failure_step(losses[: SMOOTHING - 1], 0.5) is None
+def tries(*failed: bool) -> list[Try]:
+    return [Try(2.0 ** (k + 1), f, 6.9, None if f else 5.0, 60, None) for k, f in enumerate(failed)]
 
 
-def test_fluctuation_and_gain_by_hand() -> None:
-    generator = np.random.default_rng(0)
-    calm = 1 + 0.01 * generator.standard_normal(60)
-    assert first_fluctuation(calm, 10) is None
-    calm[45] = 3.0
-    assert first_fluctuation(calm, 10) == 46
-    lines = [
-        {"step": s, "gain_forward": 1.0, "gain_backward": g} for s, g in enumerate((1, 1.4, 2))
-    ]
-    assert first_gain(lines) == 2
-    assert first_gain(lines[:2]) is None
-    assert first_gain([lines[0], {"step": 7, "gain_forward": None, "gain_backward": 1}]) == 7
+def test_critical_rate_by_hand() -> None:
+    found = critical_rate(tries(False, True, True))  # holds at 2, fails at 4
+    assert (found["low"], found["high"]) == (1, 2)
+    assert (found["critical_rate"], found["beyond"]) == (1.5, "")
+    assert critical_rate(tries(True, True))["critical_rate"] == 1
+    assert critical_rate(tries(True, False))["beyond"] == "below"
+    assert critical_rate(tries(False, False))["critical_rate"] == 2
+    assert critical_rate(tries(False, False))["beyond"] == "above"
 
 
-def test_outcomes(results: Results) -> None:
-    runs = outcomes(results).set_index(["variant", "factor", "seed"])
-    assert len(runs) == 3 * 3 * 2
-    failed = runs[runs["failed"]]
-    assert sorted(failed.index) == [("hc", 2.0, 1), ("hc", 4.0, 0)]
-    rose = runs.loc["hc", 2.0, 1]
-    # The mean of 16 rises by 3 / 16 a step: above 0.5 after three, if the loss still falls a bit
-    # after four.
-    assert rose["failure_step"] in (RISES_FROM + 2, RISES_FROM + 3)
-    assert rose["gap"] > 2.5
-    assert rose["first_gain"] == 20
-    assert runs.loc["hc", 4.0, 0]["failure_step"] == 45
-    assert runs.loc["hc", 1.0, 0]["first_grad_norm_spike"] == 40
-    assert runs["first_loss_spike"].notna().sum() <= 1
+def test_rates_are_found_where_they_are(results: Results) -> None:
+    rates = critical_rates(results)
+    assert len(rates) == 8 * (5 + 2)
+    for row in rates.to_dict("records"):
+        threshold = CRITICAL[row["variant"]] + 0.2 * noise("critical", row["seed"])
+        if row["variant"] == "jpmhc":
+            assert row["beyond"] == "above"
+            assert row["critical_rate"] == np.log2(64)
+        else:
+            assert row["low"] <= threshold < row["high"]
+            assert row["high"] - row["low"] <= np.log2(20 / 6) / 8 + 1e-9
+        assert not row["holds_above"]
 
 
-def test_rates_and_warnings(results: Results) -> None:
-    runs = outcomes(results)
-    rates = stable_rates(results, runs).set_index("variant")
-    assert rates.loc["mhc", "largest_holding"] == 4
-    assert rates.loc["hc", "largest_holding"] == 1
-    assert rates.loc["hc", "smallest_failing"] == 2
-    assert (rates.loc["hc", "failed_2"], rates.loc["hc", "failed_4"]) == (1, 1)
-    warned = warnings_before_failure(runs).set_index("signal")
-    assert (warned["failing"] == 2).all()
-    assert (warned["holding"] == 16).all()
-    assert warned.loc["gain", "warned"] == 1
-    step = int(runs.set_index(["variant", "factor", "seed"]).loc["hc", 2.0, 1]["failure_step"])
-    assert warned.loc["gain", "lead_median"] == step - 20
-    assert warned.loc["gain", "first"] == 1
-    spikes = warned.loc["grad_norm_spike"]
-    assert spikes["warned"] == 2  # at step 40 in every run of hc
-    assert spikes["false_alarms"] == 4
+def test_comparisons_know_higher_lower_equal_and_beyond(results: Results) -> None:
+    rates = critical_rates(results)
+    base = rates[rates["condition"] == "base"]
+    found = compare(base, "critical_rate", "residual", 0.95).set_index("variant")
+    assert found.loc["hc", "verdict"] == "lower"
+    assert found.loc["mhc", "verdict"] == found.loc["mhc_lite", "verdict"] == "higher"
+    assert found.loc["jpmhc", "verdict"] == "higher"
+    assert found.loc["mhc", "p"] == 2 / 256
+    assert found.loc["mhc", "p_holm"] == 4 * 2 / 256
+    assert found.loc["mhc", "mean"] == pytest.approx(1.3, abs=0.2)
+    same = compare(base, "critical_rate", "mhc", 0.95).set_index("variant")
+    assert same.loc["mhc_lite", "mean"] == 0
+    assert same.loc["mhc_lite", "verdict"] == "practically equal"
+
+
+def test_what_lies_beyond_the_rates_is_never_called_equal(results: Results) -> None:
+    rates = critical_rates(results)
+    twin = rates[(rates["variant"] == "jpmhc") & (rates["condition"] == "base")]
+    other = twin.assign(variant="mhc")
+    both = pd.concat([twin.astype({"variant": "str"}), other])
+    assert compare(both, "critical_rate", "mhc", 0.95)["verdict"].tolist() == ["inconclusive"]
+
+
+def test_time_to_instability(results: Results) -> None:
+    """HC is unstable at x 6, 20, 64, the residual at x 20, 64; in every one of eight seeds."""
+    found = compare_times(all_tries(results), "residual").set_index(["condition", "variant"])
+    hc = found.loc[("base", "hc")]
+    assert hc["statistic"] > 0
+    assert hc["p"] == 2 / 256
+    assert found.loc[("base", "mhc")]["statistic"] < 0
+    assert ("no_clip", "hc") in found.index
+
+
+def test_sensitivity_by_hand(results: Results) -> None:
+    data = sensitivity_data(results).set_index(["condition", "variant"])
+    row = data.loc[("base", "residual")]
+    of_seed = []
+    for seed in SEEDS:
+        threshold = 3.0 + 0.2 * noise("critical", seed)
+        losses = [5.15 + 0.1 * (np.log2(f) - threshold) for f in FACTORS[:3]]
+        of_seed.append((sum(losses) + 6.9) / 4 - losses[0])  # diverged at 64: the initial loss
+    assert row["rate_sensitivity"] == pytest.approx(np.mean(of_seed))
+    assert (row["unstable_6"], row["unstable_20"], row["unstable_64"]) == (0, 8, 8)
+    assert row["median_20"] == 30
+    assert pd.isna(row["median_2"])
 
 
 def test_tables_and_figure(results: Results, tmp_path: Path) -> None:
-    rates = markdown(stress_table(results))
-    assert "x 1" in rates
-    assert "1 of 2" in rates
-    assert "composite gain" in markdown(warnings_table(results))
+    stress = stress_table(results)
+    text = markdown(stress)
+    assert "no clipping" in text
+    assert "practically equal" in text
+    assert "0, 8 of 8" in text
+    jpmhc = stress_data(results).set_index("variant").loc["jpmhc"]
+    assert jpmhc["above"] == 8
+    assert "8 of 8, step 30" in markdown(sensitivity_table(results))
     with style():
         assert len(save(stress_rates(results), tmp_path / "stress")) == 2
+
+
+def test_a_missing_search_is_named(results: Results) -> None:
+    moved = dataclasses.replace(results, folder=results.folder / "elsewhere")
+    with pytest.raises(UserError, match="the critical rate of run sotu-d2-residual-s0 is missing"):
+        read_all(moved)
+
+
+def test_the_critical_rate_is_a_metric_of_claims(results: Results) -> None:
+    """In octaves, and missing where it lies beyond the rates tried."""
+    table = critical_rates(results).set_index("run")
+    column = results.all_runs.set_index("run")["critical_rate"]
+    inside = table["beyond"] == ""
+    assert inside.any()
+    assert (column[inside] == table.loc[inside, "critical_rate"]).all()
+    assert column[~inside].isna().all()

@@ -45,7 +45,10 @@ from mhclite.evidence.table_format import (
 )
 from mhclite.evidence.topics.losses import best_rows, results_data, seeds_data
 
-NAMES = ("claims", "paper", "results", "results_seeds", "parameters", "stability")
+NAMES = (
+    *("claims", "paper", "results", "results_seeds", "parameters", "stability"),
+    *("mixing_use", "streams_within"),
+)
 FORMATS = ("csv", "md", "tex", "html")
 
 
@@ -280,10 +283,14 @@ def test_stability_traces_to_runs_and_probes(folder: Path) -> None:
     data = pd.read_csv(folder / "stability.csv").set_index(["n_layer", "variant"])
     hc = data.loc[(4, "hc")]
     assert (hc["n_runs"], hc["n_diverged"]) == (3, 1)
-    # One spike in each of three runs: two with 60 - 16 steps judged, the diverged with 28.
+    # One spike in each of three runs: two with 60 - 10 - 16 steps judged, the diverged with 18.
     assert (hc["loss_spikes"], hc["grad_norm_spikes"]) == (0, 3)
     assert GRAD_NORM_SPIKE < DIVERGED_STEP
-    assert hc["spikes_per_1000_steps"] == pytest.approx(np.mean([1000 / 44, 1000 / 44, 1000 / 28]))
+    assert hc["judged_steps"] == 34 + 34 + 18
+    assert np.isnan(hc["loss_spikes_per_1000_steps"])  # no rate from no event
+    assert hc["loss_spikes_low"] == 0
+    # 90 %: -ln(0.05) = 2.9957 events.
+    assert hc["loss_spikes_high"] == pytest.approx(2.9957 / 0.086, rel=1e-4)
     assert hc["single_max_deviation"] == 0.8
     assert hc["product_max_deviation"] == 8.0
     assert hc["gain_forward"] == pytest.approx(gain("hc", 8))
@@ -295,7 +302,9 @@ def test_stability_traces_to_runs_and_probes(folder: Path) -> None:
 
     shown = {(row["Layers"], row["Variant"]): row for row in markdown_rows(folder / "stability.md")}
     assert shown["4", "HC"]["Diverged runs"] == "1 of 3"
-    assert shown["4", "HC"]["Spikes per 1,000 steps"] == "27.1"
+    assert shown["4", "HC"]["Loss spikes"] == "0 in 86 steps"
+    assert shown["4", "HC"]["Loss spikes per 1,000 steps"] == "0 to 35"
+    assert shown["4", "HC"]["Gradient-norm spikes"] == "3"
     assert shown["4", "HC"]["Row-sum error, whole depth"] == "8.00"
     assert shown["4", "mHC-lite"]["Row-sum error, one sub-layer"] == "2.00e-07"
     assert shown["2", "mHC"]["log(1/ν) > 30 (%)"] == "7.14"
@@ -309,7 +318,7 @@ def test_too_few_steps_for_a_verdict_shows_no_rate(tmp_path: Path) -> None:
     study = make_study(models={"d2": 2}, variants=["residual", "mhc"], seeds=[0], steps=12)
     built = load_results(build_results(tmp_path, study, diverged=()))
     display = table_of(built, "stability").display
-    assert set(display["Spikes per 1,000 steps"]) == {NONE}
+    assert set(display["Loss spikes per 1,000 steps"]) == {NONE}
     assert set(display["Gradient norm, last 20 steps"]) == {NONE}
 
 

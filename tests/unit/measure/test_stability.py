@@ -143,13 +143,16 @@ def test_short_series() -> None:
 
 
 def finished(
-    loss: list[float | None], grad_norm: list[float | None], diverged: bool = False
+    loss: list[float | None],
+    grad_norm: list[float | None],
+    diverged: bool = False,
+    warmup_steps: int = 0,
 ) -> FinishedRun:
     """A run with these metrics, evaluated before training as every run is."""
     metrics: list[dict[str, Any]] = [{"step": 0, "tokens": 0, "validation_loss": 7.0}]
     for step, (one, other) in enumerate(zip(loss, grad_norm, strict=True), start=1):
         metrics.append({"step": step, "loss": one, "grad_norm": other})
-    config = configuration("hc")
+    config = configuration("hc", warmup_steps=warmup_steps)
     summary = run_summary(
         config,
         "k",
@@ -176,6 +179,14 @@ def test_judge_names_steps_and_counts_a_step_once() -> None:
     assert entry.grad_norm_mean == pytest.approx(3 / 5)  # 1 0 1 0 1
     assert entry.grad_norm_fluctuation is None  # a norm of 0 has no logarithm
     assert entry.backbone_grad_norm_mean is None  # not recorded
+
+
+def test_judge_leaves_out_the_warm_up() -> None:
+    """A spike at step 11 is judged from a window of four after six steps, not after seven."""
+    loss: list[float | None] = [*WAVE * 5, 60.0, *WAVE * 3]
+    six = judge(finished(loss, loss, warmup_steps=6), SETTINGS)
+    assert (six.loss_spikes, six.grad_norm_spikes, six.judged_steps) == ([11], [11], 7)
+    assert judge(finished(loss, loss, warmup_steps=7), SETTINGS).loss_spikes == []
 
 
 def test_judge_says_that_there_were_too_few_steps() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -342,6 +343,61 @@ def test_a_bundle_knows_the_commit_that_it_was_made_from(
     monkeypatch.setattr(provenance, "PACKAGE_ROOT", package)
     (package / provenance.PACKED).write_text(json.dumps({"commit": "0" * 40, "dirty": False}))
     assert provenance.git_state() == provenance.GitState("0" * 40, False)
+
+
+def git(folder: Path, *arguments: str) -> str:
+    names = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    environment = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
+    command = ["git", "-C", str(folder), *names, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return done.stdout.strip()
+
+
+def repository(folder: Path) -> str:
+    """A git repository of all that is in the folder, and one more file; returns its commit."""
+    (folder / "own.txt").write_text("x")
+    git(folder, "init", "--quiet")
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "--message", "all")
+    return git(folder, "rev-parse", "HEAD")
+
+
+def test_the_commit_is_that_of_the_repository_that_tracks_the_package(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provenance, "PACKAGE_ROOT", package)
+    commit = repository(package.parent)
+    assert provenance.git_state() == provenance.GitState(commit, False)
+    (package / "__init__.py").write_text("# another")
+    assert provenance.git_state() == provenance.GitState(commit, True)
+
+
+def test_another_repository_around_the_package_is_not_named(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unpacked from an archive, or ignored as in the .venv of a checkout."""
+    around = tmp_path / "around"
+    around.mkdir()
+    repository(around)
+    unpacked = shutil.copytree(package, around / package.name)
+    monkeypatch.setattr(provenance, "PACKAGE_ROOT", unpacked)
+    assert provenance.git_state() == provenance.GitState(None, None)
+    (around / ".gitignore").write_text(f"{package.name}/\n")
+    assert provenance.git_state() == provenance.GitState(None, None)
+
+
+@pytest.mark.parametrize("variable", ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"])
+def test_git_variables_name_no_other_repository(
+    variable: str, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = repository(package.parent)
+    other = tmp_path / "other"
+    other.mkdir()
+    repository(other)
+    inside = {"GIT_DIR": ".git", "GIT_WORK_TREE": ".", "GIT_INDEX_FILE": ".git/index"}
+    monkeypatch.setattr(provenance, "PACKAGE_ROOT", package)
+    monkeypatch.setenv(variable, str(other / inside[variable]))
+    assert provenance.git_state() == provenance.GitState(commit, False)
 
 
 def test_provenance_names_versions_and_hardware() -> None:

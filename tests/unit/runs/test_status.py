@@ -20,6 +20,7 @@ from mhclite.files import write_json
 from mhclite.records import to_json
 from mhclite.runs import status
 from mhclite.runs.folder import RunFolder
+from mhclite.runs.key import code_digest
 from mhclite.study.reading import load_study
 
 ROOT = Path(__file__).parents[3]
@@ -60,7 +61,7 @@ def place(study: Path) -> Callable[..., Path]:
         if step:
             (folder / "timing.jsonl").write_text("\n".join(lines) + "\n")
         config = replace(runs[run], training=replace(runs[run].training, **training))
-        write_json(folder / "run.json", to_json(run_record(config, "k")))
+        write_json(folder / "run.json", to_json(run_record(config, "k", code_digest(config))))
         if status is not None:
             diverged = step if status == "diverged" else None
             summary = run_summary(config, "k", status=status, diverged_step=diverged)
@@ -134,6 +135,28 @@ def test_a_held_lock_is_a_run_under_way(
     assert "stopped" in said(study, capsys)[0]
 
 
+@pytest.mark.parametrize(
+    ("log", "state"),
+    [
+        ("12:00:00 step 30\ninterrupted: SIGINT, saved\n", "stopped"),
+        ("12:00:00 step 30\ninterrupted: SIGINT, saved\nW1125 torchrun: sent SIGTERM\n", "stopped"),
+        ("error: no room\n", "failed"),
+        ("interrupted: SIGINT, saved\n12:00:09 step 3\n", "under way"),  # appended by the next try
+        ("12:00:00 step 30\n", "under way"),  # perhaps on another machine
+    ],
+)
+def test_what_has_just_ended_is_not_under_way(
+    log: str,
+    state: str,
+    study: Path,
+    place: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Right after Ctrl-C, when its last step is still fresh."""
+    place("sotu-d1-hc-s0", 30, log=log)
+    assert f"1 {state}" in said(study, capsys)[0]
+
+
 def test_a_clock_that_went_backwards_and_half_a_line(
     study: Path, place: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,6 +166,19 @@ def test_a_clock_that_went_backwards_and_half_a_line(
     lines = said(study, capsys)
     assert "1 stopped" in lines[0]
     assert "step 30 of 100" in lines[1]
+
+
+@pytest.mark.parametrize("why", ["of other code", "of another corpus"])
+def test_other_code_or_text_is_outdated(why: str, study: Path, place: Callable[..., Path]) -> None:
+    folder = RunFolder(place("sotu-d1-hc-s0", 100, status="completed"))
+    config = load_study(study).runs()["sotu-d1-hc-s0"]
+    record = folder.record()
+    assert status.outdated(config, record.corpus.digest, record) == ""
+    assert status.outdated(config, None, record) == ""
+    if why == "of other code":
+        assert status.outdated(config, None, replace(record, code="another")) == why
+    else:
+        assert status.outdated(config, "another", record) == why
 
 
 def test_durations() -> None:

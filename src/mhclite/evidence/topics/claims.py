@@ -168,7 +168,7 @@ def claims_table(results: Results) -> Rows:
         said = f": {row['reason']}" if row["reason"] else ""
         rows.append(
             {
-                "Claim": row["statement"] + " †" * (row["family"] == "confirmatory"),
+                "Claim": row["statement"] + " (confirmatory)" * (row["family"] == "confirmatory"),
                 "Corpus": row["corpus"],
                 "Model": row["model"],
                 "Verdict": row["verdict"] + said if row["decides"] else NONE,
@@ -218,7 +218,7 @@ def _detectable(row: dict[Any, Any]) -> str:
 
 def _notes(level: str, error: str) -> str:
     return (
-        "† of the confirmatory family. Effect: variant minus reference, paired by seed, or its "
+        "Effect: variant minus reference, paired by seed, or its "
         f"factor (×), with the {level} Student t interval over n seeds; for a bound the value "
         "itself; for throughput over n timed rounds; for a trend per layer. The deepest model "
         "decides, or all of them in a trend. Supported: the t test against the margin (0 unless "

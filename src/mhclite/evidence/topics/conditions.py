@@ -14,7 +14,14 @@ from matplotlib.figure import Figure
 from mhclite.evidence import exhibits
 from mhclite.evidence.results import Results, of
 from mhclite.evidence.statistics import INTERVAL_COLUMNS, Interval, interval_columns, t_interval
-from mhclite.evidence.style import FAINT, empty_figure, grid, seeds_and_interval, variant_legend
+from mhclite.evidence.style import (
+    FAINT,
+    empty_figure,
+    grid,
+    plain,
+    seeds_and_interval,
+    variant_legend,
+)
 from mhclite.evidence.table_format import (
     Rows,
     fixed,
@@ -209,7 +216,7 @@ def changes(results: Results) -> Figure:
         for name, one in settings.items()
     }
     first = axes[0][0]
-    first.set_yticks(list(titles), [one["title"] for one in titles.values()])
+    first.set_yticks(list(titles), [plain(one["title"]) for one in titles.values()])
     first.tick_params(axis="y", length=0)
     first.set_ylim(max(places.values()) + 0.8, -0.8)
     touched = {variant for _, variant in lines}

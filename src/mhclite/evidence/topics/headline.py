@@ -149,6 +149,7 @@ def _column(
     """A panel of one column of runs.csv."""
 
     def panel(axes: Axes, results: Results, corpus: str) -> None:
+        drawn = False
         for variant in results.variants:
             values = by_depth(results, corpus, variant, BASE, column)
             if finish is plain_log:
@@ -157,6 +158,10 @@ def _column(
                     for depth, seeds in values.items()
                 }
             draw(axes, results, variant, values)
+            drawn = drawn or bool(values)
+        if not drawn:
+            empty_state(axes, "Not measured.")
+            return
         finish(axes)
         axes.set_ylabel(label)
 

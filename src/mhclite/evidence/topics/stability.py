@@ -21,15 +21,18 @@ from mhclite.evidence.style import (
     runs_and_means,
     variant_legend,
 )
+from mhclite.evidence.survival import FEWEST_EVENTS, event_rate, poisson_interval
 from mhclite.evidence.table_format import (
     NONE,
     Rows,
     fixed,
+    missing,
     percent_of,
     scaled_plus_minus,
     significant,
     sparse,
 )
+from mhclite.measure.files import read_stability
 
 # Means over completed runs; those of the gains come with the half-width of their interval.
 MEANS = (
@@ -41,29 +44,52 @@ MEANS = (
 LARGEST = ("single_max_deviation", "product_max_deviation")
 
 
-SUMS = ("loss_spikes", "grad_norm_spikes")
+COUNTS = ("loss_spikes", "grad_norm_spikes", "judged_steps")
+
+
+def spike_counts(results: Results) -> pd.DataFrame:
+    """One row per cell: its runs together, diverged ones too, since their steps count.
+
+    `loss_spikes`, `grad_norm_spikes`: spikes; `judged_steps`: steps that could have been one.
+    """
+    entries = read_stability(results.folder / "stability.json").runs
+    counts = pd.DataFrame(
+        {
+            "run": run,
+            "loss_spikes": len(entry.loss_spikes),
+            "grad_norm_spikes": len(entry.grad_norm_spikes),
+            "judged_steps": entry.judged_steps,
+        }
+        for run, entry in entries.items()
+    )
+    runs = results.runs[["run", *CELL]].merge(counts, on="run", validate="one_to_one")
+    return runs.drop(columns="run").groupby(list(CELL), observed=True).sum().reset_index()
 
 
 def stability_data(results: Results) -> pd.DataFrame:
     """One row per cell of the grid.
 
-    Spikes are those of all runs, diverged ones too: their steps count. The rate is the mean over
-    the runs that are long enough to be judged. Everything else is over completed runs: means over
-    seeds, and the largest value for the deviations of the row sums of H_res from 1.
+    Spikes are those of all runs, with the steps judged, and for the loss the rate per 1,000 steps
+    (none from fewer than five spikes) with its Poisson interval. Everything else is over completed
+    runs: means over seeds, and the largest deviation of a row sum of H_res from 1.
     """
     runs, confidence = results.runs, results.confidence
-    rate = by_cell(
-        summarise(runs, CELL, "spikes_per_1000_steps", confidence, include_diverged=True)
-    )
+    spikes = by_cell(spike_counts(results))
     means = {name: by_cell(summarise(runs, CELL, name, confidence)) for name in MEANS}
     grouped = runs.groupby(list(CELL), observed=True)
     largest = by_cell(grouped[list(LARGEST)].max().reset_index())
-    sums = by_cell(grouped[list(SUMS)].sum().reset_index())
     sizes = by_cell(grouped.size().rename("n_runs").reset_index())
 
     rows: list[dict[str, Any]] = []
     for cell in results.cells():
         corpus, model, variant = cell
+        events = {name: int(spikes[cell][name]) for name in COUNTS}
+        thousands = events["judged_steps"] / 1000
+        low, high = (
+            poisson_interval(events["loss_spikes"], thousands, confidence)
+            if thousands
+            else (None, None)
+        )
         row: dict[str, Any] = {
             "corpus": corpus,
             "model": model,
@@ -71,9 +97,11 @@ def stability_data(results: Results) -> pd.DataFrame:
             "variant": variant,
             "label": results.label(variant),
             "n_runs": sizes[cell]["n_runs"],
-            "n_diverged": rate[cell]["n_diverged"],
-            **{name: sums[cell][name] for name in SUMS},
-            "spikes_per_1000_steps": rate[cell]["mean"],
+            "n_diverged": means["gain_forward"][cell]["n_diverged"],
+            **events,
+            "loss_spikes_per_1000_steps": event_rate(events["loss_spikes"], thousands),
+            "loss_spikes_low": low,
+            "loss_spikes_high": high,
             **{name: largest[cell][name] for name in LARGEST},
         }
         for name in MEANS:
@@ -84,13 +112,22 @@ def stability_data(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def spike_rate(row: dict[Any, Any]) -> str:
+    """`rate (low to high)`; `low to high` where there are too few spikes for a rate."""
+    if missing(row["loss_spikes_high"]):
+        return NONE
+    span = f"{significant(row['loss_spikes_low'], 2)} to {significant(row['loss_spikes_high'], 2)}"
+    rate = row["loss_spikes_per_1000_steps"]
+    return span if missing(rate) else f"{significant(rate, 2)} ({span})"
+
+
 @exhibits.table(
     "stability",
     title="Stability of training and of the mixing over depth",
     caption=(
         "Spikes of loss and gradient norm, diverged runs, the gradient norm over the last "
         "{window} steps, and what H_res (operator orientation) does on held-out text, over "
-        "{seeds}. Source: runs.csv."
+        "{seeds}. Source: runs.csv and stability.json."
     ),
     heading="stability",
 )
@@ -110,7 +147,9 @@ def stability_table(results: Results) -> Rows:
             "Layers": fixed(row["n_layer"], 0),
             "Variant": row["label"],
             "Diverged runs": f"{row['n_diverged']} of {row['n_runs']}",
-            "Spikes per 1,000 steps": significant(row["spikes_per_1000_steps"]),
+            "Loss spikes": f"{row['loss_spikes']} in {row['judged_steps']:,} steps",
+            "Loss spikes per 1,000 steps": spike_rate(row),
+            "Gradient-norm spikes": str(row["grad_norm_spikes"]),
             f"Gradient norm, {last}": significant(row["grad_norm_mean"]),
             f"Gradient fluctuation, {last}": significant(row["grad_norm_fluctuation"]),
             "Row-sum error, one sub-layer": significant(row["single_max_deviation"]),
@@ -125,8 +164,11 @@ def stability_table(results: Results) -> Rows:
         notes=(
             "A spike is a step whose loss or gradient norm lies more than "
             f"{settings['spike_sigmas']:g} standard deviations above the mean of the "
-            f"{settings['spike_window']} steps before it. The rate is out of the steps that have "
-            "such a window, and a mean over all runs, diverged ones included. All other columns "
+            f"{settings['spike_window']} steps before it. Spikes are those of all runs together, "
+            "diverged ones included, out of the steps after warm-up that have such a window. The "
+            f"rate comes with its exact {percent_of(results.confidence)} Poisson interval; for "
+            f"fewer than {FEWEST_EVENTS} spikes the interval stands alone. Gradient norms are "
+            "skewed: healthy runs have such spikes too, so they have no rate. All other columns "
             "are over the completed runs, one per seed: means (of the gains ± half-width of the "
             f"{percent_of(results.confidence)} Student t interval over seeds), and for the row-sum "
             "error the largest deviation of a row sum of H_res from 1 over held-out tokens and "

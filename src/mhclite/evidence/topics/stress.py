@@ -1,326 +1,288 @@
-"""Learning rates that hold and that fail, and what warned before a failure.
-
-A run *fails* if it diverges, or if its final validation loss lies more than
-`statistics.failure_margin` nats above that of the run of the same corpus, model, variant and seed
-at the study's own rate. A rate *holds* if no seed fails at it. Its *failure step* is where
-`failures.failure_step` sees the loss rise, or where the run diverged; a run that only stays high
-has none.
-"""
+"""Critical learning rates, sensitivity to the rate, and when training becomes unstable."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from mhclite.evidence import exhibits
-from mhclite.evidence.failures import (
-    FLUCTUATION,
-    GAIN,
-    SMOOTHING,
-    failure_step,
-    first_fluctuation,
-    first_gain,
+from mhclite.evidence.critical import (
+    GROUP,
+    MARGINS,
+    all_tries,
+    compare,
+    compare_times,
+    critical_rates,
 )
 from mhclite.evidence.results import Results, of
-from mhclite.evidence.style import (
-    FAINT,
-    INK,
-    colour,
-    line_style,
-    marker,
-    variant_legend,
-    wrapped_grid,
-)
-from mhclite.evidence.table_format import NONE, Rows, fixed, missing, significant, sparse
-from mhclite.files import read_jsonl
-from mhclite.measure.files import read_stability
-from mhclite.measure.stability import series_of
+from mhclite.evidence.statistics import BASELINE, t_interval
+from mhclite.evidence.style import FAINT, INK, colour, grid, line_style, marker, variant_legend
+from mhclite.evidence.survival import median_time
+from mhclite.evidence.table_format import NONE, Rows, fixed, missing, plus_minus, sparse
+from mhclite.measure.files import RISE, SMOOTHING
 from mhclite.study.settings import BASE
 
-SIGNALS = {
-    "loss_spike": "loss spike",
-    "grad_norm_spike": "gradient-norm spike",
-    "fluctuation": "fluctuation of the gradient norm",
-    "gain": "composite gain",
-}
+REFERENCES = (BASELINE, "mhc")
+KEYS = [*GROUP, "variant"]
 
 
-def factors(results: Results) -> dict[str, float]:
-    """Condition -> factor of the learning rate, the study's own (1) first, then rising."""
-    found = {BASE: 1.0}
-    for name, condition in results.settings["conditions"].items():
-        if condition["learning_rate_factor"] != 1:
-            found[name] = float(condition["learning_rate_factor"])
-    return dict(sorted(found.items(), key=lambda entry: entry[1]))
+def title_of(results: Results, condition: str) -> str:
+    """A condition for readers."""
+    if condition == BASE:
+        return "none"
+    return str(results.settings["conditions"][condition]["title"])
 
 
-def outcomes(results: Results) -> pd.DataFrame:
-    """One row per run at any learning rate.
+def by_variant(table: pd.DataFrame) -> dict[tuple[Any, ...], dict[Any, Any]]:
+    """(corpus, model, condition, variant) -> row."""
+    return {tuple(row[k] for k in KEYS): row for row in table.to_dict("records")}
 
-    corpus, model, n_layer, variant, factor, seed, validation_loss, gap (to the run at the study's
-    rate), failed, failure_step, spikes_per_1000_steps, and `first_<signal>`: steps, missing where
-    there was none.
+
+def references(results: Results) -> list[str]:
+    """The variants that others are compared with."""
+    return [name for name in REFERENCES if name in results.variants]
+
+
+def times(octaves: float) -> str:
+    """A factor of the learning rate, from its log2."""
+    return f"x {2**octaves:.3g}"
+
+
+def stress_data(results: Results) -> pd.DataFrame:
+    """One row per corpus, model, condition and variant: its critical rates, and comparisons.
+
+    `critical_rate`, `half_width`, `low`, `high`: mean of log2 and its interval; `below`, `above`,
+    `holds_above`: seeds; `minus_<reference>` with `_half_width`, `_p_holm`, `_verdict`.
     """
-    of_condition = factors(results)
-    margin = float(results.settings["statistics"]["failure_margin"])
-    window = int(results.settings["stability"]["fluctuation_window"])
-    spikes = read_stability(results.folder / "stability.json").runs
-    runs = results.all_runs[results.all_runs["condition"].isin(list(of_condition))]
-    at_base = {
-        (row["corpus"], row["model"], row["variant"], row["seed"]): row["validation_loss"]
-        for row in runs[runs["condition"] == BASE].to_dict("records")
+    rates, level = critical_rates(results), results.confidence
+    against = {
+        name: by_variant(compare(rates, "critical_rate", name, level))
+        for name in references(results)
     }
     rows = []
-    for row in runs.to_dict("records"):
-        folder = results.folder / "runs" / row["run"]
-        metrics = read_jsonl(folder / "metrics.jsonl")
-        losses, norms = series_of(metrics, "loss"), series_of(metrics, "grad_norm")
-        diverged = row["status"] == "diverged"
-        base = at_base[row["corpus"], row["model"], row["variant"], row["seed"]]
-        gap = np.nan if diverged else row["validation_loss"] - base
-        rose = failure_step(losses[np.isfinite(losses)], margin)
-        if diverged and rose is None:
-            rose = int(row["diverged_step"])
-        mixing = folder / "mixing.jsonl"
-        lines = read_jsonl(mixing) if mixing.is_file() else []
-        firsts = {
-            "loss_spike": min(spikes[row["run"]].loss_spikes, default=None),
-            "grad_norm_spike": min(spikes[row["run"]].grad_norm_spikes, default=None),
-            "fluctuation": first_fluctuation(norms[np.isfinite(norms)], window),
-            "gain": first_gain(lines) if lines else None,
+    for key, own in rates.groupby(KEYS, observed=True, sort=True):
+        interval = t_interval(own["critical_rate"], level)
+        row: dict[str, Any] = dict(zip(KEYS, key, strict=True)) | {
+            "seeds": len(own),
+            "critical_rate": interval.mean,
+            "half_width": interval.half_width,
+            "low": interval.low,
+            "high": interval.high,
+            "below": int((own["beyond"] == "below").sum()),
+            "above": int((own["beyond"] == "above").sum()),
+            "holds_above": int(own["holds_above"].sum()),
         }
-        failed = diverged or bool(gap > margin)
-        rows.append(
-            {
-                **{name: row[name] for name in ("corpus", "model", "n_layer", "variant", "seed")},
-                "factor": of_condition[row["condition"]],
-                "validation_loss": np.nan if diverged else row["validation_loss"],
-                "gap": gap,
-                "failed": failed,
-                "failure_step": rose if failed else None,
-                "spikes_per_1000_steps": row["spikes_per_1000_steps"],
-                **{f"first_{name}": step for name, step in firsts.items()},
-            }
-        )
-    steps = ["failure_step", *(f"first_{name}" for name in SIGNALS)]
-    return pd.DataFrame(rows).astype(dict.fromkeys(steps, "Int64"))
-
-
-def stable_rates(results: Results, runs: pd.DataFrame) -> pd.DataFrame:
-    """One row per corpus, model and variant.
-
-    `largest_holding`: the largest factor at which no seed fails, and at no smaller one either;
-    `smallest_failing`; `failed_<factor>` and `spikes_<factor>`: failing seeds and spikes per 1,000
-    steps at each; `seeds`; `failure_step`: median over failing runs that have one.
-    """
-    rows = []
-    tried = list(factors(results).values())
-    for (corpus, model, variant), own in runs.groupby(["corpus", "model", "variant"], sort=False):
-        failing = {
-            factor: int(own.loc[own["factor"] == factor, "failed"].sum()) for factor in tried
-        }
-        held: float | None = None
-        for factor in tried:
-            if failing[factor]:
-                break
-            held = factor
-        steps = own["failure_step"].dropna()
-        rows.append(
-            {
-                "corpus": corpus,
-                "model": model,
-                "variant": variant,
-                "seeds": int(own["seed"].nunique()),
-                "largest_holding": held,
-                "smallest_failing": min((f for f in tried if failing[f]), default=None),
-                **{f"failed_{factor:g}": failing[factor] for factor in tried},
-                **{
-                    f"spikes_{factor:g}": own.loc[
-                        own["factor"] == factor, "spikes_per_1000_steps"
-                    ].mean()
-                    for factor in tried
-                },
-                "failure_step": float(steps.median()) if len(steps) else None,
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def warnings_before_failure(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row per signal: how often, and how many steps before, it warned of a failure.
-
-    `failing`: runs that fail at a known step; `warned`: those with the signal before it or at it;
-    `lead_*`: steps between; `first`: how often it was the first of all signals; `holding` runs do
-    not fail, and `false_alarms` of them have the signal all the same.
-    """
-    failing = runs[runs["failed"] & runs["failure_step"].notna()]
-    holding = runs[~runs["failed"]]
-    steps = failing[[f"first_{name}" for name in SIGNALS]].astype("Float64")
-    in_time = steps.where(steps.le(failing["failure_step"].astype("Float64"), axis=0))
-    earliest = in_time.min(axis=1)
-    rows = []
-    for name, label in SIGNALS.items():
-        warned = in_time[f"first_{name}"]
-        lead = (failing["failure_step"] - warned).dropna()
-        rows.append(
-            {
-                "signal": name,
-                "label": label,
-                "failing": len(failing),
-                "warned": int(warned.notna().sum()),
-                "lead_median": float(lead.median()) if len(lead) else None,
-                "lead_min": float(lead.min()) if len(lead) else None,
-                "lead_max": float(lead.max()) if len(lead) else None,
-                "first": int((warned.notna() & (warned == earliest)).sum()),
-                "holding": len(holding),
-                "false_alarms": int(holding[f"first_{name}"].notna().sum()),
-            }
-        )
+        for name, found in against.items():
+            pair = found.get(tuple(key), {})
+            row[f"minus_{name}"] = pair.get("mean")
+            for field in ("half_width", "p_holm", "verdict"):
+                row[f"minus_{name}_{field}"] = pair.get(field)
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
 @exhibits.table(
     "stress",
-    title="Learning rates that hold and that fail",
+    title="Critical learning rates",
     caption=(
-        "For each variant and depth the largest multiple of the learning rate that holds over "
-        "{seeds}, failures and spikes at each, and when runs fail. Source: runs.csv and the "
-        "files metrics.jsonl of the runs."
+        "The multiple of the study's learning rate at which each variant ceases to learn, found "
+        "by bisection for each of {seeds}, and its difference from the plain residual and from "
+        "mHC, paired by seed. Source: the files in critical/."
     ),
     heading="stability",
-    needs="rates",
+    needs="critical_rate",
 )
 def stress_table(results: Results) -> Rows:
-    """Largest learning rate that holds, and failures at each."""
-    data = stable_rates(results, outcomes(results))
-    tried = [f"{factor:g}" for factor in factors(results).values()]
-    margin = results.settings["statistics"]["failure_margin"]
-
-    def times(value: float | None) -> str:
-        return NONE if missing(value) else f"x {value:g}"
-
-    display = pd.DataFrame(
-        {
+    """Critical rate of every variant, and what it comes to against two references."""
+    data = stress_data(results)
+    rows = []
+    for row in data.to_dict("records"):
+        shown = times(row["critical_rate"])
+        if not missing(row["low"]):
+            shown += f" ({times(row['low'])} to {times(row['high'])})"
+        display: dict[str, str] = {
             "Corpus": row["corpus"],
             "Model": row["model"],
+            "Changed": title_of(results, row["condition"]),
             "Variant": results.label(row["variant"]),
-            "Largest rate that holds": times(row["largest_holding"]),
-            "Smallest that fails": times(row["smallest_failing"]),
-            **{f"Failed, x {f}": f"{row[f'failed_{f}']} of {row['seeds']}" for f in tried},
-            **{
-                f"Spikes per 1,000 steps, x {f}": significant(row[f"spikes_{f}"], 2)
-                for f in (tried[0], tried[-1])
-            },
-            "Median step of failure": fixed(row["failure_step"], 0),
+            "Critical rate": shown,
+            "Below, above the rates tried": f"{row['below']}, {row['above']} of {row['seeds']}",
+            "A larger rate holds": f"{row['holds_above']} of {row['seeds']}",
         }
-        for row in data.to_dict("records")
+        for name in references(results):
+            mean, half = row[f"minus_{name}"], row[f"minus_{name}_half_width"]
+            word = row[f"minus_{name}_verdict"]
+            text = NONE if missing(mean) else f"{plus_minus(mean, half, 2)}, {word}"
+            display[f"Octaves above {results.label(name)}"] = text
+        rows.append(display)
+    display_table = pd.DataFrame(rows)
+    settings = results.settings["critical_rate"]
+    rates = ", ".join(
+        f"{name} {model['learning_rate']:g}" for name, model in results.settings["models"].items()
     )
-    models = results.settings["models"].items()
-    rates = ", ".join(f"{name} {settings['learning_rate']:g}" for name, settings in models)
+    tried = ", ".join(f"{factor:g}" for factor in settings["factors"])
     return Rows(
         notes=(
-            f"Learning rates are multiples of the study's own ({rates}). A run fails if it "
-            f"diverges or ends more than {margin:g} nats above the run of the same variant and "
-            "seed at the study's own rate; a rate holds if no seed fails at it or at a smaller "
-            "one. The step of "
-            f"failure is where the mean training loss of {SMOOTHING} steps first lies "
-            f"{margin:g} nats above its smallest value so far (median over the failing runs that "
-            "have one; a run that never comes down has none)."
+            f"Multiples of the study's own learning rate ({rates}). A run fails, of whatever "
+            "variant, if it diverges or its final validation loss is not "
+            f"{settings['below_unigram']:g} nats below the unigram model's. Tried are x {tried}, "
+            "then the stretch from the smallest rate that fails to the one below it is halved "
+            f"{settings['halvings']} times, in logarithms. Critical rate: geometric mean over "
+            f"seeds with its {100 * results.confidence:.6g} % Student t interval; a seed all of "
+            "whose rates fail (below) or hold (above) counts with the end, so that differences "
+            "are too small rather than too large. A larger rate holds: seeds in which failing is "
+            "not monotone. Octaves (factors of 2) above: mean of the paired differences ± "
+            "half-width of its interval. Higher or lower: p of exchanging the two variants within "
+            "each seed, corrected after Holm over the variants of the same model and settings, is "
+            f"at most {1 - results.confidence:.3g}. Practically equal: within "
+            f"{MARGINS['critical_rate']:g} octaves by two one-sided t tests, with every rate off "
+            "by half its interval to the worse side; never said where a rate lies beyond those "
+            "tried."
         ),
         data=data,
-        display=sparse(display, ["Corpus", "Model"]),
-        numeric=tuple(display.columns[3:]),
+        display=sparse(display_table, ["Corpus", "Model", "Changed"]),
+        numeric=tuple(display_table.columns[4:]),
     )
+
+
+def sensitivity_data(results: Results) -> pd.DataFrame:
+    """One row per corpus, model, condition and variant, over the common rates.
+
+    `rate_sensitivity`, `half_width`; `seeds` in it; `minus_residual` and its verdict;
+    `unstable_<factor>` runs and `median_<factor>`, their median step (Kaplan-Meier);
+    `logrank_p_holm` against the plain residual.
+    """
+    rates, tries, level = critical_rates(results), all_tries(results), results.confidence
+    compared = by_variant(compare(rates, "rate_sensitivity", BASELINE, level))
+    ranked = by_variant(compare_times(tries, BASELINE))
+    common = tries[tries["common"]]
+    rows = []
+    for key, own in rates.groupby(KEYS, observed=True, sort=True):
+        interval = t_interval(own["rate_sensitivity"].dropna(), level)
+        pair = compared.get(tuple(key), {})
+        row: dict[str, Any] = dict(zip(KEYS, key, strict=True)) | {
+            "runs": len(own),
+            "seeds": interval.n,
+            "rate_sensitivity": interval.mean,
+            "half_width": interval.half_width,
+            **{f"minus_residual_{k}": pair.get(k) for k in ("mean", "half_width", "verdict")},
+            "logrank": ranked.get(tuple(key), {}).get("statistic"),
+            "logrank_p_holm": ranked.get(tuple(key), {}).get("p_holm"),
+        }
+        of_runs = common[common["run"].isin(own["run"])]
+        for factor, at in of_runs.groupby("factor"):
+            unstable = at["unstable_step"].notna()
+            row[f"unstable_{factor:g}"] = int(unstable.sum())
+            step = at["unstable_step"].fillna(at["steps"])
+            row[f"median_{factor:g}"] = median_time(list(step), list(unstable))
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 @exhibits.table(
-    "warnings",
-    title="What warned before a failure",
+    "sensitivity",
+    title="Sensitivity to the learning rate, and time to instability",
     caption=(
-        "Signals before the failure of a run: how often, how early, and how often in vain, over"
-        " {seeds}. Source: stability.json and the files metrics.jsonl and mixing.jsonl."
+        "How much a wrong learning rate costs, and at which step training becomes unstable, at "
+        "rates that are the same for all variants, over {seeds}. Source: the files "
+        "in critical/."
     ),
     heading="stability",
-    needs="rates",
-    row_head="Signal",
+    needs="critical_rate",
 )
-def warnings_table(results: Results) -> Rows:
-    """Which signal warned of a failure, how often and how early."""
-    data = warnings_before_failure(outcomes(results))
-    stability = results.settings["stability"]
+def sensitivity_table(results: Results) -> Rows:
+    """Sensitivity after arXiv 2309.14322, unstable runs and their times at the common rates."""
+    data = sensitivity_data(results)
+    factors = [f"{factor:g}" for factor in results.settings["critical_rate"]["factors"]]
     rows = []
     for row in data.to_dict("records"):
-        span = (
-            NONE
-            if missing(row["lead_median"])
-            else f"{row['lead_median']:.0f} ({row['lead_min']:.0f} to {row['lead_max']:.0f})"
-        )
-        rows.append(
-            {
-                "Signal": row["label"],
-                "Warned of": f"{row['warned']} of {row['failing']}",
-                "Steps before failure": span,
-                "First to warn": str(row["first"]),
-                "False alarms": f"{row['false_alarms']} of {row['holding']}",
-            }
-        )
-    display = pd.DataFrame(rows)
+        word, p = row["minus_residual_verdict"], row["logrank_p_holm"]
+        difference = plus_minus(row["minus_residual_mean"], row["minus_residual_half_width"], 3)
+        display = {
+            "Corpus": row["corpus"],
+            "Model": row["model"],
+            "Changed": title_of(results, row["condition"]),
+            "Variant": results.label(row["variant"]),
+            "Sensitivity": plus_minus(row["rate_sensitivity"], row["half_width"], 3),
+            "Minus Residual": NONE if missing(word) else f"{difference}, {word}",
+        }
+        for factor in factors:
+            median, unstable = row[f"median_{factor}"], row[f"unstable_{factor}"]
+            step = "" if missing(median) else f", step {median:.0f}"
+            display[f"Unstable, x {factor}"] = f"{unstable} of {row['runs']}{step}"
+        way = "" if missing(p) else " more" if row["logrank"] > 0 else " less"
+        display["Log-rank p"] = fixed(p, 3) + way
+        rows.append(display)
+    display_table = pd.DataFrame(rows)
     return Rows(
         notes=(
-            "Over all runs that fail at a known step, of all variants, rates and seeds: how many "
-            "showed the signal at that step or before, how many steps before (median, smallest to "
-            "largest), and how often it was the first of the signals (ties count for each). False "
-            "alarms: runs that do not fail and show the signal all the same. Spikes: "
-            f"{stability['spike_sigmas']:g} standard deviations above the mean of the last "
-            f"{stability['spike_window']} steps. Fluctuation: sd over mean of the gradient norm in "
-            f"{stability['fluctuation_window']} steps above {FLUCTUATION:g} times its median so "
-            f"far. Composite gain: above {GAIN:g} times its value before training, seen at "
-            "evaluations only; the plain residual has none."
+            "Sensitivity: mean over these rates of the smaller of final and initial validation "
+            "loss, minus the best of them (arXiv 2309.14322), in nats per token; mean over seeds ± "
+            "half-width of the interval. Verdicts as in the table of critical rates, practically "
+            f"equal within {MARGINS['rate_sensitivity']:g} nats. Unstable: the mean training loss "
+            f"of {SMOOTHING} steps rises more than {RISE:g} nats above its smallest value so far, "
+            "or the run diverges; runs, and the median step after Kaplan and Meier where half of "
+            "them do. Runs that do not are censored at their last step. Log-rank p: stratified by "
+            "rate, against the plain residual; by exchange of the two variants within each seed, "
+            "since its runs at several rates are not independent; corrected after Holm; more and "
+            "less say in which direction."
         ),
         data=data,
-        display=display,
-        numeric=tuple(display.columns[1:]),
+        display=sparse(display_table, ["Corpus", "Model", "Changed"]),
+        numeric=tuple(display_table.columns[4:]),
     )
 
 
-ABOVE = 0.6  # nats above the unigram baseline at which the axis ends; diverged runs stand there
+ABOVE = 0.4  # nats above the unigram model at which the axis ends; diverged runs stand there
 
 
 @exhibits.figure(
     "stress_rates",
-    title="Final loss against the learning rate",
+    title="Final loss against the learning rate, and critical rates",
     caption=(
-        "Final validation loss at multiples of the study's learning rate: lines are means over "
-        "{seeds}, points are runs, crosses are runs that failed (they diverged, or ended far "
-        "above the run of the same seed at the study's own rate). The dotted line is the "
-        "unigram model; runs far above it are drawn at the upper end. Source: runs.csv."
+        "Left: final validation loss at multiples of the study's learning rate; lines are means "
+        "over {seeds} at the rates that all were given, points are all runs, crosses those that "
+        "failed; losses far above the unigram model (dotted) are drawn at the upper end. Right: "
+        "the critical rate of each seed, its mean and the Student t interval of it; triangles lie "
+        "beyond the rates tried. Source: the files in critical/."
     ),
     alt=(
-        "Rising curves over the learning rate, one colour, marker and line style for each variant."
+        "Rising curves over the learning rate, one colour, marker and line style for each variant; "
+        "beside them one row of points for each variant with a bar for the interval."
     ),
     heading="stability",
-    needs="rates",
+    needs="critical_rate",
 )
 def stress_rates(results: Results) -> Figure:
-    """Final loss against the learning rate: lines are means, points are runs, crosses failed."""
-    runs = outcomes(results)
-    rates = list(factors(results).values())
-    figure, panels = wrapped_grid(len(results.panels()), 2.8)
-    offsets = dict(
-        zip(results.variants, np.linspace(-0.16, 0.16, len(results.variants)), strict=True)
-    )
-    for panel, (corpus, model) in zip(panels, results.panels(), strict=True):
-        top = results.counting_models[corpus]["unigram"] + ABOVE
-        cell = of(runs, corpus, model)
-        for variant in results.variants:
+    """Final loss against the learning rate; critical rate of every seed with its interval."""
+    tries, rates = all_tries(results), critical_rates(results)
+    places = [
+        (corpus, model, condition)
+        for corpus, model in results.panels()
+        for condition in [BASE, *results.settings["conditions"]]
+    ]
+    figure, axes = grid(len(places), 2, 2.8)
+    octave = FuncFormatter(lambda value, _: f"x {2**value:g}")
+    for (left, right), (corpus, model, condition) in zip(axes, places, strict=True):
+        unigram = results.counting_models[corpus]["unigram"]
+        cell, found = of(tries, corpus, model), of(rates, corpus, model)
+        cell, found = (one[one["condition"] == condition] for one in (cell, found))
+        shown = [v for v in results.variants if (found["variant"] == v).any()]
+        for row, variant in enumerate(shown):
             own = cell[cell["variant"] == variant]
-            loss = own["validation_loss"].fillna(top).clip(upper=top)
-            means = loss.groupby(own["factor"]).mean()
-            panel.plot(
-                np.log2(means.index) + offsets[variant],
+            top = unigram + ABOVE
+            loss, octaves = (
+                own["validation_loss"].fillna(top).clip(upper=top),
+                np.log2(own["factor"]),
+            )
+            means = loss[own["common"]].groupby(octaves[own["common"]]).mean()
+            left.plot(
+                means.index,
                 means,
                 color=colour(variant),
                 linestyle=line_style(variant),
@@ -330,25 +292,35 @@ def stress_rates(results: Results) -> Figure:
             )
             for failed, shape in ((False, "."), (True, "x")):
                 part = own["failed"] == failed
-                panel.plot(
-                    np.log2(own.loc[part, "factor"]) + offsets[variant],
-                    loss[part],
-                    shape,
-                    color=colour(variant),
-                    markersize=5 if failed else 3,
-                    alpha=0.9 if failed else 0.5,
+                left.plot(
+                    octaves[part], loss[part], shape, color=colour(variant), markersize=3, alpha=0.5
                 )
-        panel.axhline(
-            results.counting_models[corpus]["unigram"], color=FAINT, linewidth=0.8, ls=":"
-        )
-        panel.xaxis.set_major_locator(FixedLocator(list(np.log2(rates))))
-        panel.xaxis.set_minor_locator(NullLocator())
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"x {2**value:g}"))
-        panel.set(
-            title=results.panel_title(corpus, model),
-            xlabel=f"learning rate ({results.settings['models'][model]['learning_rate']:g} x)",
-            ylabel="final validation loss (nats/token)",
-        )
+            values = found[found["variant"] == variant]
+            for beyond, shape in (("", "o"), ("below", "<"), ("above", ">")):
+                seeds = values.loc[values["beyond"] == beyond, "critical_rate"]
+                spread = row + np.linspace(-0.25, 0.25, len(seeds))
+                right.plot(seeds, spread, shape, color=colour(variant), markersize=3, alpha=0.6)
+            interval = t_interval(values["critical_rate"], results.confidence)
+            right.errorbar(
+                [interval.mean],
+                [row],
+                xerr=[[interval.half_width or 0.0]] * 2,
+                color=colour(variant),
+                marker="|",
+                markersize=12,
+                capsize=3,
+            )
+        left.axhline(unigram, color=FAINT, linewidth=0.8, ls=":")
+        title = results.panel_title(corpus, model)
+        if condition != BASE:
+            title += f", {title_of(results, condition)}"
+        rate = f"learning rate ({results.settings['models'][model]['learning_rate']:g} x)"
+        left.set(title=title, xlabel=rate, ylabel="final validation loss (nats/token)")
+        right.set(title="critical rate", xlabel=rate, ylim=(len(shown) - 0.5, -0.5))
+        right.set_yticks(range(len(shown)), [results.label(variant) for variant in shown])
+        for axis in (left, right):
+            axis.xaxis.set_major_locator(MultipleLocator(1))
+            axis.xaxis.set_major_formatter(octave)
     cross = Line2D([], [], color=INK, linestyle="none", marker="x", label="failed")
     variant_legend(figure, results.variants, results.labels, extra=[cross])
     return figure

@@ -1,0 +1,63 @@
+"""`python -m mhclite check STUDY`: what can be known of a study before the DAG starts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+
+from mhclite.arguments import file_path
+from mhclite.data.reading import look_into
+from mhclite.errors import UserError
+from mhclite.study.reading import load_study
+from mhclite.study.settings import Study
+from mhclite.study.text_files import matching
+
+SECONDS = 3.0  # spent on local files; the rest of them `prepare` reads as a whole
+
+
+def check_files(study: Study) -> None:
+    """Look into the local files of each corpus, as many as the time allows.
+
+    Raises:
+        UserError: for the first that has no text where the study says.
+    """
+    end = time.monotonic() + SECONDS
+    for name, corpus in study.corpora.items():
+        for path in matching(str(corpus.files)) if corpus.source == "files" else ():
+            if time.monotonic() > end:
+                return
+            try:
+                look_into(path.as_posix(), corpus.text_field)
+            except UserError as problem:
+                raise UserError(f"corpora.{name}: {problem}") from None
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m mhclite check`."""
+    parser.add_argument("study", nargs="+", type=file_path, help="study file (YAML)")
+    parser.add_argument("--runs", action="store_true", help="print each run's configuration, JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print one line a study; the first bad one ends with its error."""
+    for path in args.study:
+        study = load_study(path)
+        check_files(study)
+        if args.runs:
+            for config in study.runs().values():
+                print(json.dumps(config.to_json()))
+            continue
+        runs = len(study.runs())
+        tokens = [
+            study.training.steps * study.training.batch_size * m.block_size
+            for m in study.models.values()
+        ]
+        number = len(study.conditions)
+        further = f", and {number} condition{'s' * (number != 1)}" if number else ""
+        print(
+            f"{path}: study {study.name!r} is valid: {runs} runs ({len(study.corpora)} corpora x "
+            f"{len(study.models)} models x {len(study.variants)} variants x {len(study.seeds)} "
+            f"seeds{further}), {study.training.steps} steps and up to {max(tokens):,} tokens each"
+        )
+    return 0

@@ -1,0 +1,90 @@
+"""The local files that a study names by a glob: which they are, each once, or why not."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+SUFFIXES = (".txt", ".json", ".jsonl", ".jsonl.gz", ".parquet")
+
+
+def matching(pattern: str) -> list[Path]:
+    """The files that a glob names, in the order of their names.
+
+    `~` and environment variables are filled in. Brackets that match nothing as a set of characters
+    stand for themselves. Of several links to one file the first counts.
+
+    Raises:
+        ValueError: in one line: none matches, or one of them cannot be read.
+    """
+    found = _globbed(pattern)
+    for path in found:
+        if os.path.islink(path) and not os.path.exists(path):
+            raise ValueError(
+                f"{path} is a link to {os.readlink(path)!r}, which is not there: fetch what "
+                "it stands for, or remove the link"
+            )
+    files = [path for path in found if not path.is_dir()]
+    if not files:
+        raise ValueError(_why_none(pattern, found))
+    readable(files, f"the glob {pattern!r}")
+    return _once(files)
+
+
+def readable(paths: Iterable[Path], chosen_by: str) -> None:
+    """`ValueError` for the first file that cannot be read as text, by its kind, suffix or rights.
+
+    Args:
+        chosen_by: what named the files, for the message.
+    """
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(f"{path} is no regular file: narrow {chosen_by}")
+        if not path.name.endswith(SUFFIXES):
+            raise ValueError(
+                f"{path} is none of {', '.join(SUFFIXES)}: narrow {chosen_by}, or rename or "
+                "convert the file"
+            )
+        if not os.access(path, os.R_OK):
+            raise ValueError(f"{path} may not be read by this user: change its permissions")
+
+
+def _globbed(pattern: str) -> list[Path]:
+    """What matches the pattern as it stands, or else with more and more of it read otherwise."""
+    filled = os.path.expandvars(os.path.expanduser(pattern))
+    for attempt in dict.fromkeys((pattern, filled, filled.replace("[", "[[]"))):
+        found = sorted(glob.glob(attempt, recursive=True))
+        if found:
+            return [Path(name) for name in found]
+    return []
+
+
+def _why_none(pattern: str, folders: list[Path]) -> str:
+    """What to tell somebody whose glob matches no file."""
+    if folders:
+        inside = f"{pattern.rstrip('/')}/**/*.txt"
+        return (
+            f"no file matches {pattern!r}, only a folder: name the files in it, for example "
+            f"{inside!r}"
+        )
+    unset = re.search(r"\$\{?(\w+)", os.path.expandvars(pattern))
+    if unset:
+        return f"no file matches {pattern!r}: the environment has no variable {unset[1]}"
+    return f"no file matches {pattern!r} (looked in {Path.cwd()})"
+
+
+def _once(paths: list[Path]) -> list[Path]:
+    """Without further links to a file that is among them; hard links are files of their own."""
+    seen: dict[tuple[int, int], set[str]] = {}
+    kept = []
+    for path in paths:
+        state = path.stat()
+        real = seen.setdefault((state.st_dev, state.st_ino), set())
+        before = len(real)
+        real.add(os.path.realpath(path))
+        if len(real) > before:
+            kept.append(path)
+    return kept

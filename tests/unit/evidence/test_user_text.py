@@ -1,0 +1,164 @@
+"""What a user writes is text in every format, and no setting of the user's shows in a figure."""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builder import build_results, make_study
+
+from mhclite.evidence.report_methods import conditions_text
+from mhclite.evidence.results import Results, load_results
+from mhclite.evidence.style import save, style
+from mhclite.evidence.table_format import escaped, html_table, latex, latex_table, markdown
+from mhclite.evidence.topics.conditions import changes, conditions_table
+from mhclite.study.settings import Condition
+
+TITLES = (
+    "costs $5_{x",  # half a formula: matplotlib reads from one dollar to the next
+    r"$\frac$ of 100 % & more \\ #1 ~ ^",
+    "*a* `b` [c](d) | <b>e</b> &amp; _f_ {g} {{h}}",
+)
+
+
+def conditions(*titles: str) -> dict[str, Any]:
+    """One condition per title."""
+    return {
+        f"c{at}": {"title": title, "variants": ["mhc"], "learning_rate_factor": 2.0 + at}
+        for at, title in enumerate(titles)
+    }
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    study = make_study(
+        models={"d2": 2},
+        variants=("residual", "mhc"),
+        seeds=(0, 1),
+        conditions=conditions(*TITLES),
+        sinkhorn=None,
+    )
+    return load_results(build_results(tmp_path_factory.mktemp("r"), study))
+
+
+def test_titles_are_text_in_figures(results: Results, tmp_path: Path) -> None:
+    with style():
+        figure = changes(results)
+        save(figure, tmp_path / "figure")
+    labels = figure.axes[0].get_yticklabels()
+    shown = [label._preprocess_math(label.get_text()) for label in labels]
+    assert shown == [(title, False) for title in TITLES]
+
+
+def unescaped(text: str) -> str:
+    """A Markdown cell as it is shown, if nothing in it is markup."""
+    return re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", text)
+
+
+def test_titles_are_text_in_markdown(results: Results) -> None:
+    text = markdown(conditions_table(results))
+    rows = [re.split(r"(?<!\\)\|", line) for line in text.splitlines() if line.startswith("|")]
+    assert len({len(row) for row in rows}) == 1, "a bar in a cell begins a column"
+    cells = [cell.strip() for row in rows for cell in row]
+    assert set(TITLES) <= {unescaped(cell) for cell in cells}
+    for markup in (r"(?<!\\)\$", r"(?<!\\)`", r"(?<!\\)\*a", r"(?<!\\)\]\(", r"(?<!\\)<b>"):
+        assert not any(re.search(markup, cell) for cell in cells), markup
+    assert escaped("mhc_lite [1.0, 2.0] < 3 & 4 - 5") == "mhc_lite [1.0, 2.0] < 3 & 4 - 5"
+
+
+def test_titles_are_text_in_latex(results: Results) -> None:
+    text = latex_table(conditions_table(results))
+    for title in TITLES:
+        assert latex(title) in text
+    body = text[text.index(r"\midrule") : text.index(r"\bottomrule")]
+    for command in (r"\\frac", r"(?<!\\)\$5", r"(?<!\\)_", r"(?<!\\)[&#%]\w"):
+        assert not re.search(command, body), command
+    depth = 0
+    for mark in re.findall(r"(?<!\\)(?:\\\\)*([{}])", body):
+        depth += 1 if mark == "{" else -1
+        assert depth >= 0
+    assert depth == 0
+    assert latex("[a] b") == "{[}a] b"  # after a line break it would be its length
+
+
+def test_titles_are_text_in_html(results: Results) -> None:
+    text = html_table(conditions_table(results))
+    for title in TITLES:
+        assert html.escape(title) in html.unescape(html.escape(text)) or title in html.unescape(
+            text
+        )
+    assert "<b>e</b>" not in text
+    assert all(title[1:] in conditions_text(results) for title in TITLES)
+
+
+def test_a_title_is_one_line() -> None:
+    condition = Condition(title="a\n  b\x1b[31m\tc\n", variants=["mhc"])
+    assert condition.title == "a b[31m c"
+
+
+# --- the user's surroundings ----------------------------------------------------------------------
+
+DRAW = """
+import sys
+from pathlib import Path
+import mhclite.evidence.topics
+import pandas as pd
+import seaborn as sns
+from mhclite.evidence.style import grid, plain_log, save, style
+with style():
+    figure, axes = grid(1, 2, 2.0)
+    axes[0, 0].plot([1, 2, 3], [1e-3, 1.5, 2.25])
+    axes[0, 0].set_title("Größe ± 1")
+    plain_log(axes[0, 0])
+    sns.lineplot(x=[1000.5, 2000.25], y=[0.001, 0.002], ax=axes[0, 1])
+    save(figure, Path(sys.argv[1]))
+"""
+MATPLOTLIBRC = """
+font.size: 30
+axes.facecolor: red
+text.usetex: True
+axes.formatter.use_locale: True
+svg.fonttype: none
+savefig.bbox: tight
+savefig.transparent: True
+lines.linestyle: --
+axes.prop_cycle: cycler("color", ["r"])
+backend: module://nowhere
+"""
+
+
+@pytest.mark.slow
+def test_figures_are_the_same_bytes_in_any_surroundings(tmp_path: Path) -> None:
+    (tmp_path / "home" / ".config" / "matplotlib").mkdir(parents=True)
+    here = tmp_path / "here"
+    here.mkdir()
+    for folder in (here, tmp_path / "home" / ".config" / "matplotlib"):
+        (folder / "matplotlibrc").write_text(MATPLOTLIBRC)
+    surroundings: dict[str, dict[str, str]] = {
+        "plain": {},
+        "notebook": {"MPLBACKEND": "module://matplotlib_inline.backend_inline"},
+        "own settings": {
+            "MATPLOTLIBRC": str(here),
+            "HOME": str(tmp_path / "home"),
+            "LC_ALL": "C",
+            "PYTHONUTF8": "0",
+            "TZ": "Asia/Tokyo",
+        },
+    }
+    drawn = {}
+    for name, environment in surroundings.items():
+        (tmp_path / "draw.py").write_text(DRAW, encoding="utf-8")
+        subprocess.run(
+            [sys.executable, str(tmp_path / "draw.py"), str(tmp_path / name)],
+            cwd=tmp_path if name == "plain" else here,
+            env={**os.environ, **environment},
+            check=True,
+        )
+        drawn[name] = [(tmp_path / f"{name}.{kind}").read_bytes() for kind in ("png", "svg")]
+    assert drawn["notebook"] == drawn["own settings"] == drawn["plain"]

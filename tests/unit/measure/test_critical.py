@@ -1,0 +1,132 @@
+"""The search for the critical learning rate: on known thresholds, and a tiny one for real."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import MODEL, configuration, write_corpus
+
+from mhclite import cli
+from mhclite.errors import UserError
+from mhclite.measure import critical
+from mhclite.measure.critical import earlier, search, unfinished, unstable_step
+from mhclite.measure.files import (
+    SMOOTHING,
+    CriticalSettings,
+    Try,
+    critical_interval,
+    read_critical,
+)
+from mhclite.records import to_json
+
+SETTINGS = CriticalSettings(factors=[2.0, 8.0, 32.0], halvings=2, below_unigram=0.1)
+
+
+def one(factor: float, failed: bool) -> Try:
+    return Try(factor, failed, 3.4, None if failed else 3.0, 6, None)
+
+
+def test_the_stretch_is_halved_in_logarithms() -> None:
+    """Fails from 12 on: 8 holds, 32 fails; 16 fails; sqrt(8 * 16) = 11.3 holds."""
+    tries = search(SETTINGS, lambda factor: one(factor, failed=factor >= 12))
+    assert [t.factor for t in tries] == pytest.approx([2, 8, 32, 16, 128**0.5])
+    assert critical_interval(tries) == pytest.approx((128**0.5, 16))
+
+
+@pytest.mark.parametrize(("threshold", "ends"), [(1, (None, 2)), (99, (32, None))])
+def test_beyond_the_ends_nothing_is_halved(
+    threshold: float, ends: tuple[float | None, float | None]
+) -> None:
+    tries = search(SETTINGS, lambda factor: one(factor, failed=factor >= threshold))
+    assert len(tries) == 3
+    assert critical_interval(tries) == ends
+
+
+def test_the_first_failure_counts_where_a_larger_rate_holds_again() -> None:
+    tries = search(SETTINGS, lambda factor: one(factor, failed=factor == 8))
+    assert critical_interval(tries)[1] == 8
+
+
+def test_tries_that_are_there_are_not_made_again() -> None:
+    whole = search(SETTINGS, lambda factor: one(factor, failed=factor >= 12))
+    made: list[float] = []
+
+    def make(factor: float) -> Try:
+        made.append(factor)
+        return one(factor, failed=factor >= 12)
+
+    assert search(SETTINGS, make, whole[:4]) == whole
+    assert made == [whole[4].factor]
+
+
+def test_unstable_step_by_hand() -> None:
+    losses: list[float | None] = [2.0] * 60 + [4.0] * 40
+    assert unstable_step(losses[:60]) is None
+    # After the k-th step at 4 the mean of 16 is 2 + 2 k / 16: above 2.5 for k = 5.
+    assert unstable_step(losses) == 60 + 5
+    assert unstable_step([2.0] * (SMOOTHING - 1)) is None
+    assert unstable_step([2.0, 2.0, None]) == 3
+    assert unstable_step([*losses, None]) == 65
+
+
+def call(folder: Path, factors: list[float]) -> int:
+    config = replace(
+        configuration("hc", steps=40, warmup_steps=1, grad_clip=0.0),
+        model=replace(MODEL, learning_rate=1e-2),
+    )
+    settings = replace(SETTINGS, factors=factors, halvings=1, below_unigram=0.0)
+    return cli.main(
+        [
+            *("critical", "--config", json.dumps(config.to_json())),
+            *("--corpus", str(folder / "corpus"), "--out", str(folder / "critical" / "a.json")),
+            *("--settings", json.dumps(to_json(settings))),
+        ]
+    )
+
+
+@pytest.mark.slow
+def test_a_tiny_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sane rate learns, an absurd one does not; killed after two tries, it goes on."""
+    write_corpus(tmp_path / "corpus")
+    out = tmp_path / "critical" / "a.json"
+    factors = [1.0, 1e12]
+    assert call(tmp_path, factors) == 0
+    found = read_critical(out, "a")
+    assert [t.failed for t in found.tries[:2]] == [False, True]
+    assert found.tries[2].factor == pytest.approx(1e6)
+    assert found.bar == 3.4
+    assert found.tries[0].steps == 40
+    assert found.tries[0].validation_loss is not None
+    assert found.tries[0].validation_loss < 3.4
+    assert found.tries[1].unstable_step is not None
+    assert not unfinished(out).exists()
+
+    whole, trained = out.read_bytes(), critical.attempt
+    made: list[float] = []
+
+    def attempt(config: object, factor: float, *rest: object) -> Try:
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(factor)
+        return trained(config, factor, *rest)  # type: ignore[arg-type]
+
+    out.unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(critical, "attempt", attempt)
+        assert call(tmp_path, factors) == 75
+        assert not out.exists()
+        part = json.loads(unfinished(out).read_text())
+        assert len(part["tries"]) == 2
+        assert earlier(unfinished(out), "another digest") == []
+        made.clear()
+        assert call(tmp_path, factors) == 0
+        assert made == [found.tries[2].factor]  # the other two were kept
+    assert out.read_bytes() == whole
+
+
+def test_settings_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="halvings is missing"):
+        critical.critical_settings('{"factors": [2, 4], "below_unigram": 0}')

@@ -1,0 +1,70 @@
+"""`check`: what is wrong with a study's files is found before anything starts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from mhclite.cli import main
+
+SMOKE = Path(__file__).parents[3] / "config/smoke.yaml"
+
+
+def study_of(folder: Path, pattern: str) -> Path:
+    study: dict[str, Any] = yaml.safe_load(SMOKE.read_text())
+    study["corpora"] = {"own": {"source": "files", "files": pattern}}
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
+    return folder / "study.yaml"
+
+
+def parquet(path: Path) -> None:
+    pq.write_table(pa.table({"body": ["x"]}), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "said"),
+    [
+        ("a.parquet", parquet, "no column 'text'; it has body"),
+        ("a.jsonl", lambda path: path.write_text('{"body": "x"}'), "no text in field 'text'"),
+        ("a.jsonl.gz", lambda path: path.write_bytes(b"x"), "not a whole gzip file"),
+        ("a.txt", lambda path: path.write_bytes(b"\xff\xfea"), "is not UTF-8 text"),
+        ("a.csv", lambda path: path.write_text("x"), "is none of .txt"),
+        ("a.txt", lambda path: path.symlink_to("gone"), "is a link to 'gone'"),
+    ],
+)
+def test_files_without_text_are_found_by_check(
+    name: str,
+    write: Callable[[Path], Any],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "d").mkdir()
+    write(tmp_path / "d" / name)
+    assert main(["check", str(study_of(tmp_path, f"{tmp_path}/d/*"))]) == 2
+    error = capsys.readouterr().err
+    assert "corpora.own: " in error
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_folder_is_found_by_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "d").mkdir()
+    assert main(["check", str(study_of(tmp_path, f"{tmp_path}/d"))]) == 2
+    assert "only a folder: name the files in it" in capsys.readouterr().err
+
+
+def test_many_files_take_no_longer(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    for i in range(3000):
+        (tmp_path / "d" / f"{i}.txt").write_text("some text")
+    began = time.process_time()
+    assert main(["check", str(study_of(tmp_path, f"{tmp_path}/d/*.txt"))]) == 0
+    assert time.process_time() - began < 5
