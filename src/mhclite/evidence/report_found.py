@@ -160,10 +160,10 @@ def _against_residual(results: Results, corpus: str, model: str, condition: str)
     words = {
         "below": "below the plain residual's by {}",
         "above": "above the plain residual's by {}",
-        "apart": "within chance of the plain residual's ({})",
+        "apart": "within chance of the plain residual's: {}",
     }
     parts = [words[side].format(listed(sizes)) for side, sizes in groups.items() if sizes]
-    return listed(parts)
+    return listed(parts) if parts else ""
 
 
 def _gain(results: Results, corpus: str) -> Iterator[str]:

@@ -10,17 +10,18 @@ from builder import build_results, make_study, resolved_of
 
 from mhclite.errors import UserError
 from mhclite.evidence.evidence import write
+from mhclite.evidence.findings import claims_of, evaluate
 from mhclite.evidence.publish import (
-    END,
     README_FIGURE,
     current_pages,
     publish,
-    readme_block,
+    readme_blocks,
     rebuild,
-    with_block,
+    with_blocks,
     with_tables,
     write_docs,
 )
+from mhclite.evidence.report_found import found
 from mhclite.evidence.results import load_results
 from mhclite.files import write_json
 from mhclite.records import to_json
@@ -61,21 +62,24 @@ def test_an_unfinished_study_is_not_published(folder: Path, tmp_path: Path) -> N
         publish(tmp_path, tmp_path / "kept")
 
 
-def test_readme_block(folder: Path) -> None:
+def test_readme_blocks(folder: Path) -> None:
     results = load_results(folder)
-    block = readme_block(results)
-    row = next(line for line in block.splitlines() if line.startswith("| mHC |"))
+    blocks = readme_blocks(results)
+    row = next(line for line in blocks["results"].splitlines() if line.startswith("| mHC |"))
     mean = results.runs.loc[results.runs["variant"] == "mhc", "validation_loss"].mean()
     assert f"{mean:.3f} ±" in row
-    assert with_block(f"a\n<!-- results:begin -->\nold\n{END}\nb", "new").splitlines() == [
-        "a",
-        "<!-- results:begin -->",
-        "new",
-        END,
-        "b",
-    ]
-    with pytest.raises(UserError, match="no block"):
-        with_block("nothing", "new")
+    said = found(results, evaluate(results, claims_of(results)), "sotu")
+    assert all(sentence in blocks["found"] for sentence in [*said.numbers, *said.limits])
+    assert "(docs/images/depth.svg)" in blocks["found"]
+
+
+def test_blocks_are_replaced_between_their_marks() -> None:
+    page = "a\n<!-- found:begin -->\nold\n<!-- found:end -->\nb"
+    assert with_blocks(page, {"found": "new"}) == page.replace("old", "new")
+    with pytest.raises(UserError, match="no block between <!-- found:begin"):
+        with_blocks("nothing", {"found": "new"})
+    with pytest.raises(UserError, match=r"found:end -->$"):
+        with_blocks("<!-- found:begin -->\nnot closed", {"found": "new"})
 
 
 @pytest.mark.slow
@@ -83,7 +87,7 @@ def test_readme_is_made_from_the_published_study(tmp_path: Path) -> None:
     """Stale? `make publish`, or `python -m mhclite publish readme` (see the Makefile)."""
     results = rebuild(PUBLISHED, tmp_path / "laptop")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert with_block(readme, readme_block(results)) == readme
+    assert with_blocks(readme, readme_blocks(results)) == readme
     drawn = tmp_path / "laptop" / "figures" / f"{README_FIGURE}.svg"
     assert drawn.read_bytes() == (ROOT / "docs" / "images" / drawn.name).read_bytes()
 

@@ -16,6 +16,7 @@ import yaml
 from builder import (
     ALL_VARIANTS,
     BIGRAM,
+    CLAIMS,
     DIVERGED,
     DIVERGED_STEP,
     UNIGRAM,
@@ -27,8 +28,10 @@ from builder import (
 from mhclite.cli import STEPS, main
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
+from mhclite.evidence.claims import load_claims
 from mhclite.evidence.exhibits import FIGURES, TABLES, shown
-from mhclite.evidence.report import page, with_minus_signs
+from mhclite.evidence.report import HEADLINE, page, with_minus_signs
+from mhclite.evidence.report_matrix import MARKS
 from mhclite.evidence.report_methods import counted, listed
 from mhclite.evidence.report_origin import origin_rows, rerun_rows, training_dates
 from mhclite.evidence.results import Results, load_results
@@ -221,6 +224,18 @@ def test_minus_signs() -> None:
     assert with_minus_signs("mHC-2, 2026-01-02") == "mHC-2, 2026-01-02"
 
 
+def test_the_first_screen_is_what_was_found(html: str) -> None:
+    """Words, claims, figure, then size and words; only then the results."""
+    order = ["found", "claims", "headline", "scale", "words", "results", "figures", "tables"]
+    assert re.findall(r'<section id="(\w+)"', html)[: len(order)] == order
+    # Folded away on a screen, printed all the same.
+    assert "details::details-content { content-visibility: visible" in html
+    matrix = html[html.index('<table id="table-matrix"') :].split("</table>")[0]
+    assert matrix.count("<details>") == 2 * len(load_claims(CLAIMS))  # two corpora
+    for mark in MARKS.values():
+        assert mark.symbol not in "".join(m.symbol for m in MARKS.values() if m is not mark)
+
+
 # --- one page that needs nothing else -----------------------------------------------------------
 
 
@@ -238,7 +253,7 @@ def test_page_refers_to_nothing_outside_itself(html: str) -> None:
         assert not re.search(pattern, outside), pattern
     parsed = Page(html)
     assert all(link.startswith("#") and link[1:] in parsed.ids for link in parsed.links)
-    assert len(parsed.links) == 7
+    assert len(parsed.links) == 11
     assert str(Path(__file__).parents[3]) not in outside
     assert tempfile.gettempdir() not in outside
 
@@ -248,10 +263,13 @@ def test_page_is_well_formed_and_accessible(html: str) -> None:
     assert html.startswith("<!DOCTYPE html>\n<html lang=")
     assert len(set(parsed.ids)) == len(parsed.ids)
     assert parsed.landmarks == {"header", "nav", "main", "footer"}
-    assert all(cell["scope"] in ("col", "row") for cell in parsed.head_cells)
+    assert all(cell["scope"] in ("col", "row", "rowgroup") for cell in parsed.head_cells)
     for target in re.findall(r'aria-labelledby="([^"]+)"', html):
         assert target in parsed.ids
-    expected = shown(FIGURES, make_study().model_dump())
+    # The figure of the project stands first, whatever the order of the headings.
+    expected = sorted(
+        shown(FIGURES, make_study().model_dump()), key=lambda entry: entry[0].name != HEADLINE
+    )
     for image, (exhibit, _) in zip(parsed.images, expected, strict=True):
         assert image["alt"] == exhibit.alt
         assert image["src"].startswith("data:image/svg+xml;base64,")

@@ -1,0 +1,298 @@
+"""What was found, in words: each sentence is there if its numbers are, and says them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from builder import build_results, make_study
+
+from mhclite.evidence.findings import Finding, claims_of, evaluate
+from mhclite.evidence.report_found import Found, found, short
+from mhclite.evidence.report_matrix import MARKS, matrix
+from mhclite.evidence.report_scale import (
+    PAPER_BATCH,
+    PAPER_CLIP,
+    PAPER_CONTEXT,
+    PAPER_MODELS,
+    PAPER_PRECISION,
+    PAPER_STEPS,
+    PAPER_VOCABULARY,
+    PAPER_WARMUP,
+    settings,
+)
+from mhclite.evidence.results import Results, load_results
+
+CONFIG = Path(__file__).parents[3] / "config"
+FAIR = {
+    "fair": {
+        "title": "final norm after the sum",
+        "variants": ["identity", "mhc_lite"],
+        "models": ["d2"],
+        "connections": {"final_norm": "after_sum"},
+    }
+}
+Change = Callable[[dict[str, Any]], Any]
+
+
+def wobble(row: dict[str, Any]) -> float:
+    """A little that differs by seed, -1 to 1 with mean 0, and in another way by variant."""
+    return (int(row["seed"]) - 2) / 2
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    study = make_study(seeds=(0, 1, 2, 3, 4), conditions=FAIR)
+    return load_results(build_results(tmp_path_factory.mktemp("found"), study, diverged=()))
+
+
+@pytest.fixture(scope="module")
+def findings(bare: Results) -> list[Finding]:
+    return evaluate(bare, claims_of(bare))
+
+
+def changed(results: Results, bigram: float = 4.5, **columns: Change) -> Results:
+    """The study with columns made from each row."""
+    runs = results.all_runs.copy()
+    for name, value in columns.items():
+        runs[name] = [value(row) for row in runs.to_dict("records")]
+    study = dict(results.study)
+    manifest = study["corpora"]["sotu"]["manifest"]
+    baselines = {"unigram": 5.25, "bigram": bigram}
+    study["corpora"] = {"sotu": {"manifest": {**manifest, "baselines": baselines}}}
+    base = runs[runs["condition"] == "base"].reset_index(drop=True)
+    return replace(results, study=study, all_runs=runs, runs=base)
+
+
+def said(results: Results, findings: Sequence[Finding] = ()) -> Found:
+    return found(results, findings, "sotu")
+
+
+def sentence(sentences: Sequence[str], start: str) -> str:
+    """The only sentence that begins so; empty if there is none."""
+    matching = [one for one in sentences if one.startswith(start)]
+    assert len(matching) <= 1
+    return matching[0] if matching else ""
+
+
+def loss(**lead: float) -> Change:
+    """Losses at a distance from 3.5 by variant, with a spread of the differences of 0.001."""
+
+    def of(row: dict[str, Any]) -> float:
+        own = 0.001 * wobble(row) if row["variant"] != "residual" else 0.0
+        after = 0.15 if row["condition"] == "fair" else 0.0
+        return 3.5 + lead.get(row["variant"], 0.0) + own + after
+
+    return of
+
+
+def test_losses_are_below_above_or_within_chance(bare: Results) -> None:
+    results = changed(bare, validation_loss=loss(identity=-0.1, hc=0.2, mhc=0.0, mhc_lite=-0.15))
+    # sd 0.00079 over five seeds: half-width 2.776 x 0.00079 / sqrt(5) = 0.001
+    assert sentence(said(results).numbers, "At 4 layers") == (
+        "At 4 layers, with the final norm per stream, the validation loss (nats per token) is "
+        "below the plain residual's by 0.100 ± 0.001 in Identity HC and 0.150 ± 0.001 in mHC-lite, "
+        "above the plain residual's by 0.200 ± 0.001 in HC and "
+        "within chance of the plain residual's: 0.000 ± 0.001 in mHC."
+    )
+    # Of the condition: at the only size that has it, and of the variants that have it.
+    assert sentence(said(results).numbers, "With the final norm after the sum") == (
+        "With the final norm after the sum of the streams (2 layers), which is fairer to the plain "
+        "residual, it is above the plain residual's by 0.050 ± 0.001 in Identity HC and within "
+        "chance of the plain residual's: 0.000 ± 0.001 in mHC-lite."
+    )
+
+
+def test_no_sentence_without_its_numbers(bare: Results) -> None:
+    nothing = changed(
+        bare,
+        **dict.fromkeys(
+            ("gain_forward_peak", "product_deviation_99", "knockout_identity"), lambda _: math.nan
+        ),
+    )
+    numbers = said(nothing).numbers
+    for word in ("a stream can grow", "Sinkhorn-Knopp", "Without its mixing", "diverged"):
+        assert not any(word in one for one in numbers), word
+    assert any("a stream can grow" in one for one in said(bare).numbers)
+    assert any("Without its mixing" in one for one in said(bare).numbers)
+
+
+@pytest.mark.parametrize(
+    ("apart", "expected"),
+    [
+        (0.001, "mHC-lite and mHC differ by less than 0.005 nats: 0.0010 ± 0.0000 nats."),
+        (0.02, "mHC-lite minus mHC is 0.0200 ± 0.0000 nats."),
+        (-0.02, "mHC-lite minus mHC is -0.0200 ± 0.0000 nats."),
+    ],
+)
+def test_mhc_lite_against_mhc(bare: Results, apart: float, expected: str) -> None:
+    assert (
+        sentence(said(changed(bare, validation_loss=loss(mhc_lite=apart))).numbers, "mHC-lite")
+        == expected
+    )
+
+
+def test_a_wide_interval_is_said_to_include_zero(bare: Results) -> None:
+    def of(row: dict[str, Any]) -> float:
+        return 3.5 + (0.05 * wobble(row) if row["variant"] == "mhc_lite" else 0.0)
+
+    text = sentence(said(changed(bare, validation_loss=of)).numbers, "mHC-lite minus")
+    assert text == "mHC-lite minus mHC is 0.0000 ± 0.0491 nats, an interval that includes 0."
+
+
+def test_gain_product_and_use_are_numbers_of_the_deepest_model(bare: Results) -> None:
+    by_variant = {"hc": 50.0, "mhc": 1.2, "mhc_lite": 1.0}
+    results = changed(
+        bare,
+        gain_forward_peak=lambda row: (
+            by_variant.get(row["variant"], 1.0)
+            * (1.1 ** wobble(row) if row["variant"] == "hc" else 1)
+            * (1 if row["model"] == "d4" else 1000)
+        ),
+        product_deviation_99=lambda row: {"mhc": 0.4}.get(row["variant"], 3e-7),
+        knockout_identity=lambda row: (
+            {"hc": 0.5, "mhc": 0.01}.get(row["variant"], 0.001) + 0.001 * wobble(row)
+        ),
+    )
+    numbers = said(results).numbers
+    low, high = (50 * 1.1 ** (end * 2.776445 * np.sqrt(0.625 / 5)) for end in (-1, 1))
+    assert sentence(numbers, "Over 8 sub-layers") == (
+        f"Over 8 sub-layers a stream can grow by a factor of 50.0 [{low:.1f}, {high:.1f}] in HC, "
+        "1.20 in mHC and 1.00 in mHC-lite (composite gain, the largest in training)."
+    )
+    assert sentence(numbers, "After 20 iterations") == (
+        "After 20 iterations of Sinkhorn-Knopp the row sums of mHC's product are off by 0.400, "
+        "those of mHC-lite's by 3e-07 at most (99 % quantile)."
+    )
+    assert sentence(numbers, "Without its mixing") == (
+        "Without its mixing (H_res = I) a trained model loses 0.5000 ± 0.0010 in HC, "
+        "0.0100 ± 0.0010 in mHC and 0.0010 ± 0.0010 in mHC-lite nats."
+    )
+
+
+def test_diverged_runs_are_counted(bare: Results) -> None:
+    results = changed(
+        bare,
+        status=lambda row: (
+            "diverged" if row["variant"] == "hc" and row["seed"] == 1 else row["status"]
+        ),
+    )
+    assert sentence(said(results).numbers, "2 of 70 runs") == "2 of 70 runs diverged (HC: 2)."
+
+
+@pytest.mark.parametrize(
+    ("bigram", "start"),
+    [
+        (9.0, ""),
+        (3.45, "Residual (3.500), HC (3.500)"),
+        (2.0, "No loss is below the 2.000 nats of a model that only counts pairs of tokens"),
+    ],
+)
+def test_losses_beside_the_bigram_model(bare: Results, bigram: float, start: str) -> None:
+    results = changed(
+        bare, bigram, validation_loss=loss(**dict.fromkeys(("identity", "mhc", "mhc_lite"), -0.1))
+    )
+    limits = [one for one in said(results).limits if "counts pairs" in one]
+    assert limits[0].startswith(start) if start else limits == []
+
+
+def test_verdicts_are_counted_and_decided_ones_named(
+    bare: Results, findings: list[Finding]
+) -> None:
+    first = [one for one in findings if one.claim.family == "confirmatory"]
+    said_of = said(bare, findings)
+    words = said_of.verdicts
+    assert words[0].startswith(f"Of the {len(first)} claims of the paper that are tested first, ")
+    for verdict in ("supported", "contradicted", "practically equal"):
+        members = [one for one in first if one.verdict == verdict]
+        text = sentence(words[1:], verdict.capitalize())
+        assert bool(text) == bool(members), verdict
+        for one in members:
+            assert short(one.claim.statement) in text
+    unmet = sum(one.verdict == "not reached" for one in findings)
+    assert sentence(said_of.limits, f"{unmet} of {len(findings)} claims cannot be asked")
+
+
+def test_one_seed_tells_nothing_from_chance(tmp_path: Path) -> None:
+    study = make_study(seeds=(0,), models={"d2": 2}, variants=("residual", "mhc", "mhc_lite"))
+    words = said(load_results(build_results(tmp_path, study, diverged=())))
+    assert not any(one.startswith(("At 2 layers", "mHC-lite")) for one in words.numbers)
+    assert words.limits[-1].startswith("With one seed no difference")
+
+
+def test_statement_without_its_brackets() -> None:
+    assert short("A is lower (by 1) than B (x)") == "A is lower than B"
+
+
+# --- claims against models ----------------------------------------------------------------------
+
+
+def test_matrix_has_every_claim_once_and_its_verdict(
+    bare: Results, findings: list[Finding]
+) -> None:
+    found = matrix(bare, findings)
+    rows = [row for group in found.groups for row in group.rows]
+    assert sorted((r.statement, r.overall.word) for r in rows) == sorted(
+        (f.claim.statement, f.verdict) for f in findings
+    )
+    assert found.models == ["2 layers", "4 layers"]
+    assert all(len(row.cells) == 2 for row in rows)
+    assert found.groups[0].title == "The paper's claims, tested first"
+
+
+def test_a_model_has_no_verdict_but_its_own_mark(bare: Results) -> None:
+    results = changed(bare, 9.0, validation_loss=loss(identity=-0.1), parameters=lambda _: 1000)
+    claims = [one for one in claims_of(results) if one.id == "streams_help"]
+    found = matrix(results, evaluate(results, claims))
+    rows = {row.statement: row for group in found.groups for row in group.rows}
+    row = next(
+        row for said, row in rows.items() if said.startswith("Streams") and "per stream" in said
+    )
+    assert row.overall == MARKS["supported"]
+    assert [cell.mark.word for cell in row.cells] == ["for", "for"]
+    assert row.cells[1].effect == "-0.1000 ± 0.0010 nats/token"
+    assert ("Claim", "streams_help") in row.details
+
+
+def test_marks_are_told_apart_without_colour() -> None:
+    assert len({mark.symbol for mark in MARKS.values()}) == len(MARKS)
+    assert all(mark.word == verdict for verdict, mark in MARKS.items())
+
+
+# --- this size and the paper's -------------------------------------------------------------------
+
+
+def test_the_papers_settings_are_those_of_its_study() -> None:
+    paper = yaml.safe_load((CONFIG / "paper.yaml").read_text(encoding="utf-8"))
+    sizes = [
+        (model["n_layer"], model["n_embd"], model["learning_rate"])
+        for model in paper["models"].values()
+    ]
+    assert sizes == [values[1:] for values in PAPER_MODELS.values()]
+    training = paper["training"]
+    assert (training["steps"], training["warmup_steps"]) == (PAPER_STEPS, PAPER_WARMUP)
+    assert (training["batch_size"], training["precision"]) == (PAPER_BATCH, PAPER_PRECISION)
+    assert training["grad_clip"] == PAPER_CLIP
+    assert {model["block_size"] for model in paper["models"].values()} == {PAPER_CONTEXT}
+    assert paper["tokenizer"]["vocab_size"] == PAPER_VOCABULARY
+    for parameters, layers, width, _ in PAPER_MODELS.values():
+        tables = (PAPER_VOCABULARY + PAPER_CONTEXT) * width
+        assert parameters == tables + layers * (12 * width**2 + 2 * width) + width
+
+
+def test_settings_are_computed_from_the_study(bare: Results) -> None:
+    rows = {row.name: row for row in settings(changed(bare, parameters=lambda _: 1000))}
+    assert rows["Tokens per parameter"].here == "61"  # 60 steps of 16 x 64 tokens
+    assert rows["Tokens per parameter"].paper == "3.7 to 29"
+    assert rows["Share of warm-up"].here == "16.7 %"
+    assert rows["Share of warm-up"].paper == "2 %"
+    assert (rows["Layers"].here, rows["Layers"].paper) == ("2, 4", "6, 12, 24")
+    assert "smaller here than at the paper's 24" in rows["Layers"].meaning
+    assert rows["Peak learning rate"].here == "0.001"
+    assert rows["Parameters"].paper == "45.2 million to 355 million"
