@@ -273,6 +273,24 @@ def test_a_condition_may_be_tried_on_some_models_and_seeds() -> None:
     assert runs["sotu-d4-mhc-norm-s1"].model.n_layer == 4
 
 
+@pytest.mark.parametrize(
+    ("change", "touched"),
+    [
+        ({"connections": {"final_norm": "after_sum"}}, {"identity", "hc", "mhc", "jpmhc"}),
+        ({"connections": {"sinkhorn_iterations": 5}}, {"mhc"}),
+        ({"connections": {"n_streams": 2}}, {"identity", "hc", "mhc", "jpmhc"}),
+        ({"training": {"grad_clip": 0}}, {"residual", "identity", "hc", "mhc", "jpmhc"}),
+        ({"learning_rate_factor": 2}, {"residual", "identity", "hc", "mhc", "jpmhc"}),
+    ],
+)
+def test_a_condition_without_variants_is_for_all_that_it_changes(
+    change: dict[str, Any], touched: set[str]
+) -> None:
+    variants = ["residual", "identity", "hc", "mhc", "jpmhc"]
+    study = parse_study(smoke(variants=variants, conditions={"c": {"title": "c", **change}}))
+    assert set(study.conditions["c"].variants) == touched
+
+
 def changes(one: RunConfig, other: RunConfig) -> set[str]:
     first, second = one.to_json(), other.to_json()
     return {name for name in first if first[name] != second[name]}

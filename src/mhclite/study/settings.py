@@ -333,7 +333,9 @@ class Condition(Settings):
     """A change of settings for some variants, compared with the study's own, seed by seed."""
 
     title: OneLine = Field(description="what is changed, for figures and tables")
-    variants: list[str] = Field(description="variants that it is tried on", min_length=1)
+    variants: list[str] = Field(
+        description="variants that it is tried on; left out: all that it changes", min_length=1
+    )
     models: list[str] | None = Field(
         None, description="model sizes that it is tried on; left out: all", min_length=1
     )
@@ -349,6 +351,15 @@ class Condition(Settings):
     learning_rate_factor: PositiveFloat = Field(
         1.0, description="the model's peak learning rate is multiplied by this"
     )
+
+
+def _touches(condition: dict[str, Any], variant: str) -> bool:
+    """Whether a condition, as it stands in a study file, changes a setting that a variant reads."""
+    if condition.get("training") or condition.get("learning_rate_factor", 1) != 1:
+        return True
+    changed = condition.get("connections")
+    read = {*VARIANTS[variant].options, *(["n_streams"] if variant != "residual" else [])}
+    return isinstance(changed, dict) and bool(read & changed.keys())
 
 
 class Probe(Settings):
@@ -484,6 +495,21 @@ class Study(Settings):
     stability: Stability = Stability()
     statistics: Statistics = Statistics()
     tracking: Tracking = Tracking()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _conditions_touch_what_they_change(cls, study: Any) -> Any:
+        """Names the variants of a condition that leaves them out."""
+        if not (isinstance(study, dict) and isinstance(study.get("conditions"), dict)):
+            return study
+        variants, filled = study.get("variants"), {}
+        for name, condition in study["conditions"].items():
+            missing = isinstance(condition, dict) and "variants" not in condition
+            if missing and isinstance(variants, list):
+                touched = [v for v in variants if v in VARIANTS and _touches(condition, v)]
+                condition = {**condition, "variants": touched}
+            filled[name] = condition
+        return {**study, "conditions": filled}
 
     @model_validator(mode="after")
     def _grid_is_possible(self) -> Self:
