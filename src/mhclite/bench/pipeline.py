@@ -56,8 +56,18 @@ def covered(intervals: Iterable[Interval]) -> float:
     return total
 
 
+def seconds_in_steps(results: Path) -> float:
+    """Core-seconds that the runs of a study spent in training steps, of their last attempts."""
+    total = 0.0
+    for path in sorted(results.glob("runs/*/timing.jsonl")):
+        threads = read_json(path.with_name("run.json"))["config"]["training"]["threads"]
+        total += threads * sum(float(line["seconds"]) for line in read_jsonl(path))
+    return total
+
+
 def time_outside(results: Path) -> dict[str, float]:
-    """Wall time of a study's jobs, and the share of it in which none trained or measured."""
+    """Wall time of a study's jobs, the share of it in which none trained or measured, and the share
+    of its core-seconds that were training steps."""
     jobs: dict[str, list[Interval]] = {}
     for path in Path(".snakemake/metadata").rglob("*"):
         if path.is_file():
@@ -69,7 +79,13 @@ def time_outside(results: Path) -> dict[str, float]:
     everything = [interval for intervals in jobs.values() for interval in intervals]
     working = [interval for rule in WORK for interval in jobs.get(rule, [])]
     wall = max(end for _, end in everything) - min(start for start, _ in everything)
-    return {"wall_seconds": wall, "outside_share": 1 - covered(working) / wall}
+    cores = os.cpu_count() or 1
+    return {
+        "wall_seconds": wall,
+        "outside_share": 1 - covered(working) / wall,
+        "cores": cores,
+        "steps_share": seconds_in_steps(results) / (cores * wall),
+    }
 
 
 def planning(study: Path, scratch: Path) -> dict[str, float]:
@@ -116,6 +132,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"start of a training process to its first step: {found['first_step_seconds']:.1f} s")
     print(
         f"{args.results}: {study['wall_seconds']:.0f} s, of which "
-        f"{100 * study['outside_share']:.1f} % neither train nor measure"
+        f"{100 * study['outside_share']:.1f} % neither train nor measure; of its core-seconds "
+        f"{100 * study['steps_share']:.0f} % are training steps ({study['cores']} cores)"
     )
     print(f"planning {plan['runs']:,} runs: {plan['seconds']:.0f} s, {plan['memory_gib']:.2f} GiB")
