@@ -137,7 +137,7 @@ def _fair_losses(results: Results, corpus: str) -> Iterator[str]:
                 label = results.model_label(model)
                 yield (
                     f"With the final norm after the sum of the streams ({label}), which is fairer "
-                    f"to the plain residual, it is {said}."
+                    f"to the plain residual, the loss is {said}."
                 )
                 return
 

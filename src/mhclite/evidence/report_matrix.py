@@ -156,7 +156,6 @@ def _details(finding: Finding, row: dict[str, Any]) -> list[tuple[str, str]]:
         ("Source", claim.source),
         ("Claimed at", claim.scale or ""),
         ("Why", finding.reason),
-        ("Effect", effect_text(row) if finding.row.comparison is not None else ""),
         ("Corrected", ", ".join(numbers)),
         ("Seeds or rounds", str(row["n"] or "")),
         ("In the paper", f"{claim.paper.value} ({claim.paper.how})" if claim.paper else ""),

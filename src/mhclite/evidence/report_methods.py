@@ -120,12 +120,29 @@ def conditions_text(results: Results) -> str:
     return " ".join(parts)
 
 
+def _final_loss(results: Results) -> str:
+    """What text the final loss is taken on, and what the knock-outs are."""
+    if all(getattr(probe, "evaluation", None) is None for probe in results.probes.values()):
+        return "The final loss is the last validation loss of training."  # of an earlier version
+    tokens = results.settings["probe"].get("evaluation_tokens")
+    split = (
+        "the whole validation split"
+        if tokens is None
+        else f"{tokens:,} tokens of the validation split"
+    )
+    return (
+        f"The final loss is measured on the trained model over {split}, by document. On "
+        "windows of it parts are taken away: every H_res set to the identity, or to its mean over "
+        "tokens, and each stream dropped before the sum; the cost is the rise of the loss."
+    )
+
+
 def measurement_text(results: Results) -> str:
     """Probe, stability rule and throughput in words."""
     settings = results.settings
     stability, timing = settings["stability"], settings["throughput"]
     return (
-        f"H_res is measured on the trained models, token by token, in "
+        f"{_final_loss(results)} H_res is measured on the trained models, token by token, in "
         f"{counted(settings['probe']['sequences'], 'window')} of held-out text, in operator "
         "orientation: row t holds the weights that enter output stream t. A spike is a loss or "
         f"gradient norm more than {stability['spike_sigmas']:g} standard deviations above the mean "

@@ -104,8 +104,8 @@ def test_losses_are_below_above_or_within_chance(bare: Results) -> None:
     # Of the condition: at the only size that has it, and of the variants that have it.
     assert sentence(said(results).numbers, "With the final norm after the sum") == (
         "With the final norm after the sum of the streams (2 layers), which is fairer to the plain "
-        "residual, it is above the plain residual's by 0.050 ± 0.001 in Identity HC and within "
-        "chance of the plain residual's: 0.000 ± 0.001 in mHC-lite."
+        "residual, the loss is above the plain residual's by 0.050 ± 0.001 in Identity HC and "
+        "within chance of the plain residual's: 0.000 ± 0.001 in mHC-lite."
     )
 
 
