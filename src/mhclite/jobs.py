@@ -14,7 +14,8 @@ from mhclite.config import RunConfig
 from mhclite.files import digest_of
 from mhclite.runs.code import step_digest
 from mhclite.runs.key import code_digest
-from mhclite.study.settings import RESULTS, Study
+from mhclite.study.sections import RESULTS
+from mhclite.study.settings import Study
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tiny import MIXING, MODEL, VARIANTS, connection
 from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.connections import connection_class
 from mhclite.model import GPT
-from mhclite.study.settings import Connections
+from mhclite.study.sections import Connections
 from mhclite.training.optimizer import AdamW
 
 SIZES = {"S": (6, 8, 512), "M": (12, 12, 768), "L": (24, 16, 1024)}

@@ -23,10 +23,10 @@ def test_the_parameter_table_is_current() -> None:
 def test_every_key_is_read(where: str, key: str) -> None:
     """Somewhere in the code or the workflow stands the key itself, beyond its definition."""
     readers = [*(ROOT / "workflow").rglob("*.smk")]
-    settings = ROOT / "src/mhclite/study/settings.py"
-    sources = (ROOT / "src").rglob("*.py")
-    readers += [path for path in sources if path != settings and path.name != "captions.py"]
+    own = [ROOT / "src/mhclite/study" / name for name in ("settings.py", "sections.py")]
+    readers += [path for path in (ROOT / "src").rglob("*.py") if path not in own]
     text = "\n".join(path.read_text() for path in readers)
     read = re.search(rf"\[\"{key}\"\]|\['{key}'\]|\.{key}\b|\"{key}\"|\b{key}=", text)
-    read_by_study = re.search(rf"self\.(\w+\.)?{key}\b", settings.read_text())
+    definitions = "\n".join(path.read_text() for path in own)
+    read_by_study = re.search(rf"(self|change|condition)\.(\w+\.)?{key}\b", definitions)
     assert read or read_by_study, f"{where}.{key} is read nowhere"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mhclite.config import ConnectionConfig, ModelConfig, RunConfig, TrainingConfig
+from mhclite.config import MODEL_FIELDS, ConnectionConfig, ModelConfig, RunConfig, TrainingConfig
 from mhclite.connections.registry import VARIANTS as REGISTRY
 from mhclite.data.manifest import (
     Baselines,
@@ -34,7 +34,7 @@ from mhclite.runs.folder import (
     Summary,
 )
 from mhclite.runs.provenance import GitState, Provenance
-from mhclite.study.settings import MODEL_FIELDS, Connections
+from mhclite.study.sections import Connections
 
 VARIANTS = tuple(REGISTRY)
 MIXING = tuple(name for name in VARIANTS if "freeze_mixing" in REGISTRY[name].options)

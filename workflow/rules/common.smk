@@ -25,7 +25,7 @@ from mhclite.records import to_json
 from mhclite.runs.code import digest_of_modules, step_digest
 from mhclite.study.reading import parse_study, read_yaml
 from mhclite.study.resolved import resolve
-from mhclite.study.settings import RESULTS
+from mhclite.study.sections import RESULTS
 from mhclite.training import live
 from mhclite.training.torchrun import launcher
 

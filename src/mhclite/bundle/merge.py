@@ -33,7 +33,7 @@ from mhclite.runs.folder import (
 )
 from mhclite.runs.key import code_digest, deciding
 from mhclite.study.reading import load_study
-from mhclite.study.settings import RESULTS
+from mhclite.study.sections import RESULTS
 
 RUN_FILES = (RECORD, *(f"{name}.jsonl" for name in STEP_FILES), WEIGHTS)
 RESULT_FILES = (RESULT, SUMMARY)  # the last one says that the run is finished

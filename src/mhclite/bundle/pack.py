@@ -23,7 +23,8 @@ from mhclite.runs.code import PACKAGE_ROOT
 from mhclite.runs.key import run_key
 from mhclite.runs.provenance import PACKED, git_state
 from mhclite.study.reading import load_study
-from mhclite.study.settings import RESULTS, Study
+from mhclite.study.sections import RESULTS
+from mhclite.study.settings import Study
 
 LARGE = 60_000_000  # bytes beyond which a bundle is awkward to carry
 ARCHIVES = (".tar.gz", ".tgz")

@@ -48,7 +48,7 @@ def open_source(corpus: dict[str, Any], lock: Path, downloads: Path) -> Source:
     """Find the files of a corpus.
 
     Args:
-        corpus: settings, `study.settings.Corpus` as JSON.
+        corpus: settings, `study.sections.Corpus` as JSON.
         lock: the corpora lock file, for hub corpora.
         downloads: folder that keeps downloaded archives.
 
@@ -124,7 +124,7 @@ def content(corpus: dict[str, Any], folder: Path) -> list[list[str]] | None:
     the others the manifest knows the SHA-256.
 
     Args:
-        corpus: settings, `study.settings.Corpus` as JSON.
+        corpus: settings, `study.sections.Corpus` as JSON.
         folder: of the prepared corpus.
     """
     if corpus["source"] != "files":

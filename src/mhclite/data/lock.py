@@ -88,7 +88,7 @@ def revision_text(corpus: Mapping[str, Any], lock: CorporaLock) -> str | None:
     """Which commit of a hub corpus is read, and what fixes it; None for other sources.
 
     Args:
-        corpus: `study.settings.Corpus` as JSON.
+        corpus: `study.sections.Corpus` as JSON.
         lock: the lock file beside which the study is used.
     """
     if corpus["source"] != "hub":

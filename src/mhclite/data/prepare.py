@@ -67,7 +67,7 @@ from mhclite.files import digest_of, read_json, sha256_of, write_json
 from mhclite.records import Misfit, build, to_json
 from mhclite.runs.code import digest_of_modules
 from mhclite.runs.provenance import versions
-from mhclite.study.settings import Corpus, Name, Settings, Tokenizer
+from mhclite.study.sections import Corpus, Name, Settings, Tokenizer
 from mhclite.study.wording import one_line
 
 log = logging.getLogger(__name__)

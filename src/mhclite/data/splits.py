@@ -46,7 +46,7 @@ class Splitter:
 
     @classmethod
     def of(cls, corpus: dict[str, Any], documents: int, cut: bool) -> Splitter:
-        """The splitter of a corpus (`study.settings.Corpus` as JSON) with this many documents.
+        """The splitter of a corpus (`study.sections.Corpus` as JSON) with this many documents.
 
         Args:
             cut: it is one text, cut in two: the second part is for validation.

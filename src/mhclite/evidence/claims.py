@@ -11,7 +11,7 @@ from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
 from mhclite.evidence.metrics import COUNTS, METRICS
 from mhclite.study.reading import read_yaml
-from mhclite.study.settings import Settings
+from mhclite.study.sections import Settings
 
 NEEDED = {
     "difference": ("metric", "reference"),

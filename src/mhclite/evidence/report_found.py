@@ -23,7 +23,7 @@ from mhclite.evidence.table_format import fixed, plus_minus, significant
 from mhclite.evidence.topics.claims import claim_rows, effect_text
 from mhclite.evidence.values import condition_of, values_by_seed
 from mhclite.evidence.verdicts import Verdict
-from mhclite.study.settings import BASE
+from mhclite.study.sections import BASE
 
 SPOKEN_OF = ("identity", "hc", "mhc", "mhc_lite")  # the paper's, and what is left without mixing
 GAINS = ("hc", "mhc", "mhc_lite")

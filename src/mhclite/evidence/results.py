@@ -28,7 +28,7 @@ from mhclite.measure.files import (
     read_probe,
     read_throughput,
 )
-from mhclite.study.settings import BASE
+from mhclite.study.sections import BASE
 
 SCHEMA = 2  # of study.json, which `collect` writes
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from mhclite.evidence.metrics import COUNTS, METRICS
 from mhclite.evidence.results import Results
-from mhclite.study.settings import BASE
+from mhclite.study.sections import BASE
 
 # Columns of metrics that are made from others.
 SOURCES = {"gap_growth": ("product_deviation_99", "single_deviation_99")}

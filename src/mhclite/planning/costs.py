@@ -21,7 +21,8 @@ from mhclite.errors import UserError
 from mhclite.evidence.verdicts import detectable_effect
 from mhclite.files import read_json
 from mhclite.runs.folder import SUMMARY, RunFolder
-from mhclite.study.settings import BASE, Study
+from mhclite.study.sections import BASE
+from mhclite.study.settings import Study
 from mhclite.training.checkpoint import KEEP
 
 GPUS = (1, 8)

@@ -15,7 +15,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from mhclite.files import write_text
-from mhclite.study.settings import Settings, Study
+from mhclite.study.sections import Settings
+from mhclite.study.settings import Study
 from mhclite.study.wording import settings_in
 
 HEADING = """# Configuration
@@ -25,7 +26,7 @@ starts, with one line that says what and why: `python -m mhclite check FILE` say
 Snakemake. A single value can be set on the command line, for example
 `snakemake --cores all --config 'seeds=[0, 1]'`.
 
-<!-- Generated from study/settings.py by `python -m mhclite.study.docs docs/configuration.md`. -->
+<!-- Generated from study/sections.py by `python -m mhclite.study.docs docs/configuration.md`. -->
 """
 
 

@@ -11,7 +11,8 @@ from pydantic import BaseModel
 
 from mhclite.config import RunConfig
 from mhclite.records import read_record
-from mhclite.study.settings import RESULTS, Study
+from mhclite.study.sections import RESULTS
+from mhclite.study.settings import Study
 
 SCHEMA = 2
 

@@ -20,7 +20,7 @@ from mhclite.files import digest_of, read_json, read_jsonl, sha256_of
 from mhclite.runs.folder import FinishedRun, RunFolder
 from mhclite.runs.key import settings_digest
 from mhclite.runs.provenance import hardware_in_words
-from mhclite.study.settings import BASE
+from mhclite.study.sections import BASE
 from mhclite.training.live import CURVE_POINTS, TRAINING_CURVES, VALIDATION_CURVES
 
 SHORT = 12  # hex digits of a digest in a tag; the whole digests are in run.json

@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 
 from mhclite import files
 from mhclite.errors import UserError
-from mhclite.study.settings import NO_PASSWORD, has_password
+from mhclite.study.sections import NO_PASSWORD, has_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

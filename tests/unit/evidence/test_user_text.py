@@ -18,7 +18,7 @@ from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.style import save, style
 from mhclite.evidence.table_format import escaped, html_table, latex, latex_table, markdown
 from mhclite.evidence.topics.conditions import changes, conditions_table
-from mhclite.study.settings import Condition
+from mhclite.study.sections import Condition
 
 TITLES = (
     "costs $5_{x",  # half a formula: matplotlib reads from one dollar to the next

@@ -31,7 +31,7 @@ from mhclite.evidence.table_format import (
     significant,
     sparse,
 )
-from mhclite.study.settings import BASE
+from mhclite.study.sections import BASE
 
 OTHERS = ("residual", "mhc")  # whom a variant is compared with, before and after
 

@@ -26,7 +26,7 @@ from mhclite.evidence.style import (
     wrapped_grid,
 )
 from mhclite.evidence.topics.mixing import H_RES
-from mhclite.study.settings import BASE
+from mhclite.study.sections import BASE
 
 APART = 0.035  # variants stand beside each other by this share of a depth
 SMALLEST = 1e-8  # what a logarithmic axis shows of an exact zero

@@ -25,7 +25,7 @@ from mhclite.evidence.style import FAINT, INK, colour, grid, line_style, marker,
 from mhclite.evidence.survival import median_time
 from mhclite.evidence.table_format import NONE, Rows, fixed, missing, plus_minus, sparse
 from mhclite.measure.files import RISE, SMOOTHING
-from mhclite.study.settings import BASE
+from mhclite.study.sections import BASE
 
 REFERENCES = (BASELINE, "mhc")
 KEYS = [*GROUP, "variant"]

