@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from slurm import NotHere, Slurm, install
+from slurm import LOCK, NotHere, Slurm, install
+
+from mhclite.files import locked
 
 
 @pytest.fixture(scope="session")
@@ -15,9 +17,11 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         install()
     except NotHere as reason:
         pytest.skip(f"no SLURM here: {reason}")
-    cluster = Slurm(tmp_path_factory.mktemp("slurm"))
-    try:
-        cluster.up()
-        yield cluster
-    finally:
-        cluster.down()
+    # Its configuration and ports are the machine's: the tests of another checkout wait for these.
+    with locked(LOCK):
+        cluster = Slurm(tmp_path_factory.mktemp("slurm"))
+        try:
+            cluster.up()
+            yield cluster
+        finally:
+            cluster.down()

@@ -20,6 +20,7 @@ from leftovers import MARKER, OF_SESSION
 
 MARK = "# of mhclite's cluster tests"
 ETC = Path("/etc/slurm")
+LOCK = Path("/run/mhclite-tests-slurm.lock")
 PACKAGES = ("slurm-wlm", "slurmdbd", "munge", "mariadb-server")
 NODES = ("n1", "n2")
 CPUS = 4  # of each node, whatever the machine has

@@ -74,7 +74,7 @@ def finished(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ch
     checkout = Checkout(tmp_path_factory.mktemp("smoke"))
     study = write_study(checkout, "small")
     began = time.monotonic()
-    finish(on_slurm(checkout, study=study), 600)
+    finish(on_slurm(checkout, study=study), 1200)
     return checkout, time.monotonic() - began
 
 
@@ -233,7 +233,7 @@ def test_gpus_as_gres_and_several_processes_in_one_job(
     training = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())["training"]
     study = write_study(checkout, "gres", training=training | {"processes": 2}, seeds=[1])
     target = "results/gres/runs/sotu-d2-mhc_lite-s1/summary.json"
-    finish(on_slurm(checkout, target, profile="slurm-gres", study=study), 300)
+    finish(on_slurm(checkout, target, profile="slurm-gres", study=study), 600)
     record = json.loads((checkout.folder / target).with_name("run.json").read_text())
     assert record["config"]["training"]["processes"] == 2
     (allocated,) = [

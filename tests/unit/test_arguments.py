@@ -167,7 +167,7 @@ def test_files_are_no_folders(tmp_path: Path) -> None:
     "words",
     [
         ["evaluate", "--run", "r", "--tokens", "t", "--sequences", "0"],
-        ["probe", "--run", "r", "--tokens", "t", "--out", "o", "--sequences", "-3"],
+        ["probe", "--runs", "d", "--run", "r", "--tokens", "t", "--out", "o", "--sequences", "-3"],
         ["throughput", "--config", "{}", "--out", "o", "--threads", "0"],
         ["sinkhorn", "--settings", "{}", "--out", "o", "--threads", "99999999999"],
         ["prepare", "--settings", "{}", "--out", "o", "--lock", "l", "--processes", "0"],

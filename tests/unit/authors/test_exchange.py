@@ -87,9 +87,11 @@ def test_an_imported_model_computes_their_loss(
     reference = golden_model(meta, arrays).loss(torch.tensor(tokens[:1].astype(np.int64)))
     assert printed["loss"] == pytest.approx(reference.item(), rel=1e-5)
     if meta["variant"] != "residual":
-        probe = ["probe", "--run", str(folder), "--tokens", str(tmp_path / "val.bin")]
-        assert main([*probe, "--sequences", "1", "--out", str(tmp_path / "probe.json")]) == 0
-        assert read_json(tmp_path / "probe.json")["mixing"]["n_sublayers"] == 2 * meta["n_layer"]
+        probe = ["probe", "--runs", str(folder.parent), "--run", folder.name, "--sequences", "1"]
+        probe += ["--tokens", str(tmp_path / "val.bin"), "--out", str(tmp_path / "probes")]
+        assert main(probe) == 0
+        found = read_json(tmp_path / "probes" / f"{folder.name}.json")
+        assert found["mixing"]["n_sublayers"] == 2 * meta["n_layer"]
 
 
 def test_training_continues_as_if_it_had_never_been_theirs(tmp_path: Path) -> None:
