@@ -122,9 +122,10 @@ def _effect(row: dict[Any, Any]) -> str:
     if row["log"]:
         # A bound shows the value itself, which says more than its distance to the threshold.
         scale = row["threshold"] if row["kind"] == "bound" else 1
+        half = 0.0 if missing(half_width) else half_width
         low, middle, high = (
             significant(scale * math.exp(value), 3)
-            for value in (effect - half_width, effect, effect + half_width)
+            for value in (effect - half, effect, effect + half)
         )
         ends = "" if missing(half_width) else f" [{low}, {high}]"
         times = {"throughput": "× its step time", "difference": "×", "trend": "× a layer"}
