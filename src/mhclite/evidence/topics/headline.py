@@ -5,6 +5,7 @@ Six panels over the same logarithmic axis of depth. H_res is in operator orienta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 from matplotlib.axes import Axes
@@ -75,14 +76,26 @@ def draw(
     values: dict[int, dict[int, float]],
     *,
     hollow: bool = False,
+    logarithmic: bool = False,
 ) -> None:
-    """A variant over depth: each seed faint, mean and interval joined by a line."""
+    """A variant over depth: each seed faint, mean and interval joined by a line.
+
+    On a logarithmic axis they are those of the logarithms: geometric mean, uneven interval.
+    """
     place = results.variants.index(variant) - len(results.variants) / 2
     shift = 1 + APART * place
     depths = sorted(depth for depth, seeds in values.items() if seeds)
     if not depths:
         return
-    intervals = [t_interval(values[depth].values(), results.confidence) for depth in depths]
+    to, back = (math.log, math.exp) if logarithmic else (float, float)
+    intervals = [
+        t_interval(map(to, values[depth].values()), results.confidence) for depth in depths
+    ]
+    means = [back(interval.mean or 0.0) for interval in intervals]
+    lows = [back(i.low) if i.low is not None else m for i, m in zip(intervals, means, strict=True)]
+    highs = [
+        back(i.high) if i.high is not None else m for i, m in zip(intervals, means, strict=True)
+    ]
     at = [depth * shift for depth in depths]
     for x, depth in zip(at, depths, strict=True):
         seeds = list(values[depth].values())
@@ -92,8 +105,11 @@ def draw(
         )  # fmt: skip
     axes.errorbar(
         at,
-        [interval.mean or 0.0 for interval in intervals],
-        yerr=[interval.half_width or 0.0 for interval in intervals],
+        means,
+        yerr=[
+            [mean - low for mean, low in zip(means, lows, strict=True)],
+            [high - mean for mean, high in zip(means, highs, strict=True)],
+        ],
         color=colour(variant),
         linestyle=(0, (1, 1.5)) if hollow else line_style(variant),
         linewidth=0.9,
@@ -158,7 +174,7 @@ def _column(
                     depth: {seed: max(value, SMALLEST) for seed, value in seeds.items()}
                     for depth, seeds in values.items()
                 }
-            draw(axes, results, variant, values)
+            draw(axes, results, variant, values, logarithmic=finish is plain_log)
             drawn = drawn or bool(values)
         if not drawn:
             empty_state(axes, "Not measured.")
@@ -194,11 +210,9 @@ def _sinkhorn_inputs(axes: Axes, results: Results, corpus: str) -> None:
 
 PANELS: dict[str, Callable[[Axes, Results, str], None]] = {
     "Loss minus the plain residual's": _losses,
-    "Composite gain, largest in training": _column(("gain_forward_peak",), "gain", plain_log),
-    "Row-sum error of the product": _column(
-        ("product_deviation_99",), "99 % quantile of |row sum - 1|", plain_log
-    ),
-    "Fluctuation of the gradient norm": _column(
+    "Largest composite gain": _column(("gain_forward_peak",), "gain", plain_log),
+    "Product's row-sum error": _column(("product_deviation_99",), "|row sum - 1|", plain_log),
+    "Gradient fluctuation": _column(
         ("backbone_grad_norm_fluctuation", "grad_norm_fluctuation"),
         "sd of its logarithm",
         plain_log,
@@ -206,7 +220,7 @@ PANELS: dict[str, Callable[[Axes, Results, str], None]] = {
     f"Lost where {H_RES} is set to I": _column(
         ("knockout_identity",), "nats per token", _symmetric_log
     ),
-    "Sinkhorn inputs with log(1/ν) > 30": _sinkhorn_inputs,
+    "Hard Sinkhorn inputs": _sinkhorn_inputs,
 }
 
 
@@ -216,13 +230,15 @@ PANELS: dict[str, Callable[[Axes, Results, str], None]] = {
     caption=(
         "All variants against the number of layers, on one corpus. Loss: final validation loss "
         "minus the plain residual's of the same seed; hollow: with the final LayerNorm after the "
-        "sum of the streams. Composite gain: largest absolute row sum of the product of all "
-        "H_res, mean over tokens, largest over training. Row-sum error: of that product at the "
-        "end. Fluctuation: sd of the logarithm of the backbone's gradient norm after a running "
-        "median. Lost: what the trained model's loss rises by when every H_res is set to the "
-        "identity; linear below 0.003. Sinkhorn inputs: hollow where the mixing learns faster; "
-        "star: the paper's figure for its L. Mean and {level} % Student t interval over {seeds}, "
-        "each seed a point. Operator orientation. Source: runs.csv."
+        "sum of the streams. Largest composite gain: largest absolute row sum of the product of "
+        "all H_res, mean over tokens, largest over training. Product's row-sum error: at the end, "
+        "99 % quantile over tokens and rows; 1e-08 stands for 0. Gradient fluctuation: sd of the "
+        "logarithm of the backbone's gradient norm about its running median. Lost: what the "
+        "trained model's loss rises by when every H_res is set to the identity; linear below "
+        "0.003. Hard Sinkhorn inputs: those with log(1/ν) > 30; hollow where the mixing learns "
+        "faster; star: the paper's figure for its L. Mean (geometric on logarithmic axes) and "
+        "{level} % Student t interval over {seeds}, each seed a point. Operator orientation. "
+        "Source: runs.csv."
     ),
     alt="Six panels of curves over the number of layers, one colour and marker for each variant.",
     heading="claims",
@@ -238,6 +254,5 @@ def depth(results: Results) -> Figure:
         if panel.axison:
             panel.set_title(title)
             depth_axis(panel, depths)
-    shown = [variant for variant in results.variants if variant != BASELINE]
-    variant_legend(figure, shown, results.labels)
+    variant_legend(figure, results.variants, results.labels)
     return figure
