@@ -39,7 +39,11 @@ NEEDS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "": lambda study: True,
     "sinkhorn": lambda study: bool(study["sinkhorn"]),
     "depths": lambda study: len({model["n_layer"] for model in study["models"].values()}) > 1,
-    "conditions": lambda study: bool(study["conditions"]),
+    # Losses of conditions that age the mixing are compared with no others'.
+    "conditions": lambda study: any(
+        "mixing_rate_factor" not in condition["connections"]
+        for condition in study["conditions"].values()
+    ),
     # A study that was published before there was such a section has no such key.
     "critical_rate": lambda study: bool(study.get("critical_rate")),
     "streams": lambda study: any(

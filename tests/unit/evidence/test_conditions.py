@@ -150,3 +150,15 @@ def test_all_diverged_is_an_empty_figure(tmp_path: Path) -> None:
     with style():
         figure = changes(load_results(folder))
     assert "No condition has a completed run" in figure.axes[0].texts[0].get_text()
+
+
+def test_aged_runs_are_in_no_table_of_losses_and_some_models_in_their_own(tmp_path: Path) -> None:
+    aged = {"title": "aged", "variants": ["mhc"], "connections": {"mixing_rate_factor": 3}}
+    some = CONDITIONS["norm"] | {"models": ["d4"]}
+    conditions = {"aged": aged, "norm": some}
+    models = {"d2": 2, "d4": 4}
+    study = make_study(models=models, variants=VARIANTS, seeds=SEEDS, conditions=conditions)
+    data = conditions_data(load_results(build_results(tmp_path, study, diverged=())))
+    assert set(zip(data["model"], data["condition"], strict=True)) == {("d4", "norm")}
+    only = make_study(models=models, variants=VARIANTS, conditions={"aged": aged}).model_dump()
+    assert "conditions" not in [exhibit.name for exhibit, _ in shown(TABLES, only)]

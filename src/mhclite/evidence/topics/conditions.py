@@ -33,6 +33,7 @@ from mhclite.evidence.table_format import (
 )
 from mhclite.study.sections import BASE
 
+AGED = "mixing_rate_factor"
 OTHERS = ("residual", "mhc")  # whom a variant is compared with, before and after
 
 
@@ -57,6 +58,15 @@ def difference(
     return t_interval([minuend[seed] - subtrahend[seed] for seed in sorted(shared)], confidence)
 
 
+def comparable(results: Results) -> dict[str, dict[str, Any]]:
+    """The conditions whose losses are compared with others': not those whose mixing learns faster.
+
+    That stands in for a longer training of the mixing alone (docs/deviations.md).
+    """
+    conditions: dict[str, dict[str, Any]] = results.settings["conditions"]
+    return {n: one for n, one in conditions.items() if AGED not in one["connections"]}
+
+
 def conditions_data(results: Results) -> pd.DataFrame:
     """One row per corpus, model, condition and variant: nats per token, paired by seed.
 
@@ -68,7 +78,9 @@ def conditions_data(results: Results) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for corpus in results.corpora:
         for model in results.models:
-            for condition, settings in results.settings["conditions"].items():
+            for condition, settings in comparable(results).items():
+                if model not in (settings.get("models") or results.models):
+                    continue
 
                 def under(variant: str, condition: str) -> dict[int, float]:
                     return losses.get((corpus, model, variant, condition), {})  # noqa: B023
@@ -185,7 +197,7 @@ def changes(results: Results) -> Figure:
     if data.empty:
         return empty_figure("No condition has a completed run with one to compare it with.")
     losses = losses_by_seed(results)
-    settings = results.settings["conditions"]
+    settings = comparable(results)
     lines = [(name, variant) for name, one in settings.items() for variant in one["variants"]]
     panels = results.panels()
     height = 0.7 + ROW * (len(lines) + len(settings))

@@ -165,7 +165,7 @@ def _column(
     """A panel of a column of runs.csv: the first that has values."""
 
     def panel(axes: Axes, results: Results, corpus: str) -> None:
-        drawn = False
+        drawn: list[float] = []
         column = next((c for c in columns if results.all_runs[c].notna().any()), columns[0])
         for variant in results.variants:
             values = by_depth(results, corpus, variant, BASE, column)
@@ -175,10 +175,12 @@ def _column(
                     for depth, seeds in values.items()
                 }
             draw(axes, results, variant, values, logarithmic=finish is plain_log)
-            drawn = drawn or bool(values)
+            drawn += [value for seeds in values.values() for value in seeds.values()]
         if not drawn:
             empty_state(axes, "Not measured.")
             return
+        if finish is plain_log and min(drawn) == max(drawn):
+            axes.set_ylim(min(drawn) / 2, 2 * max(drawn))  # all alike: no span to take one from
         finish(axes)
         axes.set_ylabel(label)
 
