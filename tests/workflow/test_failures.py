@@ -15,7 +15,7 @@ import yaml
 from checkout import ROOT, Checkout
 
 from mhclite.errors import UserError
-from mhclite.files import sha256_of
+from mhclite.files import is_locked, locked, sha256_of
 from mhclite.study.reading import load_study
 from mhclite.training.loop import train
 
@@ -160,15 +160,16 @@ def test_snakemake_lint_has_two_complaints() -> None:
 
 def test_two_workflows_in_one_folder(tmp_path: Path) -> None:
     checkout = Checkout(tmp_path)
-    whole = "config/config.yaml"  # its corpus takes longer to prepare than Snakemake to start
-    first = checkout.start("--until", "prepare", study=whole)
-    assert first.stdout is not None
-    for line in first.stdout:
-        if "rule prepare:" in line:
-            break  # it works: what was held at its start must be held still
-    code, output = checkout.snakemake("--until", "prepare", study=whole)
-    first.communicate(timeout=120)
-    assert first.returncode == 0
+    lock = tmp_path / ".snakemake/mhclite.lock"
+    working = checkout.start("--until", "prepare", study="config/config.yaml")
+    assert working.stdout is not None
+    held = [is_locked(lock) for line in working.stdout if "rule prepare:" in line]
+    working.communicate(timeout=300)
+    assert working.returncode == 0
+    assert held == [True]  # while it works, and not only at its start
+    assert not is_locked(lock)
+    with locked(lock):
+        code, output = checkout.snakemake()
     assert code != 0
     assert "another snakemake is working in" in output
     assert "prepare" not in output.split("another snakemake")[1]

@@ -49,7 +49,7 @@ class _EachKeyOnce(yaml.SafeLoader):
 def read_yaml(path: str | Path, what: str) -> Any:
     """The content of a YAML file; `UserError` in one line if there is none, or a key twice."""
     try:
-        return yaml.load(Path(path).read_text(encoding="utf-8-sig"), _EachKeyOnce)
+        return _EachKeyOnce(Path(path).read_text(encoding="utf-8-sig")).get_single_data()
     except OSError as error:
         raise UserError(f"{what} {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -407,7 +407,13 @@ def test_one_model_size_may_have_no_completed_run(
     study = make_study(**TINY | {"models": {"d1": 1, "d2": 2}, "variants": ("residual", "mhc")})
     diverged = [run for run in study.runs() if "-d2-" in run]
     results = load_results(build_results(tmp_path, study, diverged=diverged))
-    elsewhere = ("loss_vs_depth", "throughput", "stream_similarity", "mixing_over_training")
+    elsewhere = (
+        "depth",
+        "loss_vs_depth",
+        "throughput",
+        "stream_similarity",
+        "mixing_over_training",
+    )
     for name in shown_of(results):
         text = " ".join(texts(figure_of(results, name)).split())
         assert "sotu, 1 layer" in text or name in elsewhere, name

@@ -237,7 +237,7 @@ PANELS: dict[str, Callable[[Axes, Results, str], None]] = {
         "99 % quantile over tokens and rows; 1e-08 stands for 0. Gradient fluctuation: sd of the "
         "logarithm of the backbone's gradient norm about its running median. Lost: what the "
         "trained model's loss rises by when every H_res is set to the identity; linear below "
-        "0.003. Hard Sinkhorn inputs: those with log(1/ν) > 30; hollow where the mixing learns "
+        "0.003. Hard Sinkhorn inputs: those with log(1/ν) above 30; hollow where the mixing learns "
         "faster; star: the paper's figure for its L. Mean (geometric on logarithmic axes) and "
         "{level} % Student t interval over {seeds}, each seed a point. Operator orientation. "
         "Source: runs.csv."

@@ -41,7 +41,7 @@ LINEAR = 1e-3  # nats per token up to which the axes are linear, and logarithmic
 TICKS = (0.0, 0.001, 0.01, 0.1, 1.0, 10.0)
 UNSEEN = (
     "The probes of this study have no knock-outs: they were made before these were measured, or no "
-    "multi-stream run reached its last step."
+    "multi-stream run was completed."
 )
 
 
