@@ -209,8 +209,8 @@ def test_preemption_cancellation_lost_node_time_limit(
         assert steps == list(range(1, STEPS + 1))
         lines.append(f"{drill.replace('_', ' ')} ({len(attempts)} attempts)")
     tell(f"SLURM: {', '.join(lines)}: each ended with the undisturbed run's bits")
-    # What accounting calls a requeued job depends on which is first: REQUEUED, or FAILED where the run
-    # has saved and left before. That each went on is shown above.
+    # What accounting calls a requeued job depends on which is first: REQUEUED, or FAILED where the
+    # run has saved and left before. That each went on is shown above.
     wanted = {"CANCELLED", "TIMEOUT", "COMPLETED"}
     until = time.monotonic() + 60  # accounting hears of it a little later
     while not wanted <= (states := {s.split()[0] for _, s in slurm.history("JobID,State")}):
