@@ -40,10 +40,11 @@ figures: $(READY)
 	$(BIN)/python -m mhclite publish rebuild --published results/published/$(STUDY) --out results/$(STUDY)-rebuilt
 	@echo "open results/$(STUDY)-rebuilt/report.html"
 
-# After a study: keep its small files in the repository, and write the README's part from them.
+# After a study: keep its small files in the repository, and write README and docs from them.
 publish: $(READY)
 	$(BIN)/python -m mhclite publish make --results results/$(STUDY) --out results/published/$(STUDY)
 	$(BIN)/python -m mhclite publish readme --published results/published/laptop --out results/laptop-rebuilt
+	$(BIN)/python -m mhclite publish docs
 
 # Format, lint, types, then every test, three files at a time on two cores: those of SLURM and of
 # servers wait much. A pipeline run from end to end is among them.
