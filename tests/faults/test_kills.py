@@ -34,8 +34,10 @@ def test_a_kill_anywhere_costs_only_the_steps_since_the_last_checkpoint(
         assert point["lost"] <= INTERVAL, f"{point['lost']} steps lost at {point['point']}"
         assert point["left"] == [], f"{point['left']} are left after {point['point']}"
     kinds = Counter(point["point"].split()[0] for point in points)
+    # A kill at a time of the clock may come too late on a busy machine; any other may not.
+    timely = [point for point in points if point["point"].split()[0] not in ("time", "again")]
+    assert not [point["point"] for point in timely if point["ended"]]
     killed = sum(not point["ended"] for point in points)
-    assert killed >= 80
     assert kinds["operation"] >= 40  # every file operation of a whole run
     assert kinds["time"] == 20
     assert {"half", "evaluation", "switch", "again"} <= kinds.keys()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from mhclite.evidence.claims import Claim, parse_claims
 from mhclite.evidence.results import Results
 from mhclite.evidence.rows import Row, row_of, trend_row
+from mhclite.evidence.values import runs_of
 from mhclite.evidence.verdicts import (
     Comparison,
     Verdict,
@@ -50,7 +51,6 @@ class Finding:
 
 def evaluate(results: Results, claims: Sequence[Claim]) -> list[Finding]:
     """A finding for each claim and corpus."""
-    deepest = max(range(len(results.models)), key=lambda at: results.n_layer(results.models[at]))
     found = []
     for claim in claims:
         for corpus in results.corpora:
@@ -58,8 +58,25 @@ def evaluate(results: Results, claims: Sequence[Claim]) -> list[Finding]:
                 found.append(Finding(claim, corpus, (trend_row(results, claim, corpus),), 0))
             else:
                 rows = tuple(row_of(results, claim, corpus, model) for model in results.models)
-                found.append(Finding(claim, corpus, rows, deepest))
+                found.append(Finding(claim, corpus, rows, _deciding(results, claim, corpus)))
     return _decided(results, found)
+
+
+def _deciding(results: Results, claim: Claim, corpus: str) -> int:
+    """Which model size decides: the deepest that has runs of what the claim compares.
+
+    A setting other than the study's own may have been tried on some sizes alone.
+    """
+    arms = [(claim.variant, claim.setting)]
+    if claim.reference is not None:
+        arms.append((claim.reference, claim.reference_setting))
+
+    def rank(at: int) -> tuple[bool, int]:
+        model = results.models[at]
+        there = all(len(runs_of(results, corpus, model, *arm)) for arm in arms)
+        return there, results.n_layer(model)
+
+    return max(range(len(results.models)), key=rank)
 
 
 # --- verdicts -------------------------------------------------------------------------------

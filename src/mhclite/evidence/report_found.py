@@ -324,7 +324,7 @@ def _not_reached(findings: Sequence[Finding]) -> Iterator[str]:
     example = next(reason for unmet in reasons for reason in unmet if _kind(reason) == kind)
     yield (
         f"{len(reasons)} of {counted(len(findings), 'claim')} cannot be asked of this study; what "
-        f"falls short most often ({count} of them): {example}."
+        f"falls short most often ({count} of them), for example: {example}."
     )
 
 

@@ -148,7 +148,7 @@ def variant_legend(
         figure.legend(
             handles=handles,
             loc="outside upper center",
-            ncols=min(len(handles), 9),
+            ncols=-(-len(handles) // (1 if len(handles) < 10 else 2)),  # else rows of equal length
             columnspacing=1.1,
             handletextpad=0.5,
         )

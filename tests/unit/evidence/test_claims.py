@@ -332,6 +332,18 @@ def test_what_was_not_measured_is_not_reached(results: Results) -> None:
     assert "distance of mHC's H_res from its start was not measured" in found.reason
 
 
+def test_the_deepest_model_that_has_the_setting_decides(tmp_path: Path) -> None:
+    ((name, fair),) = FAIR.items()
+    conditions = {name: fair | {"models": ["d2"]}}
+    study = make_study(models={"d2": 2, "d4": 4}, seeds=SEEDS, conditions=conditions)
+    results = measured(load_results(build_results(tmp_path, study, diverged=())), MEASURED)
+    plain = {"variant": "mhc_lite", "reference": "residual", "metric": "validation_loss"}
+    assert judge(results, **plain).row.model == "d4"
+    shallow = judge(results, **plain, setting={"final_norm": "after_sum"})
+    assert shallow.row.model == "d2"
+    assert shallow.row.comparison is not None
+
+
 def test_no_worse_asks_that_the_reference_leads(results: Results) -> None:
     claim = {"variant": "mhc_lite", "reference": "mhc", "margin": 0.02, "preserve": 0.5}
     assert judge(results, **claim).verdict == "supported"  # leads by 0.03 in the builder
