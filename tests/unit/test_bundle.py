@@ -16,6 +16,7 @@ from mhclite.bundle import drive, merge, pack
 from mhclite.bundle.jobs import RECEIPTS, SCHEMA, Bundle, PackedJob
 from mhclite.errors import UserError
 from mhclite.files import sha256_of, write_json
+from mhclite.measure.files import PROBE_SCHEMA, Probe
 from mhclite.records import to_json
 from mhclite.runs.folder import RunFolder
 from mhclite.study.reading import load_study
@@ -59,6 +60,23 @@ def write_run(results: Path, train: PackedJob, loss: float | None = None, steps:
         write_json(folder / f"checkpoints/step_{steps:09d}.json", meta)
         (folder / f"checkpoints/step_{steps:09d}.pt").write_bytes(b"")
     return folder
+
+
+def write_probe(path: Path, train: PackedJob, key: str, made_of: str = "there") -> None:
+    """A probe file of a run, which says that it was skipped."""
+    connection = train.config().connection
+    empty = dict.fromkeys(("evaluation", "mixing", "use", "parameters"))
+    probe = Probe(
+        schema=PROBE_SCHEMA,
+        run=train.config().run,
+        key=key,
+        made_of=made_of,
+        variant=connection.variant,
+        n_streams=connection.n_streams,
+        skipped="a test",
+        **empty,
+    )
+    write_json(path, to_json(probe))
 
 
 def test_runs_come_seed_by_seed_with_all_variants(study: Study) -> None:
@@ -126,6 +144,26 @@ def test_measurements_come_along_if_they_are_of_this_study(
     for job, taken in ((throughput, True), (probe, True), (other, False)):
         assert Path("results/smoke", job.output).is_file() == taken
     assert f"{other.output} is of other settings or code" in caplog.text
+
+
+def test_a_published_study_is_extended(study: Study, touched: list[str]) -> None:
+    """What is published has no weights and no receipts; a probe says of which run it is."""
+    (first, probe), (second, other), (third, kept) = pack.bundle_of(study).runs[:3]
+    here, there = Path("results/smoke"), Path("published")
+    throughput = there / "throughput/d2.json"
+    for train in (first, second, third):
+        write_run(there, train, loss=1.0)
+    write_probe(there / probe.output, first, key=first.digest)
+    write_probe(there / other.output, second, key="of another run")
+    write_probe(there / kept.output, third, key=third.digest)
+    write_probe(here / kept.output, third, key=third.digest, made_of="here")
+    write_json(throughput, {"schema": 1})
+    merge.merge(Path("study.yaml"), there)
+    assert (here / probe.output).read_bytes() == (there / probe.output).read_bytes()
+    assert not (here / other.output).exists()
+    assert json.loads((here / kept.output).read_text())["made_of"] == "here"
+    assert not (here / "throughput/d2.json").exists()
+    assert touched[2:] == [f"results/smoke/{train.output}" for train in (first, second, third)]
 
 
 def test_a_merge_that_was_ended_is_recorded_by_the_next(

@@ -1,5 +1,7 @@
 """Bring what a bundle has done into results/, so that the workflow takes it as made.
 
+A published study is taken as well: with more seeds or variants in the study file, only those train.
+
 Everything is checked before anything is copied. A run is taken if its key is the study's here; a
 finished run is never replaced, an unfinished one only by more steps of the same run. Merging again
 changes nothing.
@@ -22,6 +24,7 @@ from mhclite.bundle.pipeline import snakemake
 from mhclite.errors import UserError
 from mhclite.files import read_json, write_json
 from mhclite.jobs import results_folder
+from mhclite.measure.files import read_probe
 from mhclite.runs.folder import (
     CHECKPOINTS,
     RECORD,
@@ -135,12 +138,26 @@ def merge_run(train: PackedJob, theirs: RunFolder, ours: RunFolder) -> str:
 def merge_output(job: PackedJob, theirs: Path, ours: Path, made_of: dict[str, str]) -> bool:
     """Take over a throughput measurement or a probe. Returns whether it was new here."""
     source, target = theirs / job.output, ours / job.output
-    if not source.is_file():
+    if not source.is_file() or not made_of:  # what is published has no receipts: measured here
         return False
     if made_of.get(job.output) != job.digest:
         log.warning("%s is of other settings or code than are here now: left out", source)
         return False
     if target.is_file() and target.read_bytes() == source.read_bytes():
+        return False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    return True
+
+
+def merge_published_probe(job: PackedJob, key: str, theirs: Path, ours: Path) -> bool:
+    """Take over the probe of a published run, where there is none. Returns whether it was taken.
+
+    It says itself what it was made of: the rule makes it again if that is not so any more, which
+    needs the weights.
+    """
+    source, target = theirs / job.output, ours / job.output
+    if target.exists() or not source.is_file() or read_probe(source, source.stem).key != key:
         return False
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
@@ -198,7 +215,11 @@ def merge(study_file: Path, source: Path) -> str:
                 new.append(train.output)
             if same_result(train, there, here):
                 # Not for Snakemake: the rule takes a probe that is right as made.
-                probes += merge_output(probe, theirs, ours, made_of)
+                probes += (
+                    merge_output(probe, theirs, ours, made_of)
+                    if made_of
+                    else merge_published_probe(probe, train.digest, theirs, ours)
+                )
         new += [job.output for job in bundle.throughput if merge_output(job, theirs, ours, made_of)]
     new = list(dict.fromkeys(new))
     if new:
