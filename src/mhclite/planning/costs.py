@@ -208,7 +208,7 @@ def study_costs(study: Study, rows: list[dict[str, Any]], results: Path) -> dict
 
 def _sum(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     known = all(row["hours"] is not None for row in rows)
-    hours = sum(row["runs"] * row["hours"] for row in rows) if known else None
+    hours = sum((row["runs"] + row["tries"]) * row["hours"] for row in rows) if known else None
     per_run = [
         BYTES_PER_WEIGHT * row["parameters"] + RUN_BYTES_PER_STEP * row["steps"] for row in rows
     ]

@@ -35,7 +35,8 @@ def describe(
     """The study in numbers: `rows` (one per model and variant), `corpora`, `totals`, `plan`.
 
     `hours` in a row is the time of one run on one device, from the measured throughput; None where
-    none was measured.
+    none was measured. `tries` are the trainings, of as many steps, that a search for critical
+    learning rates adds at most.
 
     Args:
         results: folder in which finished runs, throughput and corpora are looked up.
@@ -44,6 +45,8 @@ def describe(
     """
     training = study.training
     runs = list(study.runs().values())
+    search = study.critical_rate
+    tries = 0 if search is None else len(search.factors) + search.halvings
     rows: list[dict[str, Any]] = []
     sources: list[str] = []
     for model in study.models:
@@ -69,6 +72,7 @@ def describe(
                     "steps": training.steps,
                     "tokens": tokens,
                     "runs": number,
+                    "tries": number * tries,
                     "checkpoint_bytes": BYTES_PER_PARAMETER * parameters,
                     "tokens_per_second": speed,
                     "hours": hours,
@@ -93,6 +97,7 @@ def describe(
         "corpora": corpora,
         "totals": {
             "runs": len(runs),
+            "tries": tries * len(runs),
             "tokens": sum(run.training.steps * run.tokens_per_step for run in runs),
             "device_hours": cost["total"]["device_hours"],
         },
@@ -137,6 +142,11 @@ def as_text(found: dict[str, Any]) -> str:
         lines.append(f"Corpus {name}: {known}{revision[:2].upper()}{revision[2:]}")
     totals = found["totals"]
     lines.append(f"{totals['runs']:,} runs, {totals['tokens']:,} training tokens in total.")
+    if totals["tries"]:
+        lines.append(
+            f"The search for critical learning rates trains up to {totals['tries']:,} times more; "
+            "it is in the device-hours."
+        )
     return "\n".join([*lines, "", costs.as_text(found["plan"])])
 
 

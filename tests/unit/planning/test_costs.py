@@ -17,9 +17,10 @@ from mhclite.errors import UserError
 from mhclite.evidence.verdicts import detectable_effect, power
 from mhclite.files import write_json
 from mhclite.planning import costs
-from mhclite.planning.describe import describe
+from mhclite.planning.describe import as_text, describe
 from mhclite.records import to_json
 from mhclite.study.reading import load_study
+from mhclite.study.sections import CriticalRate
 from mhclite.study.settings import Study
 
 CONFIG = Path(__file__).parents[3] / "config"
@@ -63,6 +64,18 @@ def test_costs_follow_from_a_benchmark_file(study: Study, tmp_path: Path) -> Non
         {1: total["device_hours"] / 24, 8: total["device_hours"] / 192}
     )
     assert found["speeds"] == [f"{file} (A, fp32)"]
+
+
+def test_searches_for_critical_rates_are_trainings_too(study: Study, tmp_path: Path) -> None:
+    file = benchmark_file(tmp_path / "bench.json", study, mhc_lite=0.5)
+    search = CriticalRate(factors=[2, 6], halvings=1, below_unigram=0.1)
+    plain = describe(study, tmp_path, file)
+    found = describe(study.model_copy(update={"critical_rate": search}), tmp_path, file)
+    assert plain["totals"]["tries"] == 0
+    assert found["totals"]["tries"] == 3 * found["totals"]["runs"]
+    hours = plain["totals"]["device_hours"]
+    assert found["totals"]["device_hours"] == pytest.approx(4 * hours)
+    assert f"up to {found['totals']['tries']} times more" in as_text(found)
 
 
 @pytest.mark.slow
