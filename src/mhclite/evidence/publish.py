@@ -17,6 +17,7 @@ from pathlib import Path
 
 from mhclite.arguments import folder_path
 from mhclite.errors import UserError
+from mhclite.evidence.claims import load_claims
 from mhclite.evidence.collect import collect
 from mhclite.evidence.evidence import write
 from mhclite.evidence.exhibits import FIGURES
@@ -38,6 +39,7 @@ from mhclite.study.resolved import read_resolved
 RUN_FILES = ("run.json", "summary.json", "metrics.jsonl", "mixing.jsonl")
 STUDY_FILES = ("probes/*.json", "critical/*.json", "throughput/*.json", "sinkhorn.json")
 README_FIGURE = "depth"
+CLAIMS = Path("config/claims.yaml")
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +70,12 @@ def publish(results: Path, out: Path) -> None:
 
 
 def rebuild(published: Path, out: Path) -> Results:
-    """Compute stability, tables, figures and report from a published folder, into `out`."""
-    resolved = read_resolved(published / "resolved.json")
+    """Compute stability, tables, figures and report from a published folder, into `out`.
+
+    It is asked the claims of this checkout, not those that it was published with.
+    """
+    asked = [claim.model_dump(mode="json") for claim in load_claims(CLAIMS)]
+    resolved = replace(read_resolved(published / "resolved.json"), claims=asked)
     shutil.copytree(published, out, dirs_exist_ok=True)
     settings = build(StabilitySettings, resolved.study["stability"])
     judge_all(out / "runs", list(resolved.runs), settings, out / "stability.json")
