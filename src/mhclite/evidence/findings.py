@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from mhclite.evidence.claims import Claim, parse_claims
 from mhclite.evidence.results import Results
@@ -27,6 +28,12 @@ from mhclite.evidence.verdicts import (
 def claims_of(results: Results) -> list[Claim]:
     """The claims that were collected with a study."""
     return parse_claims(results.study["claims"], str(results.folder / "study.json"))
+
+
+@lru_cache(maxsize=1)
+def findings_of(results: Results) -> list[Finding]:
+    """A finding for each of the study's claims: judged once for table, figure and page."""
+    return evaluate(results, claims_of(results))
 
 
 @dataclass(frozen=True)

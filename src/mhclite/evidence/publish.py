@@ -21,7 +21,7 @@ from mhclite.evidence.claims import load_claims
 from mhclite.evidence.collect import collect
 from mhclite.evidence.evidence import write
 from mhclite.evidence.exhibits import FIGURES
-from mhclite.evidence.findings import claims_of, evaluate
+from mhclite.evidence.findings import findings_of
 from mhclite.evidence.report_found import found
 from mhclite.evidence.report_methods import counted
 from mhclite.evidence.report_origin import training_dates
@@ -95,7 +95,7 @@ def readme_blocks(results: Results) -> dict[str, str]:
 def _found_block(results: Results) -> str:
     """What was found on the first corpus, and the figure that shows it."""
     corpus = results.corpora[0]
-    said = found(results, evaluate(results, claims_of(results)), corpus)
+    said = found(results, findings_of(results), corpus)
     about, _ = FIGURES[README_FIGURE]
     seeds = counted(len(results.seeds), "seed")
     return "\n".join(

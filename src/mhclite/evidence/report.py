@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mhclite.connections.registry import VARIANTS
 from mhclite.evidence.exhibits import FIGURES, Exhibit, shown
-from mhclite.evidence.findings import claims_of, evaluate
+from mhclite.evidence.findings import findings_of
 from mhclite.evidence.report_found import found
 from mhclite.evidence.report_matrix import matrix
 from mhclite.evidence.report_methods import introduction, methods, model_rows
@@ -138,7 +138,7 @@ def html_figure(results: Results, exhibit: Exhibit) -> HtmlFigure:
 def page(results: Results, written: Sequence[Table]) -> str:
     """The whole page, of the study's tables and of the figures drawn in its folder."""
     tables = {table.name: html_of(table) for table in written}
-    findings = evaluate(results, claims_of(results))
+    findings = findings_of(results)
     figures = [html_figure(results, exhibit) for exhibit, _ in shown(FIGURES, results.settings)]
     context: dict[str, Any] = {
         "title": results.study.get("title", results.name),

@@ -33,7 +33,7 @@ from mhclite.study.sections import BASE
 SCHEMA = 2  # of study.json, which `collect` writes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Results:
     """One study's results.
 

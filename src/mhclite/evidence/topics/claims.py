@@ -9,7 +9,7 @@ import pandas as pd
 
 from mhclite.evidence import exhibits
 from mhclite.evidence.claims import Claim
-from mhclite.evidence.findings import Finding, claims_of, evaluate
+from mhclite.evidence.findings import Finding, claims_of, findings_of
 from mhclite.evidence.metrics import METRICS
 from mhclite.evidence.results import Results
 from mhclite.evidence.rows import Row
@@ -45,7 +45,7 @@ def claims_data(results: Results) -> pd.DataFrame:
     where the row decides. `other_documents_*`: interval over seeds and documents. `detectable`: the
     effect that is found with 80 % power, in the unit of `effect`.
     """
-    rows = [row for finding in evaluate(results, claims_of(results)) for row in claim_rows(finding)]
+    rows = [row for finding in findings_of(results) for row in claim_rows(finding)]
     return pd.DataFrame(rows).astype({**dict.fromkeys(NUMBERS, "float64"), "n": "Int64"})
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from mhclite.evidence import exhibits
 from mhclite.evidence.claims import Claim
-from mhclite.evidence.findings import Finding, claims_of, evaluate
+from mhclite.evidence.findings import Finding, findings_of
 from mhclite.evidence.results import Results
 from mhclite.evidence.style import FAINT, INK, empty_figure, grid, seeds_and_interval
 
@@ -25,7 +25,7 @@ def loss_findings(results: Results) -> list[Finding]:
     """The findings that compare final losses."""
     return [
         finding
-        for finding in evaluate(results, claims_of(results))
+        for finding in findings_of(results)
         if finding.claim.kind == "difference"
         and finding.claim.metric == "validation_loss"
         and finding.row.comparison is not None
