@@ -43,8 +43,7 @@ figures: $(READY)
 # After a study: keep its small files in the repository, and write README and docs from them.
 publish: $(READY)
 	$(BIN)/python -m mhclite publish make --results results/$(STUDY) --out results/published/$(STUDY)
-	$(BIN)/python -m mhclite publish readme --published results/published/laptop --out results/laptop-rebuilt
-	$(BIN)/python -m mhclite publish docs
+	$(BIN)/python -m mhclite publish pages
 
 # Format, lint, types, then every test, three files at a time on two cores: those of SLURM and of
 # servers wait much. A pipeline run from end to end is among them.

@@ -1,0 +1,196 @@
+"""What README and docs/ say of published studies: text between marks, made from their files.
+
+    <!-- found:STUDY -->         what the study found, in words, and the figure that shows it
+    <!-- losses:STUDY -->        its final losses
+    <!-- table:STUDY/NAME -->    a table of its report
+
+each closed by <!-- /found -->, <!-- /losses -->, <!-- /table -->. A test says when a page is stale.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+from mhclite.errors import UserError
+from mhclite.evidence.exhibits import FIGURES
+from mhclite.evidence.findings import findings_of
+from mhclite.evidence.published import rebuild
+from mhclite.evidence.report_found import found
+from mhclite.evidence.report_methods import counted, listed
+from mhclite.evidence.results import Results
+from mhclite.evidence.table_format import fixed, percent_of, plus_minus
+from mhclite.evidence.topics.losses import results_data
+from mhclite.files import write_text
+from mhclite.runs.folder import RunFolder
+from mhclite.runs.provenance import hardware_in_words
+
+FIGURE = "depth"  # shown with what was found
+MARK = re.compile(r"<!-- (found|losses|table):([\w-]+)(?:/(\w+))? -->")
+
+
+class Mark(NamedTuple):
+    """What stands between a mark and its end."""
+
+    kind: str  # found, losses or table
+    study: str
+    name: str  # of a table; else empty
+
+    def __str__(self) -> str:
+        return f"<!-- {self.kind}:{self.study}{'/' * bool(self.name)}{self.name} -->"
+
+
+def marks_in(page: str) -> set[Mark]:
+    """The marks of a page."""
+    return {Mark(*(part or "" for part in found)) for found in MARK.findall(page)}
+
+
+def with_texts(page: str, texts: dict[Mark, str]) -> str:
+    """A page with the text behind its marks replaced.
+
+    `UserError` for a mark that is not closed: the text after it would be lost.
+    """
+    for mark, text in texts.items():
+        parts = page.split(str(mark))
+        for at in range(1, len(parts)):
+            old, end, rest = parts[at].partition(f"<!-- /{mark.kind} -->")
+            if not end or MARK.search(old):
+                raise UserError(f"{mark} is not closed by <!-- /{mark.kind} -->")
+            parts[at] = f"\n\n{text.strip()}\n\n{end}{rest}"
+        page = str(mark).join(parts)
+    return page
+
+
+def current(root: Path, published: Path) -> dict[Path, str]:
+    """README.md, the pages of docs/ that have marks, and their figures, as they are to be.
+
+    Args:
+        root: of the checkout.
+        published: folder of the published studies.
+
+    Raises:
+        UserError: a mark names a study that is not published, or a table that it does not have.
+    """
+    paths = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    pages = {path: path.read_text(encoding="utf-8") for path in paths}
+    wanted: dict[str, set[Mark]] = defaultdict(set)
+    for mark in set().union(*map(marks_in, pages.values())):
+        wanted[mark.study].add(mark)
+    texts: dict[Mark, str] = {}
+    figures: dict[Path, str] = {}
+    for study in sorted(wanted):
+        if not (published / study / "resolved.json").is_file():
+            raise UserError(f"a page names study {study!r}: {published / study} is missing")
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / study
+            results = rebuild(published / study, folder)
+            texts |= {mark: _text(results, folder, mark) for mark in wanted[study]}
+            if Mark("found", study, "") in wanted[study]:
+                drawn = folder / "figures" / f"{FIGURE}.svg"
+                figures[root / _figure(study)] = drawn.read_text(encoding="utf-8")
+    marked = {path: with_texts(page, texts) for path, page in pages.items() if marks_in(page)}
+    return marked | figures
+
+
+def write_pages(root: Path, published: Path) -> list[Path]:
+    """Bring README, docs/ and their figures up to date; returns what changed."""
+    changed = {
+        path: text
+        for path, text in current(root, published).items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    }
+    for path, text in changed.items():
+        write_text(path, text)
+    return sorted(changed)
+
+
+def _text(results: Results, folder: Path, mark: Mark) -> str:
+    """What belongs behind a mark."""
+    if mark.kind == "found":
+        return found_block(results)
+    if mark.kind == "losses":
+        return losses_block(results)
+    path = folder / "tables" / f"{mark.name}.md"
+    if not path.is_file():
+        raise UserError(f"a page names table {mark.name!r}, which study {mark.study!r} has not")
+    return path.read_text(encoding="utf-8")
+
+
+def _figure(study: str) -> str:
+    """The figure of a study in the checkout."""
+    return f"docs/images/{study}-{FIGURE}.svg"
+
+
+def found_block(results: Results) -> str:
+    """What was found on the first corpus, and the figure that shows it."""
+    corpus = results.corpora[0]
+    said = found(results, findings_of(results), corpus)
+    about, _ = FIGURES[FIGURE]
+    size = ", ".join(
+        [
+            listed([str(results.n_layer(model)) for model in results.models]) + " layers",
+            counted(len(results.seeds), "seed"),
+            counted(len(results.all_runs), "run"),
+        ]
+    )
+    return "\n".join(
+        [
+            f"**What study `{results.name}` found** ({size}; intervals: "
+            f"{percent_of(results.confidence)}). {' '.join(said.numbers)}",
+            "",
+            f"**What it cannot say.** {' '.join(said.limits)}" if said.limits else "",
+            "",
+            f"![{about.title}: {about.alt}]({_figure(results.name)})",
+        ]
+    )
+
+
+def losses_block(results: Results) -> str:
+    """The table of losses."""
+    data = results_data(results)
+    cells = {
+        (row["corpus"], row["model"], row["variant"]): row
+        for row in data.to_dict("records")
+        if row["kind"] == "variant"
+    }
+    columns = [(corpus, model) for corpus in results.corpora for model in results.models]
+    several = len(results.corpora) > 1
+    names = [f"{corpus}, " * several + results.model_label(model) for corpus, model in columns]
+    lines = [
+        "| validation loss (nats/token) | "
+        + " | ".join(f"{name} | minus residual" for name in names)
+        + " |",
+        "|:--|" + "--:|--:|" * len(columns),
+    ]
+    for variant in results.variants:
+        row = [results.label(variant)]
+        for cell in columns:
+            found = cells[*cell, variant]
+            row.append(plus_minus(found["validation_loss"], found["validation_loss_half_width"], 3))
+            row.append(
+                ""
+                if variant == "residual"
+                else plus_minus(found["difference_mean"], found["difference_half_width"], 3)
+            )
+        lines.append(f"| {' | '.join(row)} |")
+    counting = "; ".join(
+        f"{corpus}, " * several
+        + ", ".join(
+            f"{name} {fixed(value, 3)}" for name, value in results.counting_models[corpus].items()
+        )
+        for corpus in results.corpora
+    )
+    first = RunFolder(results.folder / "runs" / results.runs["run"].iloc[0])
+    provenance = first.record().provenance
+    commit = provenance.git.commit
+    lines += [
+        "",
+        f"Mean ± half-width of the {percent_of(results.confidence)} Student t interval over "
+        f"{len(results.seeds)} seeds, differences paired by seed; {counting}. Commit "
+        f"{commit[:10] if commit else 'unknown'}, {hardware_in_words(provenance.hardware)}; "
+        f"{len(results.runs)} runs. Made from `results/published/{results.name}`.",
+    ]
+    return "\n".join(lines)
