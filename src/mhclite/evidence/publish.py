@@ -19,13 +19,13 @@ from mhclite.arguments import folder_path
 from mhclite.errors import UserError
 from mhclite.evidence.collect import collect
 from mhclite.evidence.evidence import write
-from mhclite.evidence.exhibits import FIGURES
+from mhclite.evidence.exhibits import FIGURES, TABLES, shown
 from mhclite.evidence.findings import claims_of, evaluate
 from mhclite.evidence.report_found import found
 from mhclite.evidence.report_methods import counted
 from mhclite.evidence.report_origin import training_dates
-from mhclite.evidence.results import Results
-from mhclite.evidence.table_format import fixed, percent_of, plus_minus
+from mhclite.evidence.results import Results, load_results
+from mhclite.evidence.table_format import fixed, markdown, percent_of, plus_minus
 from mhclite.evidence.topics.losses import results_data
 from mhclite.files import write_json, write_text
 from mhclite.measure.files import StabilitySettings
@@ -69,13 +69,18 @@ def publish(results: Path, out: Path) -> None:
 
 def rebuild(published: Path, out: Path) -> Results:
     """Compute stability, tables, figures and report from a published folder, into `out`."""
+    _collect_again(published, out)
+    return write(out)
+
+
+def _collect_again(published: Path, out: Path) -> None:
+    """Compute what tables, figures and report are made from."""
     resolved = read_resolved(published / "resolved.json")
     shutil.copytree(published, out, dirs_exist_ok=True)
     settings = build(StabilitySettings, resolved.study["stability"])
     judge_all(out / "runs", list(resolved.runs), settings, out / "stability.json")
     corpora = {name: str(out / folder) for name, folder in resolved.corpora.items()}
     collect(replace(resolved, corpora=corpora), out)
-    return write(out)
 
 
 # --- README ---------------------------------------------------------------------------------
@@ -202,12 +207,13 @@ def current_pages(docs: Path, published: Path) -> dict[Path, str]:
         if not (published / study / "resolved.json").is_file():
             raise UserError(f"docs name a table of study {study!r}: {published / study} is missing")
         with tempfile.TemporaryDirectory() as folder:
-            rebuild(published / study, Path(folder) / study)
+            _collect_again(published / study, Path(folder) / study)
+            results = load_results(Path(folder) / study)
+            there = {exhibit.name: make for exhibit, make in shown(TABLES, results.settings)}
             for name in sorted(name for of, name in wanted if of == study):
-                path = Path(folder) / study / "tables" / f"{name}.md"
-                if not path.is_file():
+                if name not in there:
                     raise UserError(f"docs name the table {name!r}, which study {study!r} has not")
-                tables[study, name] = path.read_text(encoding="utf-8")
+                tables[study, name] = markdown(there[name](results))
     return {path: with_tables(page, tables) for path, page in pages.items() if tables_in(page)}
 
 

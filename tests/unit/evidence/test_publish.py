@@ -1,16 +1,14 @@
-"""Published results: everything again without training, and a README that is not stale."""
+"""README and docs: made from published studies, and not stale."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from builder import build_results, make_study, resolved_of
 
 from mhclite.errors import UserError
-from mhclite.evidence.evidence import write
-from mhclite.evidence.findings import claims_of, evaluate
+from mhclite.evidence.evidence import write_tables
 from mhclite.evidence.publish import (
     README_FIGURE,
     current_pages,
@@ -21,56 +19,12 @@ from mhclite.evidence.publish import (
     with_tables,
     write_docs,
 )
-from mhclite.evidence.report_found import found
 from mhclite.evidence.results import load_results
 from mhclite.files import write_json
 from mhclite.records import to_json
 
-pytestmark = pytest.mark.slow  # its fixtures alone take ten seconds
-
 ROOT = Path(__file__).parents[3]
 PUBLISHED = ROOT / "results" / "published" / "laptop"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete synthetic study as Snakemake leaves it."""
-    results = tmp_path_factory.mktemp("published")
-    study = make_study(models={"d1": 1}, variants=("residual", "mhc"), seeds=(0, 1))
-    folder = build_results(results, study, diverged=())
-    write_json(folder / "resolved.json", to_json(resolved_of(study, results)))
-    write(folder)
-    return folder
-
-
-@pytest.mark.slow
-def test_rebuilt_is_what_was_published(folder: Path, tmp_path: Path) -> None:
-    publish(folder, tmp_path / "kept")
-    kept = sorted(p.name for p in (tmp_path / "kept/runs/sotu-d1-mhc-s0").iterdir())
-    assert kept == ["metrics.jsonl", "mixing.jsonl", "run.json", "summary.json"]
-    rebuild(tmp_path / "kept", tmp_path / "again")
-    for path in (path for kind in ("figures", "tables") for path in (folder / kind).iterdir()):
-        assert (tmp_path / "again" / path.relative_to(folder)).read_bytes() == path.read_bytes()
-    assert (tmp_path / "again/report.html").is_file()
-
-
-def test_an_unfinished_study_is_not_published(folder: Path, tmp_path: Path) -> None:
-    resolved = json.loads((folder / "resolved.json").read_text())
-    resolved["runs"]["sotu-d1-mhc-s9"] = resolved["runs"]["sotu-d1-mhc-s1"]
-    write_json(tmp_path / "resolved.json", resolved)
-    with pytest.raises(UserError, match="is not finished"):
-        publish(tmp_path, tmp_path / "kept")
-
-
-def test_readme_blocks(folder: Path) -> None:
-    results = load_results(folder)
-    blocks = readme_blocks(results)
-    row = next(line for line in blocks["results"].splitlines() if line.startswith("| mHC |"))
-    mean = results.runs.loc[results.runs["variant"] == "mhc", "validation_loss"].mean()
-    assert f"{mean:.3f} ±" in row
-    said = found(results, evaluate(results, claims_of(results)), "sotu")
-    assert all(sentence in blocks["found"] for sentence in [*said.numbers, *said.limits])
-    assert "(docs/images/depth.svg)" in blocks["found"]
 
 
 def test_blocks_are_replaced_between_their_marks() -> None:
@@ -92,6 +46,7 @@ def test_readme_is_made_from_the_published_study(tmp_path: Path) -> None:
     assert drawn.read_bytes() == (ROOT / "docs" / "images" / drawn.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_tables_in_docs_are_written_from_published_studies(tmp_path: Path) -> None:
     results, published, docs = tmp_path / "results", tmp_path / "published", tmp_path / "docs"
     study = make_study(models={"d2": 2}, variants=["residual", "mhc"], seeds=[0, 1])
@@ -104,7 +59,8 @@ def test_tables_in_docs_are_written_from_published_studies(tmp_path: Path) -> No
     (docs / "other.md").write_text("no table\n")
 
     assert write_docs(docs, published) == [page]
-    table = (write(folder).folder / "tables" / "results.md").read_text().strip()
+    write_tables(load_results(folder))
+    table = (folder / "tables" / "results.md").read_text().strip()
     marks = ("<!-- table:synthetic/results -->", "<!-- /table -->")
     assert page.read_text() == f"before {marks[0]}\n\n{table}\n\n{marks[1]} after\n"
     assert write_docs(docs, published) == []
@@ -123,6 +79,7 @@ def test_a_mark_that_is_not_closed_loses_no_text(rest: str) -> None:
         with_tables(f"<!-- table:s/t -->\nold\n{rest}", {("s", "t"): "new", ("s", "u"): "new"})
 
 
+@pytest.mark.slow
 def test_tables_in_docs_are_current() -> None:
     """`python -m mhclite publish docs` brings them up to date."""
     for path, page in current_pages(ROOT / "docs", ROOT / "results/published").items():

@@ -25,7 +25,7 @@ from builder import (
     make_study,
 )
 
-from mhclite.cli import STEPS, main
+from mhclite.cli import STEPS
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
 from mhclite.evidence.claims import load_claims
@@ -282,16 +282,6 @@ def test_every_figure_has_its_caption_and_files(folder: Path) -> None:
         assert exhibit.title in text
         assert exhibit.caption_for(results) in text
         assert f"figures/{exhibit.name}.png, figures/{exhibit.name}.svg" in text
-
-
-@pytest.mark.slow
-def test_step_writes_the_same_bytes_twice(tmp_path: Path) -> None:
-    folder = build_results(tmp_path, make_study(**SMALL), diverged=())
-    assert main(["evidence", "--results", str(folder)]) == 0
-    first = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert main(["evidence", "--results", str(folder)]) == 0
-    again = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert again == first  # and nothing half written is left
 
 
 @pytest.mark.slow
