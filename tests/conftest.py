@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ with pytest.MonkeyPatch.context() as patch:
 
 sys.path.insert(0, str(Path(__file__).parent / "unit"))  # tiny.py, for all folders
 
+UNIT = Path(__file__).parent / "unit"
 COUNTED = "counted"
 
 
@@ -44,6 +46,13 @@ def _nothing_is_left_of_the_module() -> Iterator[None]:
 def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Say a line at the end of the output, also from another process."""
     return lambda line: request.node.user_properties.append((COUNTED, line))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the unit tests, which come last, the files with the most slow tests first: workers take
+    files in this order, and the last ones should be short."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (item.path.is_relative_to(UNIT), -slow[item.path]))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
