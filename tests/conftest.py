@@ -24,6 +24,8 @@ with pytest.MonkeyPatch.context() as patch:
 sys.path.insert(0, str(Path(__file__).parent / "unit"))  # tiny.py, for all folders
 
 UNIT = Path(__file__).parent / "unit"
+# What takes longest, one for each worker of `make test`; the first two wait more than they compute.
+FIRST = ("test_slurm.py", "test_server.py", "test_smoke.py")
 COUNTED = "counted"
 
 
@@ -49,10 +51,16 @@ def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of the unit tests, which come last, the files with the most slow tests first: workers take
-    files in this order, and the last ones should be short."""
+    """The longest files first, and of the unit tests, which come last, those with the most slow
+    tests: workers take files in this order, and none should be left alone with a long one."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: (item.path.is_relative_to(UNIT), -slow[item.path]))
+
+    def place(item: pytest.Item) -> tuple[int, bool, int]:
+        name, is_unit = item.path.name, item.path.is_relative_to(UNIT)
+        first = FIRST.index(name) if name in FIRST else len(FIRST)
+        return first, is_unit, -slow[item.path]
+
+    items.sort(key=place)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
