@@ -11,6 +11,10 @@ READY := $(VENV)/.ready
 export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PYTHONHOME
 
+# Python keeps what it compiled, whatever is set for other projects: every job is a process, and one
+# that must compile its imports spends two to three times as long on them.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Where the home folder cannot be written to, caches go beside the environment.
 ifneq ($(shell mkdir -p "$${XDG_CACHE_HOME:-$$HOME/.cache}" 2>/dev/null && \
 	test -w "$${XDG_CACHE_HOME:-$$HOME/.cache}" && echo writable),writable)

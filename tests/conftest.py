@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +23,9 @@ with pytest.MonkeyPatch.context() as patch:
 
 sys.path.insert(0, str(Path(__file__).parent / "unit"))  # tiny.py, for all folders
 
+UNIT = Path(__file__).parent / "unit"
+# What takes longest, one for each worker of `make test`; the first two wait more than they compute.
+FIRST = ("test_slurm.py", "test_server.py", "test_smoke.py")
 COUNTED = "counted"
 
 
@@ -44,6 +48,19 @@ def _nothing_is_left_of_the_module() -> Iterator[None]:
 def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Say a line at the end of the output, also from another process."""
     return lambda line: request.node.user_properties.append((COUNTED, line))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, and of the unit tests, which come last, those with the most slow
+    tests: workers take files in this order, and none should be left alone with a long one."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+
+    def place(item: pytest.Item) -> tuple[int, bool, int]:
+        name, is_unit = item.path.name, item.path.is_relative_to(UNIT)
+        first = FIRST.index(name) if name in FIRST else len(FIRST)
+        return first, is_unit, -slow[item.path]
+
+    items.sort(key=place)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -104,6 +104,11 @@ def test_what_pip_is_told_for_other_projects_is_not_ours(checkout: Path) -> None
     assert not [line for line in lines if line.startswith(("PIP_T", "PIP_P", "PYTHONHOME"))]
 
 
+def test_imports_are_compiled_once(checkout: Path) -> None:
+    lines = make(checkout, "show", PYTHONDONTWRITEBYTECODE="1").splitlines()
+    assert not [line for line in lines if line.startswith("PYTHONDONTWRITEBYTECODE")]
+
+
 def test_caches_go_into_the_checkout_where_home_cannot_be_written(
     checkout: Path, tmp_path: Path
 ) -> None:

@@ -94,12 +94,11 @@ def test_snakemake_report_holds_every_figure_and_table(finished: Checkout) -> No
         assert json.dumps(caption.read_text())[1:-1] in page, caption.name
 
 
-def test_touching_or_commenting_a_module_reruns_nothing(finished: Checkout) -> None:
+def test_a_comment_in_a_module_reruns_nothing(finished: Checkout) -> None:
+    """Nor does the newer file that it makes."""
     module = finished.folder / "src/mhclite/connections/mhc_lite.py"
     before = module.read_text()
     try:
-        module.touch()
-        assert finished.planned() == {}
         module.write_text(before + "\n# a remark\n")
         assert finished.planned() == {}
     finally:

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mhclite.errors import UserError
-from mhclite.evidence.exhibits import FIGURES
+from mhclite.evidence.exhibits import FIGURES, TABLES, shown
 from mhclite.evidence.findings import findings_of
-from mhclite.evidence.published import rebuild
+from mhclite.evidence.published import collect_again
 from mhclite.evidence.report_found import found
 from mhclite.evidence.report_methods import counted, listed
-from mhclite.evidence.results import Results
-from mhclite.evidence.table_format import fixed, percent_of, plus_minus
+from mhclite.evidence.results import Results, load_results
+from mhclite.evidence.style import save, style
+from mhclite.evidence.table_format import fixed, markdown, percent_of, plus_minus
 from mhclite.evidence.topics.losses import results_data
 from mhclite.files import write_text
 from mhclite.runs.folder import RunFolder
@@ -86,11 +87,11 @@ def current(root: Path, published: Path) -> dict[Path, str]:
             raise UserError(f"a page names study {study!r}: {published / study} is missing")
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / study
-            results = rebuild(published / study, folder)
-            texts |= {mark: _text(results, folder, mark) for mark in wanted[study]}
+            collect_again(published / study, folder)
+            results = load_results(folder)
+            texts |= {mark: _text(results, mark) for mark in wanted[study]}
             if Mark("found", study, "") in wanted[study]:
-                drawn = folder / "figures" / f"{FIGURE}.svg"
-                figures[root / _figure(study)] = drawn.read_text(encoding="utf-8")
+                figures[root / _figure(study)] = _drawn(results, Path(scratch))
     marked = {path: with_texts(page, texts) for path, page in pages.items() if marks_in(page)}
     return marked | figures
 
@@ -107,16 +108,24 @@ def write_pages(root: Path, published: Path) -> list[Path]:
     return sorted(changed)
 
 
-def _text(results: Results, folder: Path, mark: Mark) -> str:
+def _text(results: Results, mark: Mark) -> str:
     """What belongs behind a mark."""
     if mark.kind == "found":
         return found_block(results)
     if mark.kind == "losses":
         return losses_block(results)
-    path = folder / "tables" / f"{mark.name}.md"
-    if not path.is_file():
+    tables = {exhibit.name: make for exhibit, make in shown(TABLES, results.settings)}
+    if mark.name not in tables:
         raise UserError(f"a page names table {mark.name!r}, which study {mark.study!r} has not")
-    return path.read_text(encoding="utf-8")
+    return markdown(tables[mark.name](results))
+
+
+def _drawn(results: Results, scratch: Path) -> str:
+    """The figure that is shown with what was found, as SVG."""
+    _, draw = FIGURES[FIGURE]
+    with style():
+        save(draw(results), scratch / FIGURE)
+    return (scratch / f"{FIGURE}.svg").read_text(encoding="utf-8")
 
 
 def _figure(study: str) -> str:

@@ -51,9 +51,15 @@ def publish(results: Path, out: Path) -> None:
 
 
 def rebuild(published: Path, out: Path) -> Results:
-    """Compute stability, tables, figures and report from a published folder, into `out`.
+    """Compute stability, tables, figures and report from a published folder, into `out`."""
+    collect_again(published, out)
+    return write(out)
 
-    It is asked the claims of this checkout, not those that it was published with.
+
+def collect_again(published: Path, out: Path) -> None:
+    """Compute what tables, figures and report are made from.
+
+    The study is asked the claims of this checkout, not those that it was published with.
     """
     asked = [claim.model_dump(mode="json") for claim in load_claims(CLAIMS)]
     resolved = replace(read_resolved(published / "resolved.json"), claims=asked)
@@ -62,4 +68,3 @@ def rebuild(published: Path, out: Path) -> Results:
     judge_all(out / "runs", list(resolved.runs), settings, out / "stability.json")
     corpora = {name: str(out / folder) for name, folder in resolved.corpora.items()}
     collect(replace(resolved, corpora=corpora), out)
-    return write(out)

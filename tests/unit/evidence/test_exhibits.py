@@ -1,4 +1,4 @@
-"""The registry: what is said of each figure and table, and that all files come from it."""
+"""The registry: what is said of each figure and table, and what the workflow takes from it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from builder import build_results, make_study
+from builder import make_study
 from docutils.core import publish_parts
 from jinja2 import Environment
 
-from mhclite.evidence.evidence import write
 from mhclite.evidence.exhibits import FIGURES, HEADINGS, TABLES, Exhibit, declared, shown
 from mhclite.evidence.results import Results
 from mhclite.study.reading import load_study
@@ -99,23 +98,6 @@ def test_what_a_study_lacks_is_not_shown() -> None:
     bare = make_study(models={"d1": 1}).model_dump()
     lacking = {exhibit.name for exhibit in EXHIBITS if not exhibit.shown_in(bare)}
     assert lacking == {exhibit.name for exhibit in EXHIBITS if exhibit.needs}
-
-
-def test_every_file_comes_from_the_registry(tmp_path: Path) -> None:
-    study = make_study(models={"d1": 1}, variants=("residual", "mhc"), seeds=(0, 1), steps=30)
-    folder = build_results(tmp_path, study, diverged=())
-    before = {path for path in folder.rglob("*") if path.is_file()}
-    results = write(folder)
-    written = {
-        str(path.relative_to(folder))
-        for path in folder.rglob("*")
-        if path.is_file() and path not in before
-    }
-    expected = [exhibit for exhibit in EXHIBITS if exhibit.shown_in(results.settings)]
-    files = {file for exhibit in expected for file in (*exhibit.files, exhibit.caption_file)}
-    assert written == files | {"report.html"}
-    for exhibit in expected:
-        assert (folder / exhibit.caption_file).read_text() == exhibit.caption_for(results)
 
 
 @pytest.mark.parametrize("name", ["config", "stress"])

@@ -1,16 +1,13 @@
-"""Figures: all are written, the same bytes each time, and draw the numbers of the results."""
+"""Figures draw the numbers of the results, and say what is missing."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import builder
-import matplotlib as mpl
 import pytest
 from builder import (
     ALL_VARIANTS,
@@ -28,7 +25,6 @@ from matplotlib.text import Text
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
 from mhclite.evidence import style
-from mhclite.evidence.evidence import write_figures
 from mhclite.evidence.exhibits import FIGURES, shown
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.statistics import paired_differences, summarise
@@ -38,20 +34,7 @@ from mhclite.measure.files import Mixing, SinkhornInput
 from mhclite.records import build
 from mhclite.study.settings import Study
 
-REPOSITORY = Path(__file__).parents[3]
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-
-
 TINY: dict[str, Any] = {"models": {"d1": 1}, "seeds": (0, 1), "steps": 30}
-
-
-@pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small study whose figures were drawn."""
-    study = make_study(variants=("residual", "mhc"), **TINY)
-    folder = build_results(tmp_path_factory.mktemp("tiny"), study, diverged=())
-    write_figures(load_results(folder))
-    return folder
 
 
 def shown_of(results: Results) -> list[str]:
@@ -84,45 +67,6 @@ def lines_of(axes: Any, colour: str, bold: bool) -> list[Any]:
         if line.get_color() == colour and line.get_marker() == "None" and len(line.get_xdata())
     ]
     return [line for line in lines if (line.get_linewidth() > 1) == bold]
-
-
-# --- files ------------------------------------------------------------------------------------
-
-
-def test_every_figure_is_written_as_png_and_svg(tiny_folder: Path) -> None:
-    drawn = tiny_folder / "figures"
-    assert {path.name for path in drawn.iterdir()} == {
-        f"{name}.{suffix}"
-        for name in shown_of(load_results(tiny_folder))
-        for suffix in ("png", "svg")
-    }
-    for name in shown_of(load_results(tiny_folder)):
-        png = (drawn / f"{name}.png").read_bytes()
-        width = int.from_bytes(png[16:20])
-        assert png.startswith(PNG_SIGNATURE)
-        assert width == style.PAGE_WIDTH * style.PNG_DPI
-        assert (drawn / f"{name}.svg").read_text().rstrip().endswith("</svg>")
-
-
-@pytest.mark.slow
-def test_another_process_draws_the_same_bytes(tiny_folder: Path) -> None:
-    drawn = tiny_folder / "figures"
-    before = {path.name: path.read_bytes() for path in drawn.iterdir()}
-    # Another hash seed: nothing may depend on the order of a set.
-    subprocess.run(
-        [sys.executable, "-W", "error", "-m", "mhclite", "evidence", "--results", tiny_folder],
-        env={"PYTHONHASHSEED": "12345", "PATH": "", "PYTHONPATH": str(REPOSITORY / "src")},
-        check=True,
-        capture_output=True,
-    )
-    for name, content in before.items():
-        assert (drawn / name).read_bytes() == content, name
-
-
-def test_drawing_changes_no_setting_of_matplotlib(tiny_folder: Path) -> None:
-    before = dict(mpl.rcParams)
-    write_figures(load_results(tiny_folder))
-    assert dict(mpl.rcParams) == before
 
 
 def test_missing_results_are_a_user_error(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from builder import (
     make_study,
 )
 
-from mhclite.cli import STEPS, main
+from mhclite.cli import STEPS
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
 from mhclite.evidence.claims import load_claims
@@ -39,10 +39,10 @@ from mhclite.evidence.statistics import paired_differences, summarise
 from mhclite.evidence.table_format import Table
 from mhclite.files import read_json, write_json, write_text
 from mhclite.study.reading import parse_study
-from mhclite.study.settings import Study
 
 VOID = {"meta", "link", "img", "br"}
 DRAWING = '<svg xmlns="http://www.w3.org/2000/svg"/>'
+OF_TWO_CORPORA: dict[str, Any] = {"corpora": ("sotu", "other")}
 SMALL: dict[str, Any] = {"models": {"d1": 1}, "seeds": (0, 1), "steps": 30}
 
 
@@ -121,15 +121,27 @@ def page_of(results: Results) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """The builder's study: two depths, seven variants, three seeds; one run diverged."""
-    return build_results(tmp_path_factory.mktemp("report"))
+    return with_drawings(build_results(tmp_path_factory.mktemp("report")))
+
+
+@pytest.fixture(scope="module")
+def tables(whole: Results) -> list[Table]:
+    """Its tables."""
+    return tables_of(whole)
+
+
+@pytest.fixture(scope="module")
+def parsed(whole: Results, tables: list[Table]) -> Page:
+    """Its page, made once for the tests of this file."""
+    return Page(page(whole, tables))
 
 
 @pytest.fixture(scope="module")
 def html(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Page of a study of two corpora, two depths and three seeds; one run diverged."""
-    study = make_study(corpora=("sotu", "other"))
+    study = make_study(**OF_TWO_CORPORA)
     return page_of(with_drawings(build_results(tmp_path_factory.mktemp("corpora"), study)))
 
 
@@ -150,10 +162,8 @@ def rows_by_name(parsed: Page, table: str, keys: Sequence[str]) -> dict[Any, dic
 
 
 @pytest.mark.slow
-def test_losses_on_the_page_are_those_of_runs_csv(folder: Path) -> None:
-    results = with_drawings(folder)
-    parsed = Page(page_of(results))
-    runs = pd.read_csv(folder / "runs.csv")
+def test_losses_on_the_page_are_those_of_runs_csv(whole: Results, parsed: Page) -> None:
+    runs = pd.read_csv(whole.folder / "runs.csv")
     completed = runs[runs["status"] == "completed"]
     found = rows_by_name(parsed, "results", ("Corpus", "Model", "Variant"))
     residual = completed[completed["variant"] == "residual"].set_index(["model", "seed"])
@@ -163,7 +173,7 @@ def test_losses_on_the_page_are_those_of_runs_csv(folder: Path) -> None:
         assert mean == f"{cell['validation_loss'].mean():.4f}"
         assert row["Bits per byte"].startswith(f"{cell['validation_bits_per_byte'].mean():.4f} ± ")
         assert row["Seeds (n)"] == str(len(cell))
-        assert row["Diverged"] == str(len(results.seeds) - len(cell))
+        assert row["Diverged"] == str(len(whole.seeds) - len(cell))
         assert float(half) > 0
         if variant != "residual":
             base = residual.loc[[(model, s) for s in cell["seed"]], "validation_loss"].to_numpy()
@@ -178,10 +188,9 @@ def test_losses_on_the_page_are_those_of_runs_csv(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_run_has_its_loss_on_the_page(folder: Path) -> None:
-    parsed = Page(page_of(with_drawings(folder)))
+def test_every_run_has_its_loss_on_the_page(whole: Results, parsed: Page) -> None:
     found = rows_by_name(parsed, "results_seeds", ("Corpus", "Model", "Variant"))
-    runs = pd.read_csv(folder / "runs.csv")
+    runs = pd.read_csv(whole.folder / "runs.csv")
     assert len(runs) == 2 * 7 * 3
     for run in runs.to_dict("records"):
         text = found["sotu", run["model"], VARIANTS[run["variant"]].label][f"Seed {run['seed']}"]
@@ -191,12 +200,11 @@ def test_every_run_has_its_loss_on_the_page(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_intervals_on_the_page_are_those_of_the_statistics(folder: Path) -> None:
-    results = with_drawings(folder)
-    found = rows_by_name(Page(page_of(results)), "results", ("Corpus", "Model", "Variant"))
+def test_intervals_on_the_page_are_those_of_the_statistics(whole: Results, parsed: Page) -> None:
+    found = rows_by_name(parsed, "results", ("Corpus", "Model", "Variant"))
     for table, column in (
-        (summarise(results.runs), "Validation loss (nats/token)"),
-        (paired_differences(results.runs), "Difference to residual (nats/token)"),
+        (summarise(whole.runs), "Validation loss (nats/token)"),
+        (paired_differences(whole.runs), "Difference to residual (nats/token)"),
     ):
         assert len(table)
         for row in table.to_dict("records"):
@@ -206,10 +214,8 @@ def test_intervals_on_the_page_are_those_of_the_statistics(folder: Path) -> None
 
 
 @pytest.mark.slow
-def test_all_tables_are_there_as_they_are_in_the_files(folder: Path) -> None:
-    results = with_drawings(folder)
-    parsed = Page(page_of(results))
-    for table in tables_of(results):
+def test_all_tables_are_there_as_they_are_in_the_files(tables: list[Table], parsed: Page) -> None:
+    for table in tables:
         rows = [
             [with_minus_signs(str(cell)) for cell in row]
             for row in table.display.to_numpy().tolist()
@@ -275,23 +281,12 @@ def test_page_is_well_formed_and_accessible(html: str) -> None:
         assert image["src"].startswith("data:image/svg+xml;base64,")
 
 
-def test_every_figure_has_its_caption_and_files(folder: Path) -> None:
-    results = with_drawings(folder)
-    text = Page(page_of(results)).text
-    for exhibit, _ in shown(FIGURES, results.settings):
+def test_every_figure_has_its_caption_and_files(whole: Results, parsed: Page) -> None:
+    text = parsed.text
+    for exhibit, _ in shown(FIGURES, whole.settings):
         assert exhibit.title in text
-        assert exhibit.caption_for(results) in text
+        assert exhibit.caption_for(whole) in text
         assert f"figures/{exhibit.name}.png, figures/{exhibit.name}.svg" in text
-
-
-@pytest.mark.slow
-def test_step_writes_the_same_bytes_twice(tmp_path: Path) -> None:
-    folder = build_results(tmp_path, make_study(**SMALL), diverged=())
-    assert main(["evidence", "--results", str(folder)]) == 0
-    first = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert main(["evidence", "--results", str(folder)]) == 0
-    again = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert again == first  # and nothing half written is left
 
 
 @pytest.mark.slow
@@ -310,10 +305,8 @@ def test_text_from_the_study_is_escaped(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_methods_follow_the_settings(folder: Path) -> None:
-    study = read_json(folder / "study.json")
-    results = with_drawings(folder)
-    settings = results.settings
+def test_methods_follow_the_settings(whole: Results, tables: list[Table]) -> None:
+    settings = whole.settings
     changes = {
         "training": {
             "steps": 71_003,
@@ -336,8 +329,8 @@ def test_methods_follow_the_settings(folder: Path) -> None:
         "statistics": {"confidence": 0.875},
     }
     changed = {**settings, **{name: settings[name] | part for name, part in changes.items()}}
-    other = replace(results, study={**study, "study": changed})
-    text = Page(page_of(other)).text
+    other = replace(whole, study={**whole.study, "study": changed})
+    text = Page(page(other, tables)).text
     methods = text[text.index("Corpus sotu") : text.rindex("How to rerun")]
     for part in changes.values():
         for name, value in part.items():
@@ -361,12 +354,10 @@ def test_corpus_is_described_from_its_manifest(html: str) -> None:
 
 
 @pytest.mark.slow
-def test_study_file_on_the_page_is_the_study(folder: Path) -> None:
-    results = with_drawings(folder)
-    html = page_of(results)
+def test_study_file_on_the_page_is_the_study(html: str) -> None:
     (block,) = re.findall(r'<pre id="study-file">(.*?)</pre>', html, flags=re.DOTALL)
-    parser = Page(f"<pre>{block}</pre>")
-    assert parse_study(yaml.safe_load(parser.text)) == Study.model_validate(results.settings)
+    written = parse_study(yaml.safe_load(Page(f"<pre>{block}</pre>").text))
+    assert written == make_study(**OF_TWO_CORPORA)
 
 
 def test_origin_names_the_runs_where_they_differ(tmp_path: Path) -> None:
@@ -414,8 +405,8 @@ def test_commands_to_rerun_exist(results: Results) -> None:
     assert all("results/synthetic" in row[1] for row in rows)
 
 
-def test_report_says_what_is_corrected_for_the_number_of_tests(folder: Path) -> None:
-    text = " ".join(Page(page_of(with_drawings(folder))).text.split())
+def test_report_says_what_is_corrected_for_the_number_of_tests(parsed: Page) -> None:
+    text = " ".join(parsed.text.split())
     methods = text[text.index("Statistics 3 seeds") :]
     assert "The p values of the claims are corrected over a confirmatory family" in methods
     assert "one wrong verdict of a difference is at most 5 %, and as much for" in methods

@@ -1,0 +1,127 @@
+"""The whole step on one study: every file, the same bytes each time, kept and rebuilt.
+
+The study is drawn once for all tests of this file, which read it only.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pytest
+from builder import build_results, make_study, resolved_of
+
+from mhclite.errors import UserError
+from mhclite.evidence import style
+from mhclite.evidence.evidence import write
+from mhclite.evidence.exhibits import FIGURES, TABLES, shown
+from mhclite.evidence.findings import claims_of, evaluate
+from mhclite.evidence.pages import found_block, losses_block
+from mhclite.evidence.published import publish, rebuild
+from mhclite.evidence.report_found import found
+from mhclite.evidence.results import Results
+from mhclite.files import write_json
+from mhclite.records import to_json
+
+pytestmark = pytest.mark.slow  # its fixture alone takes ten seconds
+
+ROOT = Path(__file__).parents[3]
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A complete synthetic study as Snakemake leaves it."""
+
+    folder: Path
+    results: Results
+    files: dict[str, bytes]  # what the step wrote, by path in the folder
+    settings_before: dict[str, Any]  # matplotlib's
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Everything in a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    results = tmp_path_factory.mktemp("evidence")
+    study = make_study(models={"d1": 1}, seeds=(0, 1), steps=30)
+    folder = build_results(results, study, diverged=())
+    write_json(folder / "resolved.json", to_json(resolved_of(study, results)))
+    before, settings = files_of(folder), dict(mpl.rcParams)
+    loaded = write(folder)
+    files = {path: content for path, content in files_of(folder).items() if path not in before}
+    return Written(folder, loaded, files, settings)
+
+
+def test_every_file_comes_from_the_registry(written: Written) -> None:
+    settings = written.results.settings
+    expected = [exhibit for exhibit, _ in (*shown(FIGURES, settings), *shown(TABLES, settings))]
+    files = {file for exhibit in expected for file in (*exhibit.files, exhibit.caption_file)}
+    assert written.files.keys() == files | {"report.html"}
+    for exhibit in expected:
+        caption = written.files[exhibit.caption_file].decode()
+        assert caption == exhibit.caption_for(written.results)
+
+
+def test_every_figure_is_a_png_and_an_svg(written: Written) -> None:
+    for exhibit, _ in shown(FIGURES, written.results.settings):
+        png, svg = (written.files[f"figures/{exhibit.name}.{suffix}"] for suffix in ("png", "svg"))
+        assert png.startswith(PNG_SIGNATURE)
+        assert int.from_bytes(png[16:20]) == style.PAGE_WIDTH * style.PNG_DPI
+        assert svg.decode().rstrip().endswith("</svg>")
+
+
+def test_drawing_changes_no_setting_of_matplotlib(written: Written) -> None:
+    assert dict(mpl.rcParams) == written.settings_before
+
+
+def test_another_process_writes_the_same_bytes(written: Written) -> None:
+    before = files_of(written.folder)
+    # Another hash seed: nothing may depend on the order of a set.
+    subprocess.run(
+        [sys.executable, "-W", "error", "-m", "mhclite", "evidence", "--results", written.folder],
+        env={"PYTHONHASHSEED": "12345", "PATH": "", "PYTHONPATH": str(ROOT / "src")},
+        check=True,
+        capture_output=True,
+    )
+    again = files_of(written.folder)
+    assert again.keys() == before.keys()  # and nothing half written is left
+    assert [path for path in before if again[path] != before[path]] == []
+
+
+def test_rebuilt_is_what_was_published(written: Written, tmp_path: Path) -> None:
+    publish(written.folder, tmp_path / "kept")
+    kept = sorted(p.name for p in (tmp_path / "kept/runs/sotu-d1-mhc-s0").iterdir())
+    assert kept == ["metrics.jsonl", "mixing.jsonl", "run.json", "summary.json"]
+    rebuild(tmp_path / "kept", tmp_path / "again")
+    for path, content in written.files.items():
+        if path.startswith(("figures/", "tables/")):
+            assert (tmp_path / "again" / path).read_bytes() == content, path
+    assert (tmp_path / "again/report.html").is_file()
+
+
+def test_an_unfinished_study_is_not_published(written: Written, tmp_path: Path) -> None:
+    resolved = json.loads((written.folder / "resolved.json").read_text())
+    resolved["runs"]["sotu-d1-mhc-s9"] = resolved["runs"]["sotu-d1-mhc-s1"]
+    write_json(tmp_path / "resolved.json", resolved)
+    with pytest.raises(UserError, match="is not finished"):
+        publish(tmp_path, tmp_path / "kept")
+
+
+def test_blocks_of_the_readme(written: Written) -> None:
+    results = written.results
+    row = next(line for line in losses_block(results).splitlines() if line.startswith("| mHC |"))
+    mean = results.runs.loc[results.runs["variant"] == "mhc", "validation_loss"].mean()
+    assert f"{mean:.3f} ±" in row
+    said = found(results, evaluate(results, claims_of(results)), "sotu")
+    block = found_block(results)
+    assert all(sentence in block for sentence in [*said.numbers, *said.limits])
+    assert "(docs/images/synthetic-depth.svg)" in block
