@@ -247,6 +247,9 @@ def test_a_run_of_several_processes_is_started_as_the_workflow_does(
     assert first["CUDA_VISIBLE_DEVICES"] == "2,3"
     assert single[1:] == ["-m", "mhclite", "probe", "y"]
     assert second["PYTHONPATH"] == str(tmp_path / "src")
+    for environment in (first, second):
+        assert environment["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compiled")
+        assert environment["TRITON_CACHE_DIR"] == str(tmp_path / "compiled/triton")
 
 
 @pytest.mark.slow
