@@ -252,6 +252,14 @@ def test_a_run_of_several_processes_is_started_as_the_workflow_does(
         assert environment["TRITON_CACHE_DIR"] == str(tmp_path / "compiled/triton")
 
 
+def test_a_bundle_is_for_one_machine(tmp_path: Path) -> None:
+    study = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())
+    study["training"] |= {"processes": 2, "nodes": 2}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    with pytest.raises(UserError, match="a bundle is for one machine"):
+        pack.pack(tmp_path / "study.yaml", tmp_path / "bundle")
+
+
 @pytest.mark.slow
 def test_a_failed_job_stops_no_other(study: Study, caplog: pytest.LogCaptureFixture) -> None:
     """A run that cannot train is named with its last words; the next one is trained."""
