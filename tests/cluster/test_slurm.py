@@ -107,6 +107,8 @@ def test_a_whole_study(
     assert "2 runs: 2 finished" in done.stdout
 
 
+# Sums over a batch are taken in another order (tests/faults/test_processes.py).
+ROUNDING = 1e-4
 # What each run meets: four times the same run, since a condition that only changes how often a run
 # is saved changes no bit of it.
 DRILLS = ("limit", "preempted", "cancelled", "node_lost")
@@ -217,11 +219,8 @@ def test_preemption_cancellation_lost_node_time_limit(
     assert {"CANCELLED", "TIMEOUT", "REQUEUED", "COMPLETED"} <= states
 
 
-def test_gpus_as_gres_and_several_processes_in_one_job(
-    slurm: Slurm, finished: tuple[Checkout, float]
-) -> None:
-    """profiles/slurm-gres asks for the same as profiles/slurm, and for GPUs by --gres; torchrun
-    inside a job has the CPUs of all its processes."""
+def test_gpus_as_gres() -> None:
+    """profiles/slurm-gres asks for the same as profiles/slurm, and for GPUs by --gres."""
     plain, gres = (
         yaml.safe_load((ROOT / f"profiles/{name}/config.yaml").read_text())
         for name in ("slurm", "slurm-gres")
@@ -233,16 +232,81 @@ def test_gpus_as_gres_and_several_processes_in_one_job(
     assert plain.pop("set-resources") == wanted
     assert plain == gres
 
-    checkout, _ = finished
+
+RUN = "sotu-d2-mhc_lite-s1"
+LONG = 150  # steps; the run is held twice on its way
+
+
+def spread(checkout: Checkout, processes: int, nodes: int) -> str:
+    """A study of one run. It may use GPUs, so asks for some; there are none, and it trains without.
+
+    Its only checkpoints are those of signals.
+    """
     training = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())["training"]
-    study = write_study(checkout, "gres", training=training | {"processes": 2}, seeds=[1])
-    target = "results/gres/runs/sotu-d2-mhc_lite-s1/summary.json"
+    training |= {"steps": LONG, "evaluation_interval": 50, "checkpoint_interval": 10 * LONG}
+    training |= {"processes": processes, "nodes": nodes, "device": "auto"}
+    return write_study(checkout, "spread", training=training, variants=["mhc_lite"], seeds=[1])
+
+
+def held(folder: Path, step: int) -> int:
+    """Stop the main process of a run once it has done a step; its id."""
+    metrics = folder / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") <= step:
+        assert time.monotonic() < deadline, f"step {step} is not reached"
+        time.sleep(0.01)
+    main = int((folder / "lock").read_text())
+    os.kill(main, signal.SIGSTOP)
+    return main
+
+
+def test_a_run_on_two_nodes_then_on_one(
+    slurm: Slurm, finished: tuple[Checkout, float], tmp_path: Path, tell: Callable[[str], None]
+) -> None:
+    """Two processes on two nodes are requeued, go on, are cancelled, and go on upon one node: the
+    losses are those of one process, up to rounding."""
+    checkout, _ = finished
+    out = checkout.folder / "results/spread"
+    folder, log = out / "runs" / RUN, out / f"logs/train/{RUN}.log"
+    target = f"results/spread/runs/{RUN}/summary.json"
+
+    process = on_slurm(checkout, target, study=spread(checkout, processes=2, nodes=2))
+    try:
+        main = held(folder, 20)
+        words = Path(f"/proc/{main}/environ").read_text().split("\0")
+        assert {"WORLD_SIZE=2", "LOCAL_WORLD_SIZE=1"} <= set(words)
+        assert f"TORCHINDUCTOR_CACHE_DIR={out}/compiled" in words
+        run("scontrol", "requeue", slurm.jobs()[f"rule_train_wildcards_{RUN}"])
+        wait_until(
+            lambda: log.exists() and "continuing at step" in log.read_text(), "it goes on", 300
+        )
+        (first,) = set(map(int, re.findall(r"continuing at step (\d+) of", log.read_text())))
+        assert first > 20, "the requeued job did not save its step"
+        held(folder, first + 20)
+        process.send_signal(signal.SIGINT)  # cancels the job
+        process.communicate(timeout=60)
+    finally:
+        stop(process)
+    wait_until(lambda: not slurm.jobs("pending,running,completing"), "the job has left")
+    (second,) = set(map(int, re.findall(r"SIGTERM after step (\d+) of", log.read_text())))
+    assert second > first
+
+    study = spread(checkout, processes=2, nodes=1)
     finish(on_slurm(checkout, target, profile="slurm-gres", study=study), 600)
-    record = json.loads((checkout.folder / target).with_name("run.json").read_text())
-    assert record["config"]["training"]["processes"] == 2
-    (allocated,) = [
-        tres.split(",")
-        for comment, tres in slurm.history("Comment,AllocTRES")
-        if comment == "rule_train_wildcards_sotu-d2-mhc_lite-s1"
-    ]
-    assert {"gres/gpu=1", "cpu=2"} <= set(allocated)
+    assert f"continuing at step {second} of" in log.read_text()
+    assert read_json(folder / "summary.json")["attempts"] == 3
+    comments = [entry for entry in slurm.history("Comment,AllocTRES") if entry[0].endswith(RUN)]
+    two, one = (set(tres.split(",")) for tres in dict.fromkeys(tres for _, tres in comments))
+    assert {"gres/gpu=2", "node=2", "cpu=2", "mem=32000M"} <= two
+    assert {"gres/gpu=1", "node=1", "cpu=2", "mem=24000M"} <= one
+
+    train_here(checkout, spread(checkout, processes=1, nodes=1), RUN, tmp_path)
+    pairs = zip(*(read_jsonl(at / "metrics.jsonl") for at in (folder, tmp_path)), strict=True)
+    difference = max(
+        abs(a[name] - b[name]) / abs(b[name]) for a, b in pairs for name in a if a[name]
+    )
+    assert difference < ROUNDING
+    tell(
+        f"SLURM: two processes on two nodes, requeued at {first}, cancelled at {second}, then on one: "
+        f"differ from one process by at most {difference:.1e} in any metric of {LONG} steps"
+    )

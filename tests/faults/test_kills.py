@@ -14,7 +14,12 @@ from tiny import configuration, write_corpus
 INTERVAL = 3
 
 
-def test_a_kill_anywhere_costs_only_the_steps_since_the_last_checkpoint(
+# While a checkpoint is written the next steps run; the next checkpoint waits for it. So the last
+# one that is finished may be two intervals back, and no further.
+MOST = 2 * INTERVAL
+
+
+def test_a_kill_anywhere_costs_only_the_steps_since_the_last_finished_checkpoint(
     tmp_path: Path, tell: Callable[[str], None]
 ) -> None:
     # The third checkpoint is the first that removes an older one; a fourth would do the same.
@@ -31,7 +36,7 @@ def test_a_kill_anywhere_costs_only_the_steps_since_the_last_checkpoint(
     for point in points:
         assert point["same"], f"other bits after {point['point']}"
         assert point["steps"], f"a step is missing or twice after {point['point']}"
-        assert point["lost"] <= INTERVAL, f"{point['lost']} steps lost at {point['point']}"
+        assert point["lost"] <= MOST, f"{point['lost']} steps lost at {point['point']}"
         assert point["left"] == [], f"{point['left']} are left after {point['point']}"
     kinds = Counter(point["point"].split()[0] for point in points)
     # A kill at a time of the clock may come too late on a busy machine; any other may not.
@@ -41,9 +46,12 @@ def test_a_kill_anywhere_costs_only_the_steps_since_the_last_checkpoint(
     assert kinds["operation"] >= 40  # every file operation of a whole run
     assert kinds["time"] == 20
     assert {"half", "evaluation", "switch", "again"} <= kinds.keys()
-    # Kills between a checkpoint's two files, and before the oldest is removed, are among them.
-    assert {point["lost"] for point in points} == set(range(INTERVAL + 1))
+    # Steps done, and of the last checkpoint that is finished, when training waits for another one:
+    # 6 and none, 9 and 3, 11 (the end) and 6. Then, before the oldest is removed, 11 and 9.
+    written = [point for point in timely if point["point"].split()[0] in ("operation", "half")]
+    assert {point["lost"] for point in written} == {0, MOST, 5, 2}
     tell(
         f"kills: {killed} points ({', '.join(f'{n} {kind}' for kind, n in kinds.items())}), each "
-        f"ended with the undisturbed run's bits; at most {INTERVAL} steps were done again"
+        f"ended with the undisturbed run's bits; at most {max(p['lost'] for p in points)} steps "
+        f"were done again, with a checkpoint every {INTERVAL}"
     )

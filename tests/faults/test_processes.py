@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -136,6 +138,28 @@ def test_continued_with_other_numbers_of_processes_after_sigterm_and_a_dead_one(
     assert f"continuing at step {saved}" in output
     assert difference(tmp_path, alone) < ROUNDING
     assert read_json(tmp_path / "summary.json")["attempts"] == 3
+
+
+def test_several_nodes_are_started_by_slurm_alone(tmp_path: Path) -> None:
+    """In a job, srun starts torchrun on each node; elsewhere one line says what to do."""
+    command = [sys.executable, "-m", *launcher(8, nodes=2, threads=3), "mhclite", "train", "-x"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: training.nodes is 2")
+
+    srun = tmp_path / "srun"
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    environment |= {"SLURM_JOB_ID": "7", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    words = done.stdout.split()
+    given = dict(itertools.pairwise(words))
+    assert (given["--nodes"], given["--ntasks"], given["--cpus-per-task"]) == ("2", "2", "12")
+    assert (given["--nnodes"], given["--nproc-per-node"], given["--rdzv-id"]) == ("2", "4", "7")
+    assert re.fullmatch(rf"{socket.gethostname()}:\d+", given["--rdzv-endpoint"])
+    assert words[-4:] == ["-m", "mhclite", "train", "-x"]
 
 
 OPERATOR = {

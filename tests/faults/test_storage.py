@@ -20,7 +20,7 @@ from mhclite import cli
 from mhclite.config import RunConfig
 from mhclite.errors import UserError
 from mhclite.files import read_json, read_jsonl, sha256_of, write_json
-from mhclite.training import loop
+from mhclite.training import checkpoint, loop
 from mhclite.training.loop import train
 
 CONFIG = configuration(steps=40, checkpoint_interval=5, evaluation_interval=20)
@@ -100,7 +100,7 @@ def test_disk_full_in_a_checkpoint_keeps_the_one_before(
     small_disk: Path, corpus: Path, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = small_disk / "run"
-    save = loop.save_checkpoint
+    save = checkpoint.save_checkpoint
     ballast: list[Path] = []
 
     def crowded(where: Path, step: int, *rest: object) -> None:
@@ -108,7 +108,7 @@ def test_disk_full_in_a_checkpoint_keeps_the_one_before(
             ballast.append(fill(small_disk, 6000))
         save(where, step, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "save_checkpoint", crowded)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", crowded)
     with pytest.raises(OSError, match="No space left") as caught:
         train(CONFIG, corpus, folder)
     assert caught.value.errno == errno.ENOSPC
@@ -161,13 +161,13 @@ def test_results_read_only(
     assert "Read-only file system" in capsys.readouterr().err.splitlines()[-1]
     remount("rw")
     with monkeypatch.context() as patch:
-        save = loop.save_checkpoint
+        save = checkpoint.save_checkpoint
 
         def then_stop(*given: Any) -> None:
             save(*given)
             raise OSError(errno.EROFS, "Read-only file system", str(folder))
 
-        patch.setattr(loop, "save_checkpoint", then_stop)
+        patch.setattr(checkpoint, "save_checkpoint", then_stop)
         assert cli.main(arguments) == cli.EXIT_STORAGE
     remount("ro")
     assert cli.main(arguments) == cli.EXIT_STORAGE
@@ -182,7 +182,7 @@ def test_results_read_only(
 
 def stop_at(step: int, corpus: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Train up to just after the checkpoint of a step."""
-    save = loop.save_checkpoint
+    save = checkpoint.save_checkpoint
 
     def then_stop(where: Path, at: int, *rest: object) -> None:
         save(where, at, *rest)  # type: ignore[arg-type]
@@ -190,7 +190,7 @@ def stop_at(step: int, corpus: Path, folder: Path, monkeypatch: pytest.MonkeyPat
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_checkpoint", then_stop)
+        patch.setattr(checkpoint, "save_checkpoint", then_stop)
         with pytest.raises(KeyboardInterrupt):
             train(CONFIG, corpus, folder)
 

@@ -285,6 +285,17 @@ def test_a_run_of_several_processes_is_started_as_the_workflow_does(
     assert first["CUDA_VISIBLE_DEVICES"] == "2,3"
     assert single[1:] == ["-m", "mhclite", "probe", "y"]
     assert second["PYTHONPATH"] == str(tmp_path / "src")
+    for environment in (first, second):
+        assert environment["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compiled")
+        assert environment["TRITON_CACHE_DIR"] == str(tmp_path / "compiled/triton")
+
+
+def test_a_bundle_is_for_one_machine(tmp_path: Path) -> None:
+    study = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())
+    study["training"] |= {"processes": 2, "nodes": 2}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    with pytest.raises(UserError, match="a bundle is for one machine"):
+        pack.pack(tmp_path / "study.yaml", tmp_path / "bundle")
 
 
 @pytest.mark.slow

@@ -89,6 +89,7 @@ BAD = {
     "negative": (change("training", "batch_size", value=-1), ["training.batch_size", "-1"]),
     "warm-up": (change("training", "warmup_steps", value=40), ["training", "warmup_steps = 40"]),
     "processes": (change("training", "processes", value=3), ["training", "processes = 3"]),
+    "nodes": (change("training", "nodes", value=2), ["training", "processes = 1", "nodes = 2"]),
     "micro-batch": (
         change("training", "micro_batch_size", value=3),
         ["training", "micro_batch_size = 3"],

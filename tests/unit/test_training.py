@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,8 @@ from mhclite.data.tokens import TokenSplit
 from mhclite.errors import UserError
 from mhclite.files import read_json, read_jsonl, sha256_of
 from mhclite.runs.key import run_key
-from mhclite.training.checkpoint import load_checkpoint, save_checkpoint
+from mhclite.training import checkpoint
+from mhclite.training.checkpoint import Saver, load_checkpoint, save_checkpoint
 from mhclite.training.loop import train
 from mhclite.training.optimizer import learning_rate
 from mhclite.training.streams import pairwise_cosine
@@ -218,6 +220,102 @@ def test_checkpoint_of_another_key_and_state_without_json_do_not_count(tmp_path:
     assert state["step"] == 5
     (tmp_path / "step_000000005.json").unlink()  # as if killed between the two files
     assert load_checkpoint(tmp_path, "k") is None
+
+
+class Slow:
+    """`save_checkpoint`, each call of which waits until it is let go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun: list[int] = []
+        self.finished: list[int] = []
+        self.go_on = threading.Semaphore(0)
+        monkeypatch.setattr(checkpoint, "save_checkpoint", self)
+
+    def __call__(self, folder: Path, step: int, key: str, state: dict[str, Any]) -> None:
+        self.begun.append(step)
+        assert self.go_on.acquire(timeout=60)
+        save_checkpoint(folder, step, key, state)
+        self.finished.append(step)
+
+
+def test_what_is_saved_is_the_state_when_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow(monkeypatch)
+    w = torch.zeros(3)
+    with Saver(tmp_path, "k") as saver:
+        saver.save(1, {"step": 1, "nested": {"w": w, "of": [w]}})
+        w += 1  # as the next step does, before a byte is written
+        assert load_checkpoint(tmp_path, "k") is None
+        slow.go_on.release()
+        saver.wait()
+        state = load_checkpoint(tmp_path, "k")
+        assert state is not None
+        assert torch.equal(state["nested"]["w"], torch.zeros(3))
+        assert torch.equal(state["nested"]["of"][0], torch.zeros(3))
+        assert read_json(tmp_path / "step_000000001.json")["sha256"] == sha256_of(
+            tmp_path / "step_000000001.pt"
+        )
+
+
+def test_one_checkpoint_at_a_time_and_the_last_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow(monkeypatch)
+    with Saver(tmp_path, "k") as saver:
+        saver.save(1, {})
+        saver.check()  # waits for nothing
+        assert slow.finished == []
+        later = threading.Timer(0.2, slow.go_on.release)
+        later.start()
+        saver.save(2, {})
+        assert slow.finished == [1]
+        slow.go_on.release()
+    assert slow.finished == [1, 2]
+    later.join()
+
+
+def test_the_next_call_raises_what_went_wrong(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    def failing() -> Saver:
+        saver = Saver(tmp_path / "file", "k")  # not a folder
+        saver.save(1, {})
+        saver._thread.shutdown()
+        return saver
+
+    for call in (Saver.check, Saver.wait, lambda saver: saver.save(2, {})):
+        with pytest.raises(OSError, match="file"):
+            call(failing())
+    with pytest.raises(OSError, match="file"), failing():
+        pass
+    with pytest.raises(ValueError, match="of training"), failing():
+        raise ValueError("of training")
+
+
+def test_steps_go_on_while_a_checkpoint_is_written(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to the next checkpoint, and to the end of the run; the run has the same bits."""
+    config = configuration(steps=11, checkpoint_interval=4)
+    train(config, corpus, tmp_path / "plain")
+    slow = Slow(monkeypatch)
+    folder = tmp_path / "run"
+    done: list[tuple[int, int]] = []  # lines of metrics.jsonl, checkpoints finished
+
+    def wait(saver: Saver, wait: Any = Saver.wait) -> None:
+        if saver._under_way is not None:
+            lines = len(read_jsonl(folder / "metrics.jsonl"))
+            done.append((lines - 1, len(slow.finished)))
+            slow.go_on.release()
+        wait(saver)
+
+    monkeypatch.setattr(Saver, "wait", wait)
+    train(config, corpus, folder)
+    assert done == [(8, 0), (11, 1)]
+    assert slow.finished == [4, 8]
+    for name in ("metrics.jsonl", "weights.pt"):
+        assert (folder / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
 
 
 # --- whole runs -------------------------------------------------------------------------------

@@ -20,13 +20,14 @@ from mhclite.errors import UserError
 from mhclite.evidence.claims import load_claims
 from mhclite.evidence.exhibits import HEADINGS, declared
 from mhclite.files import write_json, write_text
+from mhclite.planning.check import check_nodes
 from mhclite.planning.keys import outdated_in_words, outdated_runs
 from mhclite.records import to_json
 from mhclite.runs.code import digest_of_modules, step_digest
 from mhclite.study.reading import parse_study, read_yaml
 from mhclite.study.resolved import resolve
 from mhclite.study.sections import RESULTS
-from mhclite.training import live
+from mhclite.training import compiled, live
 from mhclite.training.torchrun import launcher
 
 try:
@@ -39,20 +40,26 @@ try:
     # Snakemake knows what a result was made with only as long as its own records are there: not in
     # another clone, not without .snakemake, not after --touch. The run folders know it themselves.
     OUTDATED = outdated_runs(STUDY, RESULTS) if workflow.is_main_process else {}
+    check_nodes(STUDY)
 except UserError as error:
     # Not WorkflowError: its place in this file would hide the one line that matters.
     sys.exit(f"error: {error}")
 
 RUNS = STUDY.runs()
+NODES = STUDY.nodes()
 if OUTDATED:
     print(outdated_in_words(OUTDATED, len(RUNS)), file=sys.stderr)
 EXHIBITS = [exhibit for exhibit in declared() if exhibit.shown_in(STUDY.model_dump())]
 OUT = f"results/{STUDY.name}"
+GPUS = 0 if STUDY.training.device == "cpu" else 1  # of a measuring job
 # Jobs run the Python that runs Snakemake, with this checkout's source; those that train send their
 # curves to the study's MLflow server, if it has one. Not as parameters: the results do not depend
-# on these.
-JOB_ENVIRONMENT = {"PYTHONPATH": str(SOURCE)} | live.environment(
-    STUDY.tracking.uri, STUDY.name
+# on these. One folder for what is compiled spares each job of a cluster its minutes; not for CPUs,
+# whose code is compiled for the very processor of a node and would not run on another kind.
+JOB_ENVIRONMENT = (
+    {"PYTHONPATH": str(SOURCE)}
+    | live.environment(STUDY.tracking.uri, STUDY.name)
+    | (compiled.environment(Path(OUT)) if GPUS else {})
 )
 JOB_PREFIX = (
     f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH "
@@ -60,7 +67,6 @@ JOB_PREFIX = (
     + "; "
 )
 shell.prefix(JOB_PREFIX.replace("{", "{{").replace("}", "}}"))  # Snakemake formats it
-GPUS = 0 if STUDY.training.device == "cpu" else 1  # of a measuring job
 
 
 # A limit such as `gpu: 1` of profiles/default is for jobs on this machine, not for a cluster's.
@@ -112,9 +118,35 @@ def training_of(wildcards):
     return RUNS[wildcards.run].training
 
 
-def gpus_of(training):
-    """GPUs of a training job."""
-    return 0 if training.device == "cpu" else training.processes
+def nodes_of(wildcards):
+    """Nodes of a training job."""
+    return NODES[RUNS[wildcards.run].condition]
+
+
+def share_of(wildcards):
+    """Processes of a training job on each of its nodes."""
+    return training_of(wildcards).processes // nodes_of(wildcards)
+
+
+def cpus_of(wildcards):
+    """CPUs of a training job on each of its nodes."""
+    return training_of(wildcards).threads * share_of(wildcards)
+
+
+def torchrun_of(wildcards):
+    """What starts the processes of a training job."""
+    training = training_of(wildcards)
+    return " ".join(launcher(training.processes, nodes_of(wildcards), training.threads))
+
+
+def gpus_of(wildcards):
+    """GPUs of a training job on each of its nodes."""
+    return 0 if training_of(wildcards).device == "cpu" else share_of(wildcards)
+
+
+def over_nodes(resource):
+    """A resource of training jobs that have several nodes; others do without it."""
+    return lambda wildcards: resource(wildcards) if nodes_of(wildcards) > 1 else None
 
 
 def in_report(exhibit):

@@ -8,12 +8,21 @@ rule train:
         f"{OUT}/{jobs.TRAIN.output}",
     log:
         f"{OUT}/{jobs.TRAIN.log}",
-    threads: lambda w: training_of(w).threads * training_of(w).processes
+    threads: cpus_of
     resources:
-        gpu=lambda w: gpus_of(training_of(w)),
+        # On SLURM. Of each node, but `tasks` and `gpu`, which the plugin takes as numbers in all.
+        cpus_per_task=cpus_of,  # `threads` is at most the profile's `cores`
+        mem_mb=lambda w: 8000 + 8000 * share_of(w),
+        nodes=nodes_of,  # said for one too: SLURM may spread a request of several GPUs
+        gpu=lambda w: gpus_of(w) if nodes_of(w) == 1 else 0,
+        gres=over_nodes(lambda w: f"gpu:{gpus_of(w)}" if gpus_of(w) else None),
+        # The plugin leaves srun to jobs with `mpi`; torchrun is one task on each node.
+        mpi=over_nodes(lambda w: "srun"),
+        tasks=over_nodes(nodes_of),
+        tasks_per_gpu=over_nodes(lambda w: 0),  # or it takes `tasks` for that
     params:
         arguments=lambda w: quoted(jobs.train(STUDY, RUNS[w.run])),
         code=lambda w: jobs.train(STUDY, RUNS[w.run]).code,
-        torchrun=lambda w: " ".join(launcher(training_of(w).processes)),
+        torchrun=torchrun_of,
     shell:
         "exec python -m {params.torchrun} mhclite train {params.arguments} > {log:q} 2>&1"

@@ -26,6 +26,7 @@ from mhclite.records import read_record
 from mhclite.runs import status
 from mhclite.runs.folder import RunFolder
 from mhclite.runs.key import run_key
+from mhclite.training import compiled
 from mhclite.training.torchrun import launcher
 
 RESULTS = Path("results")
@@ -133,9 +134,7 @@ class Driver:
         environment = {
             **os.environ,
             "PYTHONPATH": str(self.folder / "src"),
-            # Compiled kernels are kept for the next allocation.
-            "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "compiled"),
-            "TRITON_CACHE_DIR": str(self.folder / "compiled" / "triton"),
+            **compiled.environment(self.folder),  # kept for the next allocation
         }
         if slot.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)

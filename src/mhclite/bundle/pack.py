@@ -59,9 +59,11 @@ def pack(study_file: Path, out: Path) -> None:
     Corpora that are not prepared yet are prepared first, by the workflow.
 
     Raises:
-        UserError: `out` exists, or a corpus cannot be prepared.
+        UserError: `out` exists, a corpus cannot be prepared, or runs are spread over nodes.
     """
     study = load_study(study_file)
+    if max(study.nodes().values()) > 1:
+        raise UserError("training.nodes is above 1, and a bundle is for one machine: set it to 1")
     if out.exists():
         raise UserError(f"{out} exists: name another --out, or delete it (its results with it)")
     manifests = [RESULTS / study.corpus_folder(name) / MANIFEST for name in study.corpora]

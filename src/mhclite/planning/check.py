@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 
 from mhclite.arguments import file_path
@@ -33,6 +34,20 @@ def check_files(study: Study) -> None:
                 raise UserError(f"corpora.{name}: {problem}") from None
 
 
+def check_nodes(study: Study) -> None:
+    """Whether several nodes can be asked for from this machine, where the study wants them.
+
+    Raises:
+        UserError: there is no SLURM here.
+    """
+    nodes = max(study.nodes().values())
+    if nodes > 1 and shutil.which("srun") is None:
+        raise UserError(
+            f"training.nodes is {nodes}, but several nodes are started by SLURM alone, and there "
+            "is no srun here: set it to 1, or start this study on a login node of a cluster"
+        )
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite check`."""
     parser.add_argument("study", nargs="+", type=file_path, help="study file (YAML)")
@@ -44,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     for path in args.study:
         study = load_study(path)
         check_files(study)
+        check_nodes(study)
         if args.runs:
             for config in study.runs().values():
                 print(json.dumps(config.to_json()))

@@ -291,6 +291,9 @@ class Training(Settings):
     threads: PositiveInt = Field(1, description="CPU threads of one process")
     compile: bool = Field(False, description="torch.compile for the model and its loss")
     processes: PositiveInt = Field(1, description="processes of one run, started by torchrun")
+    nodes: PositiveInt = Field(
+        1, description="nodes of a SLURM cluster over which these are spread evenly"
+    )
     evaluation_interval: PositiveInt = Field(description="steps between evaluations")
     evaluation_sequences: PositiveInt = Field(
         description="validation windows of `block_size` tokens, the same at every evaluation"
@@ -302,6 +305,11 @@ class Training(Settings):
         if self.batch_size % self.processes:
             raise ValueError(
                 f"batch_size = {self.batch_size} is not a multiple of processes = {self.processes}"
+            )
+        if self.processes % self.nodes:
+            raise ValueError(
+                f"processes = {self.processes} is not a multiple of nodes = {self.nodes}: it is "
+                "the number on all nodes together"
             )
         share = self.batch_size // self.processes
         if self.micro_batch_size and share % self.micro_batch_size:

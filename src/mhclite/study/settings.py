@@ -220,9 +220,14 @@ class Study(Settings):
             implementations=tuple(self.throughput.implementations),
         )
 
+    def nodes(self) -> dict[str, int]:
+        """Nodes of a run, by condition. How a run is started: its configuration does not know."""
+        changed = {name: self.under(name).training.nodes for name in self.conditions}
+        return {BASE: self.training.nodes, **changed}
+
     def resolved_training(self) -> TrainingConfig:
         """The training loop."""
-        return TrainingConfig(**self.training.model_dump())
+        return TrainingConfig(**self.training.model_dump(exclude={"nodes"}))
 
     def resolved_model(self, model: str) -> ModelConfig:
         """A model size with its name and vocabulary."""

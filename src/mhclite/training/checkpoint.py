@@ -2,15 +2,18 @@
 
 A checkpoint is two files: the state, and a small JSON beside it that is written second and names
 the state's SHA-256. Without its JSON a state does not count. The last two are kept; a damaged one
-is passed over for the one before.
+is passed over for the one before. They are written in the background, one at a time: a kill costs
+the steps since the last finished one, at most two intervals.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -24,17 +27,33 @@ DAMAGED = (UserError, OSError, KeyError, TypeError, ValueError, RuntimeError, Un
 log = logging.getLogger(__name__)
 
 
+class Digesting:
+    """A binary file as torch writes it, from its first byte to its last, and their SHA-256."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
 def save_tensors(path: Path, state: Any) -> str:
     """Write `state` with torch, atomically. Returns the file's SHA-256."""
     with atomic_write(path, "wb") as file:
+        digesting = Digesting(file)
         try:
-            torch.save(state, file)
+            torch.save(state, digesting)
         except RuntimeError as error:
             # What torch says when it closes a file that it could not write hides why it could not.
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
-    return sha256_of(path)
+    return digesting.sha256.hexdigest()
 
 
 def save_checkpoint(folder: Path, step: int, key: str, state: dict[str, Any]) -> None:
@@ -53,6 +72,58 @@ def save_checkpoint(folder: Path, step: int, key: str, state: dict[str, Any]) ->
     for old in sorted(folder.glob("step_*.json"))[:-KEEP]:
         old.unlink()  # the JSON first: a state without one does not count
         old.with_suffix(".pt").unlink(missing_ok=True)
+
+
+def snapshot(state: Any) -> Any:
+    """`state` with every tensor in it copied to the CPU's memory, where no step changes it."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {name: snapshot(value) for name, value in state.items()}
+    if isinstance(state, list):
+        return [snapshot(value) for value in state]
+    return state
+
+
+class Saver:
+    """Saves a run in a thread while its next steps run, one checkpoint at a time.
+
+    What the thread raises is raised by the next call. On leaving, the checkpoint under way is
+    waited for: nothing is written once the folder may be another process's.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        """Args as those of `save_checkpoint`."""
+        self._folder, self._key = folder, key
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._under_way: Future[None] | None = None
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Copy `state` and begin to write it, once the one before is finished."""
+        self.wait()
+        copy = snapshot(state)
+        self._under_way = self._thread.submit(save_checkpoint, self._folder, step, self._key, copy)
+
+    def check(self) -> None:
+        """Raise what went wrong so far, if anything did; waits for nothing."""
+        if self._under_way is not None and self._under_way.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the checkpoint under way is finished."""
+        if self._under_way is not None:
+            under_way, self._under_way = self._under_way, None
+            under_way.result()
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, kind: object, *exception: object) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self._thread.shutdown()
 
 
 def load_checkpoint(folder: Path, key: str) -> dict[str, Any] | None:

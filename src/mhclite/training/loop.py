@@ -40,7 +40,7 @@ from mhclite.runs.folder import (
 )
 from mhclite.runs.key import code_digest, run_key
 from mhclite.runs.provenance import provenance
-from mhclite.training.checkpoint import load_checkpoint, save_checkpoint, save_tensors
+from mhclite.training.checkpoint import Saver, load_checkpoint, save_tensors
 from mhclite.training.group import Group
 from mhclite.training.processes import processes
 from mhclite.training.trainer import StepRecord, Text, Trainer
@@ -142,24 +142,21 @@ def _run(
         trainer.restore(saved)
         step, sizes = saved["step"], saved["sizes"]
         log.info("continuing at step %d of %d", step, trainer.settings.steps)
-    with StepFiles(folder.path, sizes, group.is_main) as files:
+    files = StepFiles(folder.path, sizes, group.is_main)
+    with files, Saver(checkpoints, key) as saver:
         begun(key)
-        _steps(trainer, files, step, stopped, checkpoints, key)
+        _steps(trainer, files, step, stopped, saver)
         files.sync()
 
 
 def _steps(
-    trainer: Trainer,
-    files: StepFiles,
-    first: int,
-    stopped: list[int],
-    checkpoints: Path,
-    key: str,
+    trainer: Trainer, files: StepFiles, first: int, stopped: list[int], saver: Saver
 ) -> None:
     """Write what the trainer's steps leave; save at intervals, and when asked to stop."""
     settings, group = trainer.settings, trainer.group
     began = time.perf_counter()
     for record in trainer.records(first):
+        saver.check()
         files.write("metrics", record.metrics)
         if record.streams is not None:
             files.write("mixing", {"step": record.step, **record.streams})
@@ -173,8 +170,11 @@ def _steps(
         due = record.step > 0 and record.step % settings.checkpoint_interval == 0 and not last
         if (stop or due) and group.is_main:
             state = trainer.state() | {"step": record.step, "sizes": files.sync()}
-            save_checkpoint(checkpoints, record.step, key, state)
+            saver.save(record.step, state)
         if stop:
+            saver.wait()
+            # None leaves before it is saved: torchrun and srun end all once one is gone.
+            group.broadcast(None)
             name = signal.Signals(stopped[0]).name if stopped else "a signal"
             raise Interrupted(
                 f"{name} after step {record.step} of {settings.steps}; saved, run the same command "

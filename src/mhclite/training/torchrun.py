@@ -1,12 +1,17 @@
 """torchrun: how it is started, and what it tells the processes that it starts.
 
-Standard library alone: the workflow and bundles read it too.
+    python -m mhclite.training.torchrun NODES PROCESSES CPUS MODULE ARGUMENT...
+
+starts it on every node of a SLURM job, PROCESSES on each. Standard library alone: the workflow and
+bundles read it too.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 LOOPBACK = "127.0.0.1"
@@ -44,8 +49,16 @@ def stay_on_this_machine() -> None:
     }
 
 
-def launcher(processes: int) -> list[str]:
-    """What stands between `python -m` and the module for a run of several processes."""
+def launcher(processes: int, nodes: int = 1, threads: int = 1) -> list[str]:
+    """What stands between `python -m` and the module for a run of several processes.
+
+    Args:
+        processes: of the run; a multiple of `nodes`.
+        threads: of each process.
+    """
+    if nodes > 1:
+        each = processes // nodes
+        return [f"{__package__}.torchrun", str(nodes), str(each), str(each * threads)]
     if processes == 1:
         return []
     # Each option is given: torchrun takes what is left out from PET_* of the environment.
@@ -57,3 +70,44 @@ def launcher(processes: int) -> list[str]:
         *("--nproc-per-node", str(processes)),
         "-m",
     ]
+
+
+def over_nodes(nodes: int, processes: int, cpus: int, job: str, meeting: str) -> list[str]:
+    """The command that starts torchrun once on each node of a SLURM job, before the module.
+
+    Args:
+        processes: on each node.
+        cpus: of the processes of a node together.
+        job: id of the job.
+        meeting: host and port, on one of the nodes, at which all find each other.
+    """
+    return [
+        *("srun", "--nodes", str(nodes), "--ntasks", str(nodes), "--ntasks-per-node", "1"),
+        # Left out, a step has one CPU a task. A node whose processes fail ends those of the others,
+        # which would wait for them.
+        *("--cpus-per-task", str(cpus), "--kill-on-bad-exit=1"),
+        *(sys.executable, "-m", "torch.distributed.run"),
+        *("--nnodes", str(nodes), "--nproc-per-node", str(processes)),
+        *("--rdzv-backend", "c10d", "--rdzv-id", job, "--rdzv-endpoint", meeting),
+        "-m",
+    ]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Become `srun`. Runs on a node of the job, outside of its steps."""
+    nodes, processes, cpus = map(int, arguments[:3])
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        sys.exit(
+            f"error: training.nodes is {nodes}, and several nodes are started by SLURM alone, "
+            "within a job: use --profile profiles/slurm, or set it to 1"
+        )
+    with socket.socket() as free:
+        free.bind(("", 0))
+        meeting = f"{socket.gethostname()}:{free.getsockname()[1]}"
+    command = [*over_nodes(nodes, processes, cpus, job, meeting), *arguments[3:]]
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -24,6 +24,29 @@ def study_of(folder: Path, pattern: str) -> Path:
     return folder / "study.yaml"
 
 
+@pytest.mark.parametrize("where", ["training", "condition"])
+def test_several_nodes_need_slurm(
+    where: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    study: dict[str, Any] = yaml.safe_load(SMOKE.read_text())
+    spread = {"nodes": 2, "processes": 4}
+    if where == "training":
+        study["training"] |= spread
+    else:
+        study["conditions"]["spread"] = {"title": "On two nodes", "training": spread}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["check", str(tmp_path / "study.yaml")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "training.nodes is 2" in line
+    assert "no srun here" in line
+    (tmp_path / "srun").touch(mode=0o755)
+    assert main(["check", str(tmp_path / "study.yaml")]) == 0
+
+
 def parquet(path: Path) -> None:
     pq.write_table(pa.table({"body": ["x"]}), path)
 

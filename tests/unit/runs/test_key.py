@@ -98,6 +98,19 @@ def test_names_and_free_settings_do_not_make_another_run() -> None:
     assert len(keys) == 5
 
 
+def test_nodes_change_neither_keys_nor_what_jobs_are_called_with() -> None:
+    study = load_study(ROOT / "config/smoke.yaml")
+    training = study.training.model_copy(update={"nodes": 2, "processes": 2})
+    one = study.model_copy(update={"training": training.model_copy(update={"nodes": 1})})
+    two = study.model_copy(update={"training": training})
+    assert two.nodes()["base"] == 2
+    assert two.runs() == one.runs()
+    for run, config in study.runs().items():
+        assert key.run_key(two.runs()[run], "c") == key.run_key(config, "c")
+    for model in study.models:
+        assert jobs.throughput(two, model) == jobs.throughput(one, model)
+
+
 # --- what an edit runs again ------------------------------------------------------------------
 
 ALL = "every run"
