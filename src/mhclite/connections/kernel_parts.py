@@ -17,8 +17,6 @@ import triton.language as tl
 # How the projection is normalised (`fast.Projection.norm`), and how H_pre comes from a.
 RMS, LAYER, RMS_STREAM = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 SIGMOID, TANH, SOFTMAX = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-# Columns side by side that one thread holds, at least, where a program's tile has as many.
-NEIGHBOURS = tl.constexpr(4)
 
 
 @triton.jit
@@ -39,17 +37,17 @@ def no_sums(count: tl.constexpr, shape: tl.constexpr):
 
 
 @triton.jit
-def partial(tile, BT: tl.constexpr, BC: tl.constexpr):
-    """Sums over neighbouring columns of a tile, (BT, BC / NEIGHBOURS)."""
-    return tl.sum(tl.reshape(tile, (BT, BC // NEIGHBOURS, NEIGHBOURS)), 2)
+def partial(tile, BT: tl.constexpr, BC: tl.constexpr, P: tl.constexpr):
+    """Sums over neighbouring columns of a tile, (BT, P): of one thread where it holds BC / P."""
+    return tl.sum(tl.reshape(tile, (BT, P, BC // P)), 2)
 
 
 @triton.jit
-def dots(sums, left, right, n: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr):
+def dots(sums, left, right, n: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, P: tl.constexpr):
     """Sums of n streams, and the products of `left` with the tiles of `right` added to them."""
     more = ()
     for s in tl.static_range(n):
-        more = more + (sums[s] + partial(left * right[s], BT, BC),)
+        more = more + (sums[s] + partial(left * right[s], BT, BC, P),)
     return more
 
 

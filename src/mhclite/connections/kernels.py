@@ -22,7 +22,6 @@ import triton
 import triton.language as tl
 
 from mhclite.connections.kernel_parts import (
-    NEIGHBOURS,
     chunks,
     dot,
     inverse_norm,
@@ -34,6 +33,8 @@ from mhclite.connections.kernel_parts import (
     total,
     written,
 )
+
+NEIGHBOURS = tl.constexpr(4)  # columns that a thread adds up at once
 
 
 @triton.jit
@@ -64,7 +65,8 @@ def boundary_forward(
         post = numbers(H_post, rows, all_inside, n, n)
         res = numbers(H_res, rows, all_inside, n * n, n * n) if MIX else post
     z = tl.zeros((G, BT, K), dtype=tl.float32)
-    square_sums = no_sums(n, (G, BT, BC // NEIGHBOURS))
+    P: tl.constexpr = BC // NEIGHBOURS
+    square_sums = no_sums(n, (G, BT, P))
     within = tl.arange(0, G)[:, None] * BC + tl.arange(0, BC)[None, :]
     for start in tl.range(0, C, G * BC, num_stages=STAGES):
         column = (start + within)[:, None, :]
@@ -78,7 +80,7 @@ def boundary_forward(
             if READ:
                 place = (s * C + start + within)[:, :, None] * K + k[None, None, :]
                 z += dot(streams[s].to(dtype), tl.load(weight + place), WIDE)
-                squares = tl.reshape(streams[s] * streams[s], (G, BT, BC // NEIGHBOURS, NEIGHBOURS))
+                squares = tl.reshape(streams[s] * streams[s], (G, BT, P, NEIGHBOURS))
                 more = more + (square_sums[s] + tl.sum(squares, 3),)
         if READ:
             square_sums = more
@@ -95,15 +97,15 @@ def boundary_forward(
         # The read. What other threads of this program wrote is read below.
         tl.debug_barrier()
         WIDTH: tl.constexpr = G * BC
-        sums, square_sums = no_sums(2, (BT, WIDTH // NEIGHBOURS))
+        sums, square_sums = no_sums(2, (BT, G * P))
         for start in range(0, C, WIDTH):
             column = (start + tl.arange(0, WIDTH))[None, :]
             h = mixed(pre, chunks(out, row, inside, column, n * C, C, n), n)
             h = h.to(b.dtype.element_ty)
             tl.store(b + row * C + column, h, mask=inside)
             h = h.to(tl.float32)
-            sums += partial(h, BT, WIDTH)
-            square_sums += partial(h * h, BT, WIDTH)
+            sums += partial(h, BT, WIDTH, G * P)
+            square_sums += partial(h * h, BT, WIDTH, G * P)
         mean = total(sums) / C
         rstd = 1 / tl.sqrt(tl.maximum(total(square_sums) / C - mean * mean, 0.0) + EPS)
         tl.store(stats + row * (n + 2) + n, mean, mask=inside)

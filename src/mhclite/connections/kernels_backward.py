@@ -39,7 +39,6 @@ import triton.language as tl
 
 from mhclite.connections.kernel_parts import (
     LAYER,
-    NEIGHBOURS,
     RMS_STREAM,
     SIGMOID,
     SOFTMAX,
@@ -57,6 +56,8 @@ from mhclite.connections.kernel_parts import (
     total,
     written,
 )
+
+NEIGHBOURS = tl.constexpr(2)  # columns that a thread adds up at once, as a tensor core gives them
 
 
 @triton.jit
@@ -130,11 +131,11 @@ def boundary_backward(
             d = tl.load(db + row * C + column, mask=inside, other=0.0).to(tl.float32)
             tl.store(dgain + program * C + column, tl.sum(d * h, 0, keep_dims=True))
             g = d * tl.load(gain + column)
-            sum_g += partial(g, BT, BC)
-            sum_gh += partial(g * h, BT, BC)
-            g_streams = dots(g_streams, g, streams, n, BT, BC)
-            h_streams = dots(h_streams, h, streams, n, BT, BC)
-            sum_streams = dots(sum_streams, 1.0, streams, n, BT, BC)
+            sum_g += partial(g, BT, BC, P)
+            sum_gh += partial(g * h, BT, BC, P)
+            g_streams = dots(g_streams, g, streams, n, BT, BC, P)
+            h_streams = dots(h_streams, h, streams, n, BT, BC, P)
+            sum_streams = dots(sum_streams, 1.0, streams, n, BT, BC, P)
         mean_g = total(sum_g) / C
         mean_gh = total(sum_gh) / C
         # Between the passes: dH_pre (2), da, dz and pull (3). Here h_streams are of the normed h.
@@ -194,11 +195,11 @@ def boundary_backward(
         if WRITE:
             value = mixed(post, gradient, n).to(dy.dtype.element_ty)
             tl.store(dy + row * C + column, value, mask=inside)
-            post_sums = dots(post_sums, wrote, gradient, n, BT, BC)
+            post_sums = dots(post_sums, wrote, gradient, n, BT, BC, P)
             if MIX:
                 rows = ()
                 for t in tl.static_range(n):
-                    rows = rows + (dots(res_sums[t], gradient[t], before, n, BT, BC),)
+                    rows = rows + (dots(res_sums[t], gradient[t], before, n, BT, BC, P),)
                 res_sums = rows
         for s in tl.static_range(n):
             value = gradient[s]

@@ -33,9 +33,11 @@ Context = Any  # what torch passes as ctx
 def _forward_constants(x: Tensor, **more: Any) -> dict[str, Any]:
     """What a forward launch passes besides its tensors."""
     how = launch.FORWARD
+    # The sums and weights of more than 32 projection columns (JPmHC) take the registers of half a
+    # chunk.
+    how = how._replace(columns=how.columns // max(1, more["K"] // 32))
     constants = _constants(x, how, **more)
-    # Of a wide projection (JPmHC) sums and weights take the registers of half a chunk.
-    chunk = min(constants["BC"], how.columns * WIDE_PROJECTION // max(WIDE_PROJECTION, more["K"]))
+    chunk = constants["BC"]
     # Side by side, one for each warp where the chunk is wide enough.
     products = max(1, min(how.warps, chunk // SMALLEST_CHUNK))
     return constants | {"G": products, "BC": chunk // products}
@@ -60,7 +62,6 @@ def _constants(x: Tensor, how: launch.Launch, **more: Any) -> dict[str, Any]:
     }
 
 
-WIDE_PROJECTION = 32  # columns, up to which a forward chunk is as wide as its launch says
 # Of a launch that reads nothing.
 NO_READING = {
     "K": SMALLEST_CHUNK, "PRE": 0, "NORM": 0, "SUM": 0, "NORM_EPS": 0.0, "READ": False
