@@ -1,30 +1,24 @@
-"""The fused implementation: its kernels in Triton's interpreter, and what the compiler makes."""
+"""The fused implementation: its kernels in Triton's interpreter, and where it does not run."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from interpreted import kernels_are_interpreted  # noqa: F401
 from tiny import configuration, connection, write_corpus
 from torch import Tensor
-from triton.language.core import is_builtin
-from triton.runtime import interpreter
 
 from mhclite.authors.conformance import FUSED_TOLERANCE, check_file
 from mhclite.bench.parity import Case, cases, error_of, gradient
 from mhclite.config import ConnectionConfig, ModelConfig
-from mhclite.connections import availability, fused, launch
+from mhclite.connections import availability, fused
 from mhclite.connections.availability import Choice
 from mhclite.connections.mhc_v4 import shipped_sinkhorn
 from mhclite.connections.mixing import sinkhorn_knopp
@@ -47,28 +41,6 @@ CASES = [
     if (case.n_embd == 64 or case.variant in ("hc", "jpmhc"))
     and (case.precision == "fp32" or case.stream_dtype != "bf16")
 ]
-
-
-@cache
-def builtins_of(package: Any) -> list[str]:
-    """Names of Triton's language, in one of its modules or classes before it is patched."""
-    return [name for name, member in inspect.getmembers(package) if is_builtin(member)]
-
-
-def _patch_builtin(package: Any, builder: Any, scope: Any) -> None:
-    """As the interpreter's own, which lists all members again at every call of a function: that is
-    40 % of its time."""
-    for name in builtins_of(package):
-        if is_builtin(member := getattr(package, name)):
-            interpreter._patch_attr(package, name, member, builder, scope)
-
-
-@pytest.fixture(autouse=True)
-def _interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With larger programs: its time goes by the number of operations, not by their size."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(interpreter, "_patch_builtin", _patch_builtin)
-    monkeypatch.setattr(launch, "BOUNDARY", launch.BOUNDARY._replace(tokens=32))
 
 
 @pytest.mark.slow
@@ -236,24 +208,3 @@ def test_a_fallback_computes_the_same_and_training_says_why(
     assert "fast instead of fused: its kernels need a GPU" in caplog.text
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["implementation"] == "fast"
-
-
-# --- the compiler -------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_kernels_compile_for_a_gpu_and_stay_in_its_registers() -> None:
-    """For sm_90, without a GPU: no register of the bf16 kernels spills to memory."""
-    script = Path(__file__).parent / "compile_kernels.py"
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, str(script), "hc", "mhc", "jpmhc", "mhc_v4"],
-        capture_output=True, text=True, env=environment, timeout=500,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert len(found) == 20
-    for name, needs in found.items():
-        assert needs["shared"] <= 227 * 1024, name
-        if "fp32" not in name:
-            assert needs["spilled"] == 0, (name, needs)

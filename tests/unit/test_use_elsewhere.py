@@ -112,7 +112,8 @@ class Recurrent(nn.Module):
 
 def test_all_implementations_are_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(launch, "BOUNDARY", launch.BOUNDARY._replace(tokens=32))
+    for name in ("FORWARD", "BACKWARD"):
+        monkeypatch.setattr(launch, name, getattr(launch, name)._replace(tokens=32))
     model, h = Recurrent(), torch.randn(2, 4, 16)
     outputs, gradients = [], []
     for implementation in ("reference", "fast", "fused", "fused"):
@@ -133,7 +134,8 @@ def test_it_is_one_graph_for_the_compiler(
     implementation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(launch, "BOUNDARY", launch.BOUNDARY._replace(tokens=32))
+    for name in ("FORWARD", "BACKWARD"):
+        monkeypatch.setattr(launch, name, getattr(launch, name)._replace(tokens=32))
     parts = [SubLayer(make("mhc_lite", 2, 16, k), torch.ones(16), torch.sin) for k in range(2)]
 
     def stack(x: Tensor) -> Tensor:

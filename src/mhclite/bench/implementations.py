@@ -89,7 +89,8 @@ class Request:
 def limits(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """Bytes per second of a large copy (read plus write) and FLOP/s of a large product."""
     cuda = device.type == "cuda"
-    source = torch.zeros(2**30 if cuda else 2**26, dtype=torch.uint8, device=device)
+    # Not zeros, which a GPU may move compressed.
+    source = torch.randint(256, (2**30 if cuda else 2**26,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     size = 8192 if cuda else 2048
     a = torch.randn(size, size, dtype=dtype, device=device)

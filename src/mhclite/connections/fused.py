@@ -16,11 +16,17 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
+import torch._functorch.config
 from torch import Tensor
 
-from mhclite.connections import fast, operators
+from mhclite.connections import operators
 from mhclite.connections.availability import SMALLEST_CHUNK
 from mhclite.connections.base import Connection
+
+# Without this torch.compile traces the backward pass under the autocast of the forward pass, and
+# products of the coefficients' gradients, which are float32, would be taken in bf16. Eagerly the
+# backward pass is called outside of autocast; this says that it is so here.
+torch._functorch.config.backward_pass_autocast = "off"
 
 NORMS = ("rms", "layer", "rms_stream")  # in the order of the kernels' constants
 ACTIVATIONS = ("sigmoid", "tanh", "softmax")
@@ -44,7 +50,7 @@ class Reading(NamedTuple):
     scale: Tensor | None  # ()
     norm: int  # index into NORMS
     activation: int  # index into ACTIVATIONS
-    mean_column: int  # of weight: the one that measures the streams' mean, for a LayerNorm
+    sum_column: int  # of weight: the one that sums the streams, for a LayerNorm
     eps: float  # of the norm
     columns: int  # of weight without the padding and the mean column
 
@@ -82,14 +88,17 @@ def reading(connection: Connection, gain: Tensor, dtype: torch.dtype) -> Reading
     """
     n = connection.n_streams
     weight, bias, norm, eps = connection.projection()
+    sum_column = columns = weight.shape[1]
     if norm == "layer":
-        weight = fast.centred(weight)
-    mean_column = columns = weight.shape[1] - (norm == "layer")
+        # Columns without mean do not see that of the streams. The sum's column is of ones, which
+        # bf16 has, where `fast.centred` measures the mean by 1 / D, which it may not have.
+        weight = weight - weight.mean(0)
+        weight = torch.cat((weight, weight.new_ones(len(weight), 1)), dim=1)
     if norm == "rms_stream":
         # Each stream by itself: block diagonal, column k of stream s at k n + s.
         own = torch.eye(n, dtype=weight.dtype, device=weight.device)
         weight = (weight[None, :, :, None] * own[:, None, None, :]).flatten(2).flatten(0, 1)
-        columns = weight.shape[1]
+        sum_column = columns = weight.shape[1]
     padded = max(SMALLEST_CHUNK, 1 << (weight.shape[1] - 1).bit_length())
     weight = torch.nn.functional.pad(weight, (0, padded - weight.shape[1])).to(dtype)
     if bias is None:
@@ -99,7 +108,7 @@ def reading(connection: Connection, gain: Tensor, dtype: torch.dtype) -> Reading
     offset, scale = connection.read_affine()
     return Reading(
         weight, bias, gain, offset, scale, NORMS.index(norm),
-        ACTIVATIONS.index(connection.read_activation), mean_column, eps, columns,
+        ACTIVATIONS.index(connection.read_activation), sum_column, eps, columns,
     )  # fmt: skip
 
 
@@ -128,7 +137,7 @@ def boundary(x: Tensor, written: Write | None, read: Reading, dtype: torch.dtype
     return Boundary(
         *operators.boundary(
             x, y, H_res, H_post, read.weight, read.bias, read.gain, read.offset, read.scale,
-            read.norm, read.activation, read.mean_column, read.eps, dtype,
+            read.norm, read.activation, read.sum_column, read.eps, dtype,
         )
     )  # fmt: skip
 
@@ -153,7 +162,7 @@ def boundary_backward(
     y, H_res, H_post = (None, None, None) if written is None else written
     dx, dH_pre, da, dz, dgain, dy, dH_res, dH_post = operators.boundary_backward(
         x, y, H_res, H_post, read.weight, read.bias, read.gain, read.offset, read.scale, a, stats,
-        dout, da, db, read.norm, read.activation, read.mean_column, read.eps,
+        dout, da, db, read.norm, read.activation, read.sum_column, read.eps,
     )  # fmt: skip
     if y is None:
         return BoundaryGradients(dx, dH_pre, da, dz, dgain, None, None, None)

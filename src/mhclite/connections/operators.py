@@ -17,6 +17,7 @@ Shapes: N tokens, n streams, C width, K projection columns (padded to a power of
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -29,7 +30,20 @@ from mhclite.connections.fast import LAYER_NORM_EPS
 Context = Any  # what torch passes as ctx
 
 
-def _constants(x: Tensor, **more: Any) -> dict[str, Any]:
+def _forward_constants(x: Tensor, **more: Any) -> dict[str, Any]:
+    """What a forward launch passes besides its tensors."""
+    how = launch.FORWARD
+    # The sums and weights of more than 32 projection columns (JPmHC) take the registers of half a
+    # chunk.
+    how = how._replace(columns=how.columns // max(1, more["K"] // 32))
+    constants = _constants(x, how, **more)
+    chunk = constants["BC"]
+    # Side by side, one for each warp where the chunk is wide enough.
+    products = max(1, min(how.warps, chunk // SMALLEST_CHUNK))
+    return constants | {"G": products, "BC": chunk // products}
+
+
+def _constants(x: Tensor, how: launch.Launch, **more: Any) -> dict[str, Any]:
     """What every launch of a boundary passes besides its tensors."""
     _, n, C = x.shape
     assert x.stride(2) == 1, x.stride()
@@ -39,26 +53,28 @@ def _constants(x: Tensor, **more: Any) -> dict[str, Any]:
         "XT": x.stride(0),
         "XS": x.stride(1),
         "EPS": LAYER_NORM_EPS,
-        "BT": launch.BOUNDARY.tokens,
-        "BC": min(launch.BOUNDARY.columns, C & -C),  # a power of two that divides C
+        "BT": how.tokens,
+        "BC": min(how.columns, C & -C),  # a power of two that divides C
+        "STAGES": how.stages,
         "WIDE": interpreted(),
-        "num_warps": launch.BOUNDARY.warps,
-        "num_stages": launch.BOUNDARY.stages,
+        "num_warps": how.warps,
         **more,
     }
 
 
 # Of a launch that reads nothing.
 NO_READING = {
-    "K": SMALLEST_CHUNK, "PRE": 0, "NORM": 0, "MEAN": 0, "NORM_EPS": 0.0, "READ": False
+    "K": SMALLEST_CHUNK, "PRE": 0, "NORM": 0, "SUM": 0, "NORM_EPS": 0.0, "READ": False
 }  # fmt: skip
 
 
-def _kernels() -> Any:
+def _kernels() -> SimpleNamespace:
     """Imported where they run: Triton need not be installed."""
-    from mhclite.connections import kernels
+    from mhclite.connections import kernels, kernels_backward
 
-    return kernels
+    return SimpleNamespace(
+        forward=kernels.boundary_forward, backward=kernels_backward.boundary_backward
+    )
 
 
 def _like(tensor: Tensor) -> Tensor:
@@ -75,8 +91,13 @@ def _like_or_empty(x: Tensor, tensor: Tensor | None) -> Tensor:
 
 
 def _dense(*tensors: Tensor | None) -> list[Tensor | None]:
-    """As the kernels index them: contiguous."""
+    """As the kernels index them: contiguous. Inputs are so but for odd callers and compilers."""
     return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
+def _streams(x: Tensor) -> Tensor:
+    """Streams as the kernels index them: columns side by side. Views of one stream stay views."""
+    return x if x.stride(2) == 1 else x.contiguous()
 
 
 @torch.library.custom_op("mhclite::boundary", mutates_args=())
@@ -92,19 +113,20 @@ def boundary(
     scale: Tensor | None,
     norm: int,
     activation: int,
-    mean_column: int,
+    sum_column: int,
     eps: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x = _streams(x)
     (N, n, C), K = x.shape, weight.shape[1]
     out = x.new_empty(N, n, C)
     a = x.new_empty(N, K, dtype=torch.float32)
     b = x.new_empty(N, C, dtype=dtype)
     stats = x.new_empty(N, n + 2, dtype=torch.float32)
-    _kernels().boundary_forward[(launch.BOUNDARY.programs(N),)](
-        x, *_dense(y, H_res, H_post), weight, bias, gain, offset, scale, out, a, b, stats, N,
-        **_constants(
-            x, K=K, PRE=activation, NORM=norm, MEAN=mean_column, NORM_EPS=eps,
+    _kernels().forward[(launch.FORWARD.programs(N),)](
+        x, *_dense(y, H_res, H_post, weight, bias, gain, offset, scale), out, a, b, stats, N,
+        **_forward_constants(
+            x, K=K, PRE=activation, NORM=norm, SUM=sum_column, NORM_EPS=eps,
             WRITE=y is not None, MIX=H_res is not None, READ=True,
         ),
     )  # fmt: skip
@@ -124,7 +146,7 @@ def _(
     scale: Tensor | None,
     norm: int,
     activation: int,
-    mean_column: int,
+    sum_column: int,
     eps: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -155,26 +177,27 @@ def boundary_backward(
     db: Tensor,
     norm: int,
     activation: int,
-    mean_column: int,
+    sum_column: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x = _streams(x)
     (N, n, C), K = x.shape, weight.shape[1]
-    programs = launch.BOUNDARY.programs(N)
+    programs = launch.BACKWARD.programs(N)
     dx = x.new_empty(N, n, C)
     dH_pre, da_whole, dz = stats.new_empty(N, n), _like(a), x.new_empty(N, K)
     # A row per program in place of an atomic sum, whose order would differ from run to run.
     dgain = stats.new_empty(programs, C)
     dy, dH_res, dH_post = (_like_or_empty(x, t) for t in (y, H_res, H_post))
-    _kernels().boundary_backward[(programs,)](
-        x, *_dense(y, H_res, H_post), weight, bias, gain, offset, scale, a, stats,
-        *_dense(dout, da, db),
+    _kernels().backward[(programs,)](
+        x,
+        *_dense(y, H_res, H_post, weight, bias, gain, offset, scale, a, stats, dout, da, db),
         dx,
         None if y is None else dy,
         None if H_res is None else dH_res,
         None if H_post is None else dH_post,
         dH_pre, da_whole, dz, dgain, N,
         **_constants(
-            x, K=K, PRE=activation, NORM=norm, MEAN=mean_column, NORM_EPS=eps,
+            x, launch.BACKWARD, K=K, PRE=activation, NORM=norm, SUM=sum_column, NORM_EPS=eps,
             WRITE=y is not None, MIX=H_res is not None, READ=True,
         ),
     )  # fmt: skip
@@ -199,7 +222,7 @@ def _(
     db: Tensor,
     norm: int,
     activation: int,
-    mean_column: int,
+    sum_column: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     (N, n, C), K = x.shape, weight.shape[1]
@@ -210,12 +233,12 @@ def _(
 
 @torch.library.custom_op("mhclite::write", mutates_args=())
 def write(x: Tensor, y: Tensor, H_res: Tensor | None, H_post: Tensor) -> Tensor:
-    N = len(x)
+    x, N = _streams(x), len(x)
     out = _like(x)
     reading, results = [None] * 5, [out, None, None, None]
-    _kernels().boundary_forward[(launch.BOUNDARY.programs(N),)](
+    _kernels().forward[(launch.FORWARD.programs(N),)](
         x, *_dense(y, H_res, H_post), *reading, *results, N,
-        **_constants(x, WRITE=True, MIX=H_res is not None, **NO_READING),
+        **_forward_constants(x, WRITE=True, MIX=H_res is not None, **NO_READING),
     )  # fmt: skip
     return out
 
@@ -229,14 +252,14 @@ def _(x: Tensor, y: Tensor, H_res: Tensor | None, H_post: Tensor) -> Tensor:
 def write_backward(
     x: Tensor, y: Tensor, H_res: Tensor | None, H_post: Tensor, dout: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    N = len(x)
+    x, N = _streams(x), len(x)
     dx, dy, dH_post = _like(x), _like(y), _like(H_post)
     dH_res = _like_or_empty(x, H_res)
     reading, kept, reading_gradients = [None] * 5, [None] * 2, [None] * 4
-    _kernels().boundary_backward[(launch.BOUNDARY.programs(N),)](
+    _kernels().backward[(launch.BACKWARD.programs(N),)](
         x, *_dense(y, H_res, H_post), *reading, *kept, dout.contiguous(), None, None,
         dx, dy, None if H_res is None else dH_res, dH_post, *reading_gradients, N,
-        **_constants(x, WRITE=True, MIX=H_res is not None, **NO_READING),
+        **_constants(x, launch.BACKWARD, WRITE=True, MIX=H_res is not None, **NO_READING),
     )  # fmt: skip
     return dx, dy, dH_res, dH_post
 
@@ -252,9 +275,9 @@ def _(
 
 
 def _keep_boundary(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, norm, activation, mean_column, eps, _ = inputs
+    *tensors, norm, activation, sum_column, eps, _ = inputs
     out, a, _, stats = output
-    ctx.constants = norm, activation, mean_column, eps
+    ctx.constants = norm, activation, sum_column, eps
     ctx.save_for_backward(*tensors, a, stats, out)
 
 
@@ -274,9 +297,10 @@ def _boundary_gradients(
     if scale is not None:  # H_pre = offset + scale tanh(a[:n])
         doffset = dH_pre.sum(0)
         dscale = (dH_pre * torch.tanh(a[:, : dH_pre.shape[1]])).sum()
-    dweight = (dz.t() @ out.flatten(1)).t()
+    with torch.autocast(x.device.type, enabled=False):  # whoever calls backward: as stored
+        dweight = (dz.t() @ out.flatten(1)).t()
     dbias = da.sum(0)
-    constants = (None,) * 5  # norm, activation, mean_column, eps, dtype
+    constants = (None,) * 5  # norm, activation, sum_column, eps, dtype
     return (dx, dy, dH_res, dH_post, dweight, dbias, dgain, doffset, dscale, *constants)
 
 

@@ -35,7 +35,9 @@ MODULES = (
 # Besides, of runs whose connections may be computed by Triton kernels.
 FUSED_MODULES = (
     "connections.fused",
+    "connections.kernel_parts",
     "connections.kernels",
+    "connections.kernels_backward",
     "connections.launch",
     "connections.operators",
     "connections.sinkhorn_kernels",
