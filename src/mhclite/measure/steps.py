@@ -81,7 +81,7 @@ class Stepper:
         repeatable: bool = True,
     ) -> None:
         self.device = device
-        self.connection = connection
+        self.size, self.connection = model, connection
         self.repeatable = repeatable
         self.training = training
         self.model = GPT(model, connection, seed=0).to(device)
