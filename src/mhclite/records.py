@@ -120,14 +120,16 @@ def _name(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
 
 
-def read_record(kind: type[T], path: Path, what: str, schema: int, again: str) -> T:
+def read_record(
+    kind: type[T], path: Path, what: str, schema: int | tuple[int, ...], again: str
+) -> T:
     """Read a file whose content is a dataclass with a field `schema`.
 
     Args:
         kind: the dataclass.
         path: the file.
         what: what it is, for messages.
-        schema: the number that this version writes.
+        schema: the number that this version writes; of several that can be read, the last.
         again: the way out, where the file is damaged or of another version.
 
     Raises:
@@ -140,10 +142,11 @@ def read_record(kind: type[T], path: Path, what: str, schema: int, again: str) -
     except UserError as error:
         raise UserError(f"{error}; {again}") from None
     found = value.get("schema") if isinstance(value, dict) else None
-    if found != schema:
+    readable = schema if isinstance(schema, tuple) else (schema,)
+    if found not in readable:
         raise UserError(
             f"{what} is from another version of mhclite: {path} has schema {found}, expected "
-            f"{schema}; {again}"
+            f"{readable[-1]}; {again}"
         )
     try:
         return build(kind, value)

@@ -10,7 +10,8 @@ from tiny import MODEL, TRAINING, connection
 
 from mhclite.config import ThroughputConfig
 from mhclite.measure.files import Throughput
-from mhclite.measure.throughput import counts, cpu_peak_of, measure
+from mhclite.measure.steps import counts, cpu_peak_of
+from mhclite.measure.throughput import measure
 from mhclite.model import GPT
 from mhclite.records import build, to_json
 

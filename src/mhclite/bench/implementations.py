@@ -12,7 +12,6 @@ are read and written once per sub-layer, at the bandwidth measured for a copy.
 from __future__ import annotations
 
 import argparse
-import gc
 import logging
 import time
 from dataclasses import dataclass, field, replace
@@ -20,15 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mhclite.arguments import file_path, positive_float, positive_int
-from mhclite.bench.kernels import kernel_rows, median_seconds
+from mhclite.bench.kernels import kernel_rows
 from mhclite.bench.parity import Case, connection_of
+from mhclite.bench.timing import limits
 from mhclite.config import ModelConfig, TrainingConfig
 from mhclite.connections.registry import VARIANTS
 from mhclite.files import write_json
-from mhclite.measure.throughput import Stepper, counts, interleaved, quartiles, timing
+from mhclite.measure import memory
+from mhclite.measure.steps import Stepper, counts, fitting_step, interleaved, quartiles, timing
 from mhclite.records import to_json
 from mhclite.runs.provenance import hardware, provenance
 from mhclite.training.processes import choose_device
@@ -83,62 +83,45 @@ class Request:
     rounds: int = 9
     batch_size: int | None = None  # sequences per step; None: that of the size
     stream_dtype: str = "authors"
+    repeatable: bool = True  # on a GPU, with deterministic algorithms: as training
     minutes: float | None = None  # no further variant is begun after that
 
 
-def limits(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Bytes per second of a large copy (read plus write) and FLOP/s of a large product."""
-    cuda = device.type == "cuda"
-    # Not zeros, which a GPU may move compressed.
-    source = torch.randint(256, (2**30 if cuda else 2**26,), dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    size = 8192 if cuda else 2048
-    a = torch.randn(size, size, dtype=dtype, device=device)
-    copy = median_seconds(lambda: target.copy_(source), device)
-    product = median_seconds(lambda: a @ a, device)
-    return {
-        "bytes_per_second": 2 * source.numel() / copy,
-        "flops_per_second": 2 * size**3 / product,
-    }
+def stream_bytes(computed: str, stream_dtype: str, bf16: bool) -> int:
+    """Bytes of a number of the streams between sub-layers; the plain residual's is not `fused`.
+
+    Args:
+        computed: `reference`, `fast` or `fused`.
+        stream_dtype: as in the study. As the authors', bf16 is added to float32 under autocast, and
+            the sum is float32; the kernels store what the product would be, bf16.
+        bf16: whether under autocast.
+    """
+    rounded = stream_dtype == "bf16" or (stream_dtype == "authors" and computed == "fused")
+    return 2 if bf16 and rounded else 4
 
 
-def saved_bytes(stepper: Stepper) -> int:
-    """Bytes of activations that a forward pass keeps for the backward pass."""
-    own = {t.untyped_storage().data_ptr() for t in stepper.model.parameters()}
-    held: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            held[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        stepper.forward()
-    return sum(held.values())
-
-
-def extra_traffic(model: ModelConfig, n_streams: int, stream_bytes: int, other: int) -> int:
+def extra_traffic(
+    model: ModelConfig, n_streams: int, streams: int, residual: int, branch: int
+) -> int:
     """Bytes per token that the floor adds to the residual's traffic, forward and backward.
 
     Forward, a boundary between sub-layers reads n streams and the branch's output and writes n
     streams and the next branch's input: 2 n + 2 numbers of width C. Backward it also reads the
-    gradient: 3 n + 3. The residual moves 4 + 4.
+    gradient: 3 n + 3. The residual moves 4 + 4, and one more where its stream has another dtype
+    than the branch: the gradient of the branch's output is then a copy.
+
+    Args:
+        streams, residual, branch: bytes of a number of n streams, of the residual's one stream, and
+            of what a branch is given and returns.
     """
     C, sublayers = model.n_embd, 2 * model.n_layer
-    several = 5 * n_streams * stream_bytes + 5 * other
-    one = 4 * stream_bytes + 4 * other
-    return int(sublayers * C * (several - one))
+    several = 5 * n_streams * streams + 5 * branch
+    one = 5 * residual + 3 * branch + (branch if residual != branch else 0)
+    return sublayers * C * (several - one)
 
 
 def steppers_of(
-    variant: str,
-    model: ModelConfig,
-    training: TrainingConfig,
-    batch_size: int,
-    device: torch.device,
-    arms: list[str],
-    stream_dtype: str,
+    variant: str, model: ModelConfig, batch_size: int, device: torch.device, wanted: Request
 ) -> tuple[dict[Arm, Stepper], dict[Arm, str]]:
     """(steppers that can take a step, the reason for each arm that cannot), residual included.
 
@@ -148,76 +131,93 @@ def steppers_of(
     able: dict[Arm, Stepper] = {}
     failed: dict[Arm, str] = {}
     first: dict[str, Stepper] = {}
-    modes = dict.fromkeys(arm.split(":")[1] for arm in arms)
-    wanted: list[Arm] = [(RESIDUAL, "", mode) for mode in modes]
-    for how, mode in (arm.split(":") for arm in arms):
-        wanted.append((variant, how, mode))
-    for arm in wanted:
+    training = replace(TRAINING, precision="bf16" if device.type == "cuda" else "fp32")
+    modes = dict.fromkeys(arm.split(":")[1] for arm in wanted.arms)
+    todo: list[Arm] = [(RESIDUAL, "", mode) for mode in modes]
+    if variant != RESIDUAL:
+        todo += [(variant, *arm.split(":")) for arm in wanted.arms]  # type: ignore[misc]
+    for arm in todo:
         name, how, mode = arm
         start = time.perf_counter()
         n = 1 if name == RESIDUAL else 4
-        settings = connection_of(Case(name, n, stream_dtype=stream_dtype))
+        settings = connection_of(Case(name, n, stream_dtype=wanted.stream_dtype))
+        settings = replace(settings, implementation=how) if how else settings
         stepper = Stepper(
-            model,
-            replace(settings, implementation=how) if how else settings,
-            replace(training, compile=mode == "compiled"),
-            batch_size,
-            device,
-            first.get(name),
-        )
+            model, settings, replace(training, compile=mode == "compiled"), batch_size, device,
+            first.get(name), wanted.repeatable,
+        )  # fmt: skip
         first.setdefault(name, stepper)
         if how and stepper.computed != how:
             failed[arm] = stepper.model.choice(training.precision == "bf16")[1] or "not fused"
-            continue
-        try:
-            stepper.step()
-            able[arm] = stepper
-        except torch.OutOfMemoryError:
-            stepper.model.zero_grad(set_to_none=True)
+        elif reason := _too_much(stepper, batch_size, mode):
+            failed[arm] = reason
+        elif fitting_step(stepper) is None:
             failed[arm] = "out of memory"
+        else:
+            able[arm] = stepper
         log.info("%s ready after %.0f s", " ".join(filter(None, arm)), time.perf_counter() - start)
     return able, failed
 
 
+def _too_much(stepper: Stepper, batch_size: int, mode: str) -> str:
+    """Why an arm is not tried; what the compiler keeps is less than can be reckoned."""
+    there = memory.room(stepper.device)
+    if there is None or mode == "compiled":
+        return ""
+    bf16 = stepper.training.precision == "bf16"
+    needed = memory.step_bytes(stepper.size, stepper.connection, batch_size, bf16)
+    return memory.too_much(needed, there)
+
+
 def group_rows(
-    size: str, variant: str, wanted: Request, device: torch.device, limit: dict[str, float]
+    model: ModelConfig,
+    variant: str,
+    batch_size: int,
+    wanted: Request,
+    device: torch.device,
+    limit: dict[str, float],
 ) -> list[dict[str, Any]]:
     """Rows of one variant at one size, and those of the residual measured with it."""
-    cuda = device.type == "cuda"
-    model = SIZES[size]
-    batch_size = wanted.batch_size or BATCH_SIZE[size]
+    bf16 = device.type == "cuda"
     tokens = batch_size * model.block_size
-    training = replace(TRAINING, precision="bf16" if cuda else "fp32")
-    steppers, failed = steppers_of(
-        variant, model, training, batch_size, device, wanted.arms, wanted.stream_dtype
-    )
-    seconds = interleaved(steppers, 2, wanted.rounds)
+    steppers, failed = steppers_of(variant, model, batch_size, device, wanted)
+    seconds, out_of_memory = interleaved(steppers, 2, wanted.rounds)
+    failed |= out_of_memory
     _, plain = counts(model, connection_of(Case(RESIDUAL, 1)))
-    _, flops = counts(model, connection_of(Case(variant)))
-    stream_bytes = 4 if wanted.stream_dtype == "fp32" or not cuda else 2
-    extra = (flops - plain) / limit["flops_per_second"]
-    extra += extra_traffic(model, 4, stream_bytes, 2 if cuda else 4) / limit["bytes_per_second"]
+    flops = counts(model, connection_of(Case(variant)))[1] if variant != RESIDUAL else plain
+    common = {
+        "size": model.name,
+        "group": variant,
+        "batch_size": batch_size,
+        "deterministic": bf16 and wanted.repeatable,
+    }
     rows: list[dict[str, Any]] = []
-    for arm, stepper in steppers.items():
+    for arm, own_seconds in seconds.items():
         name, how, mode = arm
-        base = seconds[RESIDUAL, "", mode]
-        row: dict[str, Any] = {"size": size, "group": variant, "variant": name}
-        timed = timing(seconds[arm], base, tokens, stepper.peak_bytes())
-        row |= {"implementation": how, "mode": mode, **to_json(timed)}
+        base = seconds.get((RESIDUAL, "", mode))
+        if base is None:
+            failed[arm] = "the plain residual did not fit beside it"
+            continue
+        row: dict[str, Any] = {**common, "variant": name, "implementation": how, "mode": mode}
+        row |= to_json(timing(own_seconds, base, tokens, steppers[arm].peak_bytes()))
         per_token = quartiles(base).median / tokens
         if name == RESIDUAL:
             row["share_of_peak"] = plain / per_token / limit["flops_per_second"]
         else:
-            row["floor"] = 1 + extra / per_token
+            widths = (stream_bytes(way, wanted.stream_dtype, bf16) for way in (how, "fast"))
+            traffic = extra_traffic(model, 4, *widths, 2 if bf16 else 4)
+            extra = (flops - plain) / limit["flops_per_second"]
+            row["floor"] = 1 + (extra + traffic / limit["bytes_per_second"]) / per_token
             slow = seconds.get((name, "reference", "eager"))
             if slow:
-                faster = [a / b for a, b in zip(slow, seconds[arm], strict=True)]
+                faster = [a / b for a, b in zip(slow, own_seconds, strict=True)]
                 row["speedup"] = quartiles(faster).median
-        row["saved_bytes_per_token"] = saved_bytes(stepper) / tokens
+        stepper = steppers[arm]
+        row["saved_bytes_per_token"] = memory.saved_bytes(stepper.model, stepper.forward) / tokens
         rows.append(row)
     for (name, how, mode), reason in failed.items():
-        row = {"size": size, "group": variant, "variant": name, "mode": mode}
-        rows.append({**row, "implementation": how, "failed": reason})
+        row = {**common, "variant": name, "implementation": how, "mode": mode, "failed": reason}
+        rows.append(row)
     return rows
 
 
@@ -231,12 +231,13 @@ def measure(wanted: Request, out: Path) -> dict[str, Any]:
     cuda = device.type == "cuda"
     limit = limits(device, torch.bfloat16 if cuda else torch.float32)
     result: dict[str, Any] = {
-        "schema": 1,
+        "schema": 2,
         "hardware": hardware(),
         "provenance": to_json(provenance()),
         "threads": torch.get_num_threads(),
         "precision": "bf16" if cuda else "fp32",
         "stream_dtype": wanted.stream_dtype,
+        "deterministic": cuda and wanted.repeatable,
         "rounds": wanted.rounds,
         "limits": limit,
         "kernels": [],
@@ -256,14 +257,13 @@ def measure(wanted: Request, out: Path) -> dict[str, Any]:
             if wanted.minutes and time.monotonic() - began > 60 * wanted.minutes:
                 result["skipped"].append(f"{size} {variant}")
                 continue
-            rows = group_rows(size, variant, wanted, device, limit)
+            batch_size = wanted.batch_size or BATCH_SIZE[size]
+            rows = group_rows(SIZES[size], variant, batch_size, wanted, device, limit)
             result["rows"] += rows
             write_json(out, result)  # so that a run that is cut short leaves what it measured
             print(table(rows), flush=True)
-            gc.collect()
             torch._dynamo.reset()
-            if cuda:
-                torch.cuda.empty_cache()
+            memory.release(device)
     write_json(out, result)
     print(
         f"\nall rows (copy {limit['bytes_per_second'] / 1e9:,.0f} GB/s, product "
@@ -329,6 +329,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--stream-dtype", choices=("authors", "fp32", "bf16"), default=usual.stream_dtype
     )
     parser.add_argument(
+        "--free",
+        action="store_true",
+        help="on a GPU, without the deterministic algorithms that training asks for",
+    )
+    parser.add_argument(
         "--minutes",
         type=positive_float,
         help="then no further variant is begun (default: no limit)",
@@ -347,6 +352,7 @@ def run(args: argparse.Namespace) -> None:
         args.rounds,
         args.batch_size,
         args.stream_dtype,
+        not args.free,
         args.minutes,
     )
     measure(wanted, args.out)

@@ -5,7 +5,6 @@ Bytes are those of the tensors that go in and come out, each once: what must be 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,34 +12,12 @@ import torch
 from torch import Tensor
 
 from mhclite.bench.parity import Case, connection_of
+from mhclite.bench.timing import timed
 from mhclite.connections import connection_class, fast, fused
 from mhclite.connections.base import Connection
 from mhclite.connections.sinkhorn import sinkhorn, sinkhorn_backward
 
 Kernel = tuple[Callable[[], Any], int]  # the work, and its bytes
-
-
-def median_seconds(work: Callable[[], object], device: torch.device, times: int = 15) -> float:
-    """Of several timings, after two that are not counted.
-
-    On a GPU each is of many calls in a row: the call in Python and the wait for the end take as
-    long as a small kernel does, and are hidden behind the calls before.
-    """
-    calls = 20 if device.type == "cuda" else 1
-    found = []
-    for _ in range(times + 2):
-        synchronise(device)
-        start = time.perf_counter()
-        for _ in range(calls):
-            work()
-        synchronise(device)
-        found.append((time.perf_counter() - start) / calls)
-    return sorted(found[2:])[times // 2]
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def bytes_of(tensors: Iterable[Any]) -> int:
@@ -143,7 +120,7 @@ def kernel_rows(
     kernels = (fused_kernels if fused_runs else fast_kernels)(variant, N, C, device)
     rows = []
     for name, (work, size) in kernels.items():
-        seconds = median_seconds(work, device)
+        seconds = timed(work, device).median
         rows.append(
             {
                 "variant": variant,

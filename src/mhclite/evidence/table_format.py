@@ -108,6 +108,8 @@ def scaled_plus_minus(mean: Any, half_width: Any, digits: int = 3) -> str:
 
 def quartiles(values: dict[str, float], decimals: int) -> str:
     """`median [q1, q3]`."""
+    if missing(values["median"]):
+        return NONE
     return (
         f"{fixed(values['median'], decimals)} "
         f"[{fixed(values['q1'], decimals)}, {fixed(values['q3'], decimals)}]"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mhclite.records import read_record
 
 PROBE_SCHEMA = 3
-THROUGHPUT_SCHEMA = 2
+THROUGHPUT_SCHEMA = 3
+READABLE_THROUGHPUT = (2, THROUGHPUT_SCHEMA)  # 2 has no `deterministic` and what follows it
 STABILITY_SCHEMA = 3
 CRITICAL_SCHEMA = 1
 
@@ -199,6 +200,20 @@ class Measured(Timing):
 
 
 @dataclass(frozen=True)
+class Unfit:
+    """A connection whose training step needs more memory than the device has."""
+
+    implementation: str  # reference, fast or fused
+    name: str  # of the connection
+    deterministic: bool
+    reason: str
+    # Counted all the same:
+    flops_per_token: float
+    parameters: int
+    extra_parameters: int
+
+
+@dataclass(frozen=True)
 class Throughput:
     """throughput/<model>.json."""
 
@@ -216,12 +231,22 @@ class Throughput:
     implementation: str | None  # of `variants`; None where there is the plain residual alone
     variants: dict[str, Measured]
     others: dict[str, dict[str, Timing]]  # implementation -> name -> timing
+    # Whether with torch's deterministic algorithms: as training on a GPU; on a CPU nothing varies.
+    deterministic: bool = False
+    # Without them, where they were asked for; ratios are to the plain residual's without them.
+    free: dict[str, Timing] = field(default_factory=dict)
+    did_not_fit: list[Unfit] = field(default_factory=list)  # and stand in none of the above
+
+    def counted(self, name: str) -> Measured | Unfit | None:
+        """What was counted of a connection, whether it could be timed or not."""
+        unfit = (u for u in self.did_not_fit if u.name == name)
+        return self.variants.get(name) or next(unfit, None)
 
 
 def read_throughput(path: Path, model: str) -> Throughput:
     """Throughput of a model size; `UserError` if missing, damaged or of another version."""
     what = f"the throughput of model {model}"
-    return read_record(Throughput, path, what, THROUGHPUT_SCHEMA, _again(path))
+    return read_record(Throughput, path, what, READABLE_THROUGHPUT, _again(path))
 
 
 # --- stability ------------------------------------------------------------------------------

@@ -4,233 +4,225 @@ All variants live in one process and take their steps in turn, so that each step
 compared with the plain residual's step of the same round. A step is what training does: forward,
 backward, clipping, AdamW. Warm-up rounds are dropped, the device is synchronised before the clock
 is read.
+
+On a GPU training asks torch for deterministic algorithms. Steps are timed with them, and then
+without them: what they cost depends on the GPU, mostly on its attention kernels.
+
+Where the weights of all variants and a step do not fit on a GPU together, each variant is timed
+with the plain residual alone. What does not fit even so is recorded as such.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 from mhclite.arguments import file_path, json_argument, positive_int
 from mhclite.config import (
     RESIDUAL,
     ConnectionConfig,
-    ModelConfig,
     ThroughputConfig,
-    TrainingConfig,
 )
 from mhclite.errors import UserError
 from mhclite.files import write_json
-from mhclite.measure.files import THROUGHPUT_SCHEMA, Measured, Quartiles, Throughput, Timing
-from mhclite.model import GPT, compiled_loss
+from mhclite.measure import memory
+from mhclite.measure.files import (
+    THROUGHPUT_SCHEMA,
+    Measured,
+    Throughput,
+    Timing,
+    Unfit,
+)
+from mhclite.measure.steps import Stepper, counts, interleaved, set_mode, timing
 from mhclite.records import Misfit, build, to_json
 from mhclite.runs.provenance import hardware
-from mhclite.training.optimizer import AdamW, apply_update
 from mhclite.training.processes import choose_device
 
 log = logging.getLogger(__name__)
+RESIDUAL_NAME = "residual"
 
 
-def counts(model: ModelConfig, connection: ConnectionConfig) -> tuple[int, float]:
-    """(parameters, FLOPs of forward and backward per token) of a model.
+class Arm(NamedTuple):
+    """What is timed."""
 
-    FLOPs are counted by torch, operator by operator, on the meta device with one sequence. Only
-    matrix products count; attention counts in full although half of it is masked. All layers do
-    the same, so that one and two of them are counted, and the others follow.
-    """
-    with torch.device("meta"):
-        parameters = GPT(model, connection, seed=0).parameter_counts()["total"]
-    one, two = (_flops(replace(model, n_layer=n), connection) for n in (1, 2))
-    return parameters, (one + (model.n_layer - 1) * (two - one)) / model.block_size
-
-
-def _flops(model: ModelConfig, connection: ConnectionConfig) -> int:
-    with torch.device("meta"):
-        gpt = GPT(model, replace(connection, implementation="reference"), seed=0)
-        tokens = torch.zeros(1, model.block_size + 1, dtype=torch.int64)
-    with FlopCounterMode(display=False) as counter:
-        gpt.loss(tokens).backward()
-    return counter.get_total_flops()
-
-
-def share_parameters(model: GPT, other: GPT) -> None:
-    """Put the parameters of `other`, of the same variant and size, into `model`."""
-    theirs = dict(other.named_modules())
-    for name, module in model.named_modules():
-        for key in list(module._parameters):
-            module._parameters[key] = theirs[name]._parameters[key]
-
-
-class Stepper:
-    """Takes training steps of one variant on a fixed random batch."""
-
-    def __init__(
-        self,
-        model: ModelConfig,
-        connection: ConnectionConfig,
-        training: TrainingConfig,
-        batch_size: int,
-        device: torch.device,
-        weights_of: Stepper | None = None,
-    ) -> None:
-        self.device = device
-        self.training = training
-        self.model = GPT(model, connection, seed=0).to(device)
-        if weights_of is not None:  # the same model, computed in another way
-            share_parameters(self.model, weights_of.model)
-        self.optimizer: AdamW = (
-            AdamW(self.model, training.betas, training.weight_decay)
-            if weights_of is None
-            else weights_of.optimizer
-        )
-        self.loss = compiled_loss(self.model) if training.compile else self.model.loss
-        generator = torch.Generator().manual_seed(0)
-        self.tokens = torch.randint(
-            model.vocab_size, (batch_size, model.block_size + 1), generator=generator
-        ).to(device)
-        self.rate = model.learning_rate
-
-    @property
-    def computed(self) -> str:
-        """How its connections are computed: `reference`, `fast` or `fused`."""
-        return self.model.choice(self.training.precision == "bf16")[0]
-
-    def forward(self) -> Tensor:
-        """The loss, ()."""
-        enabled = self.training.precision == "bf16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
-            return self.loss(self.tokens)
-
-    def step(self) -> None:
-        self.forward().backward()
-        apply_update(self.model, self.optimizer, self.rate, self.training.grad_clip)
-
-    def timed_step(self) -> float:
-        """Seconds of one step."""
-        start = self._now()
-        self.step()
-        return self._now() - start
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def persistent_bytes(self) -> int:
-        """Parameters, buffers and optimizer state."""
-        tensors = [
-            *self.model.parameters(),
-            *self.model.buffers(),
-            *self.optimizer.tensors(),
-        ]
-        return sum(t.numel() * t.element_size() for t in tensors)
-
-    def peak_bytes(self) -> int:
-        """Most memory held during a step: what stays, and what the step adds at its worst."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            before = torch.cuda.memory_allocated(self.device)
-            self.step()
-            added = torch.cuda.max_memory_allocated(self.device) - before
-        else:
-            added = cpu_peak_of(self.step)
-        return self.persistent_bytes() + added
-
-
-def cpu_peak_of(work: Callable[[], None]) -> int:
-    """Most bytes of CPU tensors that `work` holds at once beyond those held before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
-    held = peak = 0
-    assert profiler.profiler is not None
-    assert profiler.profiler.kineto_results is not None
-    changes = [
-        (event.start_ns(), event.nbytes())
-        for event in profiler.profiler.kineto_results.events()
-        if event.name() == "[memory]"
-    ]
-    for _, change in sorted(changes, key=lambda entry: entry[0]):
-        held += change
-        peak = max(peak, held)
-    return peak
-
-
-def quartiles(values: list[float]) -> Quartiles:
-    """Median and quartiles."""
-    q1, median, q3 = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
-    return Quartiles(median, q1, q3)
-
-
-Arm = tuple[str | None, str]  # implementation, name of the connection
+    implementation: str | None  # None: the plain residual alone is timed
+    name: str  # of the connection
+    repeatable: bool = True  # with deterministic algorithms, where the device has others
 
 
 def steppers_of(
-    config: ThroughputConfig, batch_size: int, device: torch.device
+    config: ThroughputConfig,
+    connections: Mapping[str, ConnectionConfig],
+    batch_size: int,
+    device: torch.device,
 ) -> tuple[str | None, dict[Arm, Stepper]]:
-    """What is timed: each connection as the study computes it, then in every other way that runs.
+    """Each connection as the study computes it, then in every other way that runs.
 
     Returns:
         The study's own implementation (None: the plain residual alone), and the steppers.
     """
-    connections = {"residual": RESIDUAL} | config.connections
-    own_steppers = {
-        name: Stepper(config.model, connection, config.training, batch_size, device)
-        for name, connection in connections.items()
-    }
-    own = next((s.computed for s in own_steppers.values() if s.model.n_streams > 1), None)
-    steppers: dict[Arm, Stepper] = {(own, name): s for name, s in own_steppers.items()}
+
+    def made(name: str, how: str | None = None, repeatable: bool = True) -> Stepper:
+        connection = connections[name]
+        connection = replace(connection, implementation=how) if how else connection
+        return Stepper(
+            config.model, connection, config.training, batch_size, device, first.get(name),
+            repeatable,
+        )  # fmt: skip
+
+    first: dict[str, Stepper] = {}
+    for name in connections:
+        first[name] = made(name)
+    own = next((s.computed for s in first.values() if s.model.n_streams > 1), None)
+    steppers = {Arm(own, name): stepper for name, stepper in first.items()}
     for other in config.implementations:
-        for name, stepper in own_steppers.items():
+        for name, stepper in first.items():
             if stepper.model.n_streams > 1:
-                connection = replace(connections[name], implementation=other)
-                made = Stepper(
-                    config.model, connection, config.training, batch_size, device, stepper
-                )
+                another = made(name, other)
                 # Triton's interpreter is for tests: its speed says nothing.
-                runs = made.computed == other and (other != "fused" or device.type == "cuda")
+                runs = another.computed == other and (other != "fused" or device.type == "cuda")
                 if runs and other != stepper.computed:
-                    steppers[other, name] = made
+                    steppers[Arm(other, name)] = another
+    if device.type == "cuda":
+        steppers |= {Arm(own, name, False): made(name, repeatable=False) for name in first}
     return own, steppers
 
 
+def groups_that_fit(
+    config: ThroughputConfig,
+    connections: Mapping[str, ConnectionConfig],
+    batch_size: int,
+    there: int | None,
+) -> list[list[str]]:
+    """Connections that are timed in one set of rounds, the plain residual among them in each.
+
+    All together, where their weights and the largest step fit; else each by itself.
+
+    Args:
+        there: bytes that are free, None without limit.
+    """
+    together = list(connections)
+    if there is None:
+        return [together]
+    bf16 = config.training.precision == "bf16"
+    ways = [replace(c, implementation=how) if how else c
+            for c in connections.values() for how in (None, *config.implementations)]  # fmt: skip
+    lasting = sum(memory.lasting_bytes(config.model, c) for c in connections.values())
+    largest = max(memory.step_bytes(config.model, c, batch_size, bf16) for c in ways)
+    reason = memory.too_much(lasting + largest, there)
+    if not reason or len(together) <= 2:
+        return [together]
+    log.info("each variant is timed with the plain residual alone: all together %s", reason)
+    return [[RESIDUAL_NAME, name] for name in together if name != RESIDUAL_NAME]
+
+
+class Collected:
+    """What has been measured of one model size."""
+
+    def __init__(self, config: ThroughputConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.connections = {RESIDUAL_NAME: RESIDUAL} | config.connections
+        self.batch_size = config.training.micro_batch_size or config.training.batch_size
+        self.own: str | None = None
+        self.variants: dict[str, Measured] = {}
+        self.others: dict[str, dict[str, Timing]] = {}
+        self.free: dict[str, Timing] = {}
+        self.did_not_fit: list[Unfit] = []
+
+    def time(self, names: list[str]) -> list[str]:
+        """Time some connections in the same rounds; those that may fit by themselves."""
+        config = self.config
+        connections = {name: self.connections[name] for name in names}
+        own, steppers = steppers_of(config, connections, self.batch_size, self.device)
+        self.own = own or self.own
+        failed = self._unfit(steppers)
+        tried = {arm: stepper for arm, stepper in steppers.items() if arm not in failed}
+        seconds, out_of_memory = interleaved(tried, config.warmup_rounds, config.rounds)
+        failed |= out_of_memory
+        tokens = self.batch_size * config.model.block_size
+        again = {arm.name for arm in failed if len(names) > 2 and arm.name != RESIDUAL_NAME}
+        for arm in steppers:
+            base = seconds.get(Arm(own, RESIDUAL_NAME, arm.repeatable))
+            if arm.name in again:
+                continue
+            if arm in failed or base is None:
+                self._note(arm, failed.get(arm, "the plain residual did not fit beside it"))
+            else:
+                self._keep(arm, timing(seconds[arm], base, tokens, steppers[arm].peak_bytes()))
+        return [name for name in names if name in again]
+
+    def _note(self, arm: Arm, reason: str) -> None:
+        log.warning("%s %s did not fit: %s", arm.name, arm.implementation or "", reason)
+        how = arm.implementation or ""
+        counted = self._counts(arm.name)
+        self.did_not_fit.append(Unfit(how, arm.name, arm.repeatable, reason, **counted))
+
+    def _unfit(self, steppers: dict[Arm, Stepper]) -> dict[Arm, str]:
+        """Arms whose eager step needs more than is free, now that all weights are there."""
+        training, there = self.config.training, memory.room(self.device)
+        if there is None or training.compile:  # what the compiler keeps is less than is reckoned
+            return {}
+        model, bf16 = self.config.model, training.precision == "bf16"
+        found = {}
+        for arm, stepper in steppers.items():
+            needed = memory.step_bytes(model, stepper.connection, self.batch_size, bf16)
+            if reason := memory.too_much(needed, there):
+                found[arm] = reason
+        return found
+
+    def _keep(self, arm: Arm, row: Timing) -> None:
+        if not arm.repeatable:
+            self.free.setdefault(arm.name, row)
+        elif arm.implementation == self.own or arm.name == RESIDUAL_NAME:
+            self.variants.setdefault(arm.name, Measured(**vars(row), **self._counts(arm.name)))
+        else:
+            assert arm.implementation is not None
+            self.others.setdefault(arm.implementation, {})[arm.name] = row
+
+    def _counts(self, name: str) -> dict[str, Any]:
+        parameters, flops = counts(self.config.model, self.connections[name])
+        plain, _ = counts(self.config.model, RESIDUAL)
+        return {
+            "flops_per_token": flops,
+            "parameters": parameters,
+            "extra_parameters": parameters - plain,
+        }
+
+
 def measure(config: ThroughputConfig) -> Throughput:
-    """Throughput of each connection at one model size, the plain residual's too, named or not."""
+    """Throughput of each connection at one model size, the plain residual's too, named or not.
+
+    Raises:
+        UserError: not even the plain residual fits on the device.
+    """
     training, model = config.training, config.model
     device = choose_device(training.device)
-    batch_size = training.micro_batch_size or training.batch_size
-    own, steppers = steppers_of(config, batch_size, device)
-    base = steppers[own, "residual"]
-    seconds = interleaved(steppers, config.warmup_rounds, config.rounds)
-    variants: dict[str, Measured] = {}
-    others: dict[str, dict[str, Timing]] = {}
-    for (implementation, name), stepper in steppers.items():
-        row = timing(
-            seconds[implementation, name],
-            seconds[own, "residual"],
-            batch_size * model.block_size,
-            stepper.peak_bytes(),
+    set_mode(device, repeatable=True)
+    collected = Collected(config, device)
+    batch_size = collected.batch_size
+    todo = groups_that_fit(config, collected.connections, batch_size, memory.room(device))
+    while todo:
+        try:
+            alone = collected.time(todo.pop(0))
+        except RuntimeError as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"the weights of two variants of model {model.name} do not fit on this device"
+            ) from None
+        memory.release(device)
+        todo += [[RESIDUAL_NAME, name] for name in alone]
+    if RESIDUAL_NAME not in collected.variants:
+        reason = collected.did_not_fit[0].reason
+        raise UserError(
+            f"a step of model {model.name} with {batch_size} sequences does not fit on this "
+            f"device ({reason}): lower training.micro_batch_size"
         )
-        if implementation == own:
-            total = stepper.model.parameter_counts()["total"]
-            connection = RESIDUAL if name == "residual" else config.connections[name]
-            extra = total - base.model.parameter_counts()["total"]
-            flops = counts(model, connection)[1]
-            variants[name] = Measured(
-                **vars(row), flops_per_token=flops, parameters=total, extra_parameters=extra
-            )
-        else:
-            assert implementation is not None
-            others.setdefault(implementation, {})[name] = row
     found = hardware()
     return Throughput(
         schema=THROUGHPUT_SCHEMA,
@@ -244,37 +236,13 @@ def measure(config: ThroughputConfig) -> Throughput:
         block_size=model.block_size,
         rounds=config.rounds,
         warmup_rounds=config.warmup_rounds,
-        implementation=own,
-        variants=variants,
-        others=others,
+        implementation=collected.own,
+        variants=collected.variants,
+        others=collected.others,
+        deterministic=device.type == "cuda",
+        free=collected.free,
+        did_not_fit=[unfit for unfit in collected.did_not_fit if unfit.name != RESIDUAL_NAME],
     )
-
-
-def interleaved(steppers: dict[Any, Stepper], warmup: int, rounds: int) -> dict[Any, list[float]]:
-    """Seconds of every stepper's steps, one a round; the warm-up rounds are dropped."""
-    seconds: dict[Any, list[float]] = {arm: [] for arm in steppers}
-    for index in range(warmup + rounds):
-        # Each round starts with another one, so that none always follows the same.
-        order = list(steppers)
-        shift = index % len(order)
-        for arm in order[shift:] + order[:shift]:
-            elapsed = steppers[arm].timed_step()
-            if index >= warmup:
-                seconds[arm].append(elapsed)
-        log.info("round %d of %d done", index + 1, warmup + rounds)
-    return seconds
-
-
-def timing(seconds: list[float], residual: list[float], tokens: int, peak_bytes: int) -> Timing:
-    """Speed from step times, and relative to the plain residual's in the same rounds.
-
-    Args:
-        tokens: of a step.
-        peak_bytes: most memory held during a step.
-    """
-    ratio = [own / base for own, base in zip(seconds, residual, strict=True)]
-    speed = quartiles([tokens / s for s in seconds])
-    return Timing(seconds, ratio, speed, quartiles(ratio), peak_bytes)
 
 
 def throughput_config(text: str) -> ThroughputConfig:
@@ -304,8 +272,12 @@ def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     result = measure(config)
     write_json(args.out, to_json(result))
-    timed: dict[str, Mapping[str, Timing]] = {"": result.variants, **result.others}
+    timed: dict[str, Mapping[str, Timing]] = {
+        "": result.variants,
+        **result.others,
+        "not deterministic": result.free,
+    }
     for implementation, rows in timed.items():
         for variant, row in rows.items():
             ratio = row.ratio_quartiles.median
-            log.info("%-10s %-9s %.2fx the residual's step", variant, implementation, ratio)
+            log.info("%-10s %-17s %.2fx the residual's step", variant, implementation, ratio)

@@ -19,7 +19,7 @@ from mhclite.arguments import file_path, folder_path
 from mhclite.config import RESIDUAL
 from mhclite.data.lock import LOCK_FILE, CorporaLock, revision_text
 from mhclite.data.manifest import load_if_prepared
-from mhclite.measure.throughput import counts
+from mhclite.measure.steps import counts
 from mhclite.planning import costs
 from mhclite.study.reading import load_study
 from mhclite.study.settings import Study

@@ -6,6 +6,7 @@ was the setting, not the variant.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pandas as pd
@@ -257,7 +258,7 @@ def streams_data(results: Results) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for corpus in results.corpora:
         for model in results.models:
-            measured = results.throughput[model].variants
+            measured = results.throughput[model]
             for variant in results.variants:
                 tried = [
                     (n, name)
@@ -269,7 +270,9 @@ def streams_data(results: Results) -> pd.DataFrame:
                 base = losses.get((corpus, model, variant, BASE), {})
                 for n, name in sorted([(usual, BASE), *tried]):
                     own = losses.get((corpus, model, variant, name), {})
-                    cost = measured[variant if name == BASE else f"{variant}-{name}"]
+                    arm = variant if name == BASE else f"{variant}-{name}"
+                    cost, timed = measured.counted(arm), measured.variants.get(arm)
+                    assert cost is not None
                     loss = t_interval(own.values(), confidence)
                     change = (
                         Interval(0, None, None, None)
@@ -286,8 +289,13 @@ def streams_data(results: Results) -> pd.DataFrame:
                             **{f"change_{k}": v for k, v in interval_columns(change).items()},
                             "extra_parameters": cost.extra_parameters,
                             "flops_per_token": cost.flops_per_token,
-                            "peak_memory_bytes": cost.peak_memory_bytes,
-                            **{f"ratio_{k}": v for k, v in vars(cost.ratio_quartiles).items()},
+                            "peak_memory_bytes": timed.peak_memory_bytes if timed else math.nan,
+                            **{
+                                f"ratio_{q}": getattr(timed.ratio_quartiles, q)
+                                if timed
+                                else math.nan
+                                for q in ("median", "q1", "q3")
+                            },
                         }
                     )
     return pd.DataFrame(rows)

@@ -25,7 +25,7 @@ from mhclite.evidence.style import (
     wrapped_grid,
 )
 from mhclite.evidence.table_format import Rows, fixed, quartiles, significant, sparse
-from mhclite.measure.files import Throughput
+from mhclite.measure.files import Measured, Quartiles, Throughput
 
 MIB = 2**20
 
@@ -47,47 +47,57 @@ SETTINGS = (
 )
 
 
+def _speed(measured: Measured | None) -> dict[str, float]:
+    """Speed and memory of a variant; NaN where it did not fit."""
+    nothing = Quartiles(math.nan, math.nan, math.nan)
+    speed, ratio = (
+        (measured.tokens_per_second, measured.ratio_quartiles) if measured else (nothing, nothing)
+    )
+    return {
+        **{f"tokens_per_second_{q}": getattr(speed, q) for q in QUARTILES},
+        **{f"ratio_{q}": getattr(ratio, q) for q in QUARTILES},
+        "peak_memory_bytes": measured.peak_memory_bytes if measured else math.nan,
+    }
+
+
 def parameters_data(results: Results) -> pd.DataFrame:
     """One row per model and variant.
 
     `tokens_per_second_*` and `ratio_*` are median and quartiles over the timed rounds; the ratio is
     the step time over the plain residual's in the same round. `<name>_ratio_*` are those of another
-    implementation than the study's.
+    implementation than the study's, `free_ratio_*` those without deterministic algorithms. What
+    did not fit in the device's memory has no speed and no `peak_memory_bytes`.
     """
     rows: list[dict[str, Any]] = []
     for model in results.models:
         measured = results.throughput[model]
         for variant in results.variants:
-            if variant not in measured.variants:
+            counted = measured.counted(variant)
+            if counted is None:
                 raise UserError(
                     f"the throughput of model {model} was measured without variant {variant}: "
                     f"delete {results.folder / 'throughput' / model}.json and run "
                     "`snakemake --cores all`"
                 )
-            values = measured.variants[variant]
-            extra = values.extra_parameters
+            extra = counted.extra_parameters
+            others = {**measured.others, "free": measured.free}
             rows.append(
                 {
                     "model": model,
                     "n_layer": results.n_layer(model),
                     "variant": variant,
                     "label": results.label(variant),
-                    "parameters": values.parameters,
+                    "parameters": counted.parameters,
                     "extra_parameters": extra,
-                    "extra_percent": 100 * extra / (values.parameters - extra),
-                    "flops_per_token": values.flops_per_token,
-                    **{
-                        f"tokens_per_second_{q}": getattr(values.tokens_per_second, q)
-                        for q in QUARTILES
-                    },
-                    **{f"ratio_{q}": getattr(values.ratio_quartiles, q) for q in QUARTILES},
+                    "extra_percent": 100 * extra / (counted.parameters - extra),
+                    "flops_per_token": counted.flops_per_token,
+                    **_speed(measured.variants.get(variant)),
                     **{
                         f"{other}_ratio_{q}": getattr(by_variant[variant].ratio_quartiles, q)
-                        for other, by_variant in measured.others.items()
+                        for other, by_variant in others.items()
                         if variant in by_variant
                         for q in QUARTILES
                     },
-                    "peak_memory_bytes": values.peak_memory_bytes,
                     **{name: getattr(measured, name) for name in SETTINGS},
                 }
             )
@@ -104,7 +114,8 @@ def how_measured(results: Results) -> str:
             threads = measured.threads
             where = f"{measured.hardware['cpu']}, {threads} thread" + "s" * (threads != 1)
         how = (
-            f"{where}, {measured.precision}{', compiled' * measured.compile}, "
+            f"{where}, {measured.precision}{', compiled' * measured.compile}"
+            f"{', deterministic algorithms' * measured.deterministic}, "
             f"batch {measured.batch_size} × context {measured.block_size}, "
             f"{measured.rounds} rounds"
         )
@@ -114,9 +125,10 @@ def how_measured(results: Results) -> str:
     return "; ".join(f"{', '.join(models)}: {how}" for how, models in models_of.items())
 
 
-def _implementations(results: Results, others: list[str]) -> str:
+def _implementations(results: Results) -> str:
     """Which implementation the columns are of."""
     own = results.throughput[results.models[0]].implementation
+    others = list(dict.fromkeys(o for m in results.models for o in results.throughput[m].others))
     if not own or not others:
         return ""
     return f"it is that of the {own} implementation, and beside it of {' and '.join(others)}. "
@@ -140,8 +152,10 @@ def parameters_table(results: Results) -> Rows:
         values = {q: row.get(f"{name}_{q}", math.nan) for q in QUARTILES}
         return "" if math.isnan(values["median"]) else quartiles(values, decimals)
 
-    others = list(dict.fromkeys(o for m in results.models for o in results.throughput[m].others))
-
+    files = [results.throughput[model] for model in results.models]
+    others = {f"Step time, {other}": other for file in files for other in file.others}
+    if any(file.free for file in files):
+        others["Step time, not deterministic"] = "free"
     display = pd.DataFrame(
         {
             "Model": row["model"],
@@ -153,8 +167,12 @@ def parameters_table(results: Results) -> Rows:
             "FLOPs per token (millions)": fixed(row["flops_per_token"] / 1e6, 2),
             "Throughput (tokens/s)": spread(row, "tokens_per_second", 0),
             "Step time (residual = 1)": spread(row, "ratio", 2),
-            **{f"Step time, {other}": spread(row, f"{other}_ratio", 2) for other in others},
-            "Peak memory (MiB)": fixed(row["peak_memory_bytes"] / MIB, 1),
+            **{title: spread(row, f"{other}_ratio", 2) for title, other in others.items()},
+            "Peak memory (MiB)": (
+                "did not fit"
+                if math.isnan(row["peak_memory_bytes"])
+                else fixed(row["peak_memory_bytes"] / MIB, 1)
+            ),
         }
         for row in data.to_dict("records")
     )
@@ -163,7 +181,7 @@ def parameters_table(results: Results) -> Rows:
             "Throughput and step time are median [first, third quartile] over the timed rounds. "
             "Each round takes one training step of every variant; the step time is relative to the "
             "plain residual's in the same round, above 1 is slower; "
-            f"{_implementations(results, others)}FLOPs are those of the matrix "
+            f"{_implementations(results)}FLOPs are those of the matrix "
             "products of a forward and backward pass. Peak memory is what a training step holds "
             "at its worst: parameters, optimizer state, gradients, activations. Measured on "
             f"{how_measured(results)}."
