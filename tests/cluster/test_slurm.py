@@ -307,6 +307,6 @@ def test_a_run_on_two_nodes_then_on_one(
     )
     assert difference < ROUNDING
     tell(
-        f"SLURM: two processes on two nodes, requeued at {first}, cancelled at {second}, then on one: "
-        f"differ from one process by at most {difference:.1e} in any metric of {LONG} steps"
+        f"SLURM: two processes on two nodes, requeued at {first}, cancelled at {second}, then on "
+        f"one: differ from one process by at most {difference:.1e} in any metric of {LONG} steps"
     )

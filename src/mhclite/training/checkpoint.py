@@ -13,7 +13,7 @@ import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -47,7 +47,7 @@ def save_tensors(path: Path, state: Any) -> str:
     with atomic_write(path, "wb") as file:
         digesting = Digesting(file)
         try:
-            torch.save(state, digesting)
+            torch.save(state, cast(IO[bytes], digesting))  # it asks for no more than these two
         except RuntimeError as error:
             # What torch says when it closes a file that it could not write hides why it could not.
             if isinstance(error.__context__, OSError):

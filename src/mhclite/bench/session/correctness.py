@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,8 @@ KINDS = {
     "bf16": (torch.bfloat16, torch.bfloat16, 0.03),
     "fp32 streams": (torch.float32, torch.bfloat16, 0.02),
 }
+USUAL = (launch.FORWARD, launch.BACKWARD)
+Change = dict[str, int]  # fields of a launch that are set otherwise
 SLICE = 4096  # tokens that are computed in float64 at a time
 
 
@@ -193,38 +196,41 @@ def parity_cases(plan: Plan) -> list[Case]:
     return found
 
 
-def launches(plan: Plan) -> list[launch.Launch]:
-    """What is tried, the usual one first."""
-    tried = [launch.BOUNDARY]
-    for name, values in plan.sweep.items():
-        tried += [one._replace(**{name: value}) for one in list(tried) for value in values]
-    return list(dict.fromkeys(tried))
+def launches(plan: Plan) -> list[Change]:
+    """What is tried of both kernels, their usual launches first."""
+    names = list(plan.sweep)
+    return [{}, *(dict(zip(names, at)) for at in product(*plan.sweep.values()))]
 
 
-def words(one: launch.Launch) -> str:
-    """A launch as a key: `tokens=16 columns=32 ...`."""
-    return " ".join(f"{name}={value}" for name, value in one._asdict().items())
+def launch_as(change: Change) -> None:
+    """From here on, in this process, both kernels are launched so."""
+    launch.FORWARD, launch.BACKWARD = (one._replace(**change) for one in USUAL)
+
+
+def words(change: Change) -> str:
+    """A change as a key: `tokens=16 columns=32 ...`."""
+    return " ".join(f"{name}={value}" for name, value in change.items()) or "usual"
 
 
 def compile_items(session: Session) -> list[Item]:
     """Each kernel that a later stage launches, compiled in one of several processes."""
-    plan, usual = session.plan, launch.BOUNDARY
+    plan = session.plan
     device = torch.device(plan.device)
 
-    def boundary(variant: str, C: int, kind: str, how: launch.Launch) -> Result:
-        launch.BOUNDARY = how
+    def boundary(variant: str, C: int, kind: str, how: Change) -> Result:
+        launch_as(how)
         for N in plan.compiled_tokens:
             by_kernels(boundary_of(variant, C, N, kind, device))
         return {}
 
     def model(case: Case) -> Result:
-        launch.BOUNDARY = usual
+        launch_as({})
         gradient(case, "fused", device)
         return {}
 
     items = [
         Item(f"{v} C={size.n_embd} {kind}",
-             lambda _, v=v, C=size.n_embd, kind=kind: boundary(v, C, kind, usual))  # type: ignore[misc]
+             lambda _, v=v, C=size.n_embd, kind=kind: boundary(v, C, kind, {}))  # type: ignore[misc]
         for kind in KINDS for v in plan.variants for size in plan.sizes.values()
     ]  # fmt: skip
     items += [

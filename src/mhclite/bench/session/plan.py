@@ -31,7 +31,7 @@ class Plan:
     launches: int  # of a kernel that is timed
     mode: str  # of models that are timed
     parity_cases: int | None  # of each variant
-    sweep: dict[str, tuple[int, ...]]  # fields of a launch, and what is tried
+    sweep: dict[str, tuple[int, ...]]  # fields of both kernels' launches, and what is tried
     sweep_sizes: tuple[str, ...]
     golden: tuple[Path, ...] = ()
     bundle: Path | None = None
@@ -54,7 +54,7 @@ PAPER = Plan(
     launches=50,
     mode="compiled",
     parity_cases=None,
-    sweep={"tokens": (16, 32), "columns": (32, 64), "warps": (4, 8), "stages": (1, 2, 3)},
+    sweep={"tokens": (16, 32), "columns": (32, 64, 128), "warps": (4, 8), "stages": (1, 2, 3)},
     sweep_sizes=("l", "s", "m"),
 )
 DRY = replace(

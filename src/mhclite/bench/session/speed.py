@@ -13,7 +13,7 @@ import torch
 from mhclite.bench.implementations import RESIDUAL, TRAINING, Request, group_rows, table
 from mhclite.bench.kernels import fused_kernels
 from mhclite.bench.parity import Case, connection_of
-from mhclite.bench.session.correctness import launches, words
+from mhclite.bench.session.correctness import Change, launch_as, launches, words
 from mhclite.bench.session.engine import Item, in_a_child
 from mhclite.bench.session.plan import FIRST, Plan
 from mhclite.bench.session.records import Result, Session
@@ -101,8 +101,8 @@ def launch_items(session: Session) -> list[Item]:
     plan = session.plan
     device = torch.device(plan.device)
 
-    def work(C: int, how: launch.Launch) -> Result:
-        launch.BOUNDARY = how
+    def work(C: int, how: Change) -> Result:
+        launch_as(how)
         kernels = fused_kernels("mhc_lite", plan.tokens[0], C, device)
         found = {
             name: timed(kernels[name][0], device, plan.launches).median
