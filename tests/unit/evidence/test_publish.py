@@ -8,7 +8,8 @@ import pytest
 from builder import build_results, make_study, resolved_of
 
 from mhclite.errors import UserError
-from mhclite.evidence.evidence import write
+from mhclite.evidence.evidence import write_tables
+from mhclite.evidence.exhibits import FIGURES
 from mhclite.evidence.pages import (
     FIGURE,
     Mark,
@@ -18,6 +19,8 @@ from mhclite.evidence.pages import (
     write_pages,
 )
 from mhclite.evidence.published import publish
+from mhclite.evidence.results import load_results
+from mhclite.evidence.style import save, style
 from mhclite.files import write_json
 from mhclite.records import to_json
 
@@ -41,13 +44,16 @@ def test_pages_are_written_from_published_studies(tmp_path: Path) -> None:
     (docs / "other.md").write_text("no table\n")
 
     assert write_pages(tmp_path, published) == sorted([readme, figure, page])
-    made = write(folder)
+    made = load_results(folder)
+    write_tables(made)
+    with style():
+        save(FIGURES[FIGURE][1](made), tmp_path / "drawn")
     table = (folder / "tables" / "results.md").read_text().strip()
     marks = ("<!-- table:synthetic/results -->", "<!-- /table -->")
     assert page.read_text() == f"before {marks[0]}\n\n{table}\n\n{marks[1]} after\n"
     assert losses_block(made) in readme.read_text()
     assert readme.read_text().endswith("<!-- /found --> b\n")
-    assert figure.read_bytes() == (folder / "figures" / f"{FIGURE}.svg").read_bytes()
+    assert figure.read_bytes() == (tmp_path / "drawn.svg").read_bytes()
     assert write_pages(tmp_path, published) == []
 
     page.write_text("<!-- table:synthetic/nothing --><!-- /table -->")
