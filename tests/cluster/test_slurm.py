@@ -283,11 +283,10 @@ def test_a_run_on_two_nodes_then_on_one(
         (first,) = set(map(int, re.findall(r"continuing at step (\d+) of", log.read_text())))
         assert first > 20, "the requeued job did not save its step"
         held(folder, first + 20)
-        process.send_signal(signal.SIGINT)  # cancels the job
-        process.communicate(timeout=60)
     finally:
-        stop(process)
-    wait_until(lambda: not slurm.jobs("pending,running,completing"), "the job has left")
+        stop(process)  # or it would submit the job again
+    run("scancel", slurm.jobs()[f"rule_train_wildcards_{RUN}"])
+    wait_until(lambda: not slurm.jobs("running,completing"), "the job has left")
     (second,) = set(map(int, re.findall(r"SIGTERM after step (\d+) of", log.read_text())))
     assert second > first
 
@@ -307,6 +306,6 @@ def test_a_run_on_two_nodes_then_on_one(
     )
     assert difference < ROUNDING
     tell(
-        f"SLURM: two processes on two nodes, requeued at {first}, cancelled at {second}, then on one: "
+        f"SLURM: two processes on two nodes, requeued at {first}, cancelled at {second}, on one: "
         f"differ from one process by at most {difference:.1e} in any metric of {LONG} steps"
     )
