@@ -20,7 +20,6 @@ from mhclite.errors import UserError
 from mhclite.evidence.claims import load_claims
 from mhclite.evidence.exhibits import HEADINGS, declared
 from mhclite.files import write_json, write_text
-from mhclite.planning.check import check_nodes
 from mhclite.planning.keys import outdated_in_words, outdated_runs
 from mhclite.records import to_json
 from mhclite.runs.code import digest_of_modules, step_digest
@@ -40,7 +39,6 @@ try:
     # Snakemake knows what a result was made with only as long as its own records are there: not in
     # another clone, not without .snakemake, not after --touch. The run folders know it themselves.
     OUTDATED = outdated_runs(STUDY, RESULTS) if workflow.is_main_process else {}
-    check_nodes(STUDY)
 except UserError as error:
     # Not WorkflowError: its place in this file would hide the one line that matters.
     sys.exit(f"error: {error}")

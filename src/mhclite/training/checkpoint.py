@@ -13,7 +13,7 @@ import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import torch
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Digesting:
-    """A binary file as torch writes it, from its first byte to its last, and their SHA-256."""
+    """A binary file for torch, which writes it from the first byte to the last; its SHA-256."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -47,7 +47,7 @@ def save_tensors(path: Path, state: Any) -> str:
     with atomic_write(path, "wb") as file:
         digesting = Digesting(file)
         try:
-            torch.save(state, cast(IO[bytes], digesting))  # it asks for no more than these two
+            torch.save(state, digesting)  # type: ignore[arg-type] # it writes and flushes
         except RuntimeError as error:
             # What torch says when it closes a file that it could not write hides why it could not.
             if isinstance(error.__context__, OSError):
