@@ -180,9 +180,6 @@ class Code(NamedTuple):
                 found.append(self.instructions[start : end + 1])
         return found
 
-    def count(self, *names: str) -> int:
-        return sum(step.name in names for step in self.instructions)
-
 
 def counted(loop: list[Instruction]) -> Counter[str]:
     """How many instructions of each name."""
