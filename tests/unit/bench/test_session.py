@@ -113,14 +113,14 @@ def test_every_stage_runs_and_what_is_missing_is_done_by_the_next_session(tmp_pa
     assert names == {"results/gpu/runs/done/summary.json", "results/gpu/probes/done.json"}
 
     # Another machine: a stage of which something was lost, and the study.
-    del found["stages"]["kernels"]["mhc C=16"]
+    del found["stages"]["kernels"]["identity C=16"]
     (out / FILE).write_text(json.dumps(found))
     (tmp_path / "all").touch()
     done = dry_run(out, "--minutes", "20", *more, "--stages", "limits", "kernels", "study")
     assert done.returncode == 0, done.stdout + done.stderr
     again = json.loads((out / FILE).read_text())
     assert len(again["attempts"]) == 2
-    assert again["stages"]["kernels"].keys() == stages["kernels"].keys() | {"mhc C=16"}
+    assert again["stages"]["kernels"].keys() == stages["kernels"].keys() | {"identity C=16"}
     assert again["stages"]["limits"] == found["stages"]["limits"]
     assert again["stages"]["study"]["bundle"]["runs"] == 1
 
