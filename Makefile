@@ -74,9 +74,11 @@ bench: $(READY)
 bench-pipeline: $(READY)
 	$(BIN)/python -m mhclite.bench pipeline --out results/bench/pipeline.json
 
-# On a machine with a GPU, where torch, Triton and numpy are enough: no environment is made.
+# On a machine with a GPU, where torch, Triton and numpy are enough: no environment is made. The first
+# stages of a session; docs/gpu.md has the others.
 gpu-check:
-	PYTHONPATH=src $(PYTHON) -m mhclite gpu-check --golden tests/golden/*.npz --out results/bench
+	PYTHONPATH=src $(PYTHON) -m mhclite gpu-session --minutes 9 --out results/gpu-session \
+		--golden tests/golden/*.npz --stages limits compile parity shapes kernels
 
 ui: $(READY)
 	$(BIN)/python -m mhclite ui

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from tiny import MODEL, TRAINING, connection
 
-from mhclite.config import ThroughputConfig
-from mhclite.measure.files import Throughput
-from mhclite.measure.steps import counts, cpu_peak_of
-from mhclite.measure.throughput import measure
+from mhclite.config import RESIDUAL, ModelConfig, ThroughputConfig
+from mhclite.errors import UserError
+from mhclite.measure import memory, throughput
+from mhclite.measure.files import Throughput, read_throughput
+from mhclite.measure.steps import Stepper, counts, cpu_peak_of
+from mhclite.measure.throughput import groups_that_fit, measure
 from mhclite.model import GPT
 from mhclite.records import build, to_json
 
@@ -67,3 +73,90 @@ def test_peak_memory_of_known_allocations() -> None:
         torch.zeros(250_000).add_(second[:250_000])  # 5 MB at once
 
     assert 8_000_000 <= cpu_peak_of(work) <= 8_100_000
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+GIB = 2**30
+
+
+def config(*variants: str, **changes: Any) -> ThroughputConfig:
+    connections = {v: connection(v, implementation="fast") for v in variants}
+    return replace(ThroughputConfig(MODEL, connections, TRAINING, 2, 1, ()), **changes)
+
+
+@pytest.mark.parametrize("how", ["reference", "fast"])
+def test_what_a_step_needs_is_reckoned_as_it_is_measured(how: str) -> None:
+    model = replace(MODEL, vocab_size=200, n_layer=3, n_embd=32, block_size=48)
+    arm = connection("mhc_lite", implementation=how)
+    stepper = Stepper(model, arm, TRAINING, 4, CPU)
+    stepper.step()
+    reckoned = memory.step_bytes(model, arm, 4, bf16=False) + memory.lasting_bytes(model, arm)
+    assert 0.9 < reckoned / stepper.peak_bytes() < 1.1
+
+
+@pytest.mark.slow
+def test_the_papers_largest_size_is_not_timed_all_at_once() -> None:
+    """Weights, moments and the reference's activations, on a card of 80 GiB and on a larger one."""
+    large = ModelConfig("l", 50304, 24, 16, 1024, 1024, 3e-4)
+    training = replace(TRAINING, precision="bf16", compile=True)
+    asked = config("hc", "mhc", model=large, training=training, implementations=("reference",))
+    connections = {"residual": RESIDUAL} | asked.connections
+    together = [["residual", "hc", "mhc"]]
+    apart = [["residual", "hc"], ["residual", "mhc"]]
+    assert groups_that_fit(asked, connections, 16, 75 * GIB) == apart
+    assert groups_that_fit(asked, connections, 16, 180 * GIB) == together
+    assert groups_that_fit(asked, connections, 16, None) == together
+
+
+def out_of_memory_for(
+    monkeypatch: pytest.MonkeyPatch, fails: Callable[[Stepper], bool]
+) -> list[tuple[str, ...]]:
+    """Have steps of some connections not fit; returns the sets that are timed, as they come."""
+    sets: list[tuple[str, ...]] = []
+    step, made = Stepper.step, throughput.steppers_of
+
+    def fitting(self: Stepper) -> None:
+        if fails(self):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        step(self)
+
+    def noted(asked: Any, connections: Any, *more: Any) -> Any:
+        sets.append(tuple(connections))
+        return made(asked, connections, *more)
+
+    monkeypatch.setattr(Stepper, "step", fitting)
+    monkeypatch.setattr(throughput, "steppers_of", noted)
+    return sets
+
+
+def test_what_does_not_fit_is_recorded_and_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = out_of_memory_for(monkeypatch, lambda s: s.connection.variant == "hc")
+    result = measure(config("hc", "mhc_lite"))
+    # Among the others, then by itself.
+    assert sets == [("residual", "hc", "mhc_lite"), ("residual", "hc")]
+    assert list(result.variants) == ["residual", "mhc_lite"]
+    (unfit,) = result.did_not_fit
+    assert (unfit.implementation, unfit.name, unfit.reason) == ("fast", "hc", "out of memory")
+    assert result.counted("hc") == unfit
+    assert unfit.extra_parameters == unfit.parameters - result.variants["residual"].parameters > 0
+    assert build(Throughput, json.loads(json.dumps(to_json(result)))) == result
+
+
+def test_without_room_for_the_plain_residual_it_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out_of_memory_for(monkeypatch, lambda _: True)
+    with pytest.raises(UserError, match=r"4 sequences does not fit .* lower training.micro_batch"):
+        measure(config("hc"))
+
+
+def test_files_of_the_version_before_can_be_read(tmp_path: Path) -> None:
+    published = Path(__file__).parents[2] / "results/published/laptop/throughput/d3.json"
+    old = json.loads(published.read_text())
+    assert old["schema"] == 2
+    found = read_throughput(published, "d3")
+    assert (found.deterministic, found.free, found.did_not_fit) == (False, {}, [])
+    (tmp_path / "d3.json").write_text(json.dumps(old | {"schema": 1}))
+    with pytest.raises(UserError, match="has schema 1, expected 3"):
+        read_throughput(tmp_path / "d3.json", "d3")

@@ -204,8 +204,9 @@ def group_rows(
         if name == RESIDUAL:
             row["share_of_peak"] = plain / per_token / limit["flops_per_second"]
         else:
-            own, one = (stream_bytes(way, wanted.stream_dtype, bf16) for way in (how, "fast"))
-            traffic = extra_traffic(model, 4, own, one, 2 if bf16 else 4)
+            own = stream_bytes(how, wanted.stream_dtype, bf16)
+            plain_one = stream_bytes("fast", wanted.stream_dtype, bf16)
+            traffic = extra_traffic(model, 4, own, plain_one, 2 if bf16 else 4)
             extra = (flops - plain) / limit["flops_per_second"]
             row["floor"] = 1 + (extra + traffic / limit["bytes_per_second"]) / per_token
             slow = seconds.get((name, "reference", "eager"))

@@ -45,10 +45,11 @@ def saved_bytes(model: GPT, forward: Callable[[], object]) -> int:
 
 def lasting_bytes(model: ModelConfig, connection: ConnectionConfig) -> int:
     """Weights and the optimizer's state of a model."""
-    return STATE * _parameters(model, connection)
+    return STATE * parameters_of(model, connection)
 
 
-def _parameters(model: ModelConfig, connection: ConnectionConfig) -> int:
+def parameters_of(model: ModelConfig, connection: ConnectionConfig) -> int:
+    """Parameters of a model."""
     with torch.device("meta"):
         return GPT(model, connection, seed=0).parameter_counts()["total"]
 
@@ -77,7 +78,7 @@ def step_bytes(model: ModelConfig, connection: ConnectionConfig, sequences: int,
     activations = low + (model.n_embd - narrow) * (high - low) / (wide - narrow)
     # The loss: logits, their float32 copy or gradient, and log-probabilities, at once.
     loss = model.vocab_size * ((2 if bf16 else 4) + 4 + 4)
-    parameters = _parameters(model, connection)
+    parameters = parameters_of(model, connection)
     copies = 2 * parameters if bf16 else 0  # of the weights, in bf16
     forward = copies + sequences * model.block_size * (activations + loss)
     return int(max(forward, GRADIENT * parameters))

@@ -186,7 +186,7 @@ class Collected:
 
     def _counts(self, name: str) -> dict[str, Any]:
         parameters, flops = counts(self.config.model, self.connections[name])
-        plain, _ = counts(self.config.model, RESIDUAL)
+        plain = memory.parameters_of(self.config.model, RESIDUAL)
         return {
             "flops_per_token": flops,
             "parameters": parameters,

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from builder import build_results, make_study
 
+from mhclite.evidence.claims import Claim
 from mhclite.evidence.results import Results, load_results
+from mhclite.evidence.rows import row_of
 from mhclite.evidence.statistics import tokens_to_reach
 from mhclite.evidence.style import style
-from mhclite.evidence.topics.cost import loss_against_time
+from mhclite.evidence.topics.cost import loss_against_time, parameters_table, throughput
 from mhclite.evidence.topics.curves import token_efficiency, token_shares
 from mhclite.evidence.topics.over_training import (
     mixing_over_training,
     over_training,
     stream_similarity,
 )
+from mhclite.measure.files import Unfit
 
 DIVERGED = "sotu-d4-hc-s1"
 
@@ -59,6 +63,42 @@ def test_time_is_tokens_over_throughput(results: Results) -> None:
     tokens = results.runs["tokens"].max()
     for row in variants.values():
         assert round(tokens / row.tokens_per_second.median, 6) in ends
+
+
+def test_what_did_not_fit_is_missing_in_figures_tables_and_claims(tmp_path: Path) -> None:
+    study = make_study(models={"d2": 2}, variants=("residual", "hc", "mhc"), seeds=(0, 1))
+    results = load_results(build_results(tmp_path, study, diverged=()))
+    whole = results.throughput["d2"]
+    counts = {
+        name: getattr(whole.variants["mhc"], name)
+        for name in ("flops_per_token", "parameters", "extra_parameters")
+    }
+    unfit = Unfit("fast", "mhc", True, "out of memory", **counts)
+    fitting = {name: row for name, row in whole.variants.items() if name != "mhc"}
+    results.throughput["d2"] = replace(
+        whole, variants=fitting, free=fitting, did_not_fit=[unfit], deterministic=True
+    )
+    table = parameters_table(results)
+    hc, mhc = (table.display.loc[at] for at in (1, 2))
+    assert mhc["Peak memory (MiB)"] == "did not fit"
+    assert mhc["Step time (residual = 1)"] == mhc["Step time, not deterministic"] == ""
+    assert mhc["Parameters"] == f"{counts['parameters']:,}"
+    assert hc["Step time, not deterministic"] == hc["Step time (residual = 1)"] != ""
+    assert "deterministic algorithms" in table.notes
+    with style():
+        labels = [t.get_text() for t in throughput(results).axes[0].get_yticklabels()]
+        assert len(loss_against_time(results).axes[0].lines) == 4  # two curves, two ends
+    assert labels == [results.label(variant) for variant in ("residual", "hc")]
+    claims = {
+        kind: Claim.model_validate(
+            {"id": kind, "statement": "s", "source": "s", "kind": kind, "variant": "hc",
+             "reference": "mhc", **more}
+        )
+        for kind, more in (("throughput", {"implementation": "fast"}), ("parameters", {}))
+    }  # fmt: skip
+    rows = {kind: row_of(results, claim, "sotu", "d2") for kind, claim in claims.items()}
+    assert rows["throughput"].missing == "mHC was not timed: it did not fit"
+    assert rows["parameters"].numbers  # counted all the same
 
 
 def test_token_figure_names_those_that_never_reach_it(tmp_path: Path) -> None:

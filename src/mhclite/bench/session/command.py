@@ -108,13 +108,15 @@ def run(args: argparse.Namespace) -> int:
     load()
     args.out.mkdir(parents=True, exist_ok=True)
     # In a child: this process must not touch the GPU (`engine`).
-    found = in_a_child(lambda: speed.card(plan.dry), START_SECONDS, args.out / LOG)
-    of, where = found or ({"gpu": None}, {})
-    if not found or (of["gpu"] is None and not plan.dry):
+    found: tuple[dict[str, Any], dict[str, Any]] | None = in_a_child(
+        lambda: speed.card(plan.dry), START_SECONDS, args.out / LOG
+    )
+    if found is None or (found[0]["gpu"] is None and not plan.dry):
         raise UserError(
             "gpu-session needs a GPU, and torch sees none; without one, --dry-run goes through "
             "all its stages on the processor"
         )
+    of, where = found
     of["code"] = step_digest("bench.session.command", VARIANTS)
     cores = len(os.sched_getaffinity(0))
     session = open_session(args.out, plan, cores, of)

@@ -188,7 +188,10 @@ def poisoned() -> Iterator[None]:
 
 def parity_cases(plan: Plan) -> list[Case]:
     """Small models in every precision, of all variants before the next case of each."""
-    own = [cases([variant])[: plan.parity_cases] for variant in plan.variants]
+    own = [
+        [case._replace(**plan.parity_changes) for case in cases([variant])[: plan.parity_cases]]
+        for variant in plan.variants
+    ]
     found = [case for at in zip(*own) for case in at]
     found += [case for of in own for case in of if case not in found]
     if plan.mode == "compiled":
@@ -255,7 +258,7 @@ def parity_items(session: Session) -> list[Item]:
         said = f"error {error.own:.1e}, the reference's {error.reference:.1e}"
         print(f"{case}: {said}", flush=True)
         wrong = [] if error.own <= error.allowed(case.precision) else [said]
-        if case == Case(case.variant):
+        if case.precision == "fp32" and case.n_streams == 4:
             first, again = (gradient(case, "fused", device) for _ in range(2))
             if not torch.equal(first.gradient, again.gradient):
                 wrong.append("the gradient has other bits when computed again")

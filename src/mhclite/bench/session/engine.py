@@ -103,9 +103,12 @@ def _child(items: dict[str, Item], end: float, connection: Connection, log_file:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     for stop in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(stop, signal.SIG_DFL)
-    with open(log_file, "a", encoding="utf-8") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    # What its own children say goes there too.
+    file = open(log_file, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - as long as it lives
+    for number in (1, 2):
+        os.dup2(file.fileno(), number)
+    sys.stdout = sys.stderr = file
+    logging.getLogger().handlers = [logging.StreamHandler(file)]
     while True:
         try:
             key = connection.recv()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mhclite.bench.implementations import BATCH_SIZE, SEVERAL, SIZES
 from mhclite.config import ModelConfig
@@ -24,6 +25,7 @@ class Plan:
     variants: tuple[str, ...]  # that have kernels
     batch_size: dict[str, int]  # sequences a step
     reference_batch_size: dict[str, int]  # likewise; the reference keeps several times as much
+    checks: int | None  # of the sanitizer
     tokens: tuple[int, int]  # of a boundary: a whole number of programs, and not
     compiled_tokens: tuple[int, int]  # few, for which the compiler makes the same kernels
     repeats: int  # computations whose bits are compared
@@ -31,6 +33,7 @@ class Plan:
     launches: int  # of a kernel that is timed
     mode: str  # of models that are timed
     parity_cases: int | None  # of each variant
+    parity_changes: dict[str, Any]  # what is smaller in them
     sweep: dict[str, tuple[int, ...]]  # fields of both kernels' launches, and what is tried
     sweep_sizes: tuple[str, ...]
     golden: tuple[Path, ...] = ()
@@ -47,6 +50,7 @@ PAPER = Plan(
     variants=tuple(ORDER),
     batch_size=BATCH_SIZE,
     reference_batch_size=BATCH_SIZE | {"l": 8},
+    checks=None,
     tokens=(16384, 16379),
     compiled_tokens=(48, 37),
     repeats=5,
@@ -54,6 +58,7 @@ PAPER = Plan(
     launches=50,
     mode="compiled",
     parity_cases=None,
+    parity_changes={},
     sweep={"tokens": (16, 32), "columns": (32, 64, 128), "warps": (4, 8), "stages": (1, 2, 3)},
     sweep_sizes=("l", "s", "m"),
 )
@@ -66,9 +71,10 @@ DRY = replace(
         )
         for name in ("s", "l")
     },
-    variants=("mhc_lite", "mhc"),
+    variants=("mhc_lite", "identity"),
     batch_size={"s": 1, "l": 1},
     reference_batch_size={"s": 1, "l": 1},
+    checks=1,
     tokens=(16, 13),
     compiled_tokens=(16, 13),
     repeats=2,
@@ -76,6 +82,7 @@ DRY = replace(
     launches=2,
     mode="eager",
     parity_cases=1,
+    parity_changes={"n_embd": 16, "length": 3},
     sweep={"tokens": (16, 32)},
     sweep_sizes=("l",),
 )

@@ -140,13 +140,14 @@ def arms_in_order(plan: Plan) -> list[tuple[str, str, bool]]:
     small, *others = plan.sizes
     large = others[-1:]
     rest = [name for name in others if name not in large]
-    last = [v for v in plan.variants if v not in FIRST]
+    first = [v for v in FIRST if v in plan.variants]
+    last = [v for v in plan.variants if v not in first]
     found = [(small, v, True) for v in plan.variants]
-    found += [(size, v, True) for size in large for v in FIRST]
-    found += [(size, v, False) for size in (small, *large) for v in FIRST]
+    found += [(size, v, True) for size in large for v in first]
+    found += [(size, v, False) for size in (small, *large) for v in first]
     found += [(size, v, True) for size in rest for v in plan.variants]
     found += [(size, v, True) for size in large for v in last]
-    found += [(size, v, False) for size in rest for v in FIRST]
+    found += [(size, v, False) for size in rest for v in first]
     found += [(size, v, False) for size in plan.sizes for v in last]
     return found
 

@@ -76,21 +76,25 @@ def sanitizer_items(session: Session) -> list[Item]:
     program = tool("compute-sanitizer")
     if program is None:
         return []
-    device = session.plan.device
+    plan = session.plan
 
     def work(check: str, variant: str, n: int, end: float) -> Result:
         command = [program, "--tool", check, "--error-exitcode", str(FOUND_EXIT)]
-        code, said = watched(command, variant, 96, 37, n, device, end)
+        code, said = watched(command, variant, 96, 37, n, plan.device, end)
         wrong = {0: "", FOUND_EXIT: f"{check} found errors"}.get(code)
         last = said[-LAST_CHARACTERS:]
         if wrong is None:
             return {"failed": f"{check} ended with exit code {code}", "said": last}
         return {"wrong": wrong, "said": last}
 
+    todo = [(check, *case) for check in CHECKS for case in (("hc", 2), ("mhc", 4))]
     return [
-        Item(f"{check} {variant} n={n}", lambda end, at=(check, variant, n): work(*at, end))  # type: ignore[misc]
-        for check in CHECKS for variant, n in (("mhc", 4), ("hc", 2))
-    ]  # fmt: skip
+        Item(
+            f"{check} {variant} n={n}",
+            lambda end, check=check, variant=variant, n=n: work(check, variant, n, end),  # type: ignore[misc]
+        )
+        for check, variant, n in todo[: plan.checks]
+    ]
 
 
 def profile_items(session: Session) -> list[Item]:
