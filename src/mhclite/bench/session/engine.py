@@ -224,10 +224,8 @@ def run_stage(session: Session, stage: Stage, end: float) -> bool:
             if key is not None and spent >= 60 * stage.minutes:
                 worker.key = key  # it had all the time of the stage
                 ended(worker, {"failed": f"not done after {spent:.0f} s"})
-    log.info(
-        "%s: %d of %d done in %.0f s",
-        stage.name, len(items) - len(todo), len(items), time.monotonic() - began,
-    )  # fmt: skip
+    spent = time.monotonic() - began
+    log.info("%s: %d of %d done in %.0f s", stage.name, done, len(items) - len(kept), spent)
     return done > 0
 
 
