@@ -187,7 +187,7 @@ def test_an_item_that_fails_or_dies_costs_no_other(tmp_path: Path) -> None:
 
 def test_an_item_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     session = session_in(tmp_path)
-    stage = stage_of(Item("hangs", hanging), minutes=1 / 60)
+    stage = stage_of(Item("hangs", hanging), minutes=1 / 600)
     assert run_stage(session, stage, in_a_minute())
     assert session.results("trial")["hangs"]["failed"].startswith("not done after")
     running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout

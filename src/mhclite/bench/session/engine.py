@@ -168,8 +168,9 @@ def run_stage(session: Session, stage: Stage, end: float) -> bool:
     if not todo:
         return False
     began = time.monotonic()
-    last_begin = min(began + 60 * stage.minutes, end)
-    last_end = min(began + 90 * stage.minutes, end + GRACE_SECONDS)
+    seconds = 60 * stage.minutes * session.plan.patience
+    last_begin = min(began + seconds, end)
+    last_end = min(began + 1.5 * seconds, end + GRACE_SECONDS)
     count = min(max(1, stage.workers(session)), len(todo))
     log.info("%s: %s; %d to do, %d at a time", stage.name, stage.about, len(todo), count)
     workers: list[Worker] = []
@@ -179,11 +180,11 @@ def run_stage(session: Session, stage: Stage, end: float) -> bool:
     def ended(worker: Worker, result: Result | None) -> None:
         nonlocal done
         assert worker.key is not None
-        seconds = time.monotonic() - worker.began
+        spent = time.monotonic() - worker.began
         if result is not None:
-            took.append(seconds)
+            took.append(spent)
             done += 1
-            session.keep(stage.name, worker.key, {"seconds": round(seconds, 3), **result})
+            session.keep(stage.name, worker.key, {"seconds": round(spent, 3), **result})
             if "failed" in result:
                 log.warning("%s: %s: %s", stage.name, worker.key, result["failed"])
         worker.key = None
@@ -221,13 +222,11 @@ def run_stage(session: Session, stage: Stage, end: float) -> bool:
         for worker in workers:
             key, spent = worker.key, time.monotonic() - worker.began
             worker.kill()
-            if key is not None and spent >= 60 * stage.minutes:
+            if key is not None and spent >= seconds:
                 worker.key = key  # it had all the time of the stage
                 ended(worker, {"failed": f"not done after {spent:.0f} s"})
-    log.info(
-        "%s: %d of %d done in %.0f s",
-        stage.name, len(items) - len(todo), len(items), time.monotonic() - began,
-    )  # fmt: skip
+    spent = time.monotonic() - began
+    log.info("%s: %d of %d done in %.0f s", stage.name, done, len(items) - len(kept), spent)
     return done > 0
 
 

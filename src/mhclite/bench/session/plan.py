@@ -25,7 +25,9 @@ class Plan:
     variants: tuple[str, ...]  # that have kernels
     batch_size: dict[str, int]  # sequences a step
     reference_batch_size: dict[str, int]  # likewise; the reference keeps several times as much
+    patience: float  # times the minutes of each stage
     checks: int | None  # of the sanitizer
+    checked: tuple[int, int]  # width and tokens of the boundary that it watches
     tokens: tuple[int, int]  # of a boundary: a whole number of programs, and not
     compiled_tokens: tuple[int, int]  # few, for which the compiler makes the same kernels
     repeats: int  # computations whose bits are compared
@@ -50,7 +52,9 @@ PAPER = Plan(
     variants=tuple(ORDER),
     batch_size=BATCH_SIZE,
     reference_batch_size=BATCH_SIZE | {"l": 8},
+    patience=1.0,
     checks=None,
+    checked=(96, 37),
     tokens=(16384, 16379),
     compiled_tokens=(48, 37),
     repeats=5,
@@ -74,7 +78,9 @@ DRY = replace(
     variants=("mhc_lite", "identity"),
     batch_size={"s": 1, "l": 1},
     reference_batch_size={"s": 1, "l": 1},
+    patience=10.0,  # a processor may have other work
     checks=1,
+    checked=(16, 13),
     tokens=(16, 13),
     compiled_tokens=(16, 13),
     repeats=2,

@@ -80,7 +80,7 @@ def sanitizer_items(session: Session) -> list[Item]:
 
     def work(check: str, variant: str, n: int, end: float) -> Result:
         command = [program, "--tool", check, "--error-exitcode", str(FOUND_EXIT)]
-        code, said = watched(command, variant, 96, 37, n, plan.device, end)
+        code, said = watched(command, variant, *plan.checked, n, plan.device, end)
         wrong = {0: "", FOUND_EXIT: f"{check} found errors"}.get(code)
         last = said[-LAST_CHARACTERS:]
         if wrong is None:
