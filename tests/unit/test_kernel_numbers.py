@@ -160,7 +160,7 @@ def tf32(numbers: NDArray[np.float32]) -> NDArray[np.float32]:
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["mhc", "hc", "jpmhc"])
 def test_products_as_three_tf32_products(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`tf32x3` leaves out the product of the small parts. Within the tolerance of gpu-check."""
+    """`tf32x3` leaves out the product of the small parts. Within the tolerance of gpu-session."""
     products = []
 
     def create_dot(self: Any, a: Any, b: Any, d: Any, *_: Any) -> Any:

@@ -1,7 +1,7 @@
 """How near an implementation is to the plain formula in float64, in loss and gradients.
 
 The measure is that of the whole gradient: the norm of the error over the norm. Beside it stands the
-reference's own error in the same precision. Needs torch and numpy alone: `gpu-check` runs it on a
+reference's own error in the same precision. Needs torch and numpy alone: `gpu-session` runs it on a
 GPU, the tests in Triton's interpreter.
 """
 

@@ -153,8 +153,7 @@ def merge_output(job: PackedJob, theirs: Path, ours: Path, made_of: dict[str, st
 def merge_published_probe(job: PackedJob, key: str, theirs: Path, ours: Path) -> bool:
     """Take over the probe of a published run, where there is none. Returns whether it was taken.
 
-    It says itself what it was made of: the rule makes it again if that is not so any more, which
-    needs the weights.
+    It says itself what it was made of, and of which run it is; the rule decides whether it will do.
     """
     source, target = theirs / job.output, ours / job.output
     if target.exists() or not source.is_file() or read_probe(source, source.stem).key != key:

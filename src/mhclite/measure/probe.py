@@ -40,6 +40,7 @@ from mhclite.measure.within import within
 from mhclite.model import GPT
 from mhclite.records import to_json
 from mhclite.runs.code import step_digest
+from mhclite.runs.folder import WEIGHTS
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,20 @@ def is_made(task: Task) -> bool:
     """Whether the probe file is there, whole, and was made of the same."""
     try:
         return read_probe(task.out, task.trained.folder.name).made_of == task.made_of
+    except UserError:
+        return False
+
+
+def is_kept(task: Task) -> bool:
+    """Whether a probe of the run that was made otherwise must do, since it cannot be made again.
+
+    A published run comes without weights. Its probe was made of them, by the code of its day.
+    """
+    trained = task.trained
+    if not trained.has_weights or (trained.folder / WEIGHTS).exists():
+        return False
+    try:
+        return read_probe(task.out, trained.folder.name).key == trained.key
     except UserError:
         return False
 
@@ -200,7 +215,7 @@ def failures(
 def probe_runs(
     folders: Sequence[Path], settings: ProbeSettings, out: Path, processes: int = 1
 ) -> dict[str, str]:
-    """Probe those runs that have no right probe yet. Returns run -> what its probe was made of.
+    """Probe those runs that have no right probe yet. Returns run -> what it is to be made of.
 
     Args:
         folders: run folders.
@@ -213,6 +228,10 @@ def probe_runs(
     """
     tasks = [task_of(folder, settings, out) for folder in folders]
     missing = [task for task in tasks if not is_made(task)]
+    kept = [task for task in missing if is_kept(task)]
+    for task in kept:
+        log.warning("%s: kept; other code or settings made it, from weights not here", task.out)
+    missing = [task for task in missing if task not in kept]
     if any(task.trained.device != "cpu" for task in missing):
         processes = 1
     failed = list(failures(missing, max(1, min(processes, len(missing)))))

@@ -395,6 +395,27 @@ def test_a_broken_run_stops_no_other(study: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "residual.json").exists()
 
 
+def test_a_probe_that_cannot_be_made_again_is_kept(
+    study: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    probe_runs(folders(study), SETTINGS, tmp_path)
+    path = tmp_path / "kromhc.json"
+    before = path.read_text()
+    weights = study / "runs/kromhc/weights.pt"
+    content = weights.read_bytes()
+    weights.unlink()  # a published run has none
+    other = replace(SETTINGS, sequences=2)
+    try:
+        probe_runs(folders(study), other, tmp_path)
+        assert f"{path}: kept; other code or settings made it" in caplog.text
+        assert path.read_text() == before
+        path.write_text(before.replace('"key": "', '"key": "another'))
+        with pytest.raises(UserError, match=r"kromhc/weights\.pt is missing"):
+            probe_runs(folders(study), other, tmp_path)
+    finally:
+        weights.write_bytes(content)
+
+
 def test_a_corpus_that_was_prepared_again_is_refused(study: Path, tmp_path: Path) -> None:
     record = study / "runs/kromhc/run.json"
     before = record.read_text()
