@@ -28,7 +28,7 @@ from mhclite.training.checkpoint import KEEP
 GPUS = (1, 8)
 SEEDS = (1, 3, 5)
 COMPARISONS = (("mhc_lite", "residual"), ("mhc_lite", "mhc"))  # variant, reference
-PUBLISHED = "published/laptop"  # its spread is used until the study has one of its own
+PUBLISHED = "published/depth"  # its spread is used until the study has one of its own
 CONFIDENCE = 0.95
 SAME_FUNCTION = 0.001  # nats/token: two that agree so closely in every seed compute the same
 BYTES_PER_WEIGHT = 4

@@ -88,7 +88,7 @@ def test_nothing_is_said_that_was_not_measured(
     assert "no speed was measured" in text
     assert "no finished runs of several seeds show a spread" in text
     assert main(["describe", study_file, "--results", str(PUBLISHED)]) == 0
-    assert f"Spread: {PUBLISHED}/published/laptop/runs, another study" in capsys.readouterr().out
+    assert f"Spread: {PUBLISHED}/published/depth/runs, another study" in capsys.readouterr().out
     (tmp_path / "other.json").write_text("[1]")
     with pytest.raises(UserError, match="is neither a throughput nor a benchmark file"):
         costs.speeds(study, "d2", tmp_path, tmp_path / "other.json")
