@@ -206,6 +206,7 @@ def _sinkhorn_inputs(axes: Axes, results: Results, corpus: str) -> None:
         empty_state(axes, "No variant here is given to Sinkhorn-Knopp.")
         return
     paper_mark(axes, 24, 0.279, "paper, L")
+    axes.margins(y=0.12)  # room for what stands at the mark
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_ylabel("share of inputs")
 
