@@ -17,6 +17,8 @@ import pytest
 import yaml
 from slurm import Slurm, run, wait_until
 
+from leftovers import stop_leftovers
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "workflow"))
 from checkout import ROOT, Checkout
 
@@ -292,6 +294,9 @@ def test_a_run_on_two_nodes_then_on_one(
         stop(process)  # or it would submit the job again
     run("scancel", slurm.jobs()[f"rule_train_wildcards_{RUN}"])
     wait_until(lambda: not slurm.jobs("running,completing"), "the job has left")
+    # This SLURM knows a job's processes by their parents alone, without cgroups: a Snakemake that
+    # was told to end twice, by the requeue and by scancel, may stay, and nobody kills it.
+    stop_leftovers()
     (second,) = set(map(int, re.findall(r"SIGTERM after step (\d+) of", log.read_text())))
     assert second > first
 
