@@ -39,16 +39,16 @@ def test_a_kill_anywhere_costs_only_the_steps_since_the_last_finished_checkpoint
         assert point["lost"] <= MOST, f"{point['lost']} steps lost at {point['point']}"
         assert point["left"] == [], f"{point['left']} are left after {point['point']}"
     kinds = Counter(point["point"].split()[0] for point in points)
-    # A kill at a time of the clock may come too late on a busy machine; any other may not.
-    timely = [point for point in points if point["point"].split()[0] not in ("time", "again")]
-    assert not [point["point"] for point in timely if point["ended"]]
+    once = [point for point in points if point["point"].split()[0] != "again"]
+    assert not [point["point"] for point in once if point["ended"]]
     killed = sum(not point["ended"] for point in points)
+    assert killed >= 80
     assert kinds["operation"] >= 40  # every file operation of a whole run
     assert kinds["time"] == 20
     assert {"half", "evaluation", "switch", "again"} <= kinds.keys()
     # Steps done, and of the last checkpoint that is finished, when training waits for another one:
     # 6 and none, 9 and 3, 11 (the end) and 6. Then, before the oldest is removed, 11 and 9.
-    written = [point for point in timely if point["point"].split()[0] in ("operation", "half")]
+    written = [point for point in once if point["point"].split()[0] in ("operation", "half")]
     assert {point["lost"] for point in written} == {0, MOST, 5, 2}
     tell(
         f"kills: {killed} points ({', '.join(f'{n} {kind}' for kind, n in kinds.items())}), each "

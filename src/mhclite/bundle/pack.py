@@ -62,8 +62,9 @@ def pack(study_file: Path, out: Path) -> None:
         UserError: `out` exists, a corpus cannot be prepared, or runs are spread over nodes.
     """
     study = load_study(study_file)
-    if max(study.nodes().values()) > 1:
-        raise UserError("training.nodes is above 1, and a bundle is for one machine: set it to 1")
+    nodes = max(study.nodes().values())
+    if nodes > 1:
+        raise UserError(f"training.nodes is {nodes}, and a bundle is for one machine: set it to 1")
     if out.exists():
         raise UserError(f"{out} exists: name another --out, or delete it (its results with it)")
     manifests = [RESULTS / study.corpus_folder(name) / MANIFEST for name in study.corpora]

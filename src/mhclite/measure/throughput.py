@@ -213,7 +213,8 @@ def measure(config: ThroughputConfig) -> Throughput:
             if not memory.is_out_of_memory(error):
                 raise
             raise UserError(
-                f"the weights of two variants of model {model.name} do not fit on this device"
+                f"the weights of two variants of model {model.name} do not fit on this device: "
+                "measure on one with more memory, or take the model out of the study"
             ) from None
         memory.release(device)
         todo += [[RESIDUAL_NAME, name] for name in alone]

@@ -162,11 +162,8 @@ def go_through(session: Session, stages: list[Stage], end: float) -> None:
                 if stage.serves and (again or not any(missing(session, s) for s in served)):
                     continue
                 progress |= run_stage(session, stage, end)
-            except (
-                UserError,
-                OSError,
-                ValueError,
-            ) as error:  # of ours: it must not cost the stages that follow
+            # An error of ours must not cost the stages that follow.
+            except (UserError, OSError, ValueError) as error:
                 log.warning("%s: not measured: %s", stage.name, error)
         again = True
 
