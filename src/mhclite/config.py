@@ -69,6 +69,7 @@ class TrainingConfig:
     evaluation_interval: int
     evaluation_sequences: int
     checkpoint_interval: int
+    deterministic: bool = True  # a default, for records of runs from before it was a setting
 
 
 @dataclass(frozen=True)

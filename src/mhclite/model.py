@@ -11,6 +11,7 @@ Shapes: B batch, T tokens, n streams, C width, V vocabulary.
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -285,6 +286,9 @@ def compiled_loss(model: GPT) -> Callable[[Tensor], Tensor]:
     """`model.loss` through torch.compile, as one graph; compiled at the first call."""
     for autocast in (False, True):  # before it is traced
         model.choice(autocast)
+    # Else it is traced under the forward pass's autocast, and takes products of float32 numbers in
+    # bf16 (coefficients). Eagerly the backward pass is called outside of autocast.
+    importlib.import_module("torch._functorch.config").backward_pass_autocast = "off"
     # One graph for each model: several of them share the code in a measurement.
     torch._dynamo.config.recompile_limit = 64
     loss: Callable[[Tensor], Tensor] = torch.compile(model.loss, fullgraph=True, dynamic=False)

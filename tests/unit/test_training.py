@@ -25,15 +25,17 @@ from tiny import configuration, write_corpus
 from mhclite.config import RunConfig
 from mhclite.data.batches import batch_starts, evaluation_starts
 from mhclite.data.tokens import TokenSplit
-from mhclite.errors import UserError
+from mhclite.errors import Interrupted, UserError
 from mhclite.files import read_json, read_jsonl, sha256_of
+from mhclite.model import GPT
 from mhclite.runs.key import run_key
-from mhclite.training import checkpoint
+from mhclite.training import checkpoint, loop
 from mhclite.training.checkpoint import Saver, load_checkpoint, save_checkpoint
 from mhclite.training.loop import train
-from mhclite.training.optimizer import learning_rate
+from mhclite.training.optimizer import AdamW, clip_divisor, learning_rate
 from mhclite.training.streams import pairwise_cosine
 from mhclite.training.torchrun import launcher
+from mhclite.training.trainer import Trainer
 
 STEPS = 200  # some seconds: time enough to interrupt them
 
@@ -408,6 +410,80 @@ def test_divergence_is_a_result(corpus: Path, tmp_path: Path) -> None:
     assert None in (last["loss"], last["grad_norm"])
     assert summary["validation_loss"] is summary["train_loss"] is summary["weights_sha256"] is None
     assert not (tmp_path / "weights.pt").exists()
+
+
+class Ahead(Trainer):
+    """Reads the numbers of a step after the next one was launched, as on a GPU."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.ahead = True
+
+
+def test_numbers_read_a_step_late_are_the_same(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, stopped at every step and continued, and diverged: the same files to the bit."""
+    config = configuration("hc", steps=16, checkpoint_interval=4, evaluation_interval=5)
+    wild = replace(config.model, learning_rate=1e6)
+    unbounded = replace(config.training, grad_clip=0.0, warmup_steps=0, steps=60)
+    diverging = replace(config, model=wild, training=unbounded)
+    for name, one in (("whole", config), ("diverged", diverging)):
+        train(one, corpus, tmp_path / name)
+    expected = {
+        name: (tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "diverged")
+    }
+    weights = sha256_of(tmp_path / "whole" / "weights.pt")
+
+    monkeypatch.setattr(loop, "Trainer", Ahead)
+    for name, one in (("whole", config), ("diverged", diverging)):
+        train(one, corpus, tmp_path / f"ahead-{name}")
+        assert (tmp_path / f"ahead-{name}" / "metrics.jsonl").read_bytes() == expected[name]
+    assert sha256_of(tmp_path / "ahead-whole" / "weights.pt") == weights
+
+    write = loop.StepFiles.write
+    steps_at_stop = []
+    for line in range(1, 11):
+
+        def stopping(files: Any, name: str, record: dict[str, Any], line: int = line) -> None:
+            write(files, name, record)
+            if name == "metrics" and record["step"] == line:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        folder = tmp_path / f"stopped-{line}"
+        with monkeypatch.context() as patched:
+            patched.setattr(loop.StepFiles, "write", stopping)
+            with pytest.raises(Interrupted, match=r"SIGTERM after step (\d+) of 16"):
+                train(config, corpus, folder)
+        steps_at_stop.append(len(read_jsonl(folder / "metrics.jsonl")) - 1)
+        assert read_json(max((folder / "checkpoints").glob("*.json")))["step"] == steps_at_stop[-1]
+        train(config, corpus, folder)
+        assert (folder / "metrics.jsonl").read_bytes() == expected["whole"]
+        assert sha256_of(folder / "weights.pt") == weights
+    # One step is under way when the signal comes, the next tells of it, while a third is under way.
+    assert all(1 <= step - line <= 3 for line, step in enumerate(steps_at_stop, start=1))
+
+
+def test_gradients_clipped_within_the_step() -> None:
+    """As clipped before it; what is not finite stays so."""
+    config = configuration("mhc_lite")
+    torch.manual_seed(0)
+    for scale, clipped in ((1e-3, False), (1e2, True)):
+        models = [GPT(config.model, config.connection, 0) for _ in range(2)]
+        gradients = [scale * torch.randn_like(p) for p in models[0].parameters()]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        assert (norm > 1.0) == clipped
+        for model, within in zip(models, (True, False), strict=True):
+            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                parameter.grad = gradient.clone()
+            if not within:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer = AdamW(model, (0.9, 0.95), 0.1)
+            optimizer.step(0.1, clip_divisor(norm, 1.0) if within else None)
+        for one, other in zip(*(model.parameters() for model in models), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    for norm in (torch.tensor(float("nan")), torch.tensor(float("inf"))):
+        assert not clip_divisor(norm, 1.0).isfinite()
 
 
 def test_corpus_too_small_for_one_window(corpus: Path, tmp_path: Path) -> None:

@@ -186,7 +186,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Search, and write the file."""
     config, settings = run_config(args.config), critical_settings(args.settings)
-    with processes(config.training.device, config.training.threads) as group:
+    training = config.training
+    with processes(training.device, training.threads, training.deterministic) as group:
         found = measure(config, args.corpus, settings, args.out, group)
     write_json(args.out, to_json(found))
     unfinished(args.out).unlink(missing_ok=True)

@@ -55,13 +55,6 @@ def share_parameters(model: GPT, other: GPT) -> None:
             module._parameters[key] = theirs[name]._parameters[key]
 
 
-def set_mode(device: torch.device, repeatable: bool) -> None:
-    """Compute as training does, or on a GPU without deterministic algorithms."""
-    deterministic(device)
-    if device.type == "cuda" and not repeatable:
-        torch.use_deterministic_algorithms(False)
-
-
 class Stepper:
     """Takes training steps of one variant on a fixed random batch.
 
@@ -111,7 +104,7 @@ class Stepper:
             return self.loss(self.tokens)
 
     def step(self) -> None:
-        set_mode(self.device, self.repeatable)  # the compiler keeps a graph for either
+        deterministic(self.device, self.repeatable)  # the compiler keeps a graph for either
         self.forward().backward()
         apply_update(self.model, self.optimizer, self.rate, self.training.grad_clip)
 

@@ -5,8 +5,9 @@ compared with the plain residual's step of the same round. A step is what traini
 backward, clipping, AdamW. Warm-up rounds are dropped, the device is synchronised before the clock
 is read.
 
-On a GPU training asks torch for deterministic algorithms. Steps are timed with them, and then
-without them: what they cost depends on the GPU, mostly on its attention kernels.
+On a GPU training asks torch for deterministic algorithms, unless the study says otherwise. Steps
+are timed with them, and then without them: what they cost depends on the GPU, mostly on its
+attention kernels.
 
 Where the weights of all variants and a step do not fit on a GPU together, each variant is timed
 with the plain residual alone. What does not fit even so is recorded as such.
@@ -38,9 +39,10 @@ from mhclite.measure.files import (
     Timing,
     Unfit,
 )
-from mhclite.measure.steps import Stepper, counts, interleaved, set_mode, timing
+from mhclite.measure.steps import Stepper, counts, interleaved, timing
 from mhclite.records import Misfit, build, to_json
 from mhclite.runs.provenance import hardware
+from mhclite.training.group import deterministic
 from mhclite.training.processes import choose_device
 
 log = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ class Arm(NamedTuple):
 
     implementation: str | None  # None: the plain residual alone is timed
     name: str  # of the connection
-    repeatable: bool = True  # with deterministic algorithms, where the device has others
+    repeatable: bool  # with deterministic algorithms, where the device has others
 
 
 def steppers_of(
@@ -67,7 +69,9 @@ def steppers_of(
         The study's own implementation (None: the plain residual alone), and the steppers.
     """
 
-    def made(name: str, how: str | None = None, repeatable: bool = True) -> Stepper:
+    wanted = config.training.deterministic
+
+    def made(name: str, how: str | None = None, repeatable: bool = wanted) -> Stepper:
         connection = connections[name]
         connection = replace(connection, implementation=how) if how else connection
         return Stepper(
@@ -79,7 +83,7 @@ def steppers_of(
     for name in connections:
         first[name] = made(name)
     own = next((s.computed for s in first.values() if s.model.n_streams > 1), None)
-    steppers = {Arm(own, name): stepper for name, stepper in first.items()}
+    steppers = {Arm(own, name, wanted): stepper for name, stepper in first.items()}
     for other in config.implementations:
         for name, stepper in first.items():
             if stepper.model.n_streams > 1:
@@ -87,8 +91,8 @@ def steppers_of(
                 # Triton's interpreter is for tests: its speed says nothing.
                 runs = another.computed == other and (other != "fused" or device.type == "cuda")
                 if runs and other != stepper.computed:
-                    steppers[Arm(other, name)] = another
-    if device.type == "cuda":
+                    steppers[Arm(other, name, wanted)] = another
+    if device.type == "cuda" and wanted:
         steppers |= {Arm(own, name, False): made(name, repeatable=False) for name in first}
     return own, steppers
 
@@ -176,7 +180,7 @@ class Collected:
         return found
 
     def _keep(self, arm: Arm, row: Timing) -> None:
-        if not arm.repeatable:
+        if arm.repeatable != self.config.training.deterministic:
             self.free.setdefault(arm.name, row)
         elif arm.implementation == self.own or arm.name == RESIDUAL_NAME:
             self.variants.setdefault(arm.name, Measured(**vars(row), **self._counts(arm.name)))
@@ -202,7 +206,7 @@ def measure(config: ThroughputConfig) -> Throughput:
     """
     training, model = config.training, config.model
     device = choose_device(training.device)
-    set_mode(device, repeatable=True)
+    deterministic(device, training.deterministic)
     collected = Collected(config, device)
     batch_size = collected.batch_size
     todo = groups_that_fit(config, collected.connections, batch_size, memory.room(device))
@@ -240,7 +244,7 @@ def measure(config: ThroughputConfig) -> Throughput:
         implementation=collected.own,
         variants=collected.variants,
         others=collected.others,
-        deterministic=device.type == "cuda",
+        deterministic=device.type == "cuda" and training.deterministic,
         free=collected.free,
         did_not_fit=[unfit for unfit in collected.did_not_fit if unfit.name != RESIDUAL_NAME],
     )

@@ -299,6 +299,11 @@ class Training(Settings):
         description="validation windows of `block_size` tokens, the same at every evaluation"
     )
     checkpoint_interval: PositiveInt = Field(description="steps between checkpoints")
+    deterministic: bool = Field(
+        True,
+        description="on a GPU, only algorithms that give the same bits every time; without them "
+        "steps may be faster, and an interrupted run ends with other bits",
+    )
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:

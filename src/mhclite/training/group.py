@@ -30,7 +30,11 @@ class Group:
         return tensor
 
     def sum_gradients(self, model: torch.nn.Module) -> None:
-        """Sum every gradient over all processes, in one message."""
+        """Sum every gradient over all processes, in one message.
+
+        It is sent after the backward pass: of a compiled model, which is one graph, all gradients
+        come at its end.
+        """
         if self.count == 1:
             return
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -38,14 +42,6 @@ class Group:
         dist.all_reduce(flat)
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients])):
             gradient.copy_(part.view_as(gradient))
-
-    def any(self, value: bool) -> bool:
-        """Whether `value` is true in at least one process."""
-        if self.count == 1:
-            return value
-        flag = torch.tensor(int(value), device=self.device)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return bool(flag.item())
 
     def broadcast(self, value: Any) -> Any:
         """The main process's value, in every process."""
@@ -56,13 +52,13 @@ class Group:
         return box[0]
 
 
-def deterministic(device: torch.device) -> None:
-    """Ask for the same bits every time; must come before the first use of a GPU.
+def deterministic(device: torch.device, wanted: bool = True) -> None:
+    """Ask for the same bits every time, or not; must come before the first use of a GPU.
 
     On a CPU nothing that is used here varies, and asking would import torch's compiler: seconds.
     """
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        torch.use_deterministic_algorithms(wanted)
         # It would also fill every new tensor before it is written.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -155,7 +155,7 @@ def _steps(
     """Write what the trainer's steps leave; save at intervals, and when asked to stop."""
     settings, group = trainer.settings, trainer.group
     began = time.perf_counter()
-    for record in trainer.records(first):
+    for record in trainer.records(first, lambda: bool(stopped)):
         saver.check()
         files.write("metrics", record.metrics)
         if record.streams is not None:
@@ -166,9 +166,10 @@ def _steps(
         if "validation_loss" in record.metrics:
             _tell(record, settings.steps, (record.step - first) / (time.perf_counter() - began))
         last = record.diverged or record.step == settings.steps
-        stop = group.any(bool(stopped)) and record.step > 0 and not last
+        stop = record.stop and record.settled and not last
         due = record.step > 0 and record.step % settings.checkpoint_interval == 0 and not last
         if (stop or due) and group.is_main:
+            assert record.settled, record.step
             state = trainer.state() | {"step": record.step, "sizes": files.sync()}
             saver.save(record.step, state)
         if stop:
@@ -282,7 +283,9 @@ def train(
     """
     folder = RunFolder(path)
     with (
-        processes(config.training.device, config.training.threads) as group,
+        processes(
+            config.training.device, config.training.threads, config.training.deterministic
+        ) as group,
         folder.only_writer() if group.is_main else nullcontext(),
         stop_signals() as stopped,
     ):

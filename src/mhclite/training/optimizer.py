@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.optim.adamw import adamw
 
 from mhclite.model import GPT
@@ -45,8 +46,12 @@ class AdamW:
         self.updates = {p: torch.zeros((), device=p.device) for p in parameters}
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """Update every parameter that has a gradient."""
+    def step(self, lr: float, divisor: Tensor | None = None) -> None:
+        """Update every parameter that has a gradient.
+
+        Args:
+            divisor: () of the gradients, which the same kernel divides them by.
+        """
         for group in self.groups:
             parameters = [p for p in group.parameters if p.grad is not None]
             # AdamW decays by rate times decay: a faster rate must not decay faster.
@@ -66,6 +71,7 @@ class AdamW:
                 weight_decay=decay,
                 eps=1e-8,
                 maximize=False,
+                grad_scale=divisor,
             )
 
     def tensors(self) -> list[torch.Tensor]:
@@ -88,14 +94,25 @@ class GradientNorms(NamedTuple):
 
 
 def apply_update(model: GPT, optimizer: AdamW, lr: float, grad_clip: float) -> GradientNorms:
-    """Clip, step, and clear the gradients."""
+    """Clip, step, and clear the gradients.
+
+    On a GPU they are scaled within the step, which saves a pass over all of them. On a CPU they are
+    scaled before it, as the stored results were.
+    """
     own = [p.grad for _, p in model.backbone_parameters() if p.grad is not None]
     backbone = torch.nn.utils.get_total_norm(own)
     parameters = list(model.parameters())
-    if grad_clip > 0:
-        norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
-    else:
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    optimizer.step(lr)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    divisor = None
+    if grad_clip > 0 and norm.is_cuda:
+        divisor = clip_divisor(norm, grad_clip)
+    elif grad_clip > 0:
+        torch.nn.utils.clip_grads_with_norm_(parameters, grad_clip, norm)
+    optimizer.step(lr, divisor)
     model.zero_grad(set_to_none=True)
     return GradientNorms(norm, backbone)
+
+
+def clip_divisor(norm: Tensor, largest: float) -> Tensor:
+    """What gradients of this norm are divided by, for a norm of at most `largest`: ()."""
+    return ((norm + 1e-6) / largest).clamp(min=1.0)

@@ -28,12 +28,16 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
 
 
 @contextmanager
-def processes(device: str, threads: int) -> Iterator[Group]:
-    """Set up this process: torchrun's environment, threads, device."""
+def processes(device: str, threads: int, repeatable: bool = True) -> Iterator[Group]:
+    """Set up this process: torchrun's environment, threads, device.
+
+    Args:
+        repeatable: with deterministic algorithms, where the device has others.
+    """
     torch.set_num_threads(threads)
     place = torchrun.place()
     chosen = choose_device(device, place.local_rank)
-    deterministic(chosen)
+    deterministic(chosen, repeatable)
     if place.count == 1:
         yield Group(0, 1, chosen)
         return

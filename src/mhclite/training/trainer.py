@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,6 +44,10 @@ class StepRecord:
     metrics: dict[str, Any]
     streams: dict[str, Any] | None
     seconds: float  # of the update alone
+    # Whether the trainer's state is that after this step, so that it may be saved: not so where
+    # the device is at work on the next one already.
+    settled: bool
+    stop: bool  # some process of the run had been asked to stop when this step began
 
     @property
     def diverged(self) -> bool:
@@ -51,8 +55,23 @@ class StepRecord:
         return None in self.metrics.values()
 
 
+class Launched(NamedTuple):
+    """A step that the device was given to compute."""
+
+    index: int  # 0 is the first
+    rate: float
+    # (4) on the host: loss, gradient norm, the backbone's, how many processes shall stop.
+    numbers: Tensor
+    arrived: torch.cuda.Event | None  # when they are there; None: they are
+    began: float
+
+
 class Trainer:
     """One run in one process.
+
+    On a GPU the numbers of a step are read while the device computes the next one, so that it never
+    waits for the host. Where the state is looked at (an evaluation, a checkpoint, a stop, the end)
+    they are read at once.
 
     Args:
         config: the run.
@@ -70,6 +89,8 @@ class Trainer:
         compiled = self.settings.compile
         self.loss = compiled_loss(self.model) if compiled else self.model.loss
         self.optimizer = AdamW(self.model, self.settings.betas, self.settings.weight_decay)
+        self.ahead = group.device.type == "cuda"  # elsewhere a step is done when it is launched
+        self._read_until = 0.0  # when the numbers of the last step were there
 
     def state(self) -> dict[str, Any]:
         """All tensors that the next step depends on."""
@@ -80,32 +101,49 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load(state["optimizer"])
 
-    def records(self, step: int) -> Iterator[StepRecord]:
+    def records(
+        self, step: int, stopping: Callable[[], bool] = lambda: False
+    ) -> Iterator[StepRecord]:
         """Train from a step to the end; a record after each step, and one before the first.
 
         Args:
             step: steps done; the state is that after them.
+            stopping: whether this process was asked to stop. All of them learn it with the numbers
+                of a step, and come to a settled record with `stop` at the same step.
         """
         if step == 0:
             metrics = {"step": 0, "tokens": 0, **self.evaluate()}
-            yield StepRecord(0, metrics, self.streams(), 0.0)
+            yield StepRecord(0, metrics, self.streams(), 0.0, settled=True, stop=False)
+        waiting: Launched | None = None
         for done in range(step + 1, self.settings.steps + 1):
-            began = time.perf_counter()
-            record = StepRecord(done, self.step(done - 1), None, time.perf_counter() - began)
-            due = done == self.settings.steps or done % self.settings.evaluation_interval == 0
-            if due and not record.diverged:
+            launched = self._launch(done - 1, stopping())
+            stop = False
+            if waiting is not None:
+                record = self._read(waiting, settled=False)
+                yield record
+                if record.diverged:
+                    return
+                stop = record.stop
+            evaluated = done == self.settings.steps or done % self.settings.evaluation_interval == 0
+            saved = done % self.settings.checkpoint_interval == 0
+            waiting = launched if self.ahead and not (evaluated or saved or stop) else None
+            if waiting is not None:
+                continue
+            record = self._read(launched, settled=True)
+            if evaluated and not record.diverged:
                 metrics = record.metrics | self.evaluate()
                 record = replace(record, metrics=metrics, streams=self.streams())
             yield record
             if record.diverged:
                 return
 
-    def step(self, index: int) -> dict[str, Any]:
-        """Update number `index` (0 is the first). Returns its metrics."""
-        settings, model = self.settings, self.config.model
+    def _launch(self, index: int, stopping: bool) -> Launched:
+        """Update number `index` (0 is the first)."""
+        settings, model, device = self.settings, self.config.model, self.group.device
+        began = time.perf_counter()
         # Disks take longer than the share of a step that data may cost; this step hides it.
         self.text.train.expect(self._share(self._starts(index + 1)), self.window)
-        total = torch.zeros((), device=self.group.device)
+        total = torch.zeros((), device=device)
         for windows in self._windows(self.text.train, self._starts(index)):
             with self._autocast():
                 loss = self.loss(windows) * (len(windows) / settings.batch_size)
@@ -120,14 +158,29 @@ class Trainer:
             settings.steps,
         )
         norms = apply_update(self.model, self.optimizer, rate, settings.grad_clip)
-        return {
-            "step": index + 1,
-            "loss": finite(self.group.sum(total).item()),
-            "grad_norm": finite(norms.all.item()),
-            "backbone_grad_norm": finite(norms.backbone.item()),
-            "learning_rate": rate,
-            "tokens": (index + 1) * settings.batch_size * model.block_size,
+        asked = torch.full((), float(stopping), device=device)  # no copy that the host waits for
+        sums = self.group.sum(torch.stack([total, asked]))
+        numbers, arrived = to_host(torch.stack([sums[0], norms.all, norms.backbone, sums[1]]))
+        return Launched(index, rate, numbers, arrived, began)
+
+    def _read(self, launched: Launched, settled: bool) -> StepRecord:
+        """What a step leaves, when it is computed."""
+        if launched.arrived is not None:
+            launched.arrived.synchronize()
+        now = time.perf_counter()
+        seconds = now - max(launched.began, self._read_until)
+        self._read_until = now
+        loss, norm, backbone, asked = launched.numbers.tolist()
+        step, model = launched.index + 1, self.config.model
+        metrics = {
+            "step": step,
+            "loss": finite(loss),
+            "grad_norm": finite(norm),
+            "backbone_grad_norm": finite(backbone),
+            "learning_rate": launched.rate,
+            "tokens": step * self.settings.batch_size * model.block_size,
         }
+        return StepRecord(step, metrics, None, seconds, settled, stop=asked > 0)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float | None]:
@@ -138,7 +191,7 @@ class Trainer:
         self.model.eval()
         for windows in self._windows(self.text.validation, starts):
             with self._autocast():
-                total += self.model.loss(windows).double() * len(windows)
+                total += self.loss(windows).double() * len(windows)
         self.model.train()
         loss = finite(self.group.sum(total).item() / count)
         tokens, text_bytes = self.text.tokens_per_byte
@@ -180,10 +233,25 @@ class Trainer:
     def _windows(self, split: TokenSplit, starts: Tokens) -> Iterator[Tensor]:
         """This process's share of the windows, in micro-batches (b, T + 1) on the device."""
         starts = self._share(starts)
-        size = self.settings.micro_batch_size or self.settings.batch_size // self.group.count
-        for first in range(0, len(starts), size):
-            windows = split.windows(starts[first : first + size], self.window)
-            yield torch.from_numpy(windows).to(self.group.device)
+        if len(starts) == 0:
+            return
+        windows = torch.from_numpy(split.windows(starts, self.window))
+        if self.group.device.type == "cuda":  # one copy, for which the host does not wait
+            windows = windows.pin_memory().to(self.group.device, non_blocking=True)
+        yield from windows.split(
+            self.settings.micro_batch_size or self.settings.batch_size // self.group.count
+        )
+
+
+def to_host(numbers: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """A copy on the host, and the event after which it is complete (None: it is)."""
+    if not numbers.is_cuda:
+        return numbers, None
+    copy = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+    copy.copy_(numbers, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return copy, arrived
 
 
 def finite(value: float) -> float | None:

@@ -25,7 +25,7 @@ from mhclite.bench.session.plan import WITHOUT_KERNELS, Plan
 from mhclite.bench.session.records import Result, Session
 from mhclite.connections import connection_class, fused, launch
 from mhclite.connections.base import Connection
-from mhclite.measure.steps import set_mode
+from mhclite.training.group import deterministic
 
 # dtypes of streams and branches, and the largest error: norm of the difference over the norm.
 KINDS = {
@@ -134,7 +134,7 @@ def boundary_errors(
     variant: str, C: int, N: int, kind: str, device: torch.device, repeats: int
 ) -> Result:
     """How far a boundary at a shape of the paper's is from float64, and what is wrong with it."""
-    set_mode(device, repeatable=True)
+    deterministic(device)
     of = boundary_of(variant, C, N, kind, device)
     with poisoned():
         ours = by_kernels(of)
