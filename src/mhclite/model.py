@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -288,7 +288,8 @@ def compiled_loss(model: GPT) -> Callable[[Tensor], Tensor]:
         model.choice(autocast)
     # Else it is traced under the forward pass's autocast, and takes products of float32 numbers in
     # bf16 (coefficients). Eagerly the backward pass is called outside of autocast.
-    importlib.import_module("torch._functorch.config").backward_pass_autocast = "off"
+    functorch: Any = importlib.import_module("torch._functorch.config")
+    functorch.backward_pass_autocast = "off"
     # One graph for each model: several of them share the code in a measurement.
     torch._dynamo.config.recompile_limit = 64
     loss: Callable[[Tensor], Tensor] = torch.compile(model.loss, fullgraph=True, dynamic=False)

@@ -58,7 +58,7 @@ class StepRecord:
 class Launched(NamedTuple):
     """A step that the device was given to compute."""
 
-    index: int  # 0 is the first
+    step: int  # steps done with it
     rate: float
     # (4) on the host: loss, gradient norm, the backbone's, how many processes shall stop.
     numbers: Tensor
@@ -161,7 +161,7 @@ class Trainer:
         asked = torch.full((), float(stopping), device=device)  # no copy that the host waits for
         sums = self.group.sum(torch.stack([total, asked]))
         numbers, arrived = to_host(torch.stack([sums[0], norms.all, norms.backbone, sums[1]]))
-        return Launched(index, rate, numbers, arrived, began)
+        return Launched(index + 1, rate, numbers, arrived, began)
 
     def _read(self, launched: Launched, settled: bool) -> StepRecord:
         """What a step leaves, when it is computed."""
@@ -171,7 +171,7 @@ class Trainer:
         seconds = now - max(launched.began, self._read_until)
         self._read_until = now
         loss, norm, backbone, asked = launched.numbers.tolist()
-        step, model = launched.index + 1, self.config.model
+        step, model = launched.step, self.config.model
         metrics = {
             "step": step,
             "loss": finite(loss),
