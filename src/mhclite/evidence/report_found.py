@@ -13,10 +13,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from mhclite.evidence.findings import Finding
 from mhclite.evidence.metrics import METRICS
-from mhclite.evidence.report_methods import counted, listed
+from mhclite.evidence.report_methods import counted, listed, tokens_per_run
 from mhclite.evidence.results import Results
 from mhclite.evidence.statistics import BASELINE, Interval, t_interval
 from mhclite.evidence.table_format import fixed, plus_minus, significant
@@ -25,11 +26,14 @@ from mhclite.evidence.values import condition_of, values_by_seed
 from mhclite.evidence.verdicts import Verdict
 from mhclite.study.sections import BASE
 
-SPOKEN_OF = ("identity", "hc", "mhc", "mhc_lite")  # the paper's, and what is left without mixing
+# The paper's, what is left without mixing, and what followed it.
+SPOKEN_OF = ("identity", "hc", "mhc", "mhc_lite", "kromhc", "jpmhc")
 GAINS = ("hc", "mhc", "mhc_lite")
 FAIR = {"final_norm": "after_sum"}
+CONTROL = "identity"  # streams that are never mixed
 DECIDED: tuple[Verdict, ...] = ("supported", "contradicted", "practically equal")
 UNDECIDED: tuple[Verdict, ...] = ("inconclusive", "not reached", "not tested")
+NOTEWORTHY = 0.1  # by so much of all steps the others are clipped more often
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ def found(results: Results, findings: Sequence[Finding], corpus: str) -> Found:
     return Found(
         numbers=[
             *_losses(results, corpus),
+            *_mixing(results, corpus),
             *_fair_losses(results, corpus),
             *_gain(results, corpus),
             *_product(results, corpus),
@@ -55,7 +60,13 @@ def found(results: Results, findings: Sequence[Finding], corpus: str) -> Found:
             *_diverged(results, corpus),
         ],
         verdicts=list(_verdicts(here)),
-        limits=[*_bigram(results, corpus), *_not_reached(here), *_one_seed(results)],
+        limits=[
+            *_answered(here),
+            *_bigram(results, corpus),
+            *_depth_and_rate(results),
+            *_clipping(results, corpus),
+            *_one_seed(results),
+        ],
     )
 
 
@@ -107,7 +118,7 @@ def _losses(results: Results, corpus: str) -> Iterator[str]:
     model = deepest_first(results)[0]
     norm = results.settings["connections"]["final_norm"]
     how = {"per_stream": "with the final norm per stream", "after_sum": "after one final norm"}
-    said = _against_residual(results, corpus, model, BASE)
+    said = _against(results, corpus, model, BASELINE, BASE)
     if said:
         place = f"At {results.model_label(model)}, {how.get(norm, 'with a learned final read')},"
         yield f"{place} the validation loss (nats per token) is {said}."
@@ -124,6 +135,14 @@ def _losses(results: Results, corpus: str) -> Iterator[str]:
                 yield f"mHC-lite minus mHC is {size}{zero}."
 
 
+def _mixing(results: Results, corpus: str) -> Iterator[str]:
+    """Where the variants that mix stand against the one that does not."""
+    model = deepest_first(results)[0]
+    said = _against(results, corpus, model, CONTROL, BASE)
+    if said:
+        yield f"Against {results.label(CONTROL)}, whose streams never mix, the loss is {said}."
+
+
 def _fair_losses(results: Results, corpus: str) -> Iterator[str]:
     """The same where the streams are summed before the final norm, at the deepest such model."""
     if results.settings["connections"]["final_norm"] == FAIR["final_norm"]:
@@ -132,7 +151,7 @@ def _fair_losses(results: Results, corpus: str) -> Iterator[str]:
     conditions = {condition_of(results, variant, FAIR) for variant in variants} - {None}
     for condition in sorted(map(str, conditions)):
         for model in deepest_first(results):
-            said = _against_residual(results, corpus, model, condition)
+            said = _against(results, corpus, model, BASELINE, condition)
             if said:
                 label = results.model_label(model)
                 yield (
@@ -142,13 +161,13 @@ def _fair_losses(results: Results, corpus: str) -> Iterator[str]:
                 return
 
 
-def _against_residual(results: Results, corpus: str, model: str, condition: str) -> str:
-    """Differences to the plain residual in words: below, above, or not told apart."""
+def _against(results: Results, corpus: str, model: str, other: str, condition: str) -> str:
+    """Differences to another variant in words: below, above, or not told apart."""
     groups: dict[str, list[str]] = {"below": [], "above": [], "apart": []}
     for variant in SPOKEN_OF:
-        if variant not in results.variants or BASELINE not in results.variants:
+        if variant == other or not {variant, other} <= set(results.variants):
             continue
-        d = _differences(results, corpus, model, variant, BASELINE, condition)
+        d = _differences(results, corpus, model, variant, other, condition)
         if d.mean is None or d.half_width is None:
             continue
         if d.excludes_zero():
@@ -157,10 +176,11 @@ def _against_residual(results: Results, corpus: str, model: str, condition: str)
         else:
             side, size = "apart", plus_minus(d.mean, d.half_width, 3)
         groups[side].append(f"{size} in {results.label(variant)}")
+    whose = " the plain residual's" if other == BASELINE else ""
     words = {
-        "below": "below the plain residual's by {}",
-        "above": "above the plain residual's by {}",
-        "apart": "within chance of the plain residual's: {}",
+        "below": f"below{whose} by {{}}",
+        "above": f"above{whose} by {{}}",
+        "apart": f"within chance of{whose or ' it'}: {{}}",
     }
     parts = [words[side].format(listed(sizes)) for side, sizes in groups.items() if sizes]
     return listed(parts) if parts else ""
@@ -314,17 +334,61 @@ def _kind(reason: str) -> str:
     return re.sub(r"of [\w-]+ |[\w-]+'s ", "", re.split(r" \d| was not measured", reason)[0])
 
 
-def _not_reached(findings: Sequence[Finding]) -> Iterator[str]:
-    """How many claims could not be asked, and of what the study falls short most often."""
-    reasons = [finding.row.unmet for finding in findings if finding.verdict == "not reached"]
-    if not reasons:
+def _answered(findings: Sequence[Finding]) -> Iterator[str]:
+    """How many claims have which verdict, and of what the study falls short most often."""
+    if not findings:
         return
-    kinds = Counter(kind for unmet in reasons for kind in {_kind(reason) for reason in unmet})
-    kind, count = kinds.most_common(1)[0]
-    example = next(reason for unmet in reasons for reason in unmet if _kind(reason) == kind)
+    counts = Counter(finding.verdict for finding in findings)
+    shares = listed([f"{counts[one]} {one}" for one in get_args(Verdict) if counts[one]])
+    said = f"Verdicts of {counted(len(findings), 'claim')}: {shares}."
+    if counts["not tested"]:
+        said += " Not tested: the study lacks a variant, a setting or a measurement."
+    reasons = [finding.row.unmet for finding in findings if finding.verdict == "not reached"]
+    if reasons:
+        kinds = Counter(kind for unmet in reasons for kind in {_kind(reason) for reason in unmet})
+        kind, count = kinds.most_common(1)[0]
+        example = next(reason for unmet in reasons for reason in unmet if _kind(reason) == kind)
+        said += (
+            " Not reached: it falls short of what the claim needs, most often "
+            f"({count} of {len(reasons)}) in this: {example}."
+        )
+    yield said
+
+
+def _depth_and_rate(results: Results) -> Iterator[str]:
+    """What changes with depth besides depth."""
+    models = sorted(results.models, key=results.n_layer)
+    rates = [results.settings["models"][model]["learning_rate"] for model in models]
+    tokens = {tokens_per_run(results, model) for model in models}
+    if rates[0] == rates[-1]:
+        return
+    same = f", and each sees {tokens.pop():,} tokens" if len(tokens) == 1 else ""
     yield (
-        f"{len(reasons)} of {counted(len(findings), 'claim')} cannot be asked of this study; what "
-        f"falls short most often ({count} of them), for example: {example}."
+        f"From {results.model_label(models[0])} to {results.model_label(models[-1])} the peak "
+        f"learning rate goes from {rates[0]:g} to {rates[-1]:g}{same}: what is said of depth is "
+        "said of these together."
+    )
+
+
+def _clipping(results: Results, corpus: str) -> Iterator[str]:
+    """Shares of steps whose gradient is clipped, where the residual's is another."""
+    largest, model = results.settings["training"]["grad_clip"], deepest_first(results)[0]
+    curves = results.curves
+    curves = curves[(curves["corpus"] == corpus) & (curves["model"] == model)]
+    norms = curves.dropna(subset=["grad_norm"])
+    clipped = (norms["grad_norm"] > largest).groupby(norms["variant"]).mean()
+    if not largest or BASELINE not in clipped or len(clipped) < 2:
+        return
+    own = float(clipped.pop(BASELINE))
+    low, high = float(clipped.min()), float(clipped.max())
+    if low - own < NOTEWORTHY:
+        return
+    least, most = f"{100 * low:.0f}", f"{100 * high:.0f}"
+    others = least if least == most else f"{least} to {most}"
+    yield (
+        f"At {results.model_label(model)} gradients are clipped in {100 * own:.0f} % of the plain "
+        f"residual's steps and in {others} % of the others': these train with gradients of nearly "
+        "one norm, which hides spikes as well."
     )
 
 

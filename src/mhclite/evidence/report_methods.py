@@ -167,8 +167,14 @@ def statistics_text(results: Results) -> str:
         "outcome. The p values of the claims are corrected over a confirmatory family and a "
         "secondary one behind it, so that the chance of even one wrong verdict of a difference is "
         f"at most {percent_of(1 - results.confidence)}, and as much for verdicts of equality; "
-        "intervals are not corrected. A claim whose requirements a study does not meet is not "
-        "tested."
+        "intervals are not corrected. The sign-flip p value beside each test assumes no normality, "
+        f"is not corrected, and is {2 / 2 ** len(seeds):.3g} at least with "
+        f"{counted(len(seeds), 'seed')}. What a claim requires stands with it, the same in all "
+        "studies; one that is not met makes it not reached, which says nothing of the claim. A "
+        "comparison of losses requires that the better of the two variants beats the bigram model: "
+        "that the other does not is then a finding. Matrices must have moved so far from their "
+        "start that their effect can show; for claims on mHC's product this is less than for "
+        "others, since it was lowered after a study had shown their gap below the first threshold."
     )
     if len(seeds) == 1:
         text += " With a single seed there is no interval: a difference may be chance."

@@ -47,6 +47,21 @@ GLOSSARY = (
         "how far row sums are from 1; the 99 % quantile over tokens and rows, of a single H_res or "
         "of the product over depth",
     ),
+    (
+        "Distance from the start",
+        "how far H_res has moved in training: Frobenius norm of the difference to the matrix it "
+        "began with, mean over tokens and sub-layers",
+    ),
+    (
+        "Final norm per stream, after the sum",
+        "where the last LayerNorm stands: on each stream before they are summed, as in the "
+        "authors' code, or on the sum, as the plain residual has it",
+    ),
+    (
+        "Operator orientation",
+        "row t of H_res holds the weights with which the streams enter stream t",
+    ),
+    ("Home stream", "the stream from which a sub-layer reads, and to which it writes, at first"),
     ("Fluctuation", "how much the gradient norm varies from step to step, on a logarithmic scale"),
     (
         "Nats per token",
@@ -57,13 +72,25 @@ GLOSSARY = (
         "a Student t interval over seeds: the same runs, repeated with other random numbers",
     ),
     (
+        "Supported, contradicted",
+        "the mean lies on the claim's side, or on the other, with a corrected p value of 0.05 at "
+        "most",
+    ),
+    (
         "Practically equal",
-        "the difference is shown to be smaller than the smallest that matters (0.005 nats of loss)",
+        "the difference is shown to be smaller than the smallest that matters (0.005 nats of "
+        "loss); a claim that one is no worse has a margin of its own",
     ),
     ("Inconclusive", "the study can neither tell a difference nor exclude one"),
     (
         "Not reached",
         "the study falls short of what the question needs: it says nothing of the claim",
+    ),
+    ("Not tested", "the study lacks a variant, a setting or a measurement that the claim is about"),
+    ("By construction", "follows from the formula; it is shown whether the code keeps to it"),
+    (
+        "Tested first",
+        "the paper's main claims, eight of them: their error rate is not shared with the others",
     ),
     (
         "For, against, equal, open",

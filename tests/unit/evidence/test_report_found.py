@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -99,7 +101,8 @@ def test_losses_are_below_above_or_within_chance(bare: Results) -> None:
         "At 4 layers, with the final norm per stream, the validation loss (nats per token) is "
         "below the plain residual's by 0.100 ± 0.001 in Identity HC and 0.150 ± 0.001 in mHC-lite, "
         "above the plain residual's by 0.200 ± 0.001 in HC and "
-        "within chance of the plain residual's: 0.000 ± 0.001 in mHC."
+        "within chance of the plain residual's: 0.000 ± 0.001 in mHC, 0.000 ± 0.001 in KromHC and "
+        "0.000 ± 0.001 in JPmHC."
     )
     # Of the condition: at the only size that has it, and of the variants that have it.
     assert sentence(said(results).numbers, "With the final norm after the sum") == (
@@ -215,8 +218,41 @@ def test_verdicts_are_counted_and_decided_ones_named(
         assert bool(text) == bool(members), verdict
         for one in members:
             assert short(one.claim.statement) in text
-    unmet = sum(one.verdict == "not reached" for one in findings)
-    assert sentence(said_of.limits, f"{unmet} of {len(findings)} claims cannot be asked")
+    counts = Counter(one.verdict for one in findings)
+    text = sentence(said_of.limits, f"Verdicts of {len(findings)} claims: ")
+    for verdict, count in counts.items():
+        assert f"{count} {verdict}" in text
+    assert ("Not reached: it falls short" in text) == bool(counts["not reached"])
+    assert ("Not tested: the study lacks" in text) == bool(counts["not tested"])
+
+
+def test_what_mixing_itself_buys(bare: Results) -> None:
+    lead = {"identity": -0.1, "hc": -0.3, "mhc": -0.1, "mhc_lite": 0.0, "kromhc": -0.1}
+    results = changed(bare, validation_loss=loss(**lead, jpmhc=-0.2))
+    assert sentence(said(results).numbers, "Against Identity HC") == (
+        "Against Identity HC, whose streams never mix, the loss is below by 0.200 ± 0.000 in HC "
+        "and 0.100 ± 0.000 in JPmHC, above by 0.100 ± 0.000 in mHC-lite and within chance of it: "
+        "0.000 ± 0.000 in mHC and 0.000 ± 0.000 in KromHC."
+    )
+
+
+def test_what_else_changes_with_depth(bare: Results) -> None:
+    assert not sentence(said(bare).limits, "From 2 layers")  # the same rate at both
+    study = copy.deepcopy(bare.study)
+    study["study"]["models"]["d4"]["learning_rate"] /= 2
+    text = sentence(said(replace(bare, study=study)).limits, "From 2 layers to 4 layers")
+    assert "goes from 0.001 to 0.0005, and each sees 61,440 tokens" in text
+
+
+@pytest.mark.parametrize("others", [0.95, 2.0])
+def test_shares_of_clipped_steps(bare: Results, others: float) -> None:
+    """Clipped at 1: no step of the residual, all of the others or none."""
+    curves = bare.curves.copy()
+    curves["grad_norm"] = np.where(curves["variant"] == "residual", 0.5, others)
+    text = sentence(said(replace(bare, curves=curves)).limits, "At 4 layers gradients are clipped")
+    assert bool(text) == (others > 1)
+    if text:
+        assert "in 0 % of the plain residual's steps and in 100 % of the others'" in text
 
 
 def test_one_seed_tells_nothing_from_chance(tmp_path: Path) -> None:
