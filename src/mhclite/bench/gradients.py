@@ -10,6 +10,7 @@ Needs torch and numpy; for `fused` a GPU, or Triton's interpreter (TRITON_INTERP
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -85,9 +86,10 @@ def made_up(weights: str, variant: str, size: ModelConfig, seed: int, sequences:
     model = GPT(size, connection, seed)
     generator = torch.Generator().manual_seed(seed)
     if weights == "mixing":
+        spread = 0.8 / math.sqrt(size.n_embd)  # near 1 / sqrt(C), as trained weights are
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+                parameter.add_(spread * torch.randn(parameter.shape, generator=generator))
     shape = (2, sequences, size.block_size + 1)
     tokens = torch.randint(size.vocab_size, shape, generator=generator)
     return Place(weights, size, connection, model.state_dict(), tokens)
@@ -165,7 +167,7 @@ def compare(place: Place, device: torch.device, arms: Iterable[str]) -> Row:
     return found
 
 
-def wrong(row: Row) -> str:
+def too_far(row: Row) -> str:
     """What of `fused` is further off than `fast` with streams of the same dtype allows."""
     said = []
     for ours, theirs in (("fused:authors", "fast:bf16"), ("fused:fp32", "fast:fp32")):
@@ -228,10 +230,10 @@ def run(args: argparse.Namespace) -> None:
         write_json(args.out, about | {"rows": named})
         print(*at, place.connection.variant, flush=True)
     for key, values in rows.items():
-        print("|", " | ".join([*map(str, key), *map(spread, values.values())]), "|")
+        print("|", " | ".join([*map(str, key), *map(as_text, values.values())]), "|")
 
 
-def spread(values: list[float]) -> str:
+def as_text(values: list[float]) -> str:
     """Mean and standard deviation."""
     several = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.4f}{several}"

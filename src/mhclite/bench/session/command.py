@@ -56,6 +56,7 @@ STAGES = {
     stage.name: stage
     for stage in (
         *CHECKS,
+        Stage("gradients", "what bf16 costs the gradient", correctness.gradient_items, 1.0),
         Stage("sanitizer", "compute-sanitizer", tools.sanitizer_items, 1.0),
         Stage("launches", "other launches of the kernels", speed.launch_items, 1.0),
         Stage("ncu", "what the kernels move and wait for", tools.profile_items, 1.0),
