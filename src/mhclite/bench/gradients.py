@@ -215,6 +215,10 @@ def run(args: argparse.Namespace) -> None:
     if args.runs and args.corpus is None:
         raise UserError("--runs needs --corpus, the folder of the corpus that they were trained on")
     device = choose_device("auto")
+    if interpreted():
+        from mhclite.bench.interpreter import round_to_nearest
+
+        round_to_nearest()
     rows: dict[tuple[Any, ...], dict[str, list[float]]] = {}
     for place in places(args):
         tokens = place.batches[0, :, 1:].numel()
