@@ -144,6 +144,10 @@ def load() -> None:
     importlib.import_module("torch._inductor.config")  # that of deterministic algorithms: seconds
     if INSTALLED:
         importlib.import_module("mhclite.connections.kernels")
+    if interpreted():
+        from mhclite.bench.interpreter import round_to_nearest
+
+        round_to_nearest()
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
