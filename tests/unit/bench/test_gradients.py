@@ -14,7 +14,6 @@ from interpreted import kernels_are_interpreted  # noqa: F401
 from mhclite.bench.__main__ import main
 from mhclite.bench.gradients import (
     NARROW,
-    TIMES_REFERENCE,
     Row,
     compare,
     gradients,
@@ -22,6 +21,7 @@ from mhclite.bench.gradients import (
     measures,
     too_far,
 )
+from mhclite.bench.parity import TIMES_REFERENCE
 from mhclite.model import GPT
 
 
