@@ -10,6 +10,7 @@ import pytest
 from triton.language.core import is_builtin
 from triton.runtime import interpreter
 
+from mhclite.bench.interpreter import round_to_nearest
 from mhclite.connections import launch
 
 
@@ -31,6 +32,7 @@ def _patch_builtin(package: Any, builder: Any, scope: Any) -> None:
 def kernels_are_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """With larger programs: its time goes by the number of operations, not by their size."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
+    round_to_nearest()
     monkeypatch.setattr(interpreter, "_patch_builtin", _patch_builtin)
     for name in ("FORWARD", "BACKWARD"):
         monkeypatch.setattr(launch, name, getattr(launch, name)._replace(tokens=32))

@@ -12,6 +12,7 @@ BENCHMARKS: Groups = {
             "mhclite.bench.implementations", "what each variant costs in each implementation"
         ),
         "model": Step("mhclite.bench.model", "what the fused kernels would take on an H100"),
+        "gradients": Step("mhclite.bench.gradients", "what bf16 costs the gradient, over depth"),
         "data": Step("mhclite.bench.data", "how fast a corpus is prepared and read"),
         "pipeline": Step("mhclite.bench.pipeline", "what the pipeline costs around training"),
     }

@@ -56,6 +56,7 @@ STAGES = {
     stage.name: stage
     for stage in (
         *CHECKS,
+        Stage("gradients", "what bf16 costs the gradient", correctness.gradient_items, 1.0),
         Stage("sanitizer", "compute-sanitizer", tools.sanitizer_items, 1.0),
         Stage("launches", "other launches of the kernels", speed.launch_items, 1.0),
         Stage("ncu", "what the kernels move and wait for", tools.profile_items, 1.0),
@@ -143,6 +144,10 @@ def load() -> None:
     importlib.import_module("torch._inductor.config")  # that of deterministic algorithms: seconds
     if INSTALLED:
         importlib.import_module("mhclite.connections.kernels")
+    if interpreted():
+        from mhclite.bench.interpreter import round_to_nearest
+
+        round_to_nearest()
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

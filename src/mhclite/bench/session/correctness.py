@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mhclite.authors.conformance import FUSED_TOLERANCE, check_file
+from mhclite.bench.gradients import ARMS, RESIDUAL, compare, made_up, too_far
 from mhclite.bench.parity import Case, cases, connection_of, error_of, gradient
 from mhclite.bench.session.engine import Item, plain
 from mhclite.bench.session.plan import WITHOUT_KERNELS, Plan
@@ -295,4 +297,24 @@ def shape_items(session: Session) -> list[Item]:
              lambda _, at=(variant, size.n_embd, N, kind): work(*at))  # type: ignore[misc]
         for kind in KINDS for N in plan.tokens for size in reversed(plan.sizes.values())
         for variant in plan.variants
+    ]  # fmt: skip
+
+
+def gradient_items(session: Session) -> list[Item]:
+    """Whole models of the smallest width under bf16, over depth, beside the residual's."""
+    plan = session.plan
+    device = torch.device(plan.device)
+
+    def work(variant: str, layers: int) -> Result:
+        size = replace(plan.sizes["s"], n_layer=layers)
+        # One sequence: the reference in float64 keeps about a gigabyte a layer.
+        found = compare(made_up("mixing", variant, size, 0, 1), device, ARMS)
+        for arm, own in found.items():
+            print(f"{variant} {layers} layers {arm}: error {own['error']:.1e}", flush=True)
+        return {"arms": plain(found), "wrong": too_far(found)}
+
+    return [
+        Item(f"{variant} {layers} layers",
+             lambda _, at=(variant, layers): work(*at))  # type: ignore[misc]
+        for layers in plan.depths for variant in (RESIDUAL, *plan.variants[:3])
     ]  # fmt: skip

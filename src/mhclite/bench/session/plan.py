@@ -36,6 +36,7 @@ class Plan:
     mode: str  # of models that are timed
     parity_cases: int | None  # of each variant
     parity_changes: dict[str, Any]  # what is smaller in them
+    depths: tuple[int, ...]  # of models whose gradients are compared
     sweep: dict[str, tuple[int, ...]]  # fields of both kernels' launches, and what is tried
     sweep_sizes: tuple[str, ...]
     golden: tuple[Path, ...] = ()
@@ -63,6 +64,7 @@ PAPER = Plan(
     mode="compiled",
     parity_cases=None,
     parity_changes={},
+    depths=(6, 24),
     sweep={"tokens": (16, 32), "columns": (32, 64, 128), "warps": (4, 8), "stages": (1, 2, 3)},
     sweep_sizes=("l", "s", "m"),
 )
@@ -89,6 +91,7 @@ DRY = replace(
     mode="eager",
     parity_cases=1,
     parity_changes={"n_embd": 16, "length": 3},
+    depths=(1,),
     sweep={"tokens": (16, 32)},
     sweep_sizes=("l",),
 )
