@@ -49,6 +49,8 @@ class Connection(nn.Module):
     decayed: ClassVar[frozenset[str]] = frozenset()
     # How H_pre comes from the first columns of the projection, for the fused implementation.
     read_activation: ClassVar[str] = "sigmoid"
+    # Of the projection, where a variant's connections may differ in it.
+    norm_eps: float = 0.0
     # Parameters that make H_res and nothing else.
     mixing: ClassVar[frozenset[str]] = frozenset({"w_res", "b_res", "scale_res"})
     # Static logits, which their code keeps as a matrix in some variants and as a vector in others.
