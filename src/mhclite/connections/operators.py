@@ -298,7 +298,7 @@ def _boundary_gradients(
         doffset = dH_pre.sum(0)
         dscale = (dH_pre * torch.tanh(a[:, : dH_pre.shape[1]])).sum()
     with torch.autocast(x.device.type, enabled=False):  # whoever calls backward: as stored
-        dweight = (dz.t() @ out.flatten(1)).t()
+        dweight = out.flatten(1).t() @ dz
     dbias = da.sum(0)
     constants = (None,) * 5  # norm, activation, sum_column, eps, dtype
     return (dx, dy, dH_res, dH_post, dweight, dbias, dgain, doffset, dscale, *constants)
