@@ -136,8 +136,8 @@ def readings(
         stacked = {name: torch.stack([own[name] for own in parameters]) for name in parameters[0]}
         weights, biases, constants = _folded_together(connections[places[0]], stacked, dtype)
         for place, weight, bias in zip(places, weights.unbind(), biases.unbind(), strict=True):
-            affine = connections[place].read_affine()
-            found[place] = Reading(weight, bias, gains[place], *affine, *constants)
+            offset, scale = connections[place].read_affine()
+            found[place] = Reading(weight, bias, gains[place], offset, scale, *constants)
     return [found[place] for place in range(len(connections))]
 
 
