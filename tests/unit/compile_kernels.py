@@ -28,6 +28,7 @@ SOME = [
     Shape("mhc", part="first"),
     Shape("mhc", part="last"),
     Shape("mhc", streams=torch.float32),
+    Shape("hc", streams=torch.float32),
 ]
 OTHERS = [
     *(Shape(variant) for variant in ("kromhc", "mhc_v4")),
@@ -35,7 +36,6 @@ OTHERS = [
     Shape("mhc", part="first, copied"),
     Shape("identity", part="last"),
     *(Shape(variant, n=2) for variant in ("mhc", "hc", "jpmhc", "identity")),
-    Shape("hc", streams=torch.float32),
     Shape("jpmhc", streams=torch.float32),
     *(Shape(variant, **FLOAT32) for variant in ("mhc", "hc", "jpmhc", "identity")),
 ]

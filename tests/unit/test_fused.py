@@ -14,12 +14,14 @@ import torch
 from interpreted import kernels_are_interpreted  # noqa: F401
 from tiny import configuration, connection, write_corpus
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mhclite.authors.conformance import FUSED_TOLERANCE, check_file
-from mhclite.bench.parity import Case, cases, error_of, gradient
+from mhclite.bench.parity import Case, cases, connection_of, error_of, gradient
 from mhclite.config import ConnectionConfig, ModelConfig
-from mhclite.connections import availability, fused
+from mhclite.connections import availability, connection_class, fused
 from mhclite.connections.availability import Choice
+from mhclite.connections.base import Connection
 from mhclite.connections.mhc_v4 import shipped_sinkhorn
 from mhclite.connections.mixing import sinkhorn_knopp
 from mhclite.connections.sinkhorn import sinkhorn
@@ -149,6 +151,127 @@ def test_operators_keep_torchs_rules(mixed: bool) -> None:
     ):
         checks = ("test_schema", "test_faketensor")
         torch.library.opcheck(operator.default, arguments, test_utils=checks)
+
+
+# --- parameters of all sub-layers, prepared together ---------------------------------------------
+
+
+def drawn(variant: str, seed: int, **options: Any) -> Connection:
+    """A connection all of whose weights matter."""
+    options = {**connection_of(Case(variant)).options, **options}
+    found = connection_class(variant)(4, 16, 0, **options)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in found.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator))
+    return found
+
+
+def with_gradients(
+    connections: list[Connection], together: bool
+) -> tuple[list[fused.Reading], Any]:
+    """What is read, and the gradients of all parameters from a sum in which every number counts."""
+    gains = [torch.ones(16) for _ in connections]
+    if together:
+        reads = fused.readings(connections, gains, torch.float32)
+    else:
+        reads = [fused.reading(c, g, torch.float32) for c, g in zip(connections, gains)]
+    parts = [tensor for read in reads for tensor in (read.weight, read.bias)]
+    generator = torch.Generator().manual_seed(0)
+    total = sum((part * torch.randn(part.shape, generator=generator)).sum() for part in parts)
+    assert isinstance(total, Tensor)
+    parameters = [p for c in connections for p in c.parameters()]
+    return reads, torch.autograd.grad(total, parameters, allow_unused=True)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_each_sub_layer_gets_what_it_gets_alone(variant: str) -> None:
+    connections = [drawn(variant, seed) for seed in range(3)]
+    together, gradients = with_gradients(connections, together=True)
+    alone, their_gradients = with_gradients(connections, together=False)
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours[5:] == theirs[5:]
+        torch.testing.assert_close(ours[:5], theirs[:5])
+    assert not torch.equal(together[0].weight, together[1].weight)
+    assert sum(gradient is not None for gradient in gradients) >= 3
+    torch.testing.assert_close(gradients, their_gradients)
+
+
+def test_sub_layers_of_several_kinds_keep_their_places() -> None:
+    connections = [
+        drawn("mhc_v4", 0),
+        drawn("hc", 1),
+        drawn("mhc_v4", 2, norm_eps=0.5),
+        drawn("jpmhc", 3),
+        drawn("mhc_v4", 4),
+        drawn("hc", 5),
+    ]
+    together, gradients = with_gradients(connections, together=True)
+    alone, their_gradients = with_gradients(connections, together=False)
+    assert [read.eps for read in together] == [1e-6, 0.0, 0.5, 1e-5, 1e-6, 0.0]
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours[5:] == theirs[5:]
+        torch.testing.assert_close(ours[:5], theirs[:5])
+    torch.testing.assert_close(gradients, their_gradients)
+
+
+class Scaled(connection_class("mhc_lite")):  # type: ignore[misc]
+    """A variant of somebody else's whose formula has a number and a tensor of each sub-layer's."""
+
+    def __init__(self, factor: Any, shift: float) -> None:
+        super().__init__(4, 16, 0, **connection_of(Case("mhc_lite")).options)
+        self.factor = factor
+        self.register_buffer("shift", torch.tensor(shift))
+
+    def projection(self) -> Any:
+        weight, bias, norm, eps = super().projection()
+        factor = self.factor if isinstance(self.factor, float) else self.factor["number"]
+        return weight * factor, bias + self.shift, norm, eps
+
+
+def test_what_differs_between_sub_layers_besides_parameters() -> None:
+    torch.manual_seed(0)
+    kinds = [(1.0, 0.0), (1.0, 2.0), (3.0, 0.0), ({"number": 4.0}, 0.0), ({"number": 5.0}, 0.0)]
+    connections = [Scaled(*kind) for kind in kinds]
+    with torch.no_grad():
+        for connection in connections:
+            for parameter in connection.parameters():
+                parameter.copy_(torch.randn(parameter.shape))
+    together, gradients = with_gradients(connections, together=True)
+    alone, their_gradients = with_gradients(connections, together=False)
+    for ours, theirs in zip(together, alone, strict=True):
+        torch.testing.assert_close(ours[:5], theirs[:5])
+    torch.testing.assert_close(gradients, their_gradients)
+
+
+class Operations(TorchDispatchMode):
+    """How many operations of torch compute something, and are not a view alone."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_more_sub_layers_take_no_more_operations(variant: str) -> None:
+    """Forward and backward: a small operation takes a GPU as long as a larger one."""
+
+    def operations(sublayers: int) -> int:
+        connections = [drawn(variant, seed) for seed in range(sublayers)]
+        with Operations() as counted:
+            reads = fused.readings(connections, [torch.ones(16)] * sublayers, torch.bfloat16)
+        forward = counted.count
+        parts = [t for r in reads for t in (r.weight, r.bias) if t.requires_grad]
+        parameters = [p for c in connections for p in c.parameters()]
+        gradients = [torch.ones_like(part) for part in parts]
+        with Operations() as counted:
+            torch.autograd.grad(parts, parameters, gradients, allow_unused=True)
+        return forward + counted.count
+
+    per_sublayer = 1 if variant == "mhc_v4" else 0  # the offset of H_pre, filled for each
+    assert operations(5) - operations(2) == 3 * per_sublayer
 
 
 @pytest.mark.slow

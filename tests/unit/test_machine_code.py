@@ -46,15 +46,18 @@ def arithmetic(loop: dict[str, int]) -> int:
 
 
 def test_all_fit_into_registers_and_shared_memory(kernels: Kernels) -> None:
-    """Room for two programs on a multiprocessor: 227 KiB of shared memory.
-
-    Forward, float32 streams spill: their products are of two parts each.
-    """
-    assert len(kernels) == 18
+    """Of a multiprocessor's shared memory, 227 KiB, at most the half."""
+    assert len(kernels) == 20
     for name, needs in kernels.items():
-        spilled = 640 if name.startswith("boundary_forward") and "fp32 streams" in name else 0
-        assert needs["stack"] <= spilled, (name, needs)
+        assert needs["stack"] == 0, (name, needs)
         assert needs["shared"] <= 227 * 1024 // 2, (name, needs)
+
+
+@pytest.mark.parametrize("variant", ["mhc", "hc"])
+def test_a_multiprocessor_has_one_forward_program(kernels: Kernels, variant: str) -> None:
+    """Of eight warps, by its 65,536 registers: of two the L2 cache keeps less (performance.md)."""
+    needs = kernels[f"boundary_forward {variant} n=4 C=1024 bf16 streams, bf16 branch, inner"]
+    assert 65536 // 2 < needs["registers"] * 8 * 32 <= 65536
 
 
 # Of a backward chunk: barriers and shuffles of the loop of sums, and of that of gradients. Those of
@@ -74,7 +77,7 @@ def test_loops_hardly_wait_for_other_threads(kernels: Kernels, variant: str) -> 
     for loop in (write, read, norm):
         assert loop["SHFL"] == 0
         assert loop["BAR"] <= 2
-    assert write["LDGSTS"] >= 18
+    assert write["LDGSTS"] >= 9  # x and y, and the weights
     for loop, (barriers, shuffles) in zip(
         loops(kernels, "backward", variant), BACKWARD[variant], strict=True
     ):
@@ -84,14 +87,14 @@ def test_loops_hardly_wait_for_other_threads(kernels: Kernels, variant: str) -> 
 
 
 def test_arithmetic_is_done_once(kernels: Kernels) -> None:
-    """Four streams mixed, a chunk of 16 tokens and 128 columns, or 32 backward, by 128 threads.
+    """Four streams mixed: 16 tokens, 128 columns by 256 threads, or backward 32 columns by 128.
 
     Forward the mixing is computed once for the store and once for the product: for that Triton
     finds it cheaper than to hand it from thread to thread.
     """
     write, _, _ = loops(kernels, "forward", "mhc")
     mixing, squares = 4 * 5, 4
-    assert arithmetic(write) <= 1.05 * (2 * mixing + squares) * 16 * 128 / 128
+    assert arithmetic(write) <= 1.05 * (2 * mixing + squares) * 16 * 128 / 256
     sums, gradients = loops(kernels, "backward", "mhc")
     h, normed, dots = 4, 2, 2 + 3 * 4
     assert arithmetic(sums) <= 1.3 * (mixing + h + normed + 2 + dots) * 16 * 32 / 128

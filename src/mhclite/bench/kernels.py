@@ -60,7 +60,7 @@ def fused_kernels(variant: str, N: int, C: int, device: torch.device) -> dict[st
                 lambda: fused.boundary_backward(*back),
                 bytes_of((*inputs, *back[3:], *found)),
             ),
-            "projection's weights": (lambda: dz.t() @ out.flatten(1), bytes_of((dz, out))),
+            "projection's weights": (lambda: out.flatten(1).t() @ dz, bytes_of((dz, out))),
             "write": (lambda: fused.write(x, written), bytes_of((x, *written, out))),
         }
         if variant == "mhc":

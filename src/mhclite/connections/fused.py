@@ -12,12 +12,13 @@ Shapes: N tokens, n streams, C width, K projection columns (padded to a power of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch._functorch.config
 from torch import Tensor
+from torch.nn.utils.stateless import _reparametrize_module
 
 from mhclite.connections import operators
 from mhclite.connections.availability import SMALLEST_CHUNK
@@ -30,6 +31,7 @@ torch._functorch.config.backward_pass_autocast = "off"
 
 NORMS = ("rms", "layer", "rms_stream")  # in the order of the kernels' constants
 ACTIVATIONS = ("sigmoid", "tanh", "softmax")
+PLAIN = (int, float, str)
 
 
 class Write(NamedTuple):
@@ -79,13 +81,18 @@ class BoundaryGradients(NamedTuple):
     H_post: Tensor | None  # (N, n)
 
 
-def reading(connection: Connection, gain: Tensor, dtype: torch.dtype) -> Reading:
-    """A connection's parameters as one padded projection.
+class _Constants(NamedTuple):
+    """What the kernels are compiled for: the last fields of `Reading`."""
 
-    Args:
-        gain: (C), of the branch's LayerNorm.
-        dtype: of the streams.
-    """
+    norm: int
+    activation: int
+    sum_column: int
+    eps: float
+    columns: int
+
+
+def _folded(connection: Connection, dtype: torch.dtype) -> tuple[Tensor, Tensor, _Constants]:
+    """Weight and bias of a `Reading`, and its constants."""
     n = connection.n_streams
     weight, bias, norm, eps = connection.projection()
     sum_column = columns = weight.shape[1]
@@ -105,11 +112,70 @@ def reading(connection: Connection, gain: Tensor, dtype: torch.dtype) -> Reading
         bias = weight.new_zeros(padded, dtype=torch.float32)
     else:
         bias = torch.nn.functional.pad(bias, (0, padded - len(bias))).float()
-    offset, scale = connection.read_affine()
-    return Reading(
-        weight, bias, gain, offset, scale, NORMS.index(norm),
-        ACTIVATIONS.index(connection.read_activation), sum_column, eps, columns,
-    )  # fmt: skip
+    activation = ACTIVATIONS.index(connection.read_activation)
+    return weight, bias, _Constants(NORMS.index(norm), activation, sum_column, eps, columns)
+
+
+def readings(
+    connections: Sequence[Connection], gains: Sequence[Tensor], dtype: torch.dtype
+) -> list[Reading]:
+    """Each connection's parameters as one padded projection.
+
+    All connections of a kind are computed together, with their parameters stacked: each by itself
+    takes some thirty small operations, forward and backward, for which a GPU waits.
+
+    Args:
+        gains: (C) each, of the branches' LayerNorms.
+        dtype: of the streams.
+    """
+    kinds: dict[Any, list[int]] = {}
+    for place, connection in enumerate(connections):
+        kinds.setdefault(_kind(connection), []).append(place)
+    found: dict[int, Reading] = {}
+    for places in kinds.values():
+        tensors = [
+            {**dict(connections[i].named_parameters()), **dict(connections[i].named_buffers())}
+            for i in places
+        ]
+        stacked = {name: torch.stack([own[name] for own in tensors]) for name in tensors[0]}
+        weights, biases, constants = _folded_together(connections[places[0]], stacked, dtype)
+        for place, weight, bias in zip(places, weights.unbind(), biases.unbind(), strict=True):
+            offset, scale = connections[place].read_affine()
+            found[place] = Reading(weight, bias, gains[place], offset, scale, *constants)
+    return [found[place] for place in range(len(connections))]
+
+
+def _kind(connection: Connection) -> Any:
+    """What its projection may depend on besides tensors; where that is not plain, itself."""
+    own = {
+        name: value
+        for name, value in vars(connection).items()
+        if not name.startswith("_") and name not in ("training", "home_stream")
+    }
+    if not all(isinstance(value, PLAIN) for value in own.values()):
+        return id(connection)
+    return type(connection), *sorted(own.items())
+
+
+def _folded_together(
+    connection: Connection, stacked: dict[str, Tensor], dtype: torch.dtype
+) -> tuple[Tensor, Tensor, _Constants]:
+    """`_folded` with each of these tensors in place of the connection's: results stacked too."""
+    constants: list[_Constants] = []
+
+    def fold(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        with _reparametrize_module(connection, tensors):
+            weight, bias, same = _folded(connection, dtype)
+        constants.append(same)
+        return weight, bias
+
+    weights, biases = torch.func.vmap(fold)(stacked)
+    return weights, biases, constants[0]
+
+
+def reading(connection: Connection, gain: Tensor, dtype: torch.dtype) -> Reading:
+    """`readings` of one."""
+    return readings([connection], [gain], dtype)[0]
 
 
 def coefficient_inputs(a: Tensor, read: Reading, n: int) -> Tensor:
@@ -200,10 +266,12 @@ def connect(x: Tensor, steps: Iterable[Step], stream_dtype: str) -> Tensor:
     autocast = torch.is_autocast_enabled(kind)
     dtype = torch.get_autocast_dtype(kind) if autocast else x.dtype  # of the branches
     x = x.reshape(-1, n, C).to(torch.float32 if stream_dtype == "fp32" else dtype)
+    steps = list(steps)
+    with torch.autocast(kind, enabled=False):
+        reads = readings([s.connection for s in steps], [s.gain for s in steps], x.dtype)
     pending: Write | None = None  # a write waits for the read that it shares a pass with
-    for step in steps:
+    for step, read in zip(steps, reads, strict=True):
         with torch.autocast(kind, enabled=False):
-            read = reading(step.connection, step.gain, x.dtype)
             x, a, b, _ = boundary(x, pending, read, dtype)
             a = coefficient_inputs(a, read, n)
             _, H_post, H_res = step.connection.from_projection(a)

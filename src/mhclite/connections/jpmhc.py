@@ -47,7 +47,7 @@ class OrthogonalHC(Connection):
 
     def weight(self) -> Tensor:
         """The linear map, (nC, 3 n^2): [pre | post | res]."""
-        return torch.cat([self.get_parameter(name) for name in self.BLOCKS], dim=1)
+        return torch.cat([getattr(self, name) for name in self.BLOCKS], dim=1)
 
     def coefficients(self, x: Tensor) -> Coefficients:
         n = self.n_streams

@@ -36,11 +36,15 @@ def _forward_constants(x: Tensor, **more: Any) -> dict[str, Any]:
     # The sums and weights of more than 32 projection columns (JPmHC) take the registers of half a
     # chunk.
     how = how._replace(columns=how.columns // max(1, more["K"] // 32))
+    if x.dtype == torch.float32:
+        how = how._replace(columns=min(how.columns, launch.FLOAT32_COLUMNS))
     constants = _constants(x, how, **more)
     chunk = constants["BC"]
-    # Side by side, one for each warp where the chunk is wide enough.
+    # Side by side, one for each warp where the chunk is wide enough. Where it is not, there are no
+    # more warps than a multiprocessor has schedulers.
     products = max(1, min(how.warps, chunk // SMALLEST_CHUNK))
-    return constants | {"G": products, "BC": chunk // products}
+    warps = min(how.warps, max(4, products))
+    return constants | {"G": products, "BC": chunk // products, "num_warps": warps}
 
 
 def _constants(x: Tensor, how: launch.Launch, **more: Any) -> dict[str, Any]:
@@ -298,7 +302,7 @@ def _boundary_gradients(
         doffset = dH_pre.sum(0)
         dscale = (dH_pre * torch.tanh(a[:, : dH_pre.shape[1]])).sum()
     with torch.autocast(x.device.type, enabled=False):  # whoever calls backward: as stored
-        dweight = (dz.t() @ out.flatten(1)).t()
+        dweight = out.flatten(1).t() @ dz
     dbias = da.sum(0)
     constants = (None,) * 5  # norm, activation, sum_column, eps, dtype
     return (dx, dy, dH_res, dH_post, dweight, dbias, dgain, doffset, dscale, *constants)
