@@ -41,7 +41,8 @@ class Connection(nn.Module):
         n_streams: n.
         n_embd: C.
         home_stream: the stream that the branch mainly reads and writes at initialisation; the
-            model chooses it.
+            model chooses it. No formula depends on it later: `fused` prepares sub-layers together
+            that differ in it.
     """
 
     # Parameters that get weight decay. The authors decay whatever has two or more dimensions *in
