@@ -99,9 +99,7 @@ def matrix(results: Results, findings: Sequence[Finding]) -> Matrix:
             if finding.verdict == "not tested"
         ]
         rows = [
-            _row(results, finding, models)
-            for finding in members
-            if finding.verdict != "not tested"
+            _row(results, finding, models) for finding in members if finding.verdict != "not tested"
         ]
         if members:
             groups.append(MatrixGroup(title, rows, untested))

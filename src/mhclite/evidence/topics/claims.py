@@ -50,10 +50,10 @@ def claims_data(results: Results) -> pd.DataFrame:
 
 
 def claim_rows(finding: Finding) -> list[dict[str, Any]]:
-    """Rows of `claims_data` of one claim: that with the verdict first, other model sizes below."""
+    """Rows of `claims_data` of one claim: that with the verdict first, other sizes below."""
     claim = finding.claim
     rows: list[dict[str, Any]] = []
-    for at in sorted(range(len(finding.rows)), key=lambda at: at != finding.decides):
+    for at in sorted(range(len(finding.rows)), key=lambda at: (at != finding.decides, -at)):
         one, decides = finding.rows[at], at == finding.decides
         if decides or not one.missing:
             rows.append(
