@@ -30,7 +30,7 @@ from mhclite.evidence.style import (
     variant_legend,
     wrapped_grid,
 )
-from mhclite.evidence.topics.mixing import H_RES, NO_PROBES, FloatArray, probed
+from mhclite.evidence.topics.mixing import NO_PROBES, FloatArray, probed
 from mhclite.measure.files import Mixing
 
 AT_ONE = 0.005  # gains this close to 1 lie on top of each other in the figure
@@ -151,7 +151,7 @@ def identity_distance(results: Results) -> Figure:
         panel.set(
             title=results.panel_title(corpus, model),
             xlabel="sub-layer (two per layer)",
-            ylabel=f"distance of {H_RES} from identity",
+            ylabel="distance from identity",
         )
         remark(panel, f"0 everywhere: {_names(results, zero)}" if zero else "")
         remark(panel, results.divergence_note(corpus, model))

@@ -31,7 +31,7 @@ from mhclite.evidence.topics.mixing import H_RES
 from mhclite.evidence.topics.use import LINEAR
 from mhclite.study.sections import BASE
 
-APART = 0.7  # of the way to the next depth is shared by the variants of one
+APART = 0.66  # of the way to the next depth is shared by the variants of one
 SMALLEST = 1e-8  # what a logarithmic axis shows of an exact zero
 
 
@@ -84,8 +84,7 @@ def draw(
     On a logarithmic axis they are those of the logarithms: geometric mean, uneven interval.
     """
     # Beside each other at a depth, and not over each other: intervals are long with few seeds.
-    layers = sorted({results.n_layer(model) for model in results.models})
-    nearest = min(deep / shallow for shallow, deep in pairwise(layers))
+    nearest = least_step(results.n_layer(model) for model in results.models)
     place = (results.variants.index(variant) + 0.5) / len(results.variants) - 0.5
     shift = nearest ** (APART * place)
     depths = sorted(depth for depth, seeds in values.items() if seeds)
@@ -134,9 +133,20 @@ def paper_mark(axes: Axes, depth: float, value: float, text: str) -> None:
     )  # fmt: skip
 
 
+def least_step(depths: Iterable[int]) -> float:
+    """The factor between the two depths that are closest."""
+    return min(deep / shallow for shallow, deep in pairwise(sorted(set(depths))))
+
+
 def depth_axis(axes: Axes, depths: Iterable[int]) -> None:
-    """The study's depths, logarithmic."""
+    """The study's depths, logarithmic; every second has a band behind what belongs to it."""
+    depths = sorted(depths)
+    half = least_step(depths) ** 0.5
+    for depth in depths[::2]:
+        axes.axvspan(depth / half, depth * half, color="#f4f4f2", zorder=0, linewidth=0)
+    axes.grid(visible=False, axis="x")
     axes.set_xscale("log")
+    axes.set_xlim(depths[0] / half, depths[-1] * half)
     axes.xaxis.set_major_locator(FixedLocator(sorted(depths)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

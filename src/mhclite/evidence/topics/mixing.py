@@ -80,7 +80,9 @@ def _deviation_axis(axes: Axes, largest: float) -> None:
     axes.set_xscale("symlog", linthresh=ROUNDING, linscale=0.7)
     top = max(-3, math.ceil(math.log10(max(largest, ROUNDING))))
     low = round(math.log10(ROUNDING)) + 2
-    exponents = range(low, top + 1, max(2, math.ceil((top - low) / 4)))
+    place = axes.get_subplotspec()
+    many = 4 if place and place.get_gridspec().ncols <= 2 else 2  # ticks to a side, by the room
+    exponents = range(top, low - 1, -max(2, math.ceil((top - low) / many)))[:many]
     ticks = [0.0, *(sign * 10.0**k for k in exponents for sign in (-1, 1))]
     axes.xaxis.set_major_locator(FixedLocator(sorted(ticks)))
     axes.xaxis.set_minor_locator(NullLocator())
