@@ -92,7 +92,7 @@ def composite_gain(results: Results) -> Figure:
     cells = probed(results)
     if not cells:
         return empty_figure(NO_PROBES)
-    figure, axes = paired_grid(len(cells), 2.1, sharey=True)
+    figure, axes = paired_grid(len(cells), 1.85, sharey=True)
     gains = [1 - AT_ONE, 1 + AT_ONE]  # the least that the axis shows
     for row, (corpus, model) in enumerate(cells):
         for panel, direction, what in zip(
@@ -140,7 +140,7 @@ def identity_distance(results: Results) -> Figure:
     cells = probed(results)
     if not cells:
         return empty_figure(NO_PROBES)
-    figure, panels = wrapped_grid(len(cells), 2.0)
+    figure, panels = wrapped_grid(len(cells), 1.85)
     for panel, (corpus, model) in zip(panels, cells, strict=True):
         found = _along_depth(panel, results, corpus, model, lambda mixing: mixing.identity_distance)
         zero = [variant for variant, values in found.items() if not values.any()]

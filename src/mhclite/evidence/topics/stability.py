@@ -221,7 +221,7 @@ def gradient_norm(results: Results) -> Figure:
     if curves.empty:
         return empty_figure(f"No run has the {window} steps over which the mean is taken.")
     lowest = curves["grad_norm_window_mean"].min()
-    figure, axes = paired_grid(len(results.panels()), 2.1)
+    figure, axes = paired_grid(len(results.panels()), 1.9)
     for (left, right), (corpus, model) in zip(axes, results.panels(), strict=True):
         cell = thinned(of(curves, corpus, model))
         title = results.panel_title(corpus, model)
