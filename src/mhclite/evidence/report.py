@@ -68,6 +68,11 @@ class HtmlTable:
         """Whether it is sentences more than numbers: a narrow screen has its cells in a column."""
         return 2 * sum(cell.numeric for cell in self.headings) < len(self.headings)
 
+    @property
+    def wide(self) -> bool:
+        """Whether paper is too narrow for its numbers on one line each."""
+        return len(self.headings) > 8
+
 
 @dataclass(frozen=True)
 class HtmlFigure:
@@ -81,27 +86,29 @@ class HtmlFigure:
 
 
 def with_minus_signs(text: str) -> str:
-    """The hyphen before a negative number as a minus sign."""
-    return re.sub(r"(?<![\w.])-(?=\d)", "−", text)
+    """The hyphen before a negative number or power as a minus sign, at which no line breaks."""
+    return re.sub(r"(?:(?<![\w.])|(?<=\de))-(?=\d)", "−", text)
 
 
 def html_of(table: Table) -> HtmlTable:
     """A table of results for the template: what stands left of the row's name heads its group.
 
-    A group begins where `sparse` left one of these names. A group of one row that says nothing is
-    its heading alone.
+    A group begins where `sparse` left one of these names; a single corpus is not named. A group of
+    one row that says nothing is its heading alone.
     """
     columns = list(table.display.columns)
     first = columns.index(table.row_head)
-    leading, shown = columns[:first], columns[first:]
-    varies = set(table.display.get("Corpus", [])) - {""}
+    several = len(set(table.display.get("Corpus", [])) - {""}) > 1
+    leading, shown = (
+        [name for name in part if several or name != "Corpus"]
+        for part in (columns[:first], columns[first:])
+    )
     groups: list[tuple[list[Cell], list[list[Cell]]]] = []
     heads = dict.fromkeys(leading, "")
     for at, row in enumerate(table.display.to_dict("records")):
         if not groups or any(row[name] for name in leading):
             heads = {name: row[name] or heads[name] for name in leading}
-            about = {n: t for n, t in heads.items() if n != "Corpus" or len(varies) > 1}
-            groups.append((_heading(about, {n for n in leading if (at, n) in table.bold}), []))
+            groups.append((_heading(heads, {n for n in leading if (at, n) in table.bold}), []))
         model = heads.get("Model", NONE)
         groups[-1][1].append(
             [

@@ -83,7 +83,7 @@ def validation_loss(results: Results) -> Figure:
     if evaluated.empty:
         return empty_figure("No run has been evaluated.")
     baseline = BASELINE if BASELINE in results.variants else results.variants[0]
-    figure, axes = grid(2 * len(results.corpora), len(results.models), 2.0, sharey="row")
+    figure, axes = grid(2 * len(results.corpora), len(results.models), 1.8, sharey="row")
     for row, corpus in enumerate(results.corpora):
         span = [0.0]  # of the differences of completed runs
         _counting_lines(axes[2 * row], results.counting_models[corpus])

@@ -14,7 +14,7 @@ from mhclite.evidence.findings import Finding, findings_of
 from mhclite.evidence.results import Results
 from mhclite.evidence.style import FAINT, INK, empty_figure, grid, seeds_and_interval
 
-ROW = 0.27  # inches per claim
+ROW = 0.24  # inches per claim
 
 
 LABEL = 44  # characters of a line
