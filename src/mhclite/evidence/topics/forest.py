@@ -17,7 +17,7 @@ from mhclite.evidence.style import FAINT, INK, empty_figure, grid, seeds_and_int
 ROW = 0.24  # inches per claim
 
 
-LABEL = 44  # characters of a line
+LABEL = 48  # characters of a line
 DECIDED = ("supported", "contradicted", "practically equal")
 
 
