@@ -291,9 +291,9 @@ def paired_grid(
     return grid(cells, 2, height, **options)
 
 
-def outer_labels(panels: Iterable[Axes]) -> None:
+def outer_labels(figure: Figure) -> None:
     """Leave the name of a y axis that a row of panels shares to the first of them."""
-    for panel in panels:
+    for panel in figure.axes:
         place = panel.get_subplotspec()
         if place and not place.is_first_col() and not panel.yaxis.get_tick_params()["labelleft"]:
             panel.set_ylabel("")

@@ -85,7 +85,7 @@ def test_cells_stand_side_by_side_where_they_fit(cells: int) -> None:
     assert axes.shape == (cells, 2)
     for panel in axes.flat:
         panel.set_ylabel("nats")
-    outer_labels(axes.flat)
+    outer_labels(figure)
     across = cells in (3, 4)
     assert figure.get_size_inches()[1] == (2 if across else cells)
     named = [panel for panel in axes.flat if panel.get_ylabel()]

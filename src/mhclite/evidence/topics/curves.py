@@ -114,7 +114,7 @@ def validation_loss(results: Results) -> Figure:
         low, high = min(span), max(span)
         if low < high:
             axes[2 * row + 1, 0].set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
-    outer_labels(axes.flat)
+    outer_labels(figure)
     variant_legend(figure, results.variants, results.labels, extra=[SEED_LINE])
     return figure
 

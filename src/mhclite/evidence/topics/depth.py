@@ -111,10 +111,10 @@ def composite_gain(results: Results) -> Figure:
             remark(panel, f"within {AT_ONE} of 1: {_names(results, at_one)}" if at_one else "")
         remark(axes[row, 0], results.divergence_note(corpus, model))
     margin = (max(gains) / min(gains)) ** 0.05
-    for panel in axes.flat:
+    for panel in figure.axes:
         panel.set_ylim(min(gains) / margin, max(gains) * margin)
         plain_log(panel)
-    outer_labels(axes.flat)
+    outer_labels(figure)
     shown = [variant for variant in results.variants if variant != BASELINE]
     variant_legend(figure, shown, results.labels, extra=[SEED_LINE])
     return figure

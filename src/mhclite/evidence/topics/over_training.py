@@ -59,7 +59,7 @@ def _per_layer(results: Results, quantity: str, label: str, log: bool) -> Figure
         if log:
             panel.set_yscale("log")
         panel.set_ylabel(label)
-    outer_labels(panels)
+    outer_labels(figure)
     layers = next(iter(found.values()))[1].shape[1]
     ends = sns.color_palette("flare", layers)
     figure.legend(

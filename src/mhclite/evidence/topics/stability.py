@@ -253,6 +253,6 @@ def gradient_norm(results: Results) -> Figure:
         plain_log(left)
         plain_log(right)
         remark(left, results.divergence_note(corpus, model))
-    outer_labels(axes.flat)
+    outer_labels(figure)
     variant_legend(figure, results.variants, results.labels, extra=[SEED_LINE])
     return figure

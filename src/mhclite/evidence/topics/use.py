@@ -331,7 +331,7 @@ def knockouts(results: Results) -> Figure:
         )
         right.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         remark(left, results.divergence_note(corpus, model))
-    outer_labels(axes.flat)
+    outer_labels(figure)
     figure.legend(
         handles=[
             Line2D([], [], linestyle="none", marker="o", color=INK, label="H_res = I"),
