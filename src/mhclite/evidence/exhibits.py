@@ -6,7 +6,8 @@ A figure or table is a function of a file in `topics/`, decorated with all that 
     def throughput(results: Results) -> Figure:
 
 Files, both reports and the outputs of Snakemake's rule follow from that: nothing else names it.
-Captions are plain sentences, `{seeds}` and the like stand for the study's numbers.
+Captions are plain sentences: `{seeds}` and the like stand for the study's numbers, and
+`{diverged:; a cross is where ...}` is said only of a study that draws it (`CLAUSES`).
 """
 
 from __future__ import annotations
@@ -52,8 +53,35 @@ NEEDS: dict[str, Callable[[dict[str, Any]], bool]] = {
 }
 
 Kind = Literal["figure", "table"]
+# What only some studies draw: a caption says it as `{name:text}`.
+CLAUSES: dict[str, Callable[[Results], bool]] = {
+    "diverged": lambda results: bool((results.all_runs["status"] == "diverged").any()),
+    "after_sum": lambda results: any(
+        condition["connections"].get("final_norm") == "after_sum"
+        for condition in results.settings["conditions"].values()
+    ),
+    "faster_mixing": lambda results: any(
+        "mixing_rate_factor" in condition["connections"]
+        for condition in results.settings["conditions"].values()
+    ),
+    "exact_rows": lambda results: bool((results.all_runs["product_deviation_99"] < 1e-8).any()),
+    "mhc_v4": lambda results: "mhc_v4" in results.variants,
+    "hard_inputs": lambda results: bool(results.all_runs["sinkhorn_share_above_30"].notna().any()),
+    "others": lambda results: any(file.others for file in results.throughput.values()),
+}
+
 KINDS: tuple[Kind, ...] = ("figure", "table")
 TOPICS = Path(__file__).parent / "topics"
+
+
+class Clause:
+    """Formats as its own format where it holds, as nothing where it does not."""
+
+    def __init__(self, holds: bool) -> None:
+        self.holds = holds
+
+    def __format__(self, text: str) -> str:
+        return text if self.holds else ""
 
 
 @dataclass(frozen=True)
@@ -95,6 +123,7 @@ class Exhibit:
             rounds=study["throughput"]["rounds"],
             implementation=" and ".join(dict.fromkeys(computed_by)),
             matrices=(study["sinkhorn"] or {}).get("matrices"),
+            **{name: Clause(holds(results)) for name, holds in CLAUSES.items()},
         )
 
 

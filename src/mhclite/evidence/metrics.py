@@ -49,13 +49,13 @@ METRICS = {
     "gap_growth": Metric(
         "product's deviation over a single one's", log=True, resolution=1e-3, worst=math.nan
     ),
-    "sinkhorn_share_above_30": Metric("share of inputs", share=True),
+    "sinkhorn_share_above_30": Metric("share of inputs", "of inputs", share=True),
     "knockout_identity": Metric("cost of H_res = I", "nats/token", resolution=1e-6, worst=math.nan),
     "critical_rate": Metric(
         "log2 of the largest rate", equal=0.25, resolution=0.01, worst=math.nan
     ),
-    "loss_spikes": Metric("spikes of the loss", "per 1,000 steps"),
-    "grad_norm_spikes": Metric("spikes of the gradient norm", "per 1,000 steps"),
+    "loss_spikes": Metric("spikes of the loss", "per 1,000 training steps"),
+    "grad_norm_spikes": Metric("spikes of the gradient norm", "per 1,000 training steps"),
     "diverged": Metric("diverged runs", "per run"),
 }
 COUNTS = ("loss_spikes", "grad_norm_spikes", "diverged")  # metrics of claims of kind `count`

@@ -25,11 +25,12 @@ from mhclite.evidence.report_methods import introduction, methods, model_rows
 from mhclite.evidence.report_origin import origin_rows, rerun_rows
 from mhclite.evidence.report_scale import GLOSSARY, settings
 from mhclite.evidence.results import Results
-from mhclite.evidence.table_format import Table
+from mhclite.evidence.table_format import NONE, Table
 from mhclite.evidence.topics.cost import how_measured
 
 TEMPLATE = "report.html.j2"
 HEADLINE = "depth"  # the figure that stands at the top, where a study has it
+PLACES = ("Corpus", "Model", "Layers")  # columns that say which cell of the grid
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,15 @@ class Cell:
     bold: bool = False
     heads_row: bool = False  # names its row, for screen readers and when scrolled aside
     code: bool = False
+    model: str = ""  # beside the name of a row on a narrow screen, where its group scrolls away
+
+
+@dataclass(frozen=True)
+class HtmlGroup:
+    """Rows under a heading of one line or more; without one in a table that has no groups."""
+
+    heading: Sequence[Cell]
+    rows: Sequence[Sequence[Cell]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,17 @@ class HtmlTable:
     title: str
     notes: str
     headings: Sequence[Cell]
-    rows: Sequence[Sequence[Cell]]
+    groups: Sequence[HtmlGroup]
+
+    @property
+    def wordy(self) -> bool:
+        """Whether it is sentences more than numbers: a narrow screen has its cells in a column."""
+        return 2 * sum(cell.numeric for cell in self.headings) < len(self.headings)
+
+    @property
+    def wide(self) -> bool:
+        """Whether paper is too narrow for its numbers on one line each."""
+        return len(self.headings) > 8
 
 
 @dataclass(frozen=True)
@@ -66,34 +86,73 @@ class HtmlFigure:
 
 
 def with_minus_signs(text: str) -> str:
-    """The hyphen before a negative number as a minus sign."""
-    return re.sub(r"(?<![\w.])-(?=\d)", "−", text)
+    """The hyphen before a negative number or power as a minus sign, at which no line breaks."""
+    return re.sub(r"(?:(?<![\w.])|(?<=\de))-(?=\d)", "−", text)
 
 
 def html_of(table: Table) -> HtmlTable:
-    """A table of results for the template."""
+    """A table of results for the template: what stands left of the row's name heads its group.
+
+    A group begins where `sparse` left one of these names; a single corpus is not named. A group of
+    one row that says nothing is its heading alone.
+    """
     columns = list(table.display.columns)
+    first = columns.index(table.row_head)
+    several = len(set(table.display.get("Corpus", [])) - {""}) > 1
+    leading, shown = (
+        [name for name in part if several or name != "Corpus"]
+        for part in (columns[:first], columns[first:])
+    )
+    groups: list[tuple[list[Cell], list[list[Cell]]]] = []
+    heads = dict.fromkeys(leading, "")
+    for at, row in enumerate(table.display.to_dict("records")):
+        if not groups or any(row[name] for name in leading):
+            heads = {name: row[name] or heads[name] for name in leading}
+            groups.append((_heading(heads, {n for n in leading if (at, n) in table.bold}), []))
+        model = heads.get("Model", NONE)
+        groups[-1][1].append(
+            [
+                Cell(
+                    with_minus_signs(row[name]),
+                    numeric=name in table.numeric,
+                    bold=(at, name) in table.bold,
+                    heads_row=name == table.row_head,
+                    model=model if name == table.row_head and model != NONE else "",
+                )
+                for name in shown
+            ]
+        )
     return HtmlTable(
         name=table.name,
         title=table.title,
         notes=table.notes,
         headings=[
             Cell(name, numeric=name in table.numeric, heads_row=name == table.row_head)
-            for name in columns
+            for name in shown
         ],
-        rows=[
-            [
-                Cell(
-                    with_minus_signs(text),
-                    numeric=name in table.numeric,
-                    bold=(at, name) in table.bold,
-                    heads_row=name == table.row_head,
-                )
-                for name, text in zip(columns, row, strict=True)
-            ]
-            for at, row in enumerate(table.display.to_numpy().tolist())
+        groups=[
+            HtmlGroup(heading, [] if heading and _says_nothing(rows) else rows)
+            for heading, rows in groups
         ],
     )
+
+
+def _heading(heads: dict[str, str], bold: set[str]) -> list[Cell]:
+    """Lines that head a group: names of corpus and model on one, sentences on their own."""
+    lines: list[Cell] = []
+    cell = [text for name, text in heads.items() if name in PLACES and text not in ("", NONE)]
+    if "Layers" in heads and heads["Layers"] != NONE:
+        cell[-1] += " layer" + "s" * (heads["Layers"] != "1")
+    lines += [
+        Cell(with_minus_signs(text), bold=name in bold)
+        for name, text in heads.items()
+        if name not in PLACES and text
+    ]
+    return [*([Cell(", ".join(cell))] if cell else []), *lines]
+
+
+def _says_nothing(rows: Sequence[Sequence[Cell]]) -> bool:
+    return len(rows) == 1 and all(cell.heads_row or cell.text in ("", NONE) for cell in rows[0])
 
 
 def plain_table(
@@ -113,12 +172,17 @@ def plain_table(
         headings=[
             Cell(text, numeric=at in numeric, heads_row=at == 0) for at, text in enumerate(headings)
         ],
-        rows=[
-            [
-                Cell(text, numeric=at in numeric, heads_row=at == 0, code=at in code)
-                for at, text in enumerate(row)
-            ]
-            for row in rows
+        groups=[
+            HtmlGroup(
+                (),
+                [
+                    [
+                        Cell(text, numeric=at in numeric, heads_row=at == 0, code=at in code)
+                        for at, text in enumerate(row)
+                    ]
+                    for row in rows
+                ],
+            )
         ],
     )
 

@@ -66,10 +66,11 @@ class MatrixRow:
 
 @dataclass(frozen=True)
 class MatrixGroup:
-    """Claims under a heading."""
+    """Claims under a heading, and those of the same family that could not be tested."""
 
     title: str
     rows: Sequence[MatrixRow]
+    untested: Sequence[tuple[str, str]]  # claim, what the study lacks
 
 
 @dataclass(frozen=True)
@@ -80,36 +81,43 @@ class Matrix:
     groups: Sequence[MatrixGroup]
 
 
+FAMILIES = {"confirmatory": "The paper's claims, tested first", "secondary": "Further claims"}
+
+
 def matrix(results: Results, findings: Sequence[Finding]) -> Matrix:
-    """The claims in three groups; with several corpora each claim has a row for each."""
-    tested = [finding for finding in findings if finding.verdict != "not tested"]
-    groups = {
-        "The paper's claims, tested first": [
-            finding for finding in tested if finding.claim.family == "confirmatory"
-        ],
-        "Further claims": [finding for finding in tested if finding.claim.family == "secondary"],
-        "Not tested: the study lacks a variant, a setting or a measurement": [
-            finding for finding in findings if finding.verdict == "not tested"
-        ],
-    }
-    return Matrix(
-        models=[results.model_label(model) for model in results.models],
-        groups=[
-            MatrixGroup(title, [_row(results, finding) for finding in members])
-            for title, members in groups.items()
-            if members
-        ],
-    )
+    """The claims in two groups, the deepest model first, which decides.
+
+    With several corpora each claim has a row for each.
+    """
+    models = sorted(results.models, key=results.n_layer, reverse=True)
+    groups = []
+    for family, title in FAMILIES.items():
+        members = [finding for finding in findings if finding.claim.family == family]
+        untested = [
+            (_statement(results, finding), finding.reason)
+            for finding in members
+            if finding.verdict == "not tested"
+        ]
+        rows = [
+            _row(results, finding, models) for finding in members if finding.verdict != "not tested"
+        ]
+        if members:
+            groups.append(MatrixGroup(title, rows, untested))
+    return Matrix([results.model_label(model) for model in models], groups)
 
 
-def _row(results: Results, finding: Finding) -> MatrixRow:
+def _statement(results: Results, finding: Finding) -> str:
+    several = f"{finding.corpus}: " * (len(results.corpora) > 1)
+    return several + finding.claim.statement
+
+
+def _row(results: Results, finding: Finding, models: Sequence[str]) -> MatrixRow:
     rows = {row["model"]: row for row in claim_rows(finding)}
     of_model = {row.model: row for row in finding.rows}
     decides = rows[finding.row.model]
-    several = f"{finding.corpus}: " * (len(results.corpora) > 1)
     trend = finding.row.model == ALL_MODELS and finding.row.comparison is not None
     return MatrixRow(
-        statement=several + finding.claim.statement,
+        statement=_statement(results, finding),
         overall=MARKS[finding.verdict],
         overall_note=effect_text(decides) if trend else "",
         cells=[
@@ -119,7 +127,7 @@ def _row(results: Results, finding: Finding) -> MatrixRow:
             )
             if model in of_model and model in rows
             else MatrixCell(Mark("", "", "none"))
-            for model in results.models
+            for model in models
         ],
         details=_details(finding, decides),
     )

@@ -20,6 +20,7 @@ from mhclite.evidence.statistics import (
     t_interval,
     tokens_to_reach,
 )
+from mhclite.evidence.table_format import significant
 from mhclite.evidence.values import condition_of, events, runs_of, values_by_seed
 from mhclite.evidence.verdicts import (
     Comparison,
@@ -133,6 +134,11 @@ def _bound(results: Results, claim: Claim, corpus: str, model: str) -> Row:
     metric = METRICS[claim.metric]
     if metric.share:
         found, words = compare_share([value < 0 for value in turned], results.confidence)
+        side = "above" if claim.direction == "higher" else "below"
+        words = f"{side} {100 * claim.threshold:g} % {metric.unit} {words}"
+        mean = sum(values.values()) / len(values)
+        if math.isfinite(mean):
+            words = f"{significant(100 * mean)} % {metric.unit} on average; {words}"
         return Row(model, found, numbers=words)
     found = compare(turned, 0.0, results.confidence, resolution=metric.resolution)
     if claim.by_construction:

@@ -256,17 +256,47 @@ def plain(text: str) -> str:
 
 def remark(axes: Axes, text: str) -> None:
     """Add lines of text below the x label, where they hide no data; nothing if empty."""
+    place = axes.get_subplotspec()
+    assert place is not None
+    width = 108 // max(2, place.get_gridspec().ncols)  # characters
     if text:
-        axes.set_xlabel("\n".join([axes.get_xlabel(), *textwrap.wrap(text, 54)]))
+        axes.set_xlabel("\n".join([axes.get_xlabel(), *textwrap.wrap(text, width)]))
 
 
-def wrapped_grid(panels: int, height: float, beside: int = 2) -> tuple[Figure, list[Axes]]:
-    """A figure of `panels` equal panels, at most `beside` in a row."""
-    columns = min(beside, panels)
-    figure, axes = grid(-(-panels // columns), columns, height)
+def wrapped_grid(
+    panels: int, height: float, beside: int = 2, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `panels` equal panels, at most `beside` in a row, in rows of equal length."""
+    rows = -(-panels // beside)
+    figure, axes = grid(rows, -(-panels // rows), height, **options)
     for spare in axes.flat[panels:]:
         spare.set_axis_off()
     return figure, list(axes.flat[:panels])
+
+
+def paired_grid(
+    cells: int, height: float, **options: Any
+) -> tuple[Figure, np.ndarray[tuple[int, int], np.dtype[np.object_]]]:
+    """A figure of two panels for each cell of the grid, as axes (cells, 2).
+
+    They stand side by side; those of three or four cells above each other, the cells side by side
+    on shared y axes: so the figure takes half a page, and depths can be compared along a row.
+
+    Args:
+        options: of `subplots`, where the panels of a cell stand side by side.
+    """
+    if 2 < cells <= 4:
+        figure, axes = grid(2, cells, height, sharey="row")
+        return figure, axes.T
+    return grid(cells, 2, height, **options)
+
+
+def outer_labels(figure: Figure) -> None:
+    """Leave the name of a y axis that a row of panels shares to the first of them."""
+    for panel in figure.axes:
+        place = panel.get_subplotspec()
+        if place and not place.is_first_col() and not panel.yaxis.get_tick_params()["labelleft"]:
+            panel.set_ylabel("")
 
 
 def empty_state(axes: Axes, reason: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import builder
 import pytest
@@ -20,7 +20,7 @@ from builder import (
     throughput_of,
 )
 from matplotlib.figure import Figure
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
 
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
@@ -30,6 +30,7 @@ from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.statistics import paired_differences, summarise
 from mhclite.evidence.topics.mixing import pooled_quantiles, sinkhorn_histogram
 from mhclite.evidence.topics.stability import POINTS, thinned
+from mhclite.evidence.verdicts import Verdict
 from mhclite.measure.files import Mixing, SinkhornInput
 from mhclite.records import build
 from mhclite.study.settings import Study
@@ -159,9 +160,25 @@ def test_loss_differences_are_paired_by_seed(results: Results) -> None:
 
 
 def test_baselines_are_named_with_their_loss(results: Results) -> None:
-    text = texts(figure_of(results, "validation_loss"))
+    """Once, right of the last panel, where no curve crosses the words."""
+    first, last = figure_of(results, "validation_loss").axes[:2]
+    assert not first.texts
     for name, loss in results.counting_models["sotu"].items():
-        assert f"{name} {loss:.2f}" in text
+        (label,) = (text for text in last.texts if text.get_text() == f"{name}\n{loss:.2f}")
+        assert isinstance(label, Annotation)
+        assert label.xy == (1, loss)
+        assert label.get_horizontalalignment() == "left"
+
+
+def test_verdicts_stand_beside_the_panel_that_decides(results: Results) -> None:
+    """No marker can be under them, whatever the values."""
+    shallow, deep = figure_of(results, "forest").axes
+    assert not shallow.texts
+    assert {text.get_text() for text in deep.texts} <= set(get_args(Verdict))
+    assert len(deep.texts) == len(shallow.get_yticks())
+    for text in deep.texts:
+        assert isinstance(text, Annotation)
+        assert (text.xy[0], text.get_horizontalalignment()) == (1.0, "left")
 
 
 def test_gradient_norm_has_mean_and_spread_of_the_window(results: Results) -> None:
@@ -284,7 +301,7 @@ def test_diverged_runs_are_named(results: Results) -> None:
         (
             {"variants": ("mhc", "mhc_lite")},
             False,
-            {"loss_vs_depth": "no completed plain residual", "validation_loss": "to mHC"},
+            {"loss_vs_depth": "no completed plain residual", "validation_loss": "minus mHC"},
         ),
         (
             {"variants": ("residual",)},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from builder import build_results, final_loss, make_study
 
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.topics.headline import (
+    APART,
     PANELS,
     by_depth,
     conditions_that_change,
@@ -69,6 +72,16 @@ def test_every_panel_is_drawn_over_the_depths(deep: Results) -> None:
     hollow = [line for line in panels[0].lines if line.get_markerfacecolor() == "white"]
     assert len(hollow) == 2  # hc and mhc with the norm after the sum
     assert any(line.get_marker() == "*" for line in panels[-1].lines)
+
+
+def test_variants_stand_beside_each_other_between_their_depths_borders(deep: Results) -> None:
+    """Each has a place of its own, as far from the next, and none in a neighbour's band."""
+    panel = depth(deep).axes[3]
+    at = sorted(float(x) for line in panel.containers for x in line.lines[0].get_xdata())
+    steps = [math.log(high / low) for low, high in pairwise(at)]
+    step = APART * math.log(4 / 2) / len(deep.variants)
+    assert steps == pytest.approx([step, step, math.log(2) - 2 * step, step, step])
+    assert [round(end / 2**0.5, 6) for end in panel.get_xlim()] == [1, 4]
 
 
 def test_what_a_study_has_not_measured_is_said(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -30,17 +29,17 @@ from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
 from mhclite.evidence.claims import load_claims
 from mhclite.evidence.exhibits import FIGURES, TABLES, shown
-from mhclite.evidence.report import HEADLINE, page, with_minus_signs
+from mhclite.evidence.report import HEADLINE, html_of, page, with_minus_signs
 from mhclite.evidence.report_matrix import MARKS
 from mhclite.evidence.report_methods import counted, listed
 from mhclite.evidence.report_origin import origin_rows, rerun_rows, training_dates
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.statistics import paired_differences, summarise
-from mhclite.evidence.table_format import Table
+from mhclite.evidence.table_format import NONE, Table
 from mhclite.files import read_json, write_json, write_text
 from mhclite.study.reading import parse_study
 
-VOID = {"meta", "link", "img", "br"}
+VOID = {"meta", "link", "img", "br", "input"}
 DRAWING = '<svg xmlns="http://www.w3.org/2000/svg"/>'
 OF_TWO_CORPORA: dict[str, Any] = {"corpora": ("sotu", "other")}
 SMALL: dict[str, Any] = {"models": {"d1": 1}, "seeds": (0, 1), "steps": 30}
@@ -145,17 +144,24 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> str:
     return page_of(with_drawings(build_results(tmp_path_factory.mktemp("corpora"), study)))
 
 
-def rows_by_name(parsed: Page, table: str, keys: Sequence[str]) -> dict[Any, dict[str, str]]:
-    """Rows of a table by the columns `keys`; a blank key is that of the row above."""
+def rows_by_name(parsed: Page, table: str) -> dict[tuple[str, str], dict[str, str]]:
+    """Rows of a table by the heading of their group and their name."""
     headings, *rows = parsed.tables[table]
     found = {}
-    above: dict[str, str] = {}
+    group = ""
     for row in rows:
+        if len(row) == 1:  # heads a group
+            group = row[0]
+            continue
         cells = dict(zip(headings, row, strict=True))
-        above = {key: cells[key] or above[key] for key in keys}
-        found[tuple(above.values())] = cells
-    assert len(found) == len(rows)
+        found[group, row[0]] = cells
+    assert len(found) == sum(len(row) > 1 for row in rows)
     return found
+
+
+def of_model(results: Results, model: str, variant: str) -> tuple[str, str]:
+    """How `rows_by_name` calls a cell of a study with one corpus."""
+    return f"{model}, {results.model_label(model)}", f"{VARIANTS[variant].label} {model}"
 
 
 # --- numbers ------------------------------------------------------------------------------------
@@ -165,10 +171,10 @@ def rows_by_name(parsed: Page, table: str, keys: Sequence[str]) -> dict[Any, dic
 def test_losses_on_the_page_are_those_of_runs_csv(whole: Results, parsed: Page) -> None:
     runs = pd.read_csv(whole.folder / "runs.csv")
     completed = runs[runs["status"] == "completed"]
-    found = rows_by_name(parsed, "results", ("Corpus", "Model", "Variant"))
+    found = rows_by_name(parsed, "results")
     residual = completed[completed["variant"] == "residual"].set_index(["model", "seed"])
     for (model, variant), cell in completed.groupby(["model", "variant"]):
-        row = found["sotu", model, VARIANTS[variant].label]
+        row = found[of_model(whole, str(model), str(variant))]
         mean, half = row["Validation loss (nats/token)"].split(" ± ")
         assert mean == f"{cell['validation_loss'].mean():.4f}"
         assert row["Bits per byte"].startswith(f"{cell['validation_bits_per_byte'].mean():.4f} ± ")
@@ -180,20 +186,18 @@ def test_losses_on_the_page_are_those_of_runs_csv(whole: Results, parsed: Page) 
             difference = (cell["validation_loss"] - base).mean()
             text = row["Difference to residual (nats/token)"]
             assert text.startswith(f"{difference:.4f} ± ".replace("-", "−"))
-    assert (
-        found["sotu", "–", "Unigram baseline"]["Bits per byte"] == f"{bits_per_byte(UNIGRAM):.4f}"
-    )
-    bigram = found["sotu", "–", "Bigram baseline"]
+    assert found["", "Unigram baseline"]["Bits per byte"] == f"{bits_per_byte(UNIGRAM):.4f}"
+    bigram = found["", "Bigram baseline"]
     assert bigram["Validation loss (nats/token)"] == f"{BIGRAM:.4f}"
 
 
 @pytest.mark.slow
 def test_every_run_has_its_loss_on_the_page(whole: Results, parsed: Page) -> None:
-    found = rows_by_name(parsed, "results_seeds", ("Corpus", "Model", "Variant"))
+    found = rows_by_name(parsed, "results_seeds")
     runs = pd.read_csv(whole.folder / "runs.csv")
     assert len(runs) == 2 * 7 * 3
     for run in runs.to_dict("records"):
-        text = found["sotu", run["model"], VARIANTS[run["variant"]].label][f"Seed {run['seed']}"]
+        text = found[of_model(whole, run["model"], run["variant"])][f"Seed {run['seed']}"]
         expected = f"{run['validation_loss']:.4f}"
         assert text == ("diverged" if run["status"] == "diverged" else expected)
     assert f"Diverged: {DIVERGED} at step {DIVERGED_STEP}." in parsed.text
@@ -201,14 +205,14 @@ def test_every_run_has_its_loss_on_the_page(whole: Results, parsed: Page) -> Non
 
 @pytest.mark.slow
 def test_intervals_on_the_page_are_those_of_the_statistics(whole: Results, parsed: Page) -> None:
-    found = rows_by_name(parsed, "results", ("Corpus", "Model", "Variant"))
+    found = rows_by_name(parsed, "results")
     for table, column in (
         (summarise(whole.runs), "Validation loss (nats/token)"),
         (paired_differences(whole.runs), "Difference to residual (nats/token)"),
     ):
         assert len(table)
         for row in table.to_dict("records"):
-            text = found[row["corpus"], row["model"], VARIANTS[row["variant"]].label][column]
+            text = found[of_model(whole, row["model"], row["variant"])][column]
             expected = f"{row['mean']:.4f} ± {row['half_width']:.4f}".replace("-", "−")
             assert text.removesuffix(" (n = 2)") == expected
 
@@ -216,17 +220,80 @@ def test_intervals_on_the_page_are_those_of_the_statistics(whole: Results, parse
 @pytest.mark.slow
 def test_all_tables_are_there_as_they_are_in_the_files(tables: list[Table], parsed: Page) -> None:
     for table in tables:
+        shown = html_of(table)
         rows = [
-            [with_minus_signs(str(cell)) for cell in row]
-            for row in table.display.to_numpy().tolist()
+            row
+            for group in shown.groups
+            for row in [
+                *([[" ".join(line.text for line in group.heading)]] if group.heading else []),
+                *([f"{cell.text} {cell.model}".strip() for cell in row] for row in group.rows),
+            ]
         ]
-        assert parsed.tables[table.name] == [list(table.display.columns), *rows]
+        assert parsed.tables[table.name] == [[cell.text for cell in shown.headings], *rows]
+        words = " ".join(" ".join(row) for row in rows)
+        for column in table.display.columns.drop(["Corpus", "Model"], errors="ignore"):
+            for text in table.display[column]:
+                assert with_minus_signs(text) in words
         assert " ".join(table.notes.split()) in " ".join(parsed.text.split())
+
+
+def test_rows_of_a_table_stand_under_what_they_have_in_common() -> None:
+    table = Table(
+        name="t",
+        title="T",
+        row_head="Variant",
+        notes="",
+        data=pd.DataFrame(),
+        display=pd.DataFrame(
+            [
+                ["a", "d1", "1", "mHC", "-0.1", "x"],
+                ["", "", "", "HC", "2e-07", "y"],
+                ["", "d2", "2", "mHC", NONE, ""],
+                ["b", "d1", "1", "mHC", "3", "z"],
+            ],
+            columns=["Corpus", "Model", "Layers", "Variant", "Loss", "Note"],
+        ),
+        numeric=("Loss",),
+    )
+    shown = html_of(table)
+    assert [cell.text for cell in shown.headings] == ["Variant", "Loss", "Note"]
+    assert [[line.text for line in group.heading] for group in shown.groups] == [
+        ["a, d1, 1 layer"],
+        ["a, d2, 2 layers"],  # alone, and says nothing: no row
+        ["b, d1, 1 layer"],
+    ]
+    assert [[[cell.text for cell in row] for row in group.rows] for group in shown.groups] == [
+        [["mHC", "−0.1", "x"], ["HC", "2e−07", "y"]],
+        [],
+        [["mHC", "3", "z"]],
+    ]
+    assert shown.groups[0].rows[1][0].model == "d1"  # a phone says it beside the name
+    assert shown.wordy
+    assert not shown.wide
+
+
+def test_a_claim_heads_its_model_sizes(whole: Results, tables: list[Table]) -> None:
+    """Claim and verdict in full width; below them the deepest model, which decides, first."""
+    (table,) = (table for table in tables if table.name == "claims")
+    claims = load_claims(CLAIMS)
+    groups = html_of(table).groups
+    assert len(groups) == len(claims)
+    deepest_first = sorted(whole.models, key=whole.n_layer, reverse=True)
+    for claim, group in zip(claims, groups, strict=True):
+        statement, said = (line.text for line in group.heading)
+        assert statement.startswith(with_minus_signs(claim.statement))
+        assert said.split(":")[0] in MARKS
+        models = [row[0].text for row in group.rows]
+        assert models in (
+            [m for m in deepest_first if m in models],
+            ["all", *deepest_first],
+            ["all"],
+        )
 
 
 def test_minus_signs() -> None:
     assert with_minus_signs("-0.0118 ± 0.0063") == "−0.0118 ± 0.0063"
-    assert with_minus_signs("2.20e-07") == "2.20e-07"
+    assert with_minus_signs("2.20e-07") == "2.20e−07"  # a line could break at a hyphen
     assert with_minus_signs("mHC-2, 2026-01-02") == "mHC-2, 2026-01-02"
 
 
@@ -237,7 +304,12 @@ def test_the_first_screen_is_what_was_found(html: str) -> None:
     # Folded away on a screen, printed all the same.
     assert "details::details-content { content-visibility: visible" in html
     matrix = html[html.index('<table id="table-matrix"') :].split("</table>")[0]
-    assert matrix.count("<details>") == 2 * len(load_claims(CLAIMS))  # two corpora
+    claims = 2 * len(load_claims(CLAIMS))  # two corpora
+    folded = [int(count) for count in re.findall(r"<summary>(\d+) more not tested", matrix)]
+    assert folded
+    assert matrix.count('<tr class="marks">') == claims - sum(folded)
+    assert matrix.count("<li>") == sum(folded)
+    assert matrix.count("<details>") == claims - sum(folded) + len(folded)
     for mark in MARKS.values():
         assert mark.symbol not in "".join(m.symbol for m in MARKS.values() if m is not mark)
 
@@ -446,12 +518,12 @@ def test_page_of_an_unusual_study(
     text = parsed.text
     for missing in ("nan", "None", "<NA>", "inf"):
         assert not re.search(rf"\b{re.escape(missing)}\b", text[: text.rindex("How to rerun")])
-    assert len(parsed.tables["results_seeds"]) == 1 + len(study.variants)
+    assert len(parsed.tables["results_seeds"]) == 2 + len(study.variants)  # and the size above
     assert ("With a single seed there is no interval" in text) == (len(study.seeds) == 1)
     assert ("Sinkhorn-Knopp iterations." in text) == ("mhc" in study.variants)
     if all_diverge:
         assert "14 of the runs diverged" in text
-        assert "diverged" in parsed.tables["results_seeds"][1]
+        assert "diverged" in parsed.tables["results_seeds"][2]
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from mhclite.connections.registry import VARIANTS
-from mhclite.evidence.style import _LOOKS
+from mhclite.evidence.style import _LOOKS, outer_labels, paired_grid, wrapped_grid
 
 # What linear RGB becomes without one kind of cone (Machado, Oliveira and Fernandes 2009).
 SIGHT = {
@@ -53,3 +53,42 @@ def test_colours_show_on_white() -> None:
 
 def test_every_variant_has_a_look_of_its_own() -> None:
     assert len(VARIANTS) <= len(_LOOKS)
+
+
+@pytest.mark.parametrize(
+    ("panels", "beside", "shape"),
+    [
+        (1, 2, (1, 1)),
+        (4, 3, (2, 2)),
+        (4, 4, (1, 4)),
+        (5, 4, (2, 3)),
+        (6, 3, (2, 3)),
+        (9, 4, (3, 3)),
+    ],
+)
+def test_rows_of_panels_are_of_equal_length(
+    panels: int, beside: int, shape: tuple[int, int]
+) -> None:
+    """So that no panel stands alone below a full row."""
+    figure, axes = wrapped_grid(panels, 1.0, beside)
+    place = axes[0].get_subplotspec()
+    assert len(axes) == panels
+    assert place is not None
+    assert (place.get_gridspec().nrows, place.get_gridspec().ncols) == shape
+    assert sum(panel.axison for panel in figure.axes) == panels
+
+
+@pytest.mark.parametrize("cells", range(1, 6))
+def test_cells_stand_side_by_side_where_they_fit(cells: int) -> None:
+    """Three or four share the y axis of a row, and its name stands once; others have their own."""
+    figure, axes = paired_grid(cells, 1.0)
+    assert axes.shape == (cells, 2)
+    for panel in axes.flat:
+        panel.set_ylabel("nats")
+    outer_labels(figure)
+    across = cells in (3, 4)
+    assert figure.get_size_inches()[1] == (2 if across else cells)
+    named = [panel for panel in axes.flat if panel.get_ylabel()]
+    assert len(named) == (2 if across else 2 * cells)
+    axes[0, 0].set_ylim(1, 5)
+    assert (axes[cells - 1, 0].get_ylim() == (1, 5)) == (across or cells == 1)

@@ -217,7 +217,7 @@ def test_all_runs_of_a_variant_diverged_or_no_residual(tmp_path: Path) -> None:
     assert (hc["Seeds (n)"], hc["Diverged"]) == ("0", "2")
     assert set(results_display["Difference to residual (nats/token)"]) == {NONE}
     assert stability_display["Diverged runs"].tolist() == ["2 of 2", "0 of 2"]
-    assert stability_display["Composite gain, forward"][0] == NONE
+    assert stability_display["Final gain, forward (arithmetic mean)"][0] == NONE
     assert seeds_data(built)["difference_to_residual"].isna().all()
     assert f"{NONE}, 2 diverged" in terminal_table(built)
     for _, make in shown(TABLES, built.settings):
@@ -302,13 +302,13 @@ def test_stability_traces_to_runs_and_probes(folder: Path) -> None:
 
     shown = {(row["Layers"], row["Variant"]): row for row in markdown_rows(folder / "stability.md")}
     assert shown["4", "HC"]["Diverged runs"] == "1 of 3"
-    assert shown["4", "HC"]["Loss spikes"] == "0 in 86 steps"
-    assert shown["4", "HC"]["Loss spikes per 1,000 steps"] == "0 to 35"
+    assert shown["4", "HC"]["Loss spikes, of steps judged"] == "0 of 86"
+    assert shown["4", "HC"]["Loss spikes per 1,000 judged"] == "0 to 35"
     assert shown["4", "HC"]["Gradient-norm spikes"] == "3"
     assert shown["4", "HC"]["Row-sum error, whole depth"] == "8.00"
     assert shown["4", "mHC-lite"]["Row-sum error, one sub-layer"] == "2.00e-07"
     assert shown["2", "mHC"]["log(1/ν) > 30 (%)"] == "7.14"
-    assert shown["2", "Residual"]["Composite gain, forward"] == NONE
+    assert shown["2", "Residual"]["Final gain, forward (arithmetic mean)"] == NONE
     notes = (folder / "stability.md").read_text()
     assert "more than 6 standard deviations above the mean of the 16 steps before it" in notes
     assert "90 % Student t interval over seeds" in notes
@@ -318,7 +318,7 @@ def test_too_few_steps_for_a_verdict_shows_no_rate(tmp_path: Path) -> None:
     study = make_study(models={"d2": 2}, variants=["residual", "mhc"], seeds=[0], steps=12)
     built = load_results(build_results(tmp_path, study, diverged=()))
     display = table_of(built, "stability").display
-    assert set(display["Loss spikes per 1,000 steps"]) == {NONE}
+    assert set(display["Loss spikes per 1,000 judged"]) == {NONE}
     assert set(display["Gradient norm, last 20 steps"]) == {NONE}
 
 

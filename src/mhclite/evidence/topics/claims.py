@@ -50,10 +50,10 @@ def claims_data(results: Results) -> pd.DataFrame:
 
 
 def claim_rows(finding: Finding) -> list[dict[str, Any]]:
-    """Rows of `claims_data` of one claim: that with the verdict first, other model sizes below."""
+    """Rows of `claims_data` of one claim: that with the verdict first, other sizes below."""
     claim = finding.claim
     rows: list[dict[str, Any]] = []
-    for at in sorted(range(len(finding.rows)), key=lambda at: at != finding.decides):
+    for at in sorted(range(len(finding.rows)), key=lambda at: (at != finding.decides, -at)):
         one, decides = finding.rows[at], at == finding.decides
         if decides or not one.missing:
             rows.append(
@@ -159,20 +159,22 @@ def _p(value: Any) -> str:
         "that do not decide it. Source: runs.csv, the files in probes/ and throughput/."
     ),
     heading="claims",
-    row_head="Claim",
+    row_head="Model",  # below the claim and its verdict, which head a group
 )
 def claims_table(results: Results) -> Rows:
     """The verdicts for readers."""
     data = claims_data(results)
     rows = []
+    said = ""
     for row in data.to_dict("records"):
-        said = f": {row['reason']}" if row["reason"] else ""
+        if row["decides"]:  # the first of its claim
+            said = ": ".join(filter(None, [row["verdict"], row["reason"]]))
         rows.append(
             {
                 "Claim": row["statement"] + " (confirmatory)" * (row["family"] == "confirmatory"),
                 "Corpus": row["corpus"],
+                "Verdict": said,
                 "Model": row["model"],
-                "Verdict": row["verdict"] + said if row["decides"] else NONE,
                 "Effect": effect_text(row),
                 "Other documents": _ends(
                     row["other_documents_low"], row["other_documents_high"], 4
@@ -189,7 +191,7 @@ def claims_table(results: Results) -> Rows:
     return Rows(
         notes=_notes(percent_of(results.confidence), percent_of(1 - results.confidence)),
         data=data,
-        display=sparse(display, ["Claim", "Corpus"]),
+        display=sparse(display, ["Claim", "Corpus", "Verdict"]),
         numeric=tuple(display.columns[4:]),
         bold=frozenset(
             (at, "Verdict")
@@ -282,8 +284,10 @@ def paper_table(results: Results) -> Rows:
         {
             "Quantity": data["statement"],
             "In the paper": data["paper"],
-            "Source": data["source"],
-            "Known from": [HOW[how] for how in data["how"]],
+            "Source": [
+                f"{source}, {HOW[how]}"
+                for source, how in zip(data["source"], data["how"], strict=True)
+            ],
             "Corpus": data["corpus"],
             "Model": data["model"],
             "Here": data["ours"],
@@ -298,6 +302,6 @@ def paper_table(results: Results) -> Rows:
             "say so."
         ),
         data=data,
-        display=sparse(display, ["Quantity", "In the paper", "Source", "Known from"]),
+        display=sparse(display, ["Quantity", "In the paper", "Source"]),
         numeric=("Here",),
     )

@@ -245,12 +245,12 @@ def _throughput_panel(axes: Axes, results: Results, measured: Throughput) -> Non
     "throughput",
     title="Training throughput",
     caption=(
-        "Training tokens per second, measured alone on the device. Bar: median of {rounds} "
-        "timed rounds; whiskers: first and third quartile; dots: the rounds. In each round "
-        "every variant takes one training step; the number at a bar is the throughput relative "
-        "to the plain residual in the same round (median). The variants are computed by the "
-        "{implementation} implementation; a long dash across a bar is another one, timed in the"
-        " same rounds. Source: the files in throughput/."
+        "Training tokens per second, measured alone on the device. Bar: median of {rounds} timed "
+        "rounds; whiskers: first and third quartile; dots: the rounds. In each round every variant "
+        "takes one training step; the number at a bar is the throughput relative to the plain "
+        "residual in the same round (median). The variants are computed by the {implementation} "
+        "implementation{others:; a long dash across a bar is another one, timed in the same "
+        "rounds}. Source: the files in throughput/."
     ),
     alt="Horizontal bars, one for each variant, a panel for each depth.",
     heading="cost",
@@ -291,7 +291,7 @@ def loss_against_time(results: Results) -> Figure:
     curves = curves[curves["run"].isin(results.completed) & (curves["step"] > 0)]
     if curves.empty:
         return empty_figure("No run reached its last step.")
-    figure, panels = wrapped_grid(len(results.panels()), 2.6)
+    figure, panels = wrapped_grid(len(results.panels()), 2.0)
     for panel, (corpus, model) in zip(panels, results.panels(), strict=True):
         measured = results.throughput[model].variants
         for variant in results.variants:

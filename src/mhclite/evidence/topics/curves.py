@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from mhclite.evidence.style import (
     empty_figure,
     empty_state,
     grid,
+    outer_labels,
     plain_log,
     remark,
     runs_and_means,
@@ -31,17 +33,19 @@ from mhclite.evidence.style import (
 COMPARED_FROM = 0.25  # differences are drawn from this part of training on; before, they are huge
 
 
-def _counting_lines(axes: Axes, losses: dict[str, float]) -> None:
-    """Losses of counting models, named at the right end of the line."""
+def _counting_lines(row: Sequence[Axes], losses: dict[str, float]) -> None:
+    """Losses of counting models, named right of the last panel, where no curve is."""
     for name, loss in losses.items():
-        axes.axhline(loss, color=FAINT, linewidth=0.8, linestyle=(0, (1, 1.5)))
-        axes.annotate(
-            f"{name} {loss:.2f}",
+        for axes in row:
+            axes.axhline(loss, color=FAINT, linewidth=0.8, linestyle=(0, (1, 1.5)))
+        row[-1].annotate(
+            f"{name}\n{loss:.2f}",
             (1, loss),
             xycoords=("axes fraction", "data"),
-            xytext=(-2, 2),
+            xytext=(3, 0),
             textcoords="offset points",
-            ha="right",
+            va="center",
+            annotation_clip=False,
             fontsize=7,
             color="#555555",
         )
@@ -61,10 +65,10 @@ def _difference_to(baseline: str, cell: pd.DataFrame) -> pd.DataFrame:
     title="Validation loss over training",
     caption=(
         "Top: loss on held-out text; the dotted lines are counting models of the same text. "
-        "Bottom: the loss minus that of the plain residual of the same seed at the same step, "
-        "from a quarter of training on. Bold: mean over the completed runs of {seeds}; thin: "
-        "each seed; a cross is the last evaluation before a run diverged. No interval is drawn:"
-        " that of the last step is in the figure of final loss against depth. Source: "
+        "Bottom: the loss minus that of the plain residual of the same seed at the same step, from "
+        "a quarter of training on. Bold: mean over the completed runs of {seeds}; thin: each "
+        "seed{diverged:; a cross is the last evaluation before a run diverged}. No interval is "
+        "drawn: that of the last step is in the figure of final loss against depth. Source: "
         "curves.csv."
     ),
     alt=(
@@ -79,13 +83,14 @@ def validation_loss(results: Results) -> Figure:
     if evaluated.empty:
         return empty_figure("No run has been evaluated.")
     baseline = BASELINE if BASELINE in results.variants else results.variants[0]
-    figure, axes = grid(2 * len(results.corpora), len(results.models), 2.2)
+    figure, axes = grid(2 * len(results.corpora), len(results.models), 1.8, sharey="row")
     for row, corpus in enumerate(results.corpora):
+        span = [0.0]  # of the differences of completed runs
+        _counting_lines(axes[2 * row], results.counting_models[corpus])
         for column, model in enumerate(results.models):
             loss, difference = axes[2 * row, column], axes[2 * row + 1, column]
             cell = of(evaluated, corpus, model)
             runs_and_means(loss, results, cell, "validation_loss")
-            _counting_lines(loss, results.counting_models[corpus])
             plain_log(loss)
             loss.set(
                 title=results.panel_title(corpus, model),
@@ -102,14 +107,14 @@ def validation_loss(results: Results) -> Figure:
             difference.axhline(0, color=colour(baseline), linewidth=1)
             # A run on its way to divergence would hide all other differences: it leaves the panel.
             finished = compared.loc[compared["run"].isin(results.completed), "difference"]
-            low, high = min(0, finished.min()), max(0, finished.max())
-            if low < high:
-                difference.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
+            span += finished.dropna().tolist()
             difference.set(
-                title=f"difference to {results.label(baseline)}",
-                xlabel="training step",
-                ylabel="difference (nats/token)",
+                xlabel="training step", ylabel=f"minus {results.label(baseline)} (nats/token)"
             )
+        low, high = min(span), max(span)
+        if low < high:
+            axes[2 * row + 1, 0].set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
+    outer_labels(figure)
     variant_legend(figure, results.variants, results.labels, extra=[SEED_LINE])
     return figure
 

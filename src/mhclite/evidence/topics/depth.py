@@ -22,14 +22,15 @@ from mhclite.evidence.style import (
     colour,
     empty_figure,
     empty_state,
-    grid,
     line_style,
+    outer_labels,
+    paired_grid,
     plain_log,
     remark,
     variant_legend,
     wrapped_grid,
 )
-from mhclite.evidence.topics.mixing import H_RES, NO_PROBES, FloatArray, probed
+from mhclite.evidence.topics.mixing import NO_PROBES, FloatArray, probed
 from mhclite.measure.files import Mixing
 
 AT_ONE = 0.005  # gains this close to 1 lie on top of each other in the figure
@@ -76,8 +77,8 @@ def _names(results: Results, variants: list[str]) -> str:
     "composite_gain",
     title="Composite gain over depth",
     caption=(
-        "Gain of the product of the first H_res matrices: the largest absolute row sum (left, "
-        "signals going forward) and column sum (right, gradients going back) of the product, "
+        "Gain of the product of the first H_res matrices, two per layer: the largest absolute row "
+        "sum (forward, of signals) and column sum (backward, of gradients) of the product, "
         "mean over the tokens of held-out text. Operator orientation. 1 keeps the size of a "
         "signal. Bold: mean over {seeds}; thin: each seed. Source: the files in probes/."
     ),
@@ -91,9 +92,9 @@ def composite_gain(results: Results) -> Figure:
     cells = probed(results)
     if not cells:
         return empty_figure(NO_PROBES)
-    figure, axes = grid(len(cells), 2, 2.5, sharey="row")
+    figure, axes = paired_grid(len(cells), 1.85, sharey=True)
+    gains = [1 - AT_ONE, 1 + AT_ONE]  # the least that the axis shows
     for row, (corpus, model) in enumerate(cells):
-        gains = [1 - AT_ONE, 1 + AT_ONE]  # the least that the axis shows
         for panel, direction, what in zip(
             axes[row], ("forward", "backward"), ("row", "column"), strict=True
         ):
@@ -102,17 +103,18 @@ def composite_gain(results: Results) -> Figure:
             gains += [gain for values in found.values() for gain in (values.min(), values.max())]
             panel.axhline(1, color=FAINT, linewidth=0.8, zorder=1)
             panel.set(
-                title=f"{results.panel_title(corpus, model)}: {direction}",
-                xlabel=f"number of {H_RES} multiplied (two per layer)",
+                title=f"{results.panel_title(corpus, model)}\n{direction}",
+                xlabel="matrices multiplied",
                 ylabel=f"largest absolute {what} sum",
             )
             at_one = [v for v, values in found.items() if np.abs(values - 1).max() < AT_ONE]
             remark(panel, f"within {AT_ONE} of 1: {_names(results, at_one)}" if at_one else "")
-        margin = (max(gains) / min(gains)) ** 0.05
-        axes[row, 0].set_ylim(min(gains) / margin, max(gains) * margin)
-        for panel in axes[row]:
-            plain_log(panel)
         remark(axes[row, 0], results.divergence_note(corpus, model))
+    margin = (max(gains) / min(gains)) ** 0.05
+    for panel in figure.axes:
+        panel.set_ylim(min(gains) / margin, max(gains) * margin)
+        plain_log(panel)
+    outer_labels(figure)
     shown = [variant for variant in results.variants if variant != BASELINE]
     variant_legend(figure, shown, results.labels, extra=[SEED_LINE])
     return figure
@@ -138,7 +140,7 @@ def identity_distance(results: Results) -> Figure:
     cells = probed(results)
     if not cells:
         return empty_figure(NO_PROBES)
-    figure, panels = wrapped_grid(len(cells), 2.5)
+    figure, panels = wrapped_grid(len(cells), 1.85)
     for panel, (corpus, model) in zip(panels, cells, strict=True):
         found = _along_depth(panel, results, corpus, model, lambda mixing: mixing.identity_distance)
         zero = [variant for variant, values in found.items() if not values.any()]
@@ -149,7 +151,7 @@ def identity_distance(results: Results) -> Figure:
         panel.set(
             title=results.panel_title(corpus, model),
             xlabel="sub-layer (two per layer)",
-            ylabel=f"distance of {H_RES} from identity",
+            ylabel="distance from identity",
         )
         remark(panel, f"0 everywhere: {_names(results, zero)}" if zero else "")
         remark(panel, results.divergence_note(corpus, model))

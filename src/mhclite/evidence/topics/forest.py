@@ -14,10 +14,10 @@ from mhclite.evidence.findings import Finding, findings_of
 from mhclite.evidence.results import Results
 from mhclite.evidence.style import FAINT, INK, empty_figure, grid, seeds_and_interval
 
-ROW = 0.27  # inches per claim
+ROW = 0.24  # inches per claim
 
 
-LABEL = 44  # characters of a line
+LABEL = 48  # characters of a line
 DECIDED = ("supported", "contradicted", "practically equal")
 
 
@@ -51,7 +51,8 @@ def label_of(results: Results, claim: Claim) -> str:
         "Each row is a claim that compares final validation losses: the first variant's minus "
         "the second's of the same seed. Marker and bar: mean with its {level} % Student t "
         "interval over {seeds}; faint points: each seed; dotted: the margin of a claim of no "
-        "worse. The deepest model has the verdicts. Filled markers and black verdicts: decided, "
+        "worse. The verdicts stand beside the "
+        "model that decides, the deepest. Filled markers and black verdicts: decided, "
         "after correction over all claims; hollow and grey: not. Source: runs.csv."
     ),
     alt=(
@@ -99,17 +100,15 @@ def forest(results: Results) -> Figure:
                     finding.verdict,
                     (1.0, y),
                     xycoords=("axes fraction", "data"),
-                    xytext=(-2, 0),
+                    xytext=(4, 0),
                     textcoords="offset points",
-                    ha="right",
                     va="center",
-                    fontsize=6,
+                    annotation_clip=False,
+                    fontsize=7,
                     color=INK if decided else "#666666",
                 )
-        low, high = panel.get_xlim()
-        panel.set_xlim(low, high + 0.32 * (high - low))  # room for the verdicts
         panel.grid(visible=False, axis="y")
-        panel.set(title=results.panel_title(corpus, model), xlabel="difference (nats/token)")
+        panel.set(title=results.panel_title(corpus, model), xlabel="nats/token")
     labels = [label_of(results, claim) for claim in claims]
     axes[0][0].set_yticks(range(len(claims)), [textwrap.fill(label, LABEL) for label in labels])
     axes[0][0].tick_params(axis="y", length=0)

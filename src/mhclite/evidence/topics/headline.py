@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -27,11 +28,11 @@ from mhclite.evidence.style import (
     wrapped_grid,
 )
 from mhclite.evidence.topics.mixing import H_RES
+from mhclite.evidence.topics.use import LINEAR
 from mhclite.study.sections import BASE
 
-APART = 0.035  # variants stand beside each other by this share of a depth
+APART = 0.66  # of the way to the next depth is shared by the variants of one
 SMALLEST = 1e-8  # what a logarithmic axis shows of an exact zero
-LINEAR = 0.003  # nats: below, the axis of what mixing is worth is linear
 
 
 def conditions_that_change(results: Results, setting: str) -> list[str]:
@@ -82,8 +83,10 @@ def draw(
 
     On a logarithmic axis they are those of the logarithms: geometric mean, uneven interval.
     """
-    place = results.variants.index(variant) - len(results.variants) / 2
-    shift = 1 + APART * place
+    # Beside each other at a depth, and not over each other: intervals are long with few seeds.
+    nearest = least_step(results.n_layer(model) for model in results.models)
+    place = (results.variants.index(variant) + 0.5) / len(results.variants) - 0.5
+    shift = nearest ** (APART * place)
     depths = sorted(depth for depth, seeds in values.items() if seeds)
     if not depths:
         return
@@ -112,12 +115,11 @@ def draw(
         ],
         color=colour(variant),
         linestyle=(0, (1, 1.5)) if hollow else line_style(variant),
-        linewidth=0.9,
+        linewidth=0.7,
         marker=marker(variant),
-        markersize=4,
+        markersize=3.2,
         markerfacecolor="white" if hollow else colour(variant),
         elinewidth=0.8,
-        capsize=1.5,
         zorder=3,
     )
 
@@ -131,9 +133,20 @@ def paper_mark(axes: Axes, depth: float, value: float, text: str) -> None:
     )  # fmt: skip
 
 
+def least_step(depths: Iterable[int]) -> float:
+    """The factor between the two depths that are closest."""
+    return min(deep / shallow for shallow, deep in pairwise(sorted(set(depths))))
+
+
 def depth_axis(axes: Axes, depths: Iterable[int]) -> None:
-    """The study's depths, logarithmic."""
+    """The study's depths, logarithmic; every second has a band behind what belongs to it."""
+    depths = sorted(depths)
+    half = least_step(depths) ** 0.5
+    for depth in depths[::2]:
+        axes.axvspan(depth / half, depth * half, color="#f4f4f2", zorder=0, linewidth=0)
+    axes.grid(visible=False, axis="x")
     axes.set_xscale("log")
+    axes.set_xlim(depths[0] / half, depths[-1] * half)
     axes.xaxis.set_major_locator(FixedLocator(sorted(depths)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -232,17 +245,18 @@ PANELS: dict[str, Callable[[Axes, Results, str], None]] = {
     title="What depth does to every variant",
     caption=(
         "All variants against the number of layers, on one corpus. Loss: final validation loss "
-        "minus the plain residual's of the same seed; hollow: with the final LayerNorm after the "
-        "sum of the streams. Largest composite gain: largest absolute row sum of the product of "
-        "all H_res, mean over tokens, largest over training. Product's row-sum error: at the end, "
-        "99 % quantile over tokens and rows; 1e-08 stands for 0 (mHC (V4) has exact rows: its "
-        "error is in the columns). Gradient fluctuation: sd of the "
+        "minus the plain residual's of the same seed{after_sum:; hollow: with the final LayerNorm "
+        "after the sum of the streams}. Largest composite gain: largest absolute row sum of the "
+        "product of all H_res, mean over tokens, largest over training. Product's row-sum error: "
+        "at the end, 99 % quantile over tokens and rows{exact_rows:; 1e-08 stands for 0}{mhc_v4: "
+        "(mHC (V4) has exact rows: its error is in the columns)}. Gradient fluctuation: sd of the "
         "logarithm of the backbone's gradient norm about its running median. Lost: what the "
-        "trained model's loss rises by when every H_res is set to the identity; linear below "
-        "0.003. Hard Sinkhorn inputs: those with log(1/ν) above 30; hollow where the mixing learns "
-        "faster; star: the paper's figure for its L. Mean (geometric on logarithmic axes) and "
-        "{level} % Student t interval over {seeds}, each seed a point. Operator orientation. "
-        "Source: runs.csv."
+        "trained model's loss rises by when every H_res is set to the identity; the axis is linear "
+        "up to 0.001 nats, as in the figure of knock-outs. {hard_inputs:Hard Sinkhorn inputs: "
+        "those with log(1/ν) above 30}{faster_mixing:; hollow where the mixing learns "
+        "faster}{hard_inputs:; star: the paper's figure for its L. }Mean (geometric on logarithmic "
+        "axes) and {level} % Student t interval over {seeds}, each seed a point. Operator "
+        "orientation. Source: runs.csv."
     ),
     alt="Six panels of curves over the number of layers, one colour and marker for each variant.",
     heading="claims",

@@ -27,7 +27,7 @@ from mhclite.evidence.style import (
     INK,
     colour,
     empty_figure,
-    grid,
+    paired_grid,
     remark,
     wrapped_grid,
 )
@@ -80,7 +80,9 @@ def _deviation_axis(axes: Axes, largest: float) -> None:
     axes.set_xscale("symlog", linthresh=ROUNDING, linscale=0.7)
     top = max(-3, math.ceil(math.log10(max(largest, ROUNDING))))
     low = round(math.log10(ROUNDING)) + 2
-    exponents = range(low, top + 1, max(2, math.ceil((top - low) / 4)))
+    place = axes.get_subplotspec()
+    many = 4 if place and place.get_gridspec().ncols <= 2 else 2  # ticks to a side, by the room
+    exponents = range(top, low - 1, -max(2, math.ceil((top - low) / many)))[:many]
     ticks = [0.0, *(sign * 10.0**k for k in exponents for sign in (-1, 1))]
     axes.xaxis.set_major_locator(FixedLocator(sorted(ticks)))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -101,7 +103,7 @@ def _deviation_axis(axes: Axes, largest: float) -> None:
     title="Row sums of the mixing matrices",
     caption=(
         "How far the row sums of H_res lie from 1, per token of held-out text: all single "
-        "matrices (left), and their product over the whole depth (right). Operator orientation:"
+        "matrices, and their product over the whole depth. Operator orientation:"
         " a row holds the weights that enter one output stream, so these are the column sums of"
         " the paper's Figure 3. The axis is logarithmic to both sides, and linear in the grey "
         "band. Box, median and whiskers are medians over {seeds} of each seed's quantiles; the "
@@ -116,7 +118,7 @@ def row_sums(results: Results) -> Figure:
     if not cells:
         return empty_figure(NO_PROBES)
     variants = [variant for variant in results.variants if variant != BASELINE]
-    figure, axes = grid(len(cells), 2, 0.75 + 0.22 * len(variants), sharey=True)
+    figure, axes = paired_grid(len(cells), 0.9 + 0.22 * len(variants), sharey=True)
     largest = results.runs[["single_max_deviation", "product_max_deviation"]].max().max()
     for row, (corpus, model) in enumerate(cells):
         boxes: list[list[dict[str, Any]]] = [[], []]
@@ -132,12 +134,8 @@ def row_sums(results: Results) -> Figure:
             for kind, sums in zip(boxes, (single, product), strict=True):
                 deviations = (np.array(sums) - 1).tolist()
                 kind.append(pooled_quantiles(deviations, levels))
-        for panel, kind, title, what in zip(
-            axes[row],
-            boxes,
-            ("single", "product over depth"),
-            (H_RES, f"the product of {H_RES}"),
-            strict=True,
+        for panel, kind, title in zip(
+            axes[row], boxes, (f"single {H_RES}", "product over depth"), strict=True
         ):
             panel.axvspan(-ROUNDING, ROUNDING, color="#eeeeee", zorder=0)
             panel.axvline(0, color=FAINT, linewidth=0.8)
@@ -149,8 +147,8 @@ def row_sums(results: Results) -> Figure:
             panel.grid(visible=False, axis="y")
             _deviation_axis(panel, float(largest))
             panel.set(
-                title=f"{results.panel_title(corpus, model)}: {title}",
-                xlabel=f"row sum of {what}, minus 1",
+                title=f"{results.panel_title(corpus, model)}\n{title}",
+                xlabel="row sum minus 1",
             )
         remark(axes[row, 0], results.divergence_note(corpus, model))
     figure.legend(
@@ -226,7 +224,7 @@ def sinkhorn_inputs(results: Results) -> Figure:
     ]
     if not cells:
         return empty_figure("No mHC run reached its last step.")
-    figure, panels = wrapped_grid(len(cells), 2.2)
+    figure, panels = wrapped_grid(len(cells), 1.9)
     for panel, (corpus, model) in zip(panels, cells, strict=True):
         probes = results.mixing(corpus, model, "mhc").values()
         edges, shares, above, highest = sinkhorn_histogram(probes)

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from mhclite.evidence import exhibits
 from mhclite.evidence.results import Results, of
-from mhclite.evidence.style import empty_figure, wrapped_grid
+from mhclite.evidence.style import empty_figure, outer_labels, wrapped_grid
 from mhclite.files import read_jsonl
 
 NOTHING = "No completed run has more than one stream that it mixes."
@@ -47,7 +47,7 @@ def _per_layer(results: Results, quantity: str, label: str, log: bool) -> Figure
             break
     else:
         return empty_figure(NOTHING)
-    figure, panels = wrapped_grid(len(found), 1.9, beside=3)
+    figure, panels = wrapped_grid(len(found), 1.9, beside=4, sharey=True)
     for panel, ((corpus, variant), (steps, values)) in zip(panels, found.items(), strict=True):
         palette = sns.color_palette("flare", values.shape[1])
         for layer, series in enumerate(values.T):
@@ -58,7 +58,8 @@ def _per_layer(results: Results, quantity: str, label: str, log: bool) -> Figure
         panel.set_xlabel("training step")
         if log:
             panel.set_yscale("log")
-    panels[0].set_ylabel(label)
+        panel.set_ylabel(label)
+    outer_labels(figure)
     layers = next(iter(found.values()))[1].shape[1]
     ends = sns.color_palette("flare", layers)
     figure.legend(

@@ -15,7 +15,8 @@ from mhclite.evidence.style import (
     colour,
     empty_figure,
     empty_state,
-    grid,
+    outer_labels,
+    paired_grid,
     plain_log,
     remark,
     runs_and_means,
@@ -147,15 +148,15 @@ def stability_table(results: Results) -> Rows:
             "Layers": fixed(row["n_layer"], 0),
             "Variant": row["label"],
             "Diverged runs": f"{row['n_diverged']} of {row['n_runs']}",
-            "Loss spikes": f"{row['loss_spikes']} in {row['judged_steps']:,} steps",
-            "Loss spikes per 1,000 steps": spike_rate(row),
+            "Loss spikes, of steps judged": f"{row['loss_spikes']} of {row['judged_steps']:,}",
+            "Loss spikes per 1,000 judged": spike_rate(row),
             "Gradient-norm spikes": str(row["grad_norm_spikes"]),
             f"Gradient norm, {last}": significant(row["grad_norm_mean"]),
             f"Gradient fluctuation, {last}": significant(row["grad_norm_fluctuation"]),
             "Row-sum error, one sub-layer": significant(row["single_max_deviation"]),
             "Row-sum error, whole depth": significant(row["product_max_deviation"]),
-            "Composite gain, forward": gain(row, "forward"),
-            "Composite gain, backward": gain(row, "backward"),
+            "Final gain, forward (arithmetic mean)": gain(row, "forward"),
+            "Final gain, backward (arithmetic mean)": gain(row, "backward"),
             "log(1/ν) > 30 (%)": significant(100 * row["sinkhorn_share_above_30"]),
         }
         for row in data.to_dict("records")
@@ -174,10 +175,12 @@ def stability_table(results: Results) -> Rows:
             "error the largest deviation of a row sum of H_res from 1 over held-out tokens and "
             "seeds, in any single sub-layer and in the product over the whole depth. Gradient "
             "fluctuation: standard deviation of the logarithm of the gradient norm about its "
-            "running median, after the warm-up; 0.1 is about 10 % up and down. Composite "
-            "gain: largest absolute row sum (forward) or column sum (backward) of that product, 1 "
-            "where signals keep their size. log(1/ν) > 30: share of Sinkhorn inputs whose smallest "
-            "entry ν is so far below the largest that a fixed number of iterations may not balance "
+            "running median, after the warm-up; 0.1 is about 10 % up and down. Final gain: largest "
+            "absolute row sum (forward) or column sum (backward) of that product at the end of "
+            "training, 1 where signals keep their size; claims and the figure over depth have the "
+            "largest gain in training, and its geometric mean. log(1/ν) > 30: share of Sinkhorn "
+            "inputs whose smallest entry ν is so far below the largest that a fixed number of "
+            "iterations may not balance "
             f"them (mHC only). {NONE}: does not apply, or too few steps."
         ),
         data=data,
@@ -199,11 +202,11 @@ def thinned(table: pd.DataFrame) -> pd.DataFrame:
     "gradient_norm",
     title="Gradient norm and its spread",
     caption=(
-        "Gradient norm before clipping over the last {window} steps. Left: its mean in that "
-        "window with a band of one standard deviation within the window, as in the paper's "
-        "Figure 2; the band is not an interval over seeds. Right: that standard deviation "
-        "alone. Bold: mean over the completed runs of {seeds}; thin: each "
-        "seed; a cross is where a run diverged. Source: curves.csv."
+        "Gradient norm before clipping, in a window of {window} steps that slides along training "
+        "and ends at the step shown. Its mean in the window with a band of one standard deviation "
+        "within the window, as in the paper's Figure 2 (the band is not an interval over seeds), "
+        "and that standard deviation alone. Bold: mean over the completed runs of {seeds}; thin: "
+        "each seed{diverged:; a cross is where a run diverged}. Source: curves.csv."
     ),
     alt=(
         "Curves with bands on a logarithmic axis, one colour and line style for each variant; "
@@ -217,7 +220,8 @@ def gradient_norm(results: Results) -> Figure:
     curves = results.curves.dropna(subset=["grad_norm_window_mean"])
     if curves.empty:
         return empty_figure(f"No run has the {window} steps over which the mean is taken.")
-    figure, axes = grid(len(results.corpora) * len(results.models), 2, 2.2)
+    lowest = curves["grad_norm_window_mean"].min()
+    figure, axes = paired_grid(len(results.panels()), 1.9)
     for (left, right), (corpus, model) in zip(axes, results.panels(), strict=True):
         cell = thinned(of(curves, corpus, model))
         title = results.panel_title(corpus, model)
@@ -243,11 +247,12 @@ def gradient_norm(results: Results) -> Figure:
             )
         # A band that reaches zero would stretch the logarithmic axis without end.
         left.set_yscale("log")
-        left.set_ylim(bottom=max(left.get_ylim()[0], cell["grad_norm_window_mean"].min() / 3))
-        left.set(title=f"{title}: mean ± sd", ylabel="gradient norm", xlabel="training step")
-        right.set(title=f"{title}: sd", ylabel="sd of the gradient norm", xlabel="training step")
+        left.set_ylim(bottom=max(left.get_ylim()[0], lowest / 3))
+        left.set(title=f"{title}\nmean ± sd", ylabel="gradient norm", xlabel="training step")
+        right.set(title=f"{title}\nsd", ylabel="sd of the gradient norm", xlabel="training step")
         plain_log(left)
         plain_log(right)
         remark(left, results.divergence_note(corpus, model))
+    outer_labels(figure)
     variant_legend(figure, results.variants, results.labels, extra=[SEED_LINE])
     return figure

@@ -21,8 +21,9 @@ from mhclite.evidence.style import (
     INK,
     colour,
     empty_figure,
-    grid,
     line_style,
+    outer_labels,
+    paired_grid,
     remark,
     seeds_and_interval,
 )
@@ -246,7 +247,9 @@ def _cost_axis(axes: Axes, which: str) -> None:
     low, high = axes.dataLim.intervalx if which == "x" else axes.dataLim.intervaly
     low, high = 1.5 * min(low, -LINEAR / 4), 1.5 * max(high, LINEAR)
     ticks = [sign * tick for tick in TICKS for sign in (-1, 1) if low <= sign * tick <= high]
-    labels = [f"{tick:g}" for tick in ticks]
+    # Those at the ends of the linear part stand too close to 0 for a label, where there are more.
+    crowded = max(abs(tick) for tick in ticks) > LINEAR
+    labels = ["" if crowded and abs(tick) == LINEAR else f"{tick:g}" for tick in ticks]
     if which == "x":
         axes.set_xscale("symlog", linthresh=LINEAR)
         axes.set_xticks(ticks, labels)
@@ -261,12 +264,13 @@ def _cost_axis(axes: Axes, which: str) -> None:
     "knockouts",
     title="What is lost without the mixing",
     caption=(
-        "Rise of the loss on held-out text when the mixing of a trained model is taken away. Left: "
-        "every H_res is the identity (filled), or its mean over tokens (open); faint points are "
-        "the runs of {seeds}, with their mean and its {level} % interval. Right: H_res is the "
-        "identity in one sub-layer at a time, mean over seeds. The axes are linear up to 0.001 "
-        "nats per token and logarithmic beyond. Distance from the identity is not use: a matrix "
-        "far from it may cost nothing to remove. Source: the files in probes/."
+        "Rise of the loss on held-out text when the mixing of a trained model is taken away. All "
+        "sub-layers: every H_res is the identity (filled), or its mean over tokens (open); faint "
+        "points are the runs of {seeds}, with their mean and its {level} % interval. One "
+        "sub-layer: H_res is the identity in one sub-layer at a time, mean over seeds. The axes "
+        "are linear up to 0.001 nats per token and logarithmic beyond. Distance from the identity "
+        "is not use: a matrix far from it may cost nothing to remove. Source: the files in "
+        "probes/."
     ),
     alt=(
         "Points with intervals, a row for each variant; beside them curves over the sub-layers, "
@@ -286,7 +290,7 @@ def knockouts(results: Results) -> Figure:
         (row["corpus"], row["model"], row["variant"]): row
         for row in use_data(results).to_dict("records")
     }
-    figure, axes = grid(len(cells), 2, 0.9 + 0.26 * len(variants))
+    figure, axes = paired_grid(len(cells), 0.9 + 0.26 * len(variants))
     for (left, right), (corpus, model) in zip(axes, cells, strict=True):
         for place, variant in enumerate(variants):
             uses = uses_of(results, corpus, model, variant)
@@ -319,14 +323,15 @@ def knockouts(results: Results) -> Figure:
         _cost_axis(left, "x")
         _cost_axis(right, "y")
         title = results.panel_title(corpus, model)
-        left.set(title=f"{title}: all sub-layers", xlabel="rise of the loss (nats/token)")
+        left.set(title=f"{title}\nall sub-layers", xlabel="rise (nats/token)")
         right.set(
-            title=f"{title}: one sub-layer",
+            title=f"{title}\none sub-layer",
             xlabel="sub-layer (two per layer)",
             ylabel="rise of the loss (nats/token)",
         )
         right.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         remark(left, results.divergence_note(corpus, model))
+    outer_labels(figure)
     figure.legend(
         handles=[
             Line2D([], [], linestyle="none", marker="o", color=INK, label="H_res = I"),
