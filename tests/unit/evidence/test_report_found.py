@@ -274,10 +274,12 @@ def test_matrix_has_every_claim_once_and_its_verdict(
 ) -> None:
     found = matrix(bare, findings)
     rows = [row for group in found.groups for row in group.rows]
-    assert sorted((r.statement, r.overall.word) for r in rows) == sorted(
+    folded = [(claim, "not tested") for group in found.groups for claim, _ in group.untested]
+    assert folded
+    assert sorted([(r.statement, r.overall.word) for r in rows] + folded) == sorted(
         (f.claim.statement, f.verdict) for f in findings
     )
-    assert found.models == ["2 layers", "4 layers"]
+    assert found.models == ["4 layers", "2 layers"]  # the one that decides comes first
     assert all(len(row.cells) == 2 for row in rows)
     assert found.groups[0].title == "The paper's claims, tested first"
 
@@ -292,7 +294,7 @@ def test_a_model_has_no_verdict_but_its_own_mark(bare: Results) -> None:
     )
     assert row.overall == MARKS["supported"]
     assert [cell.mark.word for cell in row.cells] == ["for", "for"]
-    assert row.cells[1].effect == "-0.1000 ± 0.0010 nats/token"
+    assert row.cells[0].effect == "-0.1000 ± 0.0010 nats/token"
     assert ("Claim", "streams_help") in row.details
 
 
