@@ -192,14 +192,31 @@ def losses_block(results: Results) -> str:
         )
         for corpus in results.corpora
     )
-    first = RunFolder(results.folder / "runs" / results.runs["run"].iloc[0])
-    provenance = first.record().provenance
-    commit = provenance.git.commit
+    records = [RunFolder(results.folder / "runs" / run).record() for run in results.all_runs["run"]]
+    commits = dict.fromkeys((one.provenance.git.commit or "unknown")[:10] for one in records)
     lines += [
         "",
         f"Mean ± half-width of the {percent_of(results.confidence)} Student t interval over "
         f"{len(results.seeds)} seeds, differences paired by seed; {counting}. Commit "
-        f"{commit[:10] if commit else 'unknown'}, {hardware_in_words(provenance.hardware)}; "
-        f"{len(results.runs)} runs. Made from `results/published/{results.name}`.",
+        f"{listed(list(commits))}, {hardware_in_words(records[0].provenance.hardware)}; "
+        f"{len(results.runs)} runs. {_changed(results)}Made from "
+        f"`results/published/{results.name}`.",
     ]
     return "\n".join(lines)
+
+
+def _changed(results: Results) -> str:
+    """The runs of a study besides those of the table, each with a setting changed."""
+    parts = []
+    for name, condition in results.settings["conditions"].items():
+        runs = results.all_runs[results.all_runs["condition"] == name]
+        if runs.empty:
+            continue
+        layers = [str(results.n_layer(m)) for m in results.models if (runs["model"] == m).any()]
+        labels = [results.label(v) for v in results.variants if (runs["variant"] == v).any()]
+        parts.append(
+            f"{condition['title']} ({listed(layers)} layers; {listed(labels)}; "
+            f"{counted(runs['seed'].nunique(), 'seed')})"
+        )
+    more = len(results.all_runs) - len(results.runs)
+    return f"{more} more with a setting changed: {'; '.join(parts)}. " if parts else ""
