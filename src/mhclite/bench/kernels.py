@@ -115,7 +115,12 @@ def fast_kernels(variant: str, N: int, C: int, device: torch.device) -> dict[str
 def kernel_rows(
     variant: str, N: int, C: int, device: torch.device, bandwidth: float
 ) -> list[dict[str, Any]]:
-    """Seconds, bytes and share of a copy's bandwidth of each kernel of a variant."""
+    """Seconds, bytes and share of a copy's bandwidth of each kernel of a variant.
+
+    None of one that is computed by its formula alone.
+    """
+    if not _connection(variant, C, device).has_projection:
+        return []
     fused_runs = device.type == "cuda"
     kernels = (fused_kernels if fused_runs else fast_kernels)(variant, N, C, device)
     rows = []

@@ -22,7 +22,7 @@ from mhclite.evidence.results import Results
 from mhclite.evidence.statistics import BASELINE, Interval, t_interval
 from mhclite.evidence.table_format import fixed, plus_minus, significant
 from mhclite.evidence.topics.claims import claim_rows, effect_text
-from mhclite.evidence.values import condition_of, values_by_seed
+from mhclite.evidence.values import condition_of, conditions_that_change, values_by_seed
 from mhclite.evidence.verdicts import Verdict
 from mhclite.study.sections import BASE
 
@@ -55,6 +55,7 @@ def found(results: Results, findings: Sequence[Finding], corpus: str) -> Found:
             *_fair_losses(results, corpus),
             *_gain(results, corpus),
             *_product(results, corpus),
+            *_aged(results, corpus),
             *_use(results, corpus),
             *_speed(results, here),
             *_diverged(results, corpus),
@@ -233,6 +234,29 @@ def _product(results: Results, corpus: str) -> Iterator[str]:
     yield f"{said} (99 % quantile)."
 
 
+def _aged(results: Results, corpus: str) -> Iterator[str]:
+    """The same where mixing learns faster, at the deepest model that was so trained."""
+    for condition in conditions_that_change(results, "mixing_rate_factor"):
+        settings = results.settings["conditions"][condition]["connections"]
+        for model in deepest_first(results):
+            at = (results, corpus, model, "mhc")
+            hard = [100 * x for x in values(*at, "sinkhorn_share_above_30", condition).values()]
+            single, product = (
+                _factor(values(*at, column, condition), results.confidence)
+                for column in ("single_deviation_99", "product_deviation_99")
+            )
+            if hard and single and product:
+                yield (
+                    f"Where mixing learns {settings['mixing_rate_factor']:g} times as fast "
+                    f"({results.model_label(model)}), which stands in for longer training, "
+                    f"{sum(hard) / len(hard):.0f} % of the inputs of mHC's Sinkhorn-Knopp "
+                    f"({min(hard):.0f} to {max(hard):.0f} % by seed) have log(1/ν) above 30, and "
+                    f"its row sums are off by {single} in single matrices and {product} in the "
+                    "product."
+                )
+                break
+
+
 def _use(results: Results, corpus: str) -> Iterator[str]:
     """What the trained models lose without their mixing."""
     model = deepest_first(results)[0]
@@ -271,6 +295,21 @@ def _diverged(results: Results, corpus: str) -> Iterator[str]:
         counts = Counter(map(str, failed["variant"]))
         each = listed([f"{results.label(v)}: {counts[v]}" for v in results.variants if counts[v]])
         yield f"{len(failed)} of {counted(len(runs), 'run')} diverged ({each})."
+    for condition, settings in results.settings["conditions"].items():
+        table = results.all_runs
+        runs = table[(table["corpus"] == corpus) & (table["condition"] == condition)]
+        failed = runs[runs["status"] == "diverged"]
+        if len(failed):
+            own = Counter(map(str, failed["variant"]))
+            all_of = Counter(map(str, runs["variant"]))
+            each = listed(
+                [
+                    f"{own[v]} of {all_of[v]} of {results.label(v)}"
+                    for v in results.variants
+                    if own[v]
+                ]
+            )
+            yield f"Of the runs with a changed setting ({settings['title']}) {each} diverged."
 
 
 # --- what became of the claims --------------------------------------------------------------

@@ -184,7 +184,7 @@ def statistics_text(results: Results) -> str:
 def introduction(results: Results) -> str:
     """What was compared, on what, how often."""
     runs = results.runs
-    diverged = int((runs["status"] == "diverged").sum())
+    diverged = int((results.all_runs["status"] == "diverged").sum())
     others = [results.label(variant) for variant in results.variants if variant != "residual"]
     ended = f"{diverged} of the runs diverged" if diverged else "none of the runs diverged"
     return (

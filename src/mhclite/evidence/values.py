@@ -16,6 +16,18 @@ from mhclite.study.sections import BASE
 SOURCES = {"gap_growth": ("product_deviation_99", "single_deviation_99")}
 
 
+def conditions_that_change(results: Results, setting: str) -> list[str]:
+    """Conditions that change this setting of the connections and nothing else."""
+    found = results.settings["conditions"].items()
+    return [
+        name
+        for name, about in found
+        if list(about["connections"]) == [setting]
+        and not about["training"]
+        and about["learning_rate_factor"] == 1
+    ]
+
+
 def condition_of(results: Results, variant: str, setting: Mapping[str, Any]) -> str | None:
     """The runs in which `setting` of the connections holds for a variant, and nothing else changes.
 

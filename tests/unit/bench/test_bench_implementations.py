@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mhclite.bench import implementations, timing
 from mhclite.bench.__main__ import main
+from mhclite.bench.kernels import kernel_rows
 from mhclite.bench.parity import Case, connection_of
 from mhclite.config import ModelConfig
 from mhclite.connections import fused
@@ -51,6 +52,10 @@ def test_it_measures_prints_and_writes(
     assert late["rows"] == []
     assert late["skipped"] == ["laptop mhc_lite"]
     assert "not measured, for lack of time: laptop mhc_lite" in capsys.readouterr().out
+
+
+def test_a_variant_by_its_formula_alone_has_no_kernels() -> None:
+    assert kernel_rows("gated", 16, 16, torch.device("cpu"), 1e10) == []
 
 
 @pytest.mark.parametrize("stream_dtype", ["authors", "fp32", "bf16"])

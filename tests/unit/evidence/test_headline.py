@@ -14,10 +14,10 @@ from mhclite.evidence.topics.headline import (
     APART,
     PANELS,
     by_depth,
-    conditions_that_change,
     depth,
     minus,
 )
+from mhclite.evidence.values import conditions_that_change
 
 CONDITIONS = {
     "norm": {

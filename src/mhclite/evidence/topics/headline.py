@@ -29,22 +29,11 @@ from mhclite.evidence.style import (
 )
 from mhclite.evidence.topics.mixing import H_RES
 from mhclite.evidence.topics.use import LINEAR
+from mhclite.evidence.values import conditions_that_change
 from mhclite.study.sections import BASE
 
 APART = 0.66  # of the way to the next depth is shared by the variants of one
 SMALLEST = 1e-8  # what a logarithmic axis shows of an exact zero
-
-
-def conditions_that_change(results: Results, setting: str) -> list[str]:
-    """Conditions that change this setting of the connections and nothing else."""
-    found = results.settings["conditions"].items()
-    return [
-        name
-        for name, about in found
-        if list(about["connections"]) == [setting]
-        and not about["training"]
-        and about["learning_rate_factor"] == 1
-    ]
 
 
 def by_depth(
