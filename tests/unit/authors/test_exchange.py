@@ -112,8 +112,9 @@ def test_training_continues_as_if_it_had_never_been_theirs(tmp_path: Path) -> No
 
     with processes("cpu", 1) as group:
         trainer = Trainer(config, text, group)
-        for step in range(4):
-            trainer.step(step)
+        for record in trainer.records(0):
+            if record.step == 4:
+                break
     n = config.connection.n_streams
     state = {k: v.detach().numpy() for k, v in trainer.model.state_dict().items()}
     theirs = {k: torch.tensor(v) for k, v in names.to_theirs(state, "mhc", n).items()}
