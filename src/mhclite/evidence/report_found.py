@@ -33,6 +33,7 @@ FAIR = {"final_norm": "after_sum"}
 CONTROL = "identity"  # streams that are never mixed
 DECIDED: tuple[Verdict, ...] = ("supported", "contradicted", "practically equal")
 UNDECIDED: tuple[Verdict, ...] = ("inconclusive", "not reached", "not tested")
+NEARLY_ALL = 0.9  # of the steps
 NOTEWORTHY = 0.1  # by so much of all steps the others are clipped more often
 
 
@@ -424,11 +425,13 @@ def _clipping(results: Results, corpus: str) -> Iterator[str]:
         return
     least, most = f"{100 * low:.0f}", f"{100 * high:.0f}"
     others = least if least == most else f"{least} to {most}"
-    yield (
+    said = (
         f"At {results.model_label(model)} gradients are clipped in {100 * own:.0f} % of the plain "
-        f"residual's steps and in {others} % of the others': these train with gradients of nearly "
-        "one norm, which hides spikes as well."
+        f"residual's steps and in {others} % of the others'"
     )
+    if low >= NEARLY_ALL:
+        said += ": these train with gradients of nearly one norm, which hides spikes as well"
+    yield f"{said}."
 
 
 def _one_seed(results: Results) -> Iterator[str]:

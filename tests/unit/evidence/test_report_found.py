@@ -286,7 +286,15 @@ def test_shares_of_clipped_steps(bare: Results, others: float) -> None:
     text = sentence(said(replace(bare, curves=curves)).limits, "At 4 layers gradients are clipped")
     assert bool(text) == (others > 1)
     if text:
-        assert "in 0 % of the plain residual's steps and in 100 % of the others'" in text
+        assert "in 0 % of the plain residual's steps and in 100 % of the others': these" in text
+
+
+def test_gradients_clipped_now_and_then_are_not_said_to_have_one_norm(bare: Results) -> None:
+    curves = bare.curves.copy()
+    often = (curves["variant"] != "residual") & (curves["step"] % 2 == 0)
+    curves["grad_norm"] = np.where(often, 2.0, 0.5)
+    text = sentence(said(replace(bare, curves=curves)).limits, "At 4 layers gradients are clipped")
+    assert text.endswith("of the others'.")
 
 
 def test_one_seed_tells_nothing_from_chance(tmp_path: Path) -> None:
