@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,8 @@ from mhclite.evidence.exhibits import FIGURES, TABLES, shown
 from mhclite.evidence.findings import findings_of
 from mhclite.evidence.published import collect_again
 from mhclite.evidence.report_found import found
-from mhclite.evidence.report_methods import counted, listed
+from mhclite.evidence.report_limits import limits
+from mhclite.evidence.report_methods import Entry, counted, listed
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.style import save, style
 from mhclite.evidence.table_format import fixed, markdown, percent_of, plus_minus
@@ -136,7 +138,7 @@ def _figure(study: str) -> str:
 def found_block(results: Results) -> str:
     """What was found on the first corpus, and the figure that shows it."""
     corpus = results.corpora[0]
-    said = found(results, findings_of(results), corpus)
+    findings = [finding for finding in findings_of(results) if finding.corpus == corpus]
     about, _ = FIGURES[FIGURE]
     size = ", ".join(
         [
@@ -148,13 +150,21 @@ def found_block(results: Results) -> str:
     return "\n".join(
         [
             f"**What study `{results.name}` found** ({size}; intervals: "
-            f"{percent_of(results.confidence)}). {' '.join(said.numbers)}",
+            f"{percent_of(results.confidence)}):",
             "",
-            f"**What it cannot say.** {' '.join(said.limits)}" if said.limits else "",
+            *_bullets(found(results, findings, corpus)),
             "",
             f"![{about.title}: {about.alt}]({_figure(results.name)})",
+            "",
+            "**What it cannot say:**",
+            "",
+            *_bullets(limits(results, findings, corpus)),
         ]
     )
+
+
+def _bullets(points: Sequence[Entry]) -> list[str]:
+    return [f"- *{title}.* {text}" for title, text in points]
 
 
 def losses_block(results: Results) -> str:

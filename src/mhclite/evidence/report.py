@@ -18,10 +18,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mhclite.connections.registry import VARIANTS
 from mhclite.evidence.exhibits import FIGURES, Exhibit, shown
-from mhclite.evidence.findings import findings_of
+from mhclite.evidence.findings import Finding, findings_of
 from mhclite.evidence.report_found import found
+from mhclite.evidence.report_limits import limits
 from mhclite.evidence.report_matrix import matrix
-from mhclite.evidence.report_methods import introduction, methods, model_rows
+from mhclite.evidence.report_methods import Entry, introduction, methods, model_rows
 from mhclite.evidence.report_origin import origin_rows, rerun_rows
 from mhclite.evidence.report_scale import GLOSSARY, settings
 from mhclite.evidence.results import Results
@@ -199,6 +200,14 @@ def html_figure(results: Results, exhibit: Exhibit) -> HtmlFigure:
     )
 
 
+def _said(
+    results: Results, findings: Sequence[Finding], corpus: str
+) -> tuple[list[Entry], list[Entry]]:
+    """What was found on a corpus, and what cannot be said."""
+    here = [finding for finding in findings if finding.corpus == corpus]
+    return found(results, here, corpus), limits(results, here, corpus)
+
+
 def page(results: Results, written: Sequence[Table]) -> str:
     """The whole page, of the study's tables and of the figures drawn in its folder."""
     tables = {table.name: html_of(table) for table in written}
@@ -209,7 +218,7 @@ def page(results: Results, written: Sequence[Table]) -> str:
         "name": results.name,
         "introduction": introduction(results),
         "variants": [(results.label(name), VARIANTS[name].note) for name in results.variants],
-        "found": [(corpus, found(results, findings, corpus)) for corpus in results.corpora],
+        "found": [(corpus, *_said(results, findings, corpus)) for corpus in results.corpora],
         "matrix": matrix(results, findings),
         "headline": [figure for figure in figures if figure.name == HEADLINE],
         "scale": plain_table(

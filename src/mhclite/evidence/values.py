@@ -16,6 +16,11 @@ from mhclite.study.sections import BASE
 SOURCES = {"gap_growth": ("product_deviation_99", "single_deviation_99")}
 
 
+def deepest_first(results: Results) -> list[str]:
+    """Model sizes, the deepest first."""
+    return sorted(results.models, key=results.n_layer, reverse=True)
+
+
 def conditions_that_change(results: Results, setting: str) -> list[str]:
     """Conditions that change this setting of the connections and nothing else."""
     found = results.settings["conditions"].items()

@@ -16,7 +16,8 @@ import yaml
 from builder import build_results, make_study
 
 from mhclite.evidence.findings import Finding, claims_of, evaluate
-from mhclite.evidence.report_found import Found, found, short
+from mhclite.evidence.report_found import found, short
+from mhclite.evidence.report_limits import limits
 from mhclite.evidence.report_matrix import MARKS, matrix
 from mhclite.evidence.report_scale import (
     PAPER_BATCH,
@@ -78,15 +79,18 @@ def changed(results: Results, bigram: float = 4.5, **columns: Change) -> Results
     return replace(results, study=study, all_runs=runs, runs=base)
 
 
-def said(results: Results, findings: Sequence[Finding] = ()) -> Found:
-    return found(results, findings, "sotu")
+def said(results: Results, findings: Sequence[Finding] = ()) -> dict[str, str]:
+    """Title -> text of what was found."""
+    points = found(results, findings, "sotu")
+    assert len(dict(points)) == len(points)
+    return dict(points)
 
 
-def sentence(sentences: Sequence[str], start: str) -> str:
-    """The only sentence that begins so; empty if there is none."""
-    matching = [one for one in sentences if one.startswith(start)]
-    assert len(matching) <= 1
-    return matching[0] if matching else ""
+def unsaid(results: Results, findings: Sequence[Finding] = ()) -> dict[str, str]:
+    """Title -> text of what cannot be said."""
+    points = limits(results, findings, "sotu")
+    assert len(dict(points)) == len(points)
+    return dict(points)
 
 
 def loss(**lead: float) -> Change:
@@ -103,18 +107,17 @@ def loss(**lead: float) -> Change:
 def test_losses_are_below_above_or_within_chance(bare: Results) -> None:
     results = changed(bare, validation_loss=loss(identity=-0.1, hc=0.2, mhc=0.0, mhc_lite=-0.15))
     # sd 0.00079 over five seeds: half-width 2.776 x 0.00079 / sqrt(5) = 0.001
-    assert sentence(said(results).numbers, "At 4 layers") == (
-        "At 4 layers, with the final norm per stream, the validation loss (nats per token) is "
-        "below the plain residual's by 0.100 ± 0.001 in Identity HC and 0.150 ± 0.001 in mHC-lite, "
-        "above the plain residual's by 0.200 ± 0.001 in HC and "
-        "within chance of the plain residual's: 0.000 ± 0.001 in mHC, 0.000 ± 0.001 in KromHC and "
-        "0.000 ± 0.001 in JPmHC."
+    assert said(results)["Loss"].startswith(
+        "At 4 layers, with the final norm per stream, the validation loss minus the plain "
+        "residual's (nats per token) is below 0 in Identity HC (-0.100 ± 0.001) and mHC-lite "
+        "(-0.150 ± 0.001), above 0 in HC (0.200 ± 0.001) and not told from 0 in mHC "
+        "(0.000 ± 0.001), KromHC (0.000 ± 0.001) and JPmHC (0.000 ± 0.001). "
     )
     # Of the condition: at the only size that has it, and of the variants that have it.
-    assert sentence(said(results).numbers, "With the final norm after the sum") == (
-        "With the final norm after the sum of the streams (2 layers), which is fairer to the plain "
-        "residual, the loss is above the plain residual's by 0.050 ± 0.001 in Identity HC and "
-        "within chance of the plain residual's: 0.000 ± 0.001 in mHC-lite."
+    assert said(results)["Fairer norm"] == (
+        "With one final norm, after the sum of the streams (2 layers), which is fairer to the "
+        "plain residual, the loss minus the plain residual's is above 0 in Identity HC "
+        "(0.050 ± 0.001) and not told from 0 in mHC-lite (0.000 ± 0.001)."
     )
 
 
@@ -125,11 +128,9 @@ def test_no_sentence_without_its_numbers(bare: Results) -> None:
             ("gain_forward_peak", "product_deviation_99", "knockout_identity"), lambda _: math.nan
         ),
     )
-    numbers = said(nothing).numbers
-    for word in ("a stream can grow", "Sinkhorn-Knopp", "Without its mixing", "diverged"):
-        assert not any(word in one for one in numbers), word
-    assert any("a stream can grow" in one for one in said(bare).numbers)
-    assert any("Without its mixing" in one for one in said(bare).numbers)
+    needed = {"Growth", "Sinkhorn-Knopp", "Use of mixing"}
+    assert not {*needed, "Diverged"} & said(nothing).keys()
+    assert needed <= said(bare).keys()
 
 
 @pytest.mark.parametrize(
@@ -141,18 +142,17 @@ def test_no_sentence_without_its_numbers(bare: Results) -> None:
     ],
 )
 def test_mhc_lite_against_mhc(bare: Results, apart: float, expected: str) -> None:
-    assert (
-        sentence(said(changed(bare, validation_loss=loss(mhc_lite=apart))).numbers, "mHC-lite")
-        == expected
-    )
+    results = changed(bare, validation_loss=loss(mhc_lite=apart))
+    assert said(results)["Loss"].endswith(f". {expected}")
 
 
 def test_a_wide_interval_is_said_to_include_zero(bare: Results) -> None:
     def of(row: dict[str, Any]) -> float:
         return 3.5 + (0.05 * wobble(row) if row["variant"] == "mhc_lite" else 0.0)
 
-    text = sentence(said(changed(bare, validation_loss=of)).numbers, "mHC-lite minus")
-    assert text == "mHC-lite minus mHC is 0.0000 ± 0.0491 nats, an interval that includes 0."
+    assert said(changed(bare, validation_loss=of))["Loss"].endswith(
+        ". mHC-lite minus mHC is 0.0000 ± 0.0491 nats, an interval that includes 0."
+    )
 
 
 def test_gain_product_and_use_are_numbers_of_the_deepest_model(bare: Results) -> None:
@@ -169,19 +169,19 @@ def test_gain_product_and_use_are_numbers_of_the_deepest_model(bare: Results) ->
             {"hc": 0.5, "mhc": 0.01}.get(row["variant"], 0.001) + 0.001 * wobble(row)
         ),
     )
-    numbers = said(results).numbers
+    points = said(results)
     low, high = (50 * 1.1 ** (end * 2.776445 * np.sqrt(0.625 / 5)) for end in (-1, 1))
-    assert sentence(numbers, "Over 8 sub-layers") == (
+    assert points["Growth"] == (
         f"Over 8 sub-layers a stream can grow by a factor of 50.0 [{low:.1f}, {high:.1f}] in HC, "
         "1.20 in mHC and 1.00 in mHC-lite (composite gain, the largest in training)."
     )
-    assert sentence(numbers, "After 20 iterations") == (
-        "After 20 iterations of Sinkhorn-Knopp the row sums of mHC's product are off by 0.400, "
+    assert points["Sinkhorn-Knopp"] == (
+        "After 20 iterations the row sums of mHC's product over all sub-layers are off by 0.400, "
         "those of mHC-lite's by 3e-07 at most (99 % quantile)."
     )
-    assert sentence(numbers, "Without its mixing") == (
-        "Without its mixing (H_res = I) a trained model loses 0.5000 ± 0.0010 in HC, "
-        "0.0100 ± 0.0010 in mHC and 0.0010 ± 0.0010 in mHC-lite nats."
+    assert points["Use of mixing"] == (
+        "Where a trained model's H_res is set to I, its loss rises by 0.5000 ± 0.0010 in HC, "
+        "0.0100 ± 0.0010 in mHC and 0.0010 ± 0.0010 in mHC-lite."
     )
 
 
@@ -192,10 +192,10 @@ def test_inputs_and_gaps_where_mixing_learns_faster(bare: Results) -> None:
         single_deviation_99=lambda row: 0.5 if row["condition"] == "aged" else 0.01,
         product_deviation_99=lambda row: 0.9 if row["condition"] == "aged" else 0.01,
     )
-    assert sentence(said(results).numbers, "Where mixing learns") == (
-        "Where mixing learns 3 times as fast (2 layers), which stands in for longer training, "
-        "20 % of the inputs of mHC's Sinkhorn-Knopp (10 to 30 % by seed) have log(1/ν) above 30, "
-        "and its row sums are off by 0.500 in single matrices and 0.900 in the product."
+    assert said(results)["Longer training"] == (
+        "Imitated by mixing that learns faster: 3 times as fast (2 layers), 20 % of mHC's "
+        "Sinkhorn-Knopp inputs (10 to 30 % by seed) have log(1/ν) above 30, and row sums are off "
+        "by 0.500 in single matrices and 0.900 in the product."
     )
 
 
@@ -206,8 +206,9 @@ def test_diverged_runs_are_counted(bare: Results) -> None:
             "diverged" if row["variant"] == "hc" and row["seed"] == 1 else row["status"]
         ),
     )
-    assert sentence(said(results).numbers, "2 of 70 runs") == "2 of 70 runs diverged (HC: 2)."
-    assert not sentence(said(results).numbers, "Of the runs with a changed setting")
+    assert said(results)["Diverged"] == (
+        "Of the runs 1 of 5 of HC (2 layers) and 1 of 5 of HC (4 layers)."
+    )
     failed = {("mhc_lite", 0), ("mhc_lite", 3), ("identity", 1)}
     results = changed(
         bare,
@@ -217,9 +218,9 @@ def test_diverged_runs_are_counted(bare: Results) -> None:
             else row["status"]
         ),
     )
-    assert sentence(said(results).numbers, "Of the runs with a changed setting") == (
-        "Of the runs with a changed setting (final norm after the sum) 1 of 5 of Identity HC and "
-        "2 of 5 of mHC-lite diverged."
+    assert said(results)["Diverged"] == (
+        "Of the runs 1 of 5 of Identity HC (2 layers, final norm after the sum) and 2 of 5 of "
+        "mHC-lite (2 layers, final norm after the sum)."
     )
 
 
@@ -227,7 +228,7 @@ def test_diverged_runs_are_counted(bare: Results) -> None:
     ("bigram", "start"),
     [
         (9.0, ""),
-        (3.45, "Residual (3.500), HC (3.500)"),
+        (3.45, "At 4 layers Residual (3.500), HC (3.500)"),
         (2.0, "No loss is below the 2.000 nats of a model that only counts pairs of tokens"),
     ],
 )
@@ -235,25 +236,26 @@ def test_losses_beside_the_bigram_model(bare: Results, bigram: float, start: str
     results = changed(
         bare, bigram, validation_loss=loss(**dict.fromkeys(("identity", "mhc", "mhc_lite"), -0.1))
     )
-    limits = [one for one in said(results).limits if "counts pairs" in one]
-    assert limits[0].startswith(start) if start else limits == []
+    text = unsaid(results).get("Little learned", "")
+    assert text.startswith(start)
+    assert bool(text) == bool(start)
 
 
 def test_verdicts_are_counted_and_decided_ones_named(
     bare: Results, findings: list[Finding]
 ) -> None:
     first = [one for one in findings if one.claim.family == "confirmatory"]
-    said_of = said(bare, findings)
-    words = said_of.verdicts
-    assert words[0].startswith(f"Of the {len(first)} claims of the paper that are tested first, ")
+    words = said(bare, findings)["The paper's claims"]
+    assert words.startswith(f"Of the {len(first)} claims that are tested first, ")
     for verdict in ("supported", "contradicted", "practically equal"):
         members = [one for one in first if one.verdict == verdict]
-        text = sentence(words[1:], verdict.capitalize())
+        text = words.partition(f" {verdict.capitalize()}")[2]
         assert bool(text) == bool(members), verdict
         for one in members:
             assert short(one.claim.statement) in text
     counts = Counter(one.verdict for one in findings)
-    text = sentence(said_of.limits, f"Verdicts of {len(findings)} claims: ")
+    text = unsaid(bare, findings)["Verdicts"]
+    assert text.startswith(f"Of {len(findings)} claims: ")
     for verdict, count in counts.items():
         assert f"{count} {verdict}" in text
     assert ("Not reached: it falls short" in text) == bool(counts["not reached"])
@@ -263,18 +265,19 @@ def test_verdicts_are_counted_and_decided_ones_named(
 def test_what_mixing_itself_buys(bare: Results) -> None:
     lead = {"identity": -0.1, "hc": -0.3, "mhc": -0.1, "mhc_lite": 0.0, "kromhc": -0.1}
     results = changed(bare, validation_loss=loss(**lead, jpmhc=-0.2))
-    assert sentence(said(results).numbers, "Against Identity HC") == (
-        "Against Identity HC, whose streams never mix, the loss is below by 0.200 ± 0.000 in HC "
-        "and 0.100 ± 0.000 in JPmHC, above by 0.100 ± 0.000 in mHC-lite and within chance of it: "
-        "0.000 ± 0.000 in mHC and 0.000 ± 0.000 in KromHC."
+    assert said(results)["Mixing"] == (
+        "Minus the loss of Identity HC, whose streams never mix, it is below 0 in HC "
+        "(-0.200 ± 0.000) and JPmHC (-0.100 ± 0.000), above 0 in mHC-lite (0.100 ± 0.000) and not "
+        "told from 0 in mHC (0.000 ± 0.000) and KromHC (0.000 ± 0.000)."
     )
 
 
 def test_what_else_changes_with_depth(bare: Results) -> None:
-    assert not sentence(said(bare).limits, "From 2 layers")  # the same rate at both
+    assert "Depth" not in unsaid(bare)  # the same rate at both
     study = copy.deepcopy(bare.study)
     study["study"]["models"]["d4"]["learning_rate"] /= 2
-    text = sentence(said(replace(bare, study=study)).limits, "From 2 layers to 4 layers")
+    text = unsaid(replace(bare, study=study))["Depth"]
+    assert text.startswith("From 2 to 4 layers the peak")
     assert "goes from 0.001 to 0.0005, and each sees 61,440 tokens" in text
 
 
@@ -283,7 +286,7 @@ def test_shares_of_clipped_steps(bare: Results, others: float) -> None:
     """Clipped at 1: no step of the residual, all of the others or none."""
     curves = bare.curves.copy()
     curves["grad_norm"] = np.where(curves["variant"] == "residual", 0.5, others)
-    text = sentence(said(replace(bare, curves=curves)).limits, "At 4 layers gradients are clipped")
+    text = unsaid(replace(bare, curves=curves)).get("Clipping", "")
     assert bool(text) == (others > 1)
     if text:
         assert "in 0 % of the plain residual's steps and in 100 % of the others': these" in text
@@ -293,15 +296,15 @@ def test_gradients_clipped_now_and_then_are_not_said_to_have_one_norm(bare: Resu
     curves = bare.curves.copy()
     often = (curves["variant"] != "residual") & (curves["step"] % 2 == 0)
     curves["grad_norm"] = np.where(often, 2.0, 0.5)
-    text = sentence(said(replace(bare, curves=curves)).limits, "At 4 layers gradients are clipped")
+    text = unsaid(replace(bare, curves=curves))["Clipping"]
     assert text.endswith("of the others'.")
 
 
 def test_one_seed_tells_nothing_from_chance(tmp_path: Path) -> None:
     study = make_study(seeds=(0,), models={"d2": 2}, variants=("residual", "mhc", "mhc_lite"))
-    words = said(load_results(build_results(tmp_path, study, diverged=())))
-    assert not any(one.startswith(("At 2 layers", "mHC-lite")) for one in words.numbers)
-    assert words.limits[-1].startswith("With one seed no difference")
+    results = load_results(build_results(tmp_path, study, diverged=()))
+    assert not {"Loss", "Mixing"} & said(results).keys()
+    assert unsaid(results)["One seed"].startswith("No difference between variants")
 
 
 def test_statement_without_its_brackets() -> None:

@@ -1,0 +1,136 @@
+"""What a study cannot say, in words made from its results.
+
+Each function gives a point where the numbers carry one. The deepest model speaks, as it does for
+the claims.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import get_args
+
+from mhclite.evidence.findings import Finding
+from mhclite.evidence.report_methods import Entry, counted, listed, tokens_per_run
+from mhclite.evidence.results import Results
+from mhclite.evidence.statistics import BASELINE
+from mhclite.evidence.values import deepest_first, values_by_seed
+from mhclite.evidence.verdicts import Verdict
+
+NEARLY_ALL = 0.9  # of the steps
+NOTEWORTHY = 0.1  # by so much of all steps the others are clipped more often
+
+
+def limits(results: Results, findings: Sequence[Finding], corpus: str) -> list[Entry]:
+    """What cannot be said of one corpus, or only with something else in mind: point and text.
+
+    Args:
+        results: a study.
+        findings: its claims on this corpus.
+        corpus: its name.
+    """
+    return [
+        *_verdicts(findings),
+        *_bigram(results, corpus),
+        *_depth_and_rate(results),
+        *_clipping(results, corpus),
+        *_one_seed(results),
+    ]
+
+
+def _verdicts(findings: Sequence[Finding]) -> Iterator[Entry]:
+    """How many claims have which verdict, and of what the study falls short most often."""
+    if not findings:
+        return
+    counts = Counter(finding.verdict for finding in findings)
+    shares = listed([f"{counts[one]} {one}" for one in get_args(Verdict) if counts[one]])
+    said = f"Of {counted(len(findings), 'claim')}: {shares}."
+    if counts["not tested"]:
+        said += " Not tested: the study lacks a variant, a setting or a measurement."
+    reasons = [finding.row.unmet for finding in findings if finding.verdict == "not reached"]
+    if reasons:
+        kinds = Counter(kind for unmet in reasons for kind in {_kind(reason) for reason in unmet})
+        kind, count = kinds.most_common(1)[0]
+        example = next(reason for unmet in reasons for reason in unmet if _kind(reason) == kind)
+        said += (
+            " Not reached: it falls short of what the claim needs, most often "
+            f"({count} of {len(reasons)}) in this: {example}."
+        )
+    yield "Verdicts", said
+
+
+def _kind(reason: str) -> str:
+    """A requirement without its number and variant: what fell short."""
+    return re.sub(r"of [\w-]+ |[\w-]+'s ", "", re.split(r" \d| was not measured", reason)[0])
+
+
+def _bigram(results: Results, corpus: str) -> Iterator[Entry]:
+    """Variants that have not learned as much as a table of bigrams."""
+    model = deepest_first(results)[0]
+    bigram = results.counting_models[corpus]["bigram"]
+    losses = {
+        variant: sum(found.values()) / len(found)
+        for variant in results.variants
+        if (found := values_by_seed(results, corpus, model, variant, "validation_loss"))
+    }
+    above = [variant for variant, loss in losses.items() if not loss < bigram]
+    counting = f"the {bigram:.3f} nats of a model that only counts pairs of tokens"
+    if not above:
+        return
+    if len(above) == len(losses):
+        yield (
+            "Little learned",
+            f"No loss is below {counting} (the lowest: {min(losses.values()):.3f}): which variant "
+            "learns better cannot be said.",
+        )
+        return
+    each = listed([f"{results.label(v)} ({losses[v]:.3f})" for v in above])
+    verb = "is" if len(above) == 1 else "are"
+    place = results.model_label(model)
+    yield "Little learned", f"At {place} {each} {verb} not below {counting}."
+
+
+def _depth_and_rate(results: Results) -> Iterator[Entry]:
+    """What changes with depth besides depth."""
+    models = sorted(results.models, key=results.n_layer)
+    rates = [results.settings["models"][model]["learning_rate"] for model in models]
+    tokens = {tokens_per_run(results, model) for model in models}
+    if rates[0] == rates[-1]:
+        return
+    same = f", and each sees {tokens.pop():,} tokens" if len(tokens) == 1 else ""
+    yield (
+        "Depth",
+        f"From {results.n_layer(models[0])} to {results.model_label(models[-1])} the peak learning "
+        f"rate goes from {rates[0]:g} to {rates[-1]:g}{same}: what is said of depth is said of "
+        "these together.",
+    )
+
+
+def _clipping(results: Results, corpus: str) -> Iterator[Entry]:
+    """Shares of steps whose gradient is clipped, where the residual's is another."""
+    largest, model = results.settings["training"]["grad_clip"], deepest_first(results)[0]
+    curves = results.curves
+    curves = curves[(curves["corpus"] == corpus) & (curves["model"] == model)]
+    norms = curves.dropna(subset=["grad_norm"])
+    clipped = (norms["grad_norm"] > largest).groupby(norms["variant"]).mean()
+    if not largest or BASELINE not in clipped or len(clipped) < 2:
+        return
+    own = float(clipped.pop(BASELINE))
+    low, high = float(clipped.min()), float(clipped.max())
+    if low - own < NOTEWORTHY:
+        return
+    least, most = f"{100 * low:.0f}", f"{100 * high:.0f}"
+    others = least if least == most else f"{least} to {most}"
+    said = (
+        f"At {results.model_label(model)} gradients are clipped in {100 * own:.0f} % of the plain "
+        f"residual's steps and in {others} % of the others'"
+    )
+    if low >= NEARLY_ALL:
+        said += ": these train with gradients of nearly one norm, which hides spikes as well"
+    yield "Clipping", f"{said}."
+
+
+def _one_seed(results: Results) -> Iterator[Entry]:
+    if len(results.seeds) == 1:
+        yield "One seed", "No difference between variants can be told from chance."
