@@ -10,6 +10,8 @@ from mhclite.files import read_jsonl
 from mhclite.runs.folder import RunFolder
 from mhclite.runs.provenance import GitState, Provenance, hardware_in_words
 
+MOST_NAMED = 4  # runs; each has its own run.json
+
 
 def _commit(git: GitState) -> str:
     if git.commit is None:
@@ -29,7 +31,8 @@ _FACTS: dict[str, Callable[[Provenance], str]] = {
 def origin_rows(results: Results) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of the table of provenance.
 
-    One row per fact where all runs agree; where they differ, one for each value with its runs.
+    One row per fact where all runs agree; where they differ, one for each value with its runs: if
+    they are many, the first of them (each run's run.json has its own).
     """
     recorded = {
         run: RunFolder(results.folder / "runs" / run).record().provenance
@@ -42,7 +45,8 @@ def origin_rows(results: Results) -> tuple[list[str], list[list[str]]]:
             runs_of.setdefault(value_of(provenance), []).append(run)
         for value, runs in runs_of.items():
             everywhere = len(runs) == len(recorded)
-            names = f"{len(runs)} of {len(recorded)}: {', '.join(runs)}"
+            more = f" and {len(runs) - MOST_NAMED} more" if len(runs) > MOST_NAMED else ""
+            names = f"{len(runs)} of {len(recorded)}: {', '.join(runs[:MOST_NAMED])}{more}"
             rows.append([fact, value, f"all {len(runs)}" if everywhere else names])
     if dates := training_dates(results):
         rows.append(["Trained (UTC)", dates, f"all {len(recorded)}"])

@@ -153,8 +153,8 @@ class Results:
         return [(*panel, variant) for panel in self.panels() for variant in self.variants]
 
     def panel_title(self, corpus: str, model: str) -> str:
-        """Title of a panel: corpus and depth."""
-        return f"{corpus}, {self.model_label(model)}"
+        """Title of a panel: depth, and the corpus where there are several."""
+        return f"{corpus}, " * (len(self.corpora) > 1) + self.model_label(model)
 
     def divergence_note(self, corpus: str, model: str, variants: list[str] | None = None) -> str:
         """Which runs diverged, e.g. `diverged: HC 1 of 5, mHC 2 of 5`; empty if none."""

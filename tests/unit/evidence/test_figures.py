@@ -377,9 +377,9 @@ def test_one_model_size_may_have_no_completed_run(
     )
     for name in shown_of(results):
         text = " ".join(texts(figure_of(results, name)).split())
-        assert "sotu, 1 layer" in text or name in elsewhere, name
+        assert "1 layer" in text or name in elsewhere, name
         if name == "gradient_norm":
-            assert "sotu, 2 layers: no run has the 20 steps" in text
+            assert "2 layers: no run has the 20 steps" in text
         if name == "loss_vs_depth":
             assert "2 layers, diverged: Residual 2 of 2, mHC 2 of 2" in text
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from builder import build_results, final_loss, make_study
+from matplotlib.figure import Figure
 
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.topics.headline import (
@@ -15,6 +16,9 @@ from mhclite.evidence.topics.headline import (
     PANELS,
     by_depth,
     depth,
+    draw,
+    every,
+    frame,
     minus,
 )
 from mhclite.evidence.values import conditions_that_change
@@ -89,3 +93,30 @@ def test_what_a_study_has_not_measured_is_said(tmp_path: Path) -> None:
     figure = depth(load_results(build_results(tmp_path, study, diverged=())))
     said = [text.get_text() for panel in figure.axes for text in panel.texts]
     assert "No variant here is given to Sinkhorn-Knopp." in said
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+@pytest.mark.parametrize("values", [[0.3, 2.0, 9.0], [1e-8, 1e-8], [4.0]])
+def test_a_frame_holds_its_values_and_little_more(scale: str, values: list[float]) -> None:
+    axes = Figure().subplots()
+    axes.set_yscale(scale)
+    frame(axes, values)
+    low, high = axes.get_ylim()
+    assert low < min(values) <= max(values) < high
+    if scale == "linear" and len(values) == 3:
+        assert (low, high) == pytest.approx((0.3 - 0.08 * 8.7, 9.0 + 0.08 * 8.7))
+
+
+def test_a_long_interval_is_cut_where_the_panel_or_what_is_possible_ends(deep: Results) -> None:
+    """Of shares 0.1, 0.9 and 0.8 the 95 % interval is -0.48 to 1.68."""
+    shares = {2: {0: 0.1, 1: 0.9, 2: 0.8}}
+    ends = {}
+    for name, possible in {"any": (-math.inf, math.inf), "share": (0.0, 1.0)}.items():
+        axes = Figure().subplots()
+        draw(axes, deep, "mhc", shares, possible=possible)
+        (bars,) = axes.collections
+        ends[name] = [float(y) for y in bars.get_segments()[0][:, 1]]
+        frame(axes, every(shares))
+        assert axes.get_ylim() == pytest.approx((0.1 - 0.064, 0.9 + 0.064))
+    assert ends["any"] == pytest.approx([-0.4828, 1.6828], abs=1e-3)
+    assert ends["share"] == [0, 1]

@@ -455,6 +455,18 @@ def test_origin_names_the_runs_where_they_differ(tmp_path: Path) -> None:
     assert ["Hardware", gpu, "1 of 4: sotu-d1-mhc-s1"] in rows
 
 
+def test_origin_names_the_first_of_many_runs(tmp_path: Path) -> None:
+    study = make_study(**SMALL, variants=("residual", "identity", "hc", "mhc"))
+    results = load_results(build_results(tmp_path, study, diverged=()))
+    path = results.folder / "runs" / "sotu-d1-mhc-s1" / "run.json"
+    run = read_json(path)
+    run["attempts"][-1]["provenance"]["git"]["commit"] = "e" * 40
+    write_json(path, run)
+    _, rows = origin_rows(results)
+    first = "sotu-d1-residual-s0, sotu-d1-residual-s1, sotu-d1-identity-s0, sotu-d1-identity-s1"
+    assert ["Commit", "f" * 40, f"7 of 8: {first} and 3 more"] in rows
+
+
 @pytest.mark.slow
 def test_dates_of_training_come_from_the_timing_files(tmp_path: Path) -> None:
     folder = build_results(tmp_path, make_study(**SMALL), diverged=())

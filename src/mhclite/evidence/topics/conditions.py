@@ -200,7 +200,7 @@ def changes(results: Results) -> Figure:
     losses = losses_by_seed(results)
     settings = comparable(results)
     lines = [(name, variant) for name, one in settings.items() for variant in one["variants"]]
-    panels = results.panels()
+    panels = [cell for cell in results.panels() if len(of(data, *cell))]
     height = 0.7 + ROW * (len(lines) + len(settings))
     figure, axes = grid(1, len(panels), height, sharey=True, sharex=True)
     places: dict[tuple[str, str], float] = {}
@@ -219,11 +219,9 @@ def changes(results: Results) -> Figure:
             values = [changed[seed] - base[seed] for seed in changed.keys() & base.keys()]
             mean, half_width = row["change_mean"], row["change_half_width"]
             seeds_and_interval(panel, variant, places[name, variant], values, mean, half_width)
-        panel.set(
-            title=results.panel_title(corpus, model),
-            xlabel="change of final loss (nats/token)",
-        )
+        panel.set_title(results.panel_title(corpus, model))
         panel.grid(visible=False, axis="y")
+    figure.supxlabel("change of final loss (nats/token)", fontsize=8)
     titles = {
         sum(places[name, variant] for variant in one["variants"]) / len(one["variants"]): one
         for name, one in settings.items()

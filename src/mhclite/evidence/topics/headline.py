@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
@@ -67,10 +68,12 @@ def draw(
     *,
     hollow: bool = False,
     logarithmic: bool = False,
+    possible: tuple[float, float] = (-math.inf, math.inf),
 ) -> None:
     """A variant over depth: each seed faint, mean and interval joined by a line.
 
-    On a logarithmic axis they are those of the logarithms: geometric mean, uneven interval.
+    On a logarithmic axis they are those of the logarithms: geometric mean, uneven interval. An
+    interval ends where values end that are possible.
     """
     # Beside each other at a depth, and not over each other: intervals are long with few seeds.
     nearest = least_step(results.n_layer(model) for model in results.models)
@@ -84,9 +87,14 @@ def draw(
         t_interval(map(to, values[depth].values()), results.confidence) for depth in depths
     ]
     means = [back(interval.mean or 0.0) for interval in intervals]
-    lows = [back(i.low) if i.low is not None else m for i, m in zip(intervals, means, strict=True)]
+    least, most = possible
+    lows = [
+        max(back(i.low), least) if i.low is not None else mean
+        for i, mean in zip(intervals, means, strict=True)
+    ]
     highs = [
-        back(i.high) if i.high is not None else m for i, m in zip(intervals, means, strict=True)
+        min(back(i.high), most) if i.high is not None else mean
+        for i, mean in zip(intervals, means, strict=True)
     ]
     at = [depth * shift for depth in depths]
     for x, depth in zip(at, depths, strict=True):
@@ -122,6 +130,25 @@ def paper_mark(axes: Axes, depth: float, value: float, text: str) -> None:
     )  # fmt: skip
 
 
+def frame(axes: Axes, values: Iterable[float]) -> None:
+    """Limits of the y axis that hold these values, on its scale, and some room.
+
+    An interval of few seeds can be many times as long as they are apart: it is cut where the panel
+    ends, and the others can be seen.
+    """
+    scale = axes.yaxis.get_transform()
+    ends = scale.transform(np.array([min(values), max(values)]))
+    apart = float(np.ptp(ends))
+    alike = apart <= 1e-9 * max(1.0, float(np.abs(ends).max()))  # up to rounding
+    room = 0.05 if alike else 0.08 * apart
+    axes.set_ylim(*scale.inverted().transform(ends + np.array([-room, room])))
+
+
+def every(values: dict[int, dict[int, float]]) -> list[float]:
+    """The values of all depths and seeds."""
+    return [value for seeds in values.values() for value in seeds.values()]
+
+
 def least_step(depths: Iterable[int]) -> float:
     """The factor between the two depths that are closest."""
     return min(deep / shallow for shallow, deep in pairwise(sorted(set(depths))))
@@ -150,80 +177,83 @@ def _losses(axes: Axes, results: Results, corpus: str) -> None:
         for name in conditions_that_change(results, "final_norm")
         if results.settings["conditions"][name]["connections"]["final_norm"] == "after_sum"
     ]
+    drawn = [0.0]
     for variant in results.variants:
         if variant == BASELINE:
             continue
-        own = by_depth(results, corpus, variant, BASE, "validation_loss")
-        draw(axes, results, variant, minus(own, base))
-        for condition in after:
-            changed = by_depth(results, corpus, variant, condition, "validation_loss")
-            draw(axes, results, variant, minus(changed, base), hollow=True)
+        for condition in (BASE, *after):
+            own = by_depth(results, corpus, variant, condition, "validation_loss")
+            values = minus(own, base)
+            draw(axes, results, variant, values, hollow=condition != BASE)
+            drawn += every(values)
+    frame(axes, drawn)
     axes.set_ylabel("nats per token")
 
 
 def _column(
-    columns: tuple[str, ...], label: str, finish: Callable[[Axes], None]
+    columns: tuple[str, ...], label: str, *, linear_to: float = 0.0
 ) -> Callable[[Axes, Results, str], None]:
-    """A panel of a column of runs.csv: the first that has values."""
+    """A panel of a column of runs.csv: the first that has values.
+
+    Its axis is logarithmic, or linear up to `linear_to` and logarithmic beyond on both sides of 0.
+    """
 
     def panel(axes: Axes, results: Results, corpus: str) -> None:
         drawn: list[float] = []
         column = next((c for c in columns if results.all_runs[c].notna().any()), columns[0])
         for variant in results.variants:
             values = by_depth(results, corpus, variant, BASE, column)
-            if finish is plain_log:
+            if not linear_to:
                 values = {
                     depth: {seed: max(value, SMALLEST) for seed, value in seeds.items()}
                     for depth, seeds in values.items()
                 }
-            draw(axes, results, variant, values, logarithmic=finish is plain_log)
-            drawn += [value for seeds in values.values() for value in seeds.values()]
+            draw(axes, results, variant, values, logarithmic=not linear_to)
+            drawn += every(values)
         if not drawn:
             empty_state(axes, "Not measured.")
             return
-        if finish is plain_log and min(drawn) == max(drawn):
-            axes.set_ylim(min(drawn) / 2, 2 * max(drawn))  # all alike: no span to take one from
-        finish(axes)
+        if linear_to:
+            axes.axhline(0, color=FAINT, linewidth=0.8)
+            axes.set_yscale("symlog", linthresh=linear_to)
+            frame(axes, drawn)
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        else:
+            axes.set_yscale("log")
+            frame(axes, drawn)
+            plain_log(axes)
         axes.set_ylabel(label)
 
     return panel
 
 
-def _symmetric_log(axes: Axes) -> None:
-    axes.axhline(0, color=FAINT, linewidth=0.8)
-    axes.set_yscale("symlog", linthresh=LINEAR)
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
 def _sinkhorn_inputs(axes: Axes, results: Results, corpus: str) -> None:
     column = "sinkhorn_share_above_30"
-    drawn = False
+    drawn: list[float] = []
     for variant in results.variants:
         for condition in [BASE, *conditions_that_change(results, "mixing_rate_factor")]:
             values = by_depth(results, corpus, variant, condition, column)
-            draw(axes, results, variant, values, hollow=condition != BASE)
-            drawn = drawn or bool(values)
+            draw(axes, results, variant, values, hollow=condition != BASE, possible=(0, 1))
+            drawn += every(values)
     if not drawn:
         empty_state(axes, "No variant here is given to Sinkhorn-Knopp.")
         return
     paper_mark(axes, 24, 0.279, "paper, L")
-    axes.margins(y=0.12)  # room for what stands at the mark
+    frame(axes, [*drawn, 0.0, 0.36])  # room for what stands at the mark
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_ylabel("share of inputs")
 
 
 PANELS: dict[str, Callable[[Axes, Results, str], None]] = {
     "Loss minus the plain residual's": _losses,
-    "Largest composite gain": _column(("gain_forward_peak",), "gain", plain_log),
-    "Product's row-sum error": _column(("product_deviation_99",), "|row sum - 1|", plain_log),
+    "Largest composite gain": _column(("gain_forward_peak",), "gain"),
+    "Product's row-sum error": _column(("product_deviation_99",), "|row sum - 1|"),
     "Gradient fluctuation": _column(
-        ("backbone_grad_norm_fluctuation", "grad_norm_fluctuation"),
-        "sd of its logarithm",
-        plain_log,
+        ("backbone_grad_norm_fluctuation", "grad_norm_fluctuation"), "sd of its logarithm"
     ),
     f"Lost where {H_RES} is set to I": _column(
-        ("knockout_identity",), "nats per token", _symmetric_log
+        ("knockout_identity",), "nats per token", linear_to=LINEAR
     ),
     "Hard Sinkhorn inputs": _sinkhorn_inputs,
 }
@@ -244,8 +274,8 @@ PANELS: dict[str, Callable[[Axes, Results, str], None]] = {
         "up to 0.001 nats, as in the figure of knock-outs. {hard_inputs:Hard Sinkhorn inputs: "
         "those with log(1/ν) above 30}{faster_mixing:; hollow where the mixing learns "
         "faster}{hard_inputs:; star: the paper's figure for its L. }Mean (geometric on logarithmic "
-        "axes) and {level} % Student t interval over {seeds}, each seed a point. Operator "
-        "orientation. Source: runs.csv."
+        "axes) and {level} % Student t interval over {seeds}, each seed a point; an interval "
+        "that leaves its panel is cut. Operator orientation. Source: runs.csv."
     ),
     alt="Six panels of curves over the number of layers, one colour and marker for each variant.",
     heading="claims",

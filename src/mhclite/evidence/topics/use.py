@@ -40,6 +40,7 @@ from mhclite.measure.files import Probe, Use
 
 LINEAR = 1e-3  # nats per token up to which the axes are linear, and logarithmic beyond
 TICKS = (0.0, 0.001, 0.01, 0.1, 1.0, 10.0)
+MOST_LABELS = 7  # with more ticks than that below a narrow panel their labels touch
 UNSEEN = (
     "The probes of this study have no knock-outs: they were made before these were measured, or no "
     "multi-stream run was completed."
@@ -249,7 +250,10 @@ def _cost_axis(axes: Axes, which: str) -> None:
     ticks = [sign * tick for tick in TICKS for sign in (-1, 1) if low <= sign * tick <= high]
     # Those at the ends of the linear part stand too close to 0 for a label, where there are more.
     crowded = max(abs(tick) for tick in ticks) > LINEAR
-    labels = ["" if crowded and abs(tick) == LINEAR else f"{tick:g}" for tick in ticks]
+    unnamed = {LINEAR} if crowded else set()
+    if which == "x" and len(ticks) > MOST_LABELS:
+        unnamed |= {0.1, 10.0}  # every second power that there is room for
+    labels = ["" if abs(tick) in unnamed else f"{tick:g}" for tick in ticks]
     if which == "x":
         axes.set_xscale("symlog", linthresh=LINEAR)
         axes.set_xticks(ticks, labels)
