@@ -287,6 +287,7 @@ def depth(results: Results) -> Figure:
     figure, panels = wrapped_grid(len(PANELS), 2.35, beside=3)
     depths = {results.n_layer(model) for model in results.models}
     for panel, (title, fill) in zip(panels, PANELS.items(), strict=True):
+        panel.set_autoscaley_on(False)  # by `frame`
         fill(panel, results, corpus)
         if panel.axison:
             panel.set_title(title)
