@@ -161,14 +161,14 @@ def _fair_losses(results: Results, corpus: str) -> Iterator[Entry]:
 
 def _against(results: Results, corpus: str, model: str, other: str, condition: str) -> str:
     """Differences to another variant in words: below 0, above, or not told from it."""
-    groups: dict[str, list[str]] = {"below 0": [], "above 0": [], "not told from 0": []}
+    groups: dict[str, list[str]] = {"below 0": [], "above 0": [], "not told apart from 0": []}
     for variant in SPOKEN_OF:
         if variant == other or not {variant, other} <= set(results.variants):
             continue
         d = _differences(results, corpus, model, variant, other, condition)
         if d.mean is None or d.half_width is None:
             continue
-        side = "not told from 0"
+        side = "not told apart from 0"
         if d.excludes_zero():
             side = "below 0" if d.mean < 0 else "above 0"
         size = plus_minus(d.mean, d.half_width, 3)

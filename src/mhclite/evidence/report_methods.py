@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
+
 from mhclite.evidence.results import Results
 from mhclite.evidence.table_format import percent_of
 
@@ -184,9 +186,8 @@ def statistics_text(results: Results) -> str:
 def introduction(results: Results) -> str:
     """What was compared, on what, how often."""
     runs = results.runs
-    diverged = int((results.all_runs["status"] == "diverged").sum())
+    changed = results.all_runs[~results.all_runs["run"].isin(runs["run"])]
     others = [results.label(variant) for variant in results.variants if variant != "residual"]
-    ended = f"{diverged} of the runs diverged" if diverged else "none of the runs diverged"
     return (
         "The same small GPT is trained with different ways of carrying information past its "
         "layers: the plain residual connection, and hyper-connections, which widen it to several "
@@ -196,14 +197,19 @@ def introduction(results: Results) -> str:
         f"{counted(len(results.corpora), 'corpus', 'corpora')} ({listed(results.corpora)}), "
         f"{counted(len(results.models), 'model size')} "
         f"({listed([results.model_label(model) for model in results.models])}) and "
-        f"{counted(len(results.seeds), 'seed')}; {ended}."
+        f"{counted(len(results.seeds), 'seed')}; {_diverged(runs)} diverged."
         + (
-            f" {counted(len(results.all_runs) - len(runs), 'further run')} change one setting at a "
-            "time."
-            if len(results.all_runs) > len(runs)
+            f" {counted(len(changed), 'further run')} change one setting at a time; "
+            f"{_diverged(changed)} of these did."
+            if len(changed)
             else ""
         )
     )
+
+
+def _diverged(runs: pd.DataFrame) -> str:
+    """How many diverged, as a word or number."""
+    return str(int((runs["status"] == "diverged").sum()) or "none")
 
 
 def methods(results: Results) -> list[Entry]:

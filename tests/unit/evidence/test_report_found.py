@@ -110,14 +110,14 @@ def test_losses_are_below_above_or_within_chance(bare: Results) -> None:
     assert said(results)["Loss"].startswith(
         "At 4 layers, with the final norm per stream, the validation loss minus the plain "
         "residual's (nats per token) is below 0 in Identity HC (-0.100 ± 0.001) and mHC-lite "
-        "(-0.150 ± 0.001), above 0 in HC (0.200 ± 0.001) and not told from 0 in mHC "
+        "(-0.150 ± 0.001), above 0 in HC (0.200 ± 0.001) and not told apart from 0 in mHC "
         "(0.000 ± 0.001), KromHC (0.000 ± 0.001) and JPmHC (0.000 ± 0.001). "
     )
     # Of the condition: at the only size that has it, and of the variants that have it.
     assert said(results)["Fairer norm"] == (
         "With one final norm, after the sum of the streams (2 layers), which is fairer to the "
         "plain residual, the loss minus the plain residual's is above 0 in Identity HC "
-        "(0.050 ± 0.001) and not told from 0 in mHC-lite (0.000 ± 0.001)."
+        "(0.050 ± 0.001) and not told apart from 0 in mHC-lite (0.000 ± 0.001)."
     )
 
 
@@ -268,7 +268,7 @@ def test_what_mixing_itself_buys(bare: Results) -> None:
     assert said(results)["Mixing"] == (
         "Minus the loss of Identity HC, whose streams never mix, it is below 0 in HC "
         "(-0.200 ± 0.000) and JPmHC (-0.100 ± 0.000), above 0 in mHC-lite (0.100 ± 0.000) and not "
-        "told from 0 in mHC (0.000 ± 0.000) and KromHC (0.000 ± 0.000)."
+        "told apart from 0 in mHC (0.000 ± 0.000) and KromHC (0.000 ± 0.000)."
     )
 
 
