@@ -45,6 +45,10 @@ NEEDS: dict[str, Callable[[dict[str, Any]], bool]] = {
         "mixing_rate_factor" not in condition["connections"]
         for condition in study["conditions"].values()
     ),
+    "faster_mixing": lambda study: any(
+        list(condition["connections"]) == ["mixing_rate_factor"]
+        for condition in study["conditions"].values()
+    ),
     # A study that was published before there was such a section has no such key.
     "critical_rate": lambda study: bool(study.get("critical_rate")),
     "streams": lambda study: any(

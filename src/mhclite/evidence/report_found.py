@@ -17,8 +17,8 @@ from mhclite.evidence.findings import Finding
 from mhclite.evidence.metrics import METRICS
 from mhclite.evidence.report_methods import Entry, counted, listed
 from mhclite.evidence.results import Results
-from mhclite.evidence.statistics import BASELINE, Interval, t_interval
-from mhclite.evidence.table_format import fixed, plus_minus, significant
+from mhclite.evidence.statistics import BASELINE, Interval, geometric_interval, t_interval
+from mhclite.evidence.table_format import fixed, plus_minus, significant, with_interval
 from mhclite.evidence.topics.claims import claim_rows, effect_text
 from mhclite.evidence.values import condition_of, conditions_that_change, deepest_first
 from mhclite.evidence.verdicts import Verdict
@@ -81,13 +81,10 @@ def _differences(
 
 def _factor(found: Mapping[int, float], confidence: float) -> str | None:
     """Geometric mean with its interval; None without one."""
-    interval = t_interval([math.log(value) for value in found.values()], confidence)
-    if interval.low is None or interval.high is None or interval.mean is None:
+    ends = geometric_interval(found.values(), confidence)
+    if math.isnan(ends["low"]):
         return None
-    low, middle, high = (
-        significant(math.exp(end), 3) for end in (interval.low, interval.mean, interval.high)
-    )
-    return middle if low == high else f"{middle} [{low}, {high}]"
+    return with_interval(ends["mean"], ends["low"], ends["high"])
 
 
 def _of_each(

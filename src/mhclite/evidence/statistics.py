@@ -66,6 +66,16 @@ def t_interval(values: Iterable[float], confidence: float = 0.95) -> Interval:
     return Interval(n, mean, float(sample.std(ddof=1)), quantile * float(stats.sem(sample)))
 
 
+def geometric_interval(values: Iterable[float], confidence: float = 0.95) -> dict[str, float]:
+    """Geometric mean of positive values and the ends of its interval, that of their logarithms.
+
+    `mean`, `low`, `high`; NaN where there is none.
+    """
+    logs = t_interval(map(math.log, values), confidence)
+    ends = {"mean": logs.mean, "low": logs.low, "high": logs.high}
+    return {name: math.nan if end is None else math.exp(end) for name, end in ends.items()}
+
+
 def binomial_interval(k: int, n: int, confidence: float) -> tuple[float, float]:
     """Clopper-Pearson bounds of a proportion of which k of n were seen."""
     outside = (1 - confidence) / 2

@@ -106,6 +106,12 @@ def scaled_plus_minus(mean: Any, half_width: Any, digits: int = 3) -> str:
     return plus_minus(mean, half_width, min(6, max(0, digits - 1 - exponent)))
 
 
+def with_interval(mean: Any, low: Any, high: Any, digits: int = 3) -> str:
+    """`mean [low, high]`; the mean alone where there is no interval, or none to be seen."""
+    middle, *ends = (significant(value, digits) for value in (mean, low, high))
+    return middle if missing(low) or ends[0] == ends[1] else f"{middle} [{', '.join(ends)}]"
+
+
 def quartiles(values: dict[str, float], decimals: int) -> str:
     """`median [q1, q3]`."""
     if missing(values["median"]):

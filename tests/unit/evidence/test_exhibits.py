@@ -14,6 +14,7 @@ from builder import make_study
 from docutils.core import publish_parts
 from jinja2 import Environment
 
+import mhclite.evidence.topics  # noqa: F401  registers them all
 from mhclite.evidence.exhibits import FIGURES, HEADINGS, TABLES, Exhibit, declared, shown
 from mhclite.evidence.results import Results
 from mhclite.study.reading import load_study
@@ -31,6 +32,7 @@ WHOLE: dict[str, Any] = {
     "conditions": {
         "rate": {"title": "twice", "variants": ["mhc"], "learning_rate_factor": 2.0},
         "n2": {"title": "two", "variants": ["mhc"], "connections": {"n_streams": 2}},
+        "aged": {"title": "3", "variants": ["mhc"], "connections": {"mixing_rate_factor": 3}},
     },
 }
 

@@ -34,10 +34,11 @@ def _rows(results: Results) -> list[dict[str, Any]]:
 
 
 def _trained_limit(results: Results) -> float | None:
-    """Largest log(1/nu) of the inputs of this study's trained mHC runs."""
+    """Largest log(1/nu) of the inputs of this study's trained mHC runs, no setting changed."""
+    probes = [results.probes[run] for run in results.runs["run"] if run in results.probes]
     values = [
         probe.mixing.sinkhorn_input.max
-        for probe in results.probes.values()
+        for probe in probes
         if probe.mixing is not None and probe.mixing.sinkhorn_input is not None
     ]
     return max(values, default=None)
