@@ -87,6 +87,13 @@ def _factor(found: Mapping[int, float], confidence: float) -> str | None:
     return with_interval(ends["mean"], ends["low"], ends["high"])
 
 
+def _place(results: Results, model: str, condition: str) -> str:
+    """A model size for readers, with the number of seeds where a condition has others."""
+    seeds = results.settings["conditions"][condition].get("seeds") or results.seeds
+    few = f", {counted(len(seeds), 'seed')}" if len(seeds) != len(results.seeds) else ""
+    return results.model_label(model) + few
+
+
 def _of_each(
     results: Results, variants: Sequence[str], say: Callable[[str], str | None]
 ) -> list[str]:
@@ -150,8 +157,8 @@ def _fair_losses(results: Results, corpus: str) -> Iterator[Entry]:
                 yield (
                     "Fairer norm",
                     "With one final norm, after the sum of the streams "
-                    f"({results.model_label(model)}), which is fairer to the plain residual, the "
-                    f"loss minus the plain residual's is {said}.",
+                    f"({_place(results, model, condition)}), which is fairer to the plain "
+                    f"residual, the loss minus the plain residual's is {said}.",
                 )
                 return
 
@@ -230,7 +237,7 @@ def _aged(results: Results, corpus: str) -> Iterator[Entry]:
             )
             if hard and single and product:
                 parts.append(
-                    f"{factor:g} times as fast ({results.model_label(model)}), "
+                    f"{factor:g} times as fast ({_place(results, model, condition)}), "
                     f"{sum(hard) / len(hard):.0f} % of mHC's Sinkhorn-Knopp inputs "
                     f"({min(hard):.0f} to {max(hard):.0f} % by seed) have log(1/ν) above 30, and "
                     f"row sums are off by {single} in single matrices and {product} in the product"

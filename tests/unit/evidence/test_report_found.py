@@ -44,6 +44,7 @@ FAIR = {
         "title": "mixing learns 3 times as fast",
         "variants": ["mhc"],
         "models": ["d2"],
+        "seeds": [0, 2, 4],
         "connections": {"mixing_rate_factor": 3},
     },
 }
@@ -193,7 +194,7 @@ def test_inputs_and_gaps_where_mixing_learns_faster(bare: Results) -> None:
         product_deviation_99=lambda row: 0.9 if row["condition"] == "aged" else 0.01,
     )
     assert said(results)["Longer training"] == (
-        "Imitated by mixing that learns faster: 3 times as fast (2 layers), 20 % of mHC's "
+        "Imitated by mixing that learns faster: 3 times as fast (2 layers, 3 seeds), 20 % of mHC's "
         "Sinkhorn-Knopp inputs (10 to 30 % by seed) have log(1/ν) above 30, and row sums are off "
         "by 0.500 in single matrices and 0.900 in the product."
     )
