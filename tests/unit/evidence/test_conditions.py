@@ -82,7 +82,7 @@ def test_changes_are_paired_by_seed(results: Results) -> None:
     # The reference has the change too where the condition names it.
     both = rows["rate", "mhc_lite"]
     after = [loss("mhc_lite", "rate", s) - loss("residual", "rate", s) for s in (0, 2)]
-    before = [loss("mhc_lite", "base", s) - loss("residual", "base", s) for s in SEEDS]
+    before = [loss("mhc_lite", "base", s) - loss("residual", "base", s) for s in (0, 2)]
     assert both["gap_residual_after_mean"] == pytest.approx(np.mean(after))
     assert both["gap_residual_before_mean"] == pytest.approx(np.mean(before))
     one = rows["norm", "mhc_lite"]

@@ -7,6 +7,7 @@ was the setting, not the variant.
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from typing import Any
 
 import pandas as pd
@@ -59,6 +60,10 @@ def difference(
     return t_interval([minuend[seed] - subtrahend[seed] for seed in sorted(shared)], confidence)
 
 
+def _among(losses: dict[int, float], seeds: Container[int]) -> dict[int, float]:
+    return {seed: loss for seed, loss in losses.items() if seed in seeds}
+
+
 def comparable(results: Results) -> dict[str, dict[str, Any]]:
     """The conditions whose losses are compared with others': not those whose mixing learns faster.
 
@@ -74,6 +79,7 @@ def conditions_data(results: Results) -> pd.DataFrame:
     `change_*`: loss under the condition minus that of the same variant under the study's own
     settings. `gap_<other>_before_*`: loss minus the other variant's under the study's own
     settings; `..._after_*`: the same with the condition applied to whichever of the two has it.
+    Both are over the seeds that completed under the condition, often fewer than the study's.
     """
     losses, confidence = losses_by_seed(results), results.confidence
     rows: list[dict[str, Any]] = []
@@ -100,8 +106,10 @@ def conditions_data(results: Results) -> pd.DataFrame:
                     row |= _named("change", change)
                     for against in OTHERS:
                         other = condition if against in touched else BASE
-                        before = difference(under(variant, BASE), under(against, BASE), confidence)
-                        after = difference(changed, under(against, other), confidence)
+                        changed_other = under(against, other)
+                        after = difference(changed, changed_other, confidence)
+                        unchanged = _among(under(variant, BASE), changed.keys() & changed_other)
+                        before = difference(unchanged, under(against, BASE), confidence)
                         if against == variant:
                             before = after = Interval(0, None, None, None)
                         row |= _named(f"gap_{against}_before", before)
@@ -162,8 +170,8 @@ def conditions_table(results: Results) -> Rows:
             f"half-width of the {percent_of(results.confidence)} Student t interval over the n "
             "seeds. Change of loss: with the change minus without it, same variant; bold where the "
             "interval excludes 0 (each row stands alone: nothing is corrected for their number). "
-            "The other columns compare the variant with another, before the change and after it; "
-            "the change applies to both where it touches both."
+            "The other columns compare the variant with another, before the change and after it, over "
+            "the same seeds; the change applies to both where it touches both."
         ),
         data=data,
         display=sparse(display, ["Corpus", "Model", "Changed"]),
