@@ -24,8 +24,6 @@ from mhclite.evidence.values import condition_of, conditions_that_change, deepes
 from mhclite.evidence.verdicts import Verdict
 from mhclite.study.sections import BASE
 
-# The paper's, what is left without mixing, and what followed it.
-SPOKEN_OF = ("identity", "hc", "mhc", "mhc_lite", "kromhc", "jpmhc")
 GAINS = ("hc", "mhc", "mhc_lite")
 FAIR = {"final_norm": "after_sum"}
 CONTROL = "identity"  # streams that are never mixed
@@ -141,15 +139,14 @@ def _mixing(results: Results, corpus: str) -> Iterator[Entry]:
     said = _against(results, corpus, deepest_first(results)[0], CONTROL, BASE)
     if said:
         control = results.label(CONTROL)
-        yield "Mixing", f"Minus the loss of {control}, whose streams never mix, it is {said}."
+        yield "Mixing", f"The loss minus that of {control}, whose streams never mix, is {said}."
 
 
 def _fair_losses(results: Results, corpus: str) -> Iterator[Entry]:
     """The same where the streams are summed before the final norm, at the deepest such model."""
     if results.settings["connections"]["final_norm"] == FAIR["final_norm"]:
         return
-    variants = [variant for variant in SPOKEN_OF if variant in results.variants]
-    conditions = {condition_of(results, variant, FAIR) for variant in variants} - {None}
+    conditions = {condition_of(results, variant, FAIR) for variant in results.variants} - {None}
     for condition in sorted(map(str, conditions)):
         for model in deepest_first(results):
             said = _against(results, corpus, model, BASELINE, condition)
@@ -166,8 +163,11 @@ def _fair_losses(results: Results, corpus: str) -> Iterator[Entry]:
 def _against(results: Results, corpus: str, model: str, other: str, condition: str) -> str:
     """Differences to another variant in words: below 0, above, or not told from it."""
     groups: dict[str, list[str]] = {"below 0": [], "above 0": [], "not told apart from 0": []}
-    for variant in SPOKEN_OF:
-        if variant == other or not {variant, other} <= set(results.variants):
+    if other not in results.variants:
+        return ""
+    for variant in results.variants:
+        # Nothing is said of the plain residual where others are set beside the control.
+        if variant in (other, BASELINE):
             continue
         d = _differences(results, corpus, model, variant, other, condition)
         if d.mean is None or d.half_width is None:
@@ -298,9 +298,9 @@ def _diverged(results: Results, corpus: str) -> Iterator[Entry]:
             failed = int((cell["status"] == "diverged").sum())
             if failed:
                 place = f"{results.label(variant)} ({results.model_label(model)}{title})"
-                parts.append(f"{failed} of {len(cell)} of {place}")
+                parts.append(f"{failed} of {counted(len(cell), 'run')} of {place}")
     if parts:
-        yield "Diverged", f"Of the runs {listed(parts)}."
+        yield "Diverged", f"{listed(parts)}."
 
 
 def short(statement: str) -> str:

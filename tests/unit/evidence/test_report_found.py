@@ -208,7 +208,7 @@ def test_diverged_runs_are_counted(bare: Results) -> None:
         ),
     )
     assert said(results)["Diverged"] == (
-        "Of the runs 1 of 5 of HC (2 layers) and 1 of 5 of HC (4 layers)."
+        "1 of 5 runs of HC (2 layers) and 1 of 5 runs of HC (4 layers)."
     )
     failed = {("mhc_lite", 0), ("mhc_lite", 3), ("identity", 1)}
     results = changed(
@@ -220,7 +220,7 @@ def test_diverged_runs_are_counted(bare: Results) -> None:
         ),
     )
     assert said(results)["Diverged"] == (
-        "Of the runs 1 of 5 of Identity HC (2 layers, final norm after the sum) and 2 of 5 of "
+        "1 of 5 runs of Identity HC (2 layers, final norm after the sum) and 2 of 5 runs of "
         "mHC-lite (2 layers, final norm after the sum)."
     )
 
@@ -267,7 +267,7 @@ def test_what_mixing_itself_buys(bare: Results) -> None:
     lead = {"identity": -0.1, "hc": -0.3, "mhc": -0.1, "mhc_lite": 0.0, "kromhc": -0.1}
     results = changed(bare, validation_loss=loss(**lead, jpmhc=-0.2))
     assert said(results)["Mixing"] == (
-        "Minus the loss of Identity HC, whose streams never mix, it is below 0 in HC "
+        "The loss minus that of Identity HC, whose streams never mix, is below 0 in HC "
         "(-0.200 ± 0.000) and JPmHC (-0.100 ± 0.000), above 0 in mHC-lite (0.100 ± 0.000) and not "
         "told apart from 0 in mHC (0.000 ± 0.000) and KromHC (0.000 ± 0.000)."
     )

@@ -170,8 +170,8 @@ def conditions_table(results: Results) -> Rows:
             f"half-width of the {percent_of(results.confidence)} Student t interval over the n "
             "seeds. Change of loss: with the change minus without it, same variant; bold where the "
             "interval excludes 0 (each row stands alone: nothing is corrected for their number). "
-            "The other columns compare the variant with another, before the change and after it, over "
-            "the same seeds; the change applies to both where it touches both."
+            "The other columns compare the variant with another, before the change and after it, "
+            "over the same seeds; the change applies to both where it touches both."
         ),
         data=data,
         display=sparse(display, ["Corpus", "Model", "Changed"]),
