@@ -27,6 +27,7 @@ from mhclite.study.sections import BASE
 GAINS = ("hc", "mhc", "mhc_lite")
 FAIR = {"final_norm": "after_sum"}
 CONTROL = "identity"  # streams that are never mixed
+OTHER_READS = ("hc", "jpmhc", "mhc_v4", "gated")  # whose reads and writes are not those of CONTROL
 DECIDED: tuple[Verdict, ...] = ("supported", "contradicted", "practically equal")
 UNDECIDED: tuple[Verdict, ...] = ("inconclusive", "not reached", "not tested")
 
@@ -47,6 +48,7 @@ def found(results: Results, findings: Sequence[Finding], corpus: str) -> list[En
         *_product(results, corpus),
         *_aged(results, corpus),
         *_use(results, corpus),
+        *_cost(results, corpus),
         *_speed(findings),
         *_diverged(results, corpus),
         *_claims(findings),
@@ -117,7 +119,8 @@ def _losses(results: Results, corpus: str) -> Iterator[Entry]:
     if against:
         place = f"At {results.model_label(model)}, {how.get(norm, 'with a learned final read')},"
         parts.append(
-            f"{place} the validation loss minus the plain residual's (nats per token) is {against}."
+            f"{place} the validation loss (nats per token) is, beside the plain residual's, "
+            f"{against}."
         )
     if {"mhc", "mhc_lite"} <= set(results.variants):
         apart = _differences(results, corpus, model, "mhc_lite", "mhc")
@@ -138,8 +141,12 @@ def _mixing(results: Results, corpus: str) -> Iterator[Entry]:
     """Where the variants that mix stand against the one that does not."""
     said = _against(results, corpus, deepest_first(results)[0], CONTROL, BASE)
     if said:
-        control = results.label(CONTROL)
-        yield "Mixing", f"The loss minus that of {control}, whose streams never mix, is {said}."
+        text = f"Beside {results.label(CONTROL)}, whose streams never mix, the loss is {said}."
+        others = [results.label(v) for v in OTHER_READS if v in results.variants]
+        if others:
+            text += f" {listed(others)} also {'read' if len(others) > 1 else 'reads'} and "
+            text += f"{'write' if len(others) > 1 else 'writes'} the streams in another way."
+        yield "Mixing", text
 
 
 def _fair_losses(results: Results, corpus: str) -> Iterator[Entry]:
@@ -151,18 +158,20 @@ def _fair_losses(results: Results, corpus: str) -> Iterator[Entry]:
         for model in deepest_first(results):
             said = _against(results, corpus, model, BASELINE, condition)
             if said:
+                streams = counted(results.settings["connections"]["n_streams"], "normed stream")
                 yield (
                     "Fairer norm",
-                    "With one final norm, after the sum of the streams "
-                    f"({_place(results, model, condition)}), which is fairer to the plain "
-                    f"residual, the loss minus the plain residual's is {said}.",
+                    f"Per stream, the head is given the sum of {streams}, the plain residual's "
+                    "one. With one final norm, after the sum "
+                    f"({_place(results, model, condition)}), the loss is, beside the plain "
+                    f"residual's, {said}.",
                 )
                 return
 
 
 def _against(results: Results, corpus: str, model: str, other: str, condition: str) -> str:
-    """Differences to another variant in words: below 0, above, or not told from it."""
-    groups: dict[str, list[str]] = {"below 0": [], "above 0": [], "not told apart from 0": []}
+    """Where a loss is lower than another variant's, higher, or not told apart from it."""
+    groups: dict[str, list[str]] = {"lower": [], "higher": [], "not told apart": []}
     if other not in results.variants:
         return ""
     for variant in results.variants:
@@ -172,9 +181,9 @@ def _against(results: Results, corpus: str, model: str, other: str, condition: s
         d = _differences(results, corpus, model, variant, other, condition)
         if d.mean is None or d.half_width is None:
             continue
-        side = "not told apart from 0"
+        side = "not told apart"
         if d.excludes_zero():
-            side = "below 0" if d.mean < 0 else "above 0"
+            side = "lower" if d.mean < 0 else "higher"
         size = plus_minus(d.mean, d.half_width, 3)
         groups[side].append(f"{results.label(variant)} ({size})")
     parts = [f"{side} in {listed(sizes)}" for side, sizes in groups.items() if sizes]
@@ -216,8 +225,8 @@ def _product(results: Results, corpus: str) -> Iterator[Entry]:
     said = f"After {iterations} the row sums of mHC's product over all sub-layers are off by {own}"
     lite = values(results, corpus, model, "mhc_lite", column)
     if lite:
-        said += f", those of mHC-lite's by {significant(max(lite.values()), 1)} at most"
-    yield "Sinkhorn-Knopp", f"{said} (99 % quantile)."
+        said += f", those of mHC-lite's by {significant(max(lite.values()), 2)} in the worst run"
+    yield "Sinkhorn-Knopp", f"{said} (99 % quantile over tokens and rows)."
 
 
 def _aged(results: Results, corpus: str) -> Iterator[Entry]:
@@ -226,7 +235,7 @@ def _aged(results: Results, corpus: str) -> Iterator[Entry]:
         results.settings["conditions"][name]["connections"]["mixing_rate_factor"]: name
         for name in conditions_that_change(results, "mixing_rate_factor")
     }
-    parts = []
+    parts: list[str] = []
     for factor, condition in sorted(factors.items()):
         for model in deepest_first(results):
             at = (results, corpus, model, "mhc")
@@ -236,15 +245,20 @@ def _aged(results: Results, corpus: str) -> Iterator[Entry]:
                 for column in ("single_deviation_99", "product_deviation_99")
             )
             if hard and single and product:
+                start = "" if parts else "With mixing "
                 parts.append(
-                    f"{factor:g} times as fast ({_place(results, model, condition)}), "
+                    f"{start}{factor:g} times as fast ({_place(results, model, condition)}), "
                     f"{sum(hard) / len(hard):.0f} % of mHC's Sinkhorn-Knopp inputs "
                     f"({min(hard):.0f} to {max(hard):.0f} % by seed) have log(1/ν) above 30, and "
                     f"row sums are off by {single} in single matrices and {product} in the product"
                 )
                 break
     if parts:
-        yield "Longer training", f"Imitated by mixing that learns faster: {'; '.join(parts)}."
+        yield (
+            "Faster mixing",
+            "Mixing that learns faster than the rest stands in for a training as long as the "
+            f"paper's, which no run here has. {'; '.join(parts)}.",
+        )
 
 
 def _use(results: Results, corpus: str) -> Iterator[Entry]:
@@ -266,7 +280,31 @@ def _use(results: Results, corpus: str) -> Iterator[Entry]:
         )
 
 
-# --- speed, divergence, claims ----------------------------------------------------------------
+# --- cost, divergence, claims ----------------------------------------------------------------
+
+
+def _cost(results: Results, corpus: str) -> Iterator[Entry]:
+    """Time of a training step and parameters, beside the plain residual's."""
+    model = deepest_first(results)[0]
+    own = values(results, corpus, model, BASELINE, "parameters")
+    if not own:
+        return
+
+    def cost(variant: str) -> str | None:
+        timed = results.throughput[model].variants.get(variant)
+        parameters = values(results, corpus, model, variant, "parameters")
+        if timed is None or not parameters or variant == BASELINE:
+            return None
+        more = min(parameters.values()) / min(own.values()) - 1
+        return f"{fixed(timed.ratio_quartiles.median, 2)} (parameters {100 * more:+.0f} %)"
+
+    parts = _of_each(results, results.variants, cost)
+    if parts:
+        yield (
+            "Cost",
+            f"At {results.model_label(model)} a training step takes, in steps of the plain "
+            f"residual, {listed(parts)}.",
+        )
 
 
 def _speed(findings: Sequence[Finding]) -> Iterator[Entry]:
@@ -316,7 +354,7 @@ def _claims(findings: Sequence[Finding]) -> Iterator[Entry]:
     counts = Counter(finding.verdict for finding in first)
     order = [verdict for verdict in (*DECIDED, *UNDECIDED) if counts[verdict]]
     shares = listed([f"{counts[one]} {'is' if counts[one] == 1 else 'are'} {one}" for one in order])
-    said = f"Of the {counted(len(first), 'claim')} that are tested first, {shares}."
+    said = f"Of the paper's {counted(len(first), 'main claim')} {shares}."
     for verdict in DECIDED:
         parts = [
             f"{short(one.claim.statement)} ({effect_text(claim_rows(one)[0])})"
@@ -326,4 +364,11 @@ def _claims(findings: Sequence[Finding]) -> Iterator[Entry]:
         if parts:
             heading = verdict.capitalize() + " at this size" * (verdict == "contradicted")
             said += f" {heading}: {'; '.join(parts)}."
+    contradicted = [
+        f"{short(one.claim.statement)} ({effect_text(claim_rows(one)[0])})"
+        for one in findings
+        if one.claim.family != "confirmatory" and one.verdict == "contradicted"
+    ]
+    if contradicted:
+        said += f" Of the further claims contradicted at this size: {'; '.join(contradicted)}."
     yield "The paper's claims", said

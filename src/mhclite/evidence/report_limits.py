@@ -19,6 +19,8 @@ from mhclite.evidence.values import deepest_first, values_by_seed
 from mhclite.evidence.verdicts import Verdict
 
 NEARLY_ALL = 0.9  # of the steps
+FAR = 3.0  # times the range of the other seeds
+FEWEST_SEEDS = 4  # of which one can be said to be far off
 NOTEWORTHY = 0.1  # by so much of all steps the others are clipped more often
 
 
@@ -32,7 +34,9 @@ def limits(results: Results, findings: Sequence[Finding], corpus: str) -> list[E
     """
     return [
         *_verdicts(findings),
+        *_lowered_bar(findings),
         *_bigram(results, corpus),
+        *_one_run(results, corpus),
         *_depth_and_rate(results),
         *_clipping(results, corpus),
         *_one_seed(results),
@@ -54,8 +58,9 @@ def _verdicts(findings: Sequence[Finding]) -> Iterator[Entry]:
         kind, count = kinds.most_common(1)[0]
         example = next(reason for unmet in reasons for reason in unmet if _kind(reason) == kind)
         said += (
-            " Not reached: it falls short of what the claim needs, most often "
-            f"({count} of {len(reasons)}) in this: {example}."
+            " Not reached: it falls short of what the claim needs, so that a number here, a lower "
+            f"loss for instance, is not yet an answer. Most often ({count} of {len(reasons)}) what "
+            f"falls short is like this: {example}."
         )
     yield "Verdicts", said
 
@@ -63,6 +68,53 @@ def _verdicts(findings: Sequence[Finding]) -> Iterator[Entry]:
 def _kind(reason: str) -> str:
     """A requirement without its number and variant: what fell short."""
     return re.sub(r"of [\w-]+ |[\w-]+'s ", "", re.split(r" \d| was not measured", reason)[0])
+
+
+def _lowered_bar(findings: Sequence[Finding]) -> Iterator[Entry]:
+    """Verdicts of claims that ask for less than the others, since a study had fallen short."""
+    bars = {f.claim.id: f.claim.requires.start_distance for f in findings}
+    highest = max((bar for bar in bars.values() if bar is not None), default=0.0)
+    lower = [
+        (finding, bar)
+        for finding in findings
+        if (bar := bars[finding.claim.id]) is not None and bar < highest
+    ]
+    decided = [bar for finding, bar in lower if finding.verdict in ("supported", "contradicted")]
+    if decided:
+        yield (
+            "A lowered bar",
+            f"{counted(len(decided), 'verdict')} on mHC's product {_are(len(decided))} given where "
+            f"H_res moved by {min(decided):g} from its start, not {highest:g} as for others: this "
+            "was lowered after a study had shown the gap and fallen short.",
+        )
+
+
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
+def _one_run(results: Results, corpus: str) -> Iterator[Entry]:
+    """Variants of which one seed ends far from all others, so that mean and interval are its."""
+    model = deepest_first(results)[0]
+    parts = []
+    for variant in results.variants:
+        found = values_by_seed(results, corpus, model, variant, "validation_loss")
+        losses = sorted(found.values())
+        if len(losses) < FEWEST_SEEDS:
+            continue
+        for far, others in ((losses[0], losses[1:]), (losses[-1], losses[:-1])):
+            spread = others[-1] - others[0]
+            if min(abs(far - other) for other in others) > FAR * spread:
+                parts.append(
+                    f"one of {results.label(variant)} ends at {far:.3f}, its others at "
+                    f"{others[0]:.3f} to {others[-1]:.3f}"
+                )
+    if parts:
+        yield (
+            "One seed far off",
+            f"At {results.model_label(model)} {listed(parts)}: mean and interval say little of "
+            "the rest.",
+        )
 
 
 def _bigram(results: Results, corpus: str) -> Iterator[Entry]:
@@ -86,7 +138,7 @@ def _bigram(results: Results, corpus: str) -> Iterator[Entry]:
         )
         return
     each = listed([f"{results.label(v)} ({losses[v]:.3f})" for v in above])
-    verb = "is" if len(above) == 1 else "are"
+    verb = _are(len(above))
     place = results.model_label(model)
     yield "Little learned", f"At {place} {each} {verb} not below {counting}."
 
@@ -127,7 +179,7 @@ def _clipping(results: Results, corpus: str) -> Iterator[Entry]:
         f"residual's steps and in {others} % of the others'"
     )
     if low >= NEARLY_ALL:
-        said += ": these train with gradients of nearly one norm, which hides spikes as well"
+        said += ": nearly all their steps are of one gradient norm, which hides spikes as well"
     yield "Clipping", f"{said}."
 
 

@@ -81,7 +81,7 @@ class Matrix:
     groups: Sequence[MatrixGroup]
 
 
-FAMILIES = {"confirmatory": "The paper's claims, tested first", "secondary": "Further claims"}
+FAMILIES = {"confirmatory": "The paper's main claims", "secondary": "Further claims"}
 
 
 def matrix(results: Results, findings: Sequence[Finding]) -> Matrix:
@@ -150,13 +150,12 @@ def shown(row: Row, finding: Finding, confidence: float) -> Mark:
 
 def _details(finding: Finding, row: dict[str, Any]) -> list[tuple[str, str]]:
     """What stands behind a verdict."""
-    claim = finding.claim
+    claim, flip = finding.claim, row["p_flip"]
     numbers = [
         f"{name} {significant(value, 2)}"
         for name, value in (
             ("p", finding.p),
             ("p of equality", finding.p_equal),
-            ("sign-flip p", row["p_flip"]),
         )
         if not missing(value)
     ]
@@ -165,6 +164,7 @@ def _details(finding: Finding, row: dict[str, Any]) -> list[tuple[str, str]]:
         ("Claimed at", claim.scale or ""),
         ("Why", finding.reason),
         ("Corrected", ", ".join(numbers)),
+        ("Not corrected", f"sign-flip p {significant(flip, 2)}" if not missing(flip) else ""),
         ("Seeds or rounds", str(row["n"] or "")),
         ("In the paper", f"{claim.paper.value} ({claim.paper.how})" if claim.paper else ""),
         ("Claim", claim.id),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from mhclite.evidence.findings import claims_of
 from mhclite.evidence.results import Results
 from mhclite.evidence.table_format import percent_of
 
@@ -176,11 +177,19 @@ def statistics_text(results: Results) -> str:
         "comparison of losses requires that the better of the two variants beats the bigram model: "
         "that the other does not is then a finding. Matrices must have moved so far from their "
         "start that their effect can show; for claims on mHC's product this is less than for "
-        "others, since it was lowered after a study had shown their gap below the first threshold."
+        f"others{_bars(results)}, since it was lowered after a study had shown their gap below the "
+        "first threshold."
     )
     if len(seeds) == 1:
         text += " With a single seed there is no interval: a difference may be chance."
     return text
+
+
+def _bars(results: Results) -> str:
+    """The distances from the start that claims ask for, lowest and highest."""
+    asked = [claim.requires.start_distance for claim in claims_of(results)]
+    bars = {bar for bar in asked if bar is not None}
+    return f" ({min(bars):g} beside {max(bars):g})" if len(bars) > 1 else ""
 
 
 def introduction(results: Results) -> str:
@@ -200,7 +209,7 @@ def introduction(results: Results) -> str:
         f"{counted(len(results.seeds), 'seed')}; {_diverged(runs)} diverged."
         + (
             f" {counted(len(changed), 'further run')} change one setting at a time; "
-            f"{_diverged(changed)} of these did."
+            f"{_diverged(changed)} of these diverged."
             if len(changed)
             else ""
         )

@@ -38,6 +38,16 @@ GLOSSARY = (
         "is only nearly right",
     ),
     (
+        "log(1/ν)",
+        "how uneven an input of Sinkhorn-Knopp is: ν is its smallest entry over its largest; above "
+        "about 30 a fixed number of iterations may not balance it",
+    ),
+    ("H_res = I", "the identity in place of the mixing matrix: streams are not mixed"),
+    (
+        "Identity HC",
+        "the control: streams are read and written as in mHC and never mixed",
+    ),
+    (
         "Composite gain",
         "the largest absolute row sum of the product of all H_res: how much a stream can grow on "
         "its way through the model",
@@ -84,13 +94,15 @@ GLOSSARY = (
     ("Inconclusive", "the study can neither tell a difference nor exclude one"),
     (
         "Not reached",
-        "the study falls short of what the question needs: it says nothing of the claim",
+        "the study falls short of what the question needs: its numbers are given, and are no "
+        "answer to it",
     ),
     ("Not tested", "the study lacks a variant, a setting or a measurement that the claim is about"),
     ("By construction", "follows from the formula; it is shown whether the code keeps to it"),
     (
-        "Tested first",
-        "the paper's main claims, eight of them: their error rate is not shared with the others",
+        "Main claims, confirmatory",
+        "what the paper rests on, eight claims: p values are corrected among them first, and for "
+        "the others behind them",
     ),
     (
         "For, against, equal, open",
@@ -175,7 +187,8 @@ def settings(results: Results) -> list[Setting]:
             "Tokens per parameter",
             _range([t / p for t, p in zip(tokens, parameters, strict=True)]),
             _range([paper_tokens / count for count in theirs]),
-            "below about 2 the models have hardly learned, and claims on losses are not reached",
+            "with few tokens a parameter models have hardly learned; below 0.25 claims on losses "
+            "are not reached",
         ),
         Setting(
             "Share of warm-up",

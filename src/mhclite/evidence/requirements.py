@@ -43,7 +43,7 @@ def _unmet(results: Results, claim: Claim, corpus: str, model: str) -> Iterator[
         loss = min((x for x in losses if not math.isnan(x)), default=math.inf)
         bigram = results.counting_models[corpus]["bigram"]
         if not loss < bigram:
-            yield f"loss {loss:.3f}, below the bigram model's {bigram:.3f} needed"
+            yield f"loss {loss:.3f} (needed: below the bigram model's {bigram:.3f})"
     if requires.tokens_per_parameter is not None:
         steps = results.settings["training"]["steps"]
         block = results.settings["models"][model]["block_size"]
@@ -68,13 +68,13 @@ def _unmixed(
         norm = setting.get("final_norm", results.settings["connections"]["final_norm"])
         count = functional_mixing(variant, results.n_layer(model), norm)
         if count < requires.functional_mixing:
-            yield f"{count} functional H_res of {label}, {requires.functional_mixing} needed"
+            yield f"{count} functional H_res of {label} (needed: {requires.functional_mixing})"
     if requires.start_distance is not None:
         found = mean_of(runs, "start_distance")
         what = f"distance of {label}'s H_res from its start"
         yield from _short(what, found, requires.start_distance)
     if requires.knockout_errors is not None:
-        what = f"cost of {label} with H_res = I, in its standard errors"
+        what = f"cost of {label} with H_res = I, in standard errors over windows of text"
         yield from _short(what, knockout_in_errors(runs), requires.knockout_errors)
 
 
@@ -82,7 +82,7 @@ def _short(what: str, found: float, needed: float) -> Iterator[str]:
     if math.isnan(found):
         yield f"{what} was not measured"
     elif found < needed:
-        yield f"{what} {significant(found, 2)}, {significant(needed, 2)} needed"
+        yield f"{what} {significant(found, 2)} (needed: {significant(needed, 2)})"
 
 
 def mean_of(runs: pd.DataFrame, column: str) -> float:
@@ -122,4 +122,4 @@ def _sensitive(results: Results, claim: Claim, corpus: str, model: str) -> Itera
     )
     if lead.high is None or lead.high >= 0:
         said = "unknown" if lead.mean is None else f"{lead.mean:+.2g} ± {lead.half_width or 0:.2g}"
-        yield f"{name} minus streams that are never mixed {said}, an interval below 0 needed"
+        yield f"{name} minus streams that are never mixed {said} (needed: an interval below 0)"

@@ -198,7 +198,7 @@ def _paired(results: Results, claim: Claim, corpus: str, model: str) -> Row:
 
 def _few(count: int) -> tuple[str, ...]:
     plural = "s" * (count != 1)
-    return () if count >= FEWEST_EVENTS else (f"{count} event{plural}, {FEWEST_EVENTS} needed",)
+    return () if count >= FEWEST_EVENTS else (f"{count} event{plural} (needed: {FEWEST_EVENTS})",)
 
 
 def _crossed(results: Results, claim: Claim, corpus: str, model: str) -> tuple[float, float] | None:

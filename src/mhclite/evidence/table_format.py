@@ -75,7 +75,7 @@ def missing(value: Any) -> bool:
 
 def fixed(value: Any, decimals: int = 4) -> str:
     """A number with a fixed number of decimals and thousands separators."""
-    return NONE if missing(value) else f"{value:,.{decimals}f}"
+    return NONE if missing(value) else f"{value:z,.{decimals}f}"
 
 
 def significant(value: Any, digits: int = 3) -> str:

@@ -235,7 +235,7 @@ def test_spikes_are_counted_and_few_decide_nothing(results: Results) -> None:
     count = {"kind": "count", "metric": "loss_spikes", "variant": "mhc", "reference": "hc"}
     few = measured(results, loss_spikes=lambda row: int(row["variant"] == "hc" and not row["seed"]))
     found = judge(few, **count)
-    assert (found.verdict, found.reason) == ("not reached", "1 event, 5 needed")
+    assert (found.verdict, found.reason) == ("not reached", "1 event (needed: 5)")
     many = measured(results, loss_spikes=lambda row: 3 * (row["variant"] == "hc"))
     found = judge(many, **count)
     assert found.row.numbers == "0 against 15"
@@ -296,22 +296,23 @@ def test_a_knockout_is_counted_in_its_own_errors() -> None:
 @pytest.mark.parametrize(
     ("requires", "columns", "said"),
     [
-        ({"functional_mixing": 8}, {}, "7 functional H_res of mHC-lite, 8 needed"),
+        ({"functional_mixing": 8}, {}, "7 functional H_res of mHC-lite (needed: 8)"),
         (
             {"start_distance": 0.1},
             {"start_distance": 0.03},
-            "distance of mHC-lite's H_res from its start 0.030, 0.10 needed",
+            "distance of mHC-lite's H_res from its start 0.030 (needed: 0.10)",
         ),
         (
             {"knockout_errors": 2},
             {"knockout_identity": 0.012},
-            "cost of mHC-lite with H_res = I, in its standard errors 1.2, 2.0 needed",
+            "cost of mHC-lite with H_res = I, in standard errors over windows of text 1.2 "
+            "(needed: 2.0)",
         ),
-        ({"below_bigram": True}, {"bigram": 3.0}, "below the bigram model's 3.000 needed"),
+        ({"below_bigram": True}, {"bigram": 3.0}, "(needed: below the bigram model's 3.000)"),
         (
             {"tokens_per_parameter": 2},
             {"parameters": 61_440},
-            "tokens per parameter 1.0, 2.0 needed",
+            "tokens per parameter 1.0 (needed: 2.0)",
         ),
     ],
 )
@@ -488,7 +489,7 @@ def test_forest(results: Results, tmp_path: Path) -> None:
         labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     claims = list({finding.claim.id: finding.claim for finding in loss_findings(results)}.values())
     assert len(labels) == len(claims)
-    assert "mHC-lite (final_norm: after_sum) - Residual" in [
+    assert "mHC-lite (final norm after the sum) - Residual" in [
         label_of(results, claim) for claim in claims
     ]
 

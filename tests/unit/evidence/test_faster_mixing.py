@@ -80,7 +80,7 @@ def test_means_are_geometric_and_shares_have_their_range(faster: Results) -> Non
     )
     display = faster_mixing_table(faster).display
     assert display.iloc[2]["log(1/ν) > 30 (%)"] == "10.0 (0.0 to 20.0)"
-    assert display.iloc[2]["Row-sum error, one sub-layer"] == "0.200 [0.0357, 1.12]"
+    assert display.iloc[2]["Row sums off, single"] == "0.200 [0.0357, 1.12]"
     assert list(display["Mixing learns"]) == [
         *("as fast as the rest", "", "3 times as fast", "10 times as fast", "")
     ]

@@ -305,8 +305,8 @@ def test_stability_traces_to_runs_and_probes(folder: Path) -> None:
     assert shown["4", "HC"]["Loss spikes, of steps judged"] == "0 of 86"
     assert shown["4", "HC"]["Loss spikes per 1,000 judged"] == "0 to 35"
     assert shown["4", "HC"]["Gradient-norm spikes"] == "3"
-    assert shown["4", "HC"]["Row-sum error, whole depth"] == "8.00"
-    assert shown["4", "mHC-lite"]["Row-sum error, one sub-layer"] == "2.00e-07"
+    assert shown["4", "HC"]["Largest row-sum error, product"] == "8.00"
+    assert shown["4", "mHC-lite"]["Largest row-sum error, single"] == "2.00e-07"
     assert shown["2", "mHC"]["log(1/ν) > 30 (%)"] == "7.14"
     assert shown["2", "Residual"]["Final gain, forward (arithmetic mean)"] == NONE
     notes = (folder / "stability.md").read_text()

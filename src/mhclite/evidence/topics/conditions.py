@@ -128,8 +128,8 @@ def _named(prefix: str, interval: Interval) -> dict[str, Any]:
     caption=(
         "Final validation loss with one setting changed, against the same variant and seed "
         "without the change, and the differences between variants before and after it; mean "
-        "over {seeds} with the half-width of the {level} % Student t interval. Source: "
-        "runs.csv."
+        "over the seeds of the change with the half-width of the {level} % Student t interval. "
+        "Source: runs.csv."
     ),
     heading="changes",
     needs="conditions",
@@ -189,8 +189,8 @@ ROW = 0.19  # inches per line
     caption=(
         "Final validation loss with one setting changed minus that without the change, of the "
         "same variant and seed. Marker and bar: mean with its {level} % Student t interval over"
-        " {seeds}; faint points: each seed. Where one change moves the variants differently, a "
-        "difference between variants is partly the setting. Source: runs.csv."
+        " the seeds of the change; faint points: each seed. Where one change moves the variants "
+        "differently, a difference between variants is partly the setting. Source: runs.csv."
     ),
     alt=(
         "Points with horizontal error bars around a line at zero, a group for each change, a "

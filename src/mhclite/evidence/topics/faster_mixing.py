@@ -26,6 +26,7 @@ from mhclite.study.sections import BASE
 
 SETTING = "mixing_rate_factor"
 FACTORS = ("single_deviation_99", "product_deviation_99", "gain_forward_peak", "start_distance")
+ROUNDING = 1e-5  # below it a row-sum error is one of float32
 
 
 def faster_data(results: Results) -> pd.DataFrame:
@@ -81,8 +82,8 @@ def _measured(results: Results, runs: pd.DataFrame) -> dict[str, Any]:
     title="Where the mixing learns faster",
     caption=(
         "What H_res comes to where what makes it learns several times as fast as the rest, beside "
-        "the study's own runs, over {seeds}. It stands in for longer training; losses are compared "
-        "with no others'. Source: runs.csv and probes/."
+        "the study's own runs, over up to {seeds}. It stands in for longer training; losses are "
+        "compared with no others'. Source: runs.csv and probes/."
     ),
     heading="mixing",
     needs="faster_mixing",
@@ -100,7 +101,10 @@ def faster_mixing_table(results: Results) -> Rows:
         return f"{mean} ({least} to {most})"
 
     def factor(row: dict[Any, Any], name: str) -> str:
-        return with_interval(*(row[f"{name}_{end}"] for end in ("mean", "low", "high")))
+        mean = row[f"{name}_mean"]
+        if mean < ROUNDING:  # of which an interval says nothing
+            return significant(mean, 1)
+        return with_interval(mean, row[f"{name}_low"], row[f"{name}_high"])
 
     display = pd.DataFrame(
         {
@@ -113,11 +117,11 @@ def faster_mixing_table(results: Results) -> Rows:
             "Diverged runs": f"{row['n_diverged']} of {row['n']}",
             "log(1/ν) > 30 (%)": share(row),
             "Largest log(1/ν)": significant(row["largest_log_inverse_nu"]),
-            "Row-sum error, one sub-layer": factor(row, "single_deviation_99"),
-            "Row-sum error, whole depth": factor(row, "product_deviation_99"),
+            "Row sums off, single": factor(row, "single_deviation_99"),
+            "Row sums off, product": factor(row, "product_deviation_99"),
             "Largest gain": factor(row, "gain_forward_peak"),
-            "Distance from the start": factor(row, "start_distance"),
-            "Lost with H_res = I": scaled_plus_minus(
+            "Distance": factor(row, "start_distance"),
+            "Lost, H_res = I": scaled_plus_minus(
                 row["knockout_identity_mean"], row["knockout_identity_half_width"]
             ),
         }
@@ -127,11 +131,12 @@ def faster_mixing_table(results: Results) -> Rows:
         notes=(
             "Over the completed runs. log(1/ν) > 30: mean over seeds and, in brackets, least and "
             "most, of the share of Sinkhorn-Knopp's inputs whose smallest entry ν is so far below "
-            "the largest; beside it the largest of all seeds. Row-sum error: 99 % quantile of the "
+            "the largest; beside it the largest of all seeds. Row sums off: 99 % quantile of the "
             "deviation of a row sum of H_res from 1 over held-out tokens, in single sub-layers and "
-            "in their product. Largest gain: of the product, over training. Distance: Frobenius "
-            "norm, mean over sub-layers. All four are geometric means with the "
-            f"{percent_of(results.confidence)} Student t interval of the logarithm. Lost: nats per "
+            "in their product over depth. Largest gain: of the product, over training. Distance: "
+            "from the start, Frobenius norm, mean over sub-layers. All four are geometric means "
+            f"with the {percent_of(results.confidence)} Student t interval of the logarithm, which "
+            f"is left out below {ROUNDING:g}. Lost: nats per "
             f"token ± half-width. {NONE}: does not apply, or no run completed."
         ),
         data=data,

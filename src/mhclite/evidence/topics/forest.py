@@ -12,7 +12,9 @@ from mhclite.evidence import exhibits
 from mhclite.evidence.claims import Claim
 from mhclite.evidence.findings import Finding, findings_of
 from mhclite.evidence.results import Results
-from mhclite.evidence.style import FAINT, INK, empty_figure, grid, seeds_and_interval
+from mhclite.evidence.style import FAINT, INK, empty_figure, grid, plain, seeds_and_interval
+from mhclite.evidence.values import condition_of
+from mhclite.study.sections import BASE
 
 ROW = 0.24  # inches per claim
 
@@ -33,10 +35,15 @@ def loss_findings(results: Results) -> list[Finding]:
 
 
 def label_of(results: Results, claim: Claim) -> str:
-    """Who is compared with whom, e.g. `HC (final_norm: after_sum) - Residual`."""
+    """Who is compared with whom, e.g. `HC (final norm after the sum) - Residual`."""
 
     def arm(variant: str, setting: Mapping[str, Any]) -> str:
+        name = condition_of(results, variant, setting)
+        if name == BASE:
+            return results.label(variant)
         said = ", ".join(f"{key}: {value}" for key, value in setting.items())
+        if name is not None:
+            said = plain(results.settings["conditions"][name]["title"])
         return results.label(variant) + (f" ({said})" if said else "")
 
     own = arm(claim.variant, claim.setting)
@@ -50,9 +57,10 @@ def label_of(results: Results, claim: Claim) -> str:
     caption=(
         "Each row is a claim that compares final validation losses: the first variant's minus "
         "the second's of the same seed. Marker and bar: mean with its {level} % Student t "
-        "interval over {seeds}; faint points: each seed; dotted: the margin of a claim of no "
+        "interval over its seeds; faint points: each seed; dotted: the margin of a claim of no "
         "worse. The verdicts stand beside the "
-        "model that decides, the deepest. Filled markers and black verdicts: decided, "
+        "model that decides, the deepest of which it can be asked; panels have scales of "
+        "their own. Filled markers and black verdicts: decided, "
         "after correction over all claims; hollow and grey: not. Source: runs.csv."
     ),
     alt=(

@@ -274,7 +274,7 @@ PANELS: dict[str, Callable[[Axes, Results, str], None]] = {
         "up to 0.001 nats, as in the figure of knock-outs. {hard_inputs:Hard Sinkhorn inputs: "
         "those with log(1/ν) above 30}{faster_mixing:; hollow where the mixing learns "
         "faster}{hard_inputs:; star: the paper's figure for its L. }Mean (geometric on logarithmic "
-        "axes) and {level} % Student t interval over {seeds}, each seed a point; an interval "
+        "axes) and {level} % Student t interval over up to {seeds}, each seed a point; an interval "
         "that leaves its panel is cut. Operator orientation. Source: runs.csv."
     ),
     alt="Six panels of curves over the number of layers, one colour and marker for each variant.",
