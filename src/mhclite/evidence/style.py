@@ -258,7 +258,7 @@ def remark(axes: Axes, text: str) -> None:
     """Add lines of text below the x label, where they hide no data; nothing if empty."""
     place = axes.get_subplotspec()
     assert place is not None
-    width = 92 // max(2, place.get_gridspec().ncols)  # characters
+    width = 96 // max(2, place.get_gridspec().ncols)  # characters
     if text:
         axes.set_xlabel("\n".join([axes.get_xlabel(), *textwrap.wrap(text, width)]))
 

@@ -189,7 +189,7 @@ ROW = 0.19  # inches per line
     caption=(
         "Final validation loss with one setting changed minus that without the change, of the "
         "same variant and seed. Marker and bar: mean with its {level} % Student t interval over"
-        " the seeds of the change; faint points: each seed. Where one change moves the variants "
+        " up to {seeds}; faint points: each seed. Where one change moves the variants "
         "differently, a difference between variants is partly the setting. Source: runs.csv."
     ),
     alt=(

@@ -57,7 +57,7 @@ def label_of(results: Results, claim: Claim) -> str:
     caption=(
         "Each row is a claim that compares final validation losses: the first variant's minus "
         "the second's of the same seed. Marker and bar: mean with its {level} % Student t "
-        "interval over its seeds; faint points: each seed; dotted: the margin of a claim of no "
+        "interval over up to {seeds}; faint points: each seed; dotted: the margin of a claim of no "
         "worse. The verdicts stand beside the "
         "model that decides, the deepest of which it can be asked; panels have scales of "
         "their own. Filled markers and black verdicts: decided, "
