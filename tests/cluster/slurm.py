@@ -233,6 +233,10 @@ class Slurm:
         wait_until(answers, "munge answers")
 
     def _start_database(self) -> None:
+        assert not _succeeds("mariadb", "-e", "select 1"), (
+            "a database runs here already, perhaps of tests that were killed: "
+            "end slurmd, slurmctld, slurmdbd and mariadbd"
+        )
         data = self.state / "mysql"
         data.mkdir(exist_ok=True)
         shutil.chown(data, "mysql", "mysql")
