@@ -151,18 +151,21 @@ def _mixing(results: Results, corpus: str) -> Iterator[Entry]:
 
 def _fair_losses(results: Results, corpus: str) -> Iterator[Entry]:
     """The same where the streams are summed before the final norm, at the deepest such model."""
-    if results.settings["connections"]["final_norm"] == FAIR["final_norm"]:
+    own = results.settings["connections"]
+    if own["final_norm"] == FAIR["final_norm"]:
         return
+    streams = counted(own["n_streams"], "normed stream")
+    why = f"Per stream, the head is given the sum of {streams}, the plain residual's one. "
+    if own["final_norm"] != "per_stream":  # a learned read, of which that is not so
+        why = ""
     conditions = {condition_of(results, variant, FAIR) for variant in results.variants} - {None}
     for condition in sorted(map(str, conditions)):
         for model in deepest_first(results):
             said = _against(results, corpus, model, BASELINE, condition)
             if said:
-                streams = counted(results.settings["connections"]["n_streams"], "normed stream")
                 yield (
                     "Fairer norm",
-                    f"Per stream, the head is given the sum of {streams}, the plain residual's "
-                    "one. With one final norm, after the sum "
+                    f"{why}With one final norm, after the sum "
                     f"({_place(results, model, condition)}), the loss is, beside the plain "
                     f"residual's, {said}.",
                 )

@@ -71,7 +71,10 @@ def _kind(reason: str) -> str:
 
 
 def _lowered_bar(findings: Sequence[Finding]) -> Iterator[Entry]:
-    """Verdicts of claims that ask for less than the others, since a study had fallen short."""
+    """Verdicts of claims that ask for less than the others, since a study had fallen short.
+
+    In config/claims.yaml these are the claims on mHC's product (`&deep`), and no others.
+    """
     bars = {f.claim.id: f.claim.requires.start_distance for f in findings}
     highest = max((bar for bar in bars.values() if bar is not None), default=0.0)
     lower = [
