@@ -27,6 +27,7 @@ from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.style import save, style
 from mhclite.evidence.table_format import fixed, markdown, percent_of, plus_minus
 from mhclite.evidence.topics.losses import results_data
+from mhclite.evidence.topics.overview import overview_table
 from mhclite.files import write_text
 from mhclite.runs.folder import RunFolder
 from mhclite.runs.provenance import hardware_in_words
@@ -153,6 +154,8 @@ def found_block(results: Results) -> str:
             f"{percent_of(results.confidence)}):",
             "",
             *_bullets(found(results, findings, corpus)),
+            "",
+            markdown(overview_table(results)).strip(),
             "",
             f"![{about.title}: {about.alt}]({_figure(results.name)})",
             "",

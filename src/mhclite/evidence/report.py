@@ -218,6 +218,7 @@ def page(results: Results, written: Sequence[Table]) -> str:
         "name": results.name,
         "introduction": introduction(results),
         "variants": [(results.label(name), VARIANTS[name].note) for name in results.variants],
+        "overview": tables.pop("overview"),
         "found": [(corpus, *_said(results, findings, corpus)) for corpus in results.corpora],
         "matrix": matrix(results, findings),
         "headline": [figure for figure in figures if figure.name == HEADLINE],

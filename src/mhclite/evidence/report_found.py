@@ -17,16 +17,21 @@ from mhclite.evidence.findings import Finding
 from mhclite.evidence.metrics import METRICS
 from mhclite.evidence.report_methods import Entry, counted, listed
 from mhclite.evidence.results import Results
-from mhclite.evidence.statistics import BASELINE, Interval, geometric_interval, t_interval
+from mhclite.evidence.statistics import BASELINE, CONTROL, geometric_interval, t_interval
 from mhclite.evidence.table_format import fixed, plus_minus, significant, with_interval
 from mhclite.evidence.topics.claims import claim_rows, effect_text
-from mhclite.evidence.values import condition_of, conditions_that_change, deepest_first
+from mhclite.evidence.values import (
+    FAIR,
+    completed_by_seed,
+    condition_of,
+    conditions_that_change,
+    deepest_first,
+    loss_difference,
+)
 from mhclite.evidence.verdicts import Verdict
 from mhclite.study.sections import BASE
 
 GAINS = ("hc", "mhc", "mhc_lite")
-FAIR = {"final_norm": "after_sum"}
-CONTROL = "identity"  # streams that are never mixed
 OTHER_READS = ("hc", "jpmhc", "mhc_v4", "gated")  # whose reads and writes are not those of CONTROL
 DECIDED: tuple[Verdict, ...] = ("supported", "contradicted", "practically equal")
 UNDECIDED: tuple[Verdict, ...] = ("inconclusive", "not reached", "not tested")
@@ -48,35 +53,14 @@ def found(results: Results, findings: Sequence[Finding], corpus: str) -> list[En
         *_product(results, corpus),
         *_aged(results, corpus),
         *_use(results, corpus),
-        *_cost(results, corpus),
+        *_cost(results),
         *_speed(findings),
         *_diverged(results, corpus),
         *_claims(findings),
     ]
 
 
-# --- values ---------------------------------------------------------------------------------
-
-
-def values(
-    results: Results, corpus: str, model: str, variant: str, column: str, condition: str = BASE
-) -> dict[int, float]:
-    """seed -> value of a column of runs.csv, of completed runs that have one."""
-    rows = results.runs_by_cell.get((corpus, model, variant, condition))
-    if rows is None or column not in rows:
-        return {}
-    rows = rows[rows["status"] == "completed"].dropna(subset=[column])
-    return dict(zip(map(int, rows["seed"]), map(float, rows[column]), strict=True))
-
-
-def _differences(
-    results: Results, corpus: str, model: str, variant: str, other: str, condition: str = BASE
-) -> Interval:
-    """Final loss of a variant minus that of another with the study's own settings, by seed."""
-    own = values(results, corpus, model, variant, "validation_loss", condition)
-    base = values(results, corpus, model, other, "validation_loss")
-    shared = sorted(own.keys() & base.keys())
-    return t_interval([own[seed] - base[seed] for seed in shared], results.confidence)
+# --- parts of sentences ---------------------------------------------------------------------
 
 
 def _factor(found: Mapping[int, float], confidence: float) -> str | None:
@@ -119,11 +103,10 @@ def _losses(results: Results, corpus: str) -> Iterator[Entry]:
     if against:
         place = f"At {results.model_label(model)}, {how.get(norm, 'with a learned final read')},"
         parts.append(
-            f"{place} the validation loss (nats per token) is, beside the plain residual's, "
-            f"{against}."
+            f"{place} the validation loss is, beside the plain residual's, {_ranges(against)}."
         )
     if {"mhc", "mhc_lite"} <= set(results.variants):
-        apart = _differences(results, corpus, model, "mhc_lite", "mhc")
+        apart = loss_difference(results, corpus, model, "mhc_lite", "mhc")
         if apart.mean is not None and apart.half_width is not None:
             size = f"{plus_minus(apart.mean, apart.half_width, 4)} nats"
             least = METRICS["validation_loss"].equal
@@ -139,8 +122,9 @@ def _losses(results: Results, corpus: str) -> Iterator[Entry]:
 
 def _mixing(results: Results, corpus: str) -> Iterator[Entry]:
     """Where the variants that mix stand against the one that does not."""
-    said = _against(results, corpus, deepest_first(results)[0], CONTROL, BASE)
-    if said:
+    against = _against(results, corpus, deepest_first(results)[0], CONTROL, BASE)
+    if against:
+        said = _sizes(against)
         text = f"Beside {results.label(CONTROL)}, whose streams never mix, the loss is {said}."
         others = [results.label(v) for v in OTHER_READS if v in results.variants]
         if others:
@@ -161,36 +145,61 @@ def _fair_losses(results: Results, corpus: str) -> Iterator[Entry]:
     conditions = {condition_of(results, variant, FAIR) for variant in results.variants} - {None}
     for condition in sorted(map(str, conditions)):
         for model in deepest_first(results):
-            said = _against(results, corpus, model, BASELINE, condition)
-            if said:
+            against = _against(results, corpus, model, BASELINE, condition)
+            if against:
                 yield (
                     "Fairer norm",
                     f"{why}With one final norm, after the sum "
                     f"({_place(results, model, condition)}), the loss is, beside the plain "
-                    f"residual's, {said}.",
+                    f"residual's, {_ranges(against)}.",
                 )
                 return
 
 
-def _against(results: Results, corpus: str, model: str, other: str, condition: str) -> str:
-    """Where a loss is lower than another variant's, higher, or not told apart from it."""
-    groups: dict[str, list[str]] = {"lower": [], "higher": [], "not told apart": []}
-    if other not in results.variants:
-        return ""
-    for variant in results.variants:
+Sides = dict[str, list[tuple[str, float, float]]]
+
+
+def _against(results: Results, corpus: str, model: str, other: str, condition: str) -> Sides:
+    """lower, higher or not told apart -> the variants whose loss so compares to another's.
+
+    Each with the mean of its difference and the half-width of its interval.
+    """
+    groups: Sides = {"lower": [], "higher": [], "not told apart": []}
+    for variant in results.variants if other in results.variants else ():
         # Nothing is said of the plain residual where others are set beside the control.
         if variant in (other, BASELINE):
             continue
-        d = _differences(results, corpus, model, variant, other, condition)
+        d = loss_difference(results, corpus, model, variant, other, condition)
         if d.mean is None or d.half_width is None:
             continue
         side = "not told apart"
         if d.excludes_zero():
             side = "lower" if d.mean < 0 else "higher"
-        size = plus_minus(d.mean, d.half_width, 3)
-        groups[side].append(f"{results.label(variant)} ({size})")
-    parts = [f"{side} in {listed(sizes)}" for side, sizes in groups.items() if sizes]
-    return listed(parts) if parts else ""
+        groups[side].append((results.label(variant), d.mean, d.half_width))
+    return {side: members for side, members in groups.items() if members}
+
+
+def _ranges(sides: Sides) -> str:
+    """`lower by 0.100 to 0.200 nats in A and B and not told apart in C`."""
+    parts = []
+    for side, members in sides.items():
+        apart = sorted(abs(mean) for _, mean, _ in members)
+        ends = " to ".join(dict.fromkeys(fixed(end, 3) for end in (apart[0], apart[-1])))
+        size = "" if side == "not told apart" else f" by {ends} nats"
+        parts.append(f"{side}{size} in {listed([label for label, *_ in members])}")
+    return listed(parts)
+
+
+def _sizes(sides: Sides) -> str:
+    """`lower in A (-0.100 ± 0.010) and not told apart in C`."""
+    parts = []
+    for side, members in sides.items():
+        told = [
+            label if side == "not told apart" else f"{label} ({plus_minus(mean, half_width, 3)})"
+            for label, mean, half_width in members
+        ]
+        parts.append(f"{side} in {listed(told)}")
+    return listed(parts)
 
 
 # --- mixing matrices ------------------------------------------------------------------------
@@ -203,7 +212,8 @@ def _gain(results: Results, corpus: str) -> Iterator[Entry]:
         results,
         GAINS,
         lambda variant: _factor(
-            values(results, corpus, model, variant, "gain_forward_peak"), results.confidence
+            completed_by_seed(results, corpus, model, variant, "gain_forward_peak"),
+            results.confidence,
         ),
     )
     if parts:
@@ -219,14 +229,18 @@ def _product(results: Results, corpus: str) -> Iterator[Entry]:
     model = deepest_first(results)[0]
     column = "product_deviation_99"
     own = _factor(
-        {s: x for s, x in values(results, corpus, model, "mhc", column).items() if x > 0},
+        {
+            s: x
+            for s, x in completed_by_seed(results, corpus, model, "mhc", column).items()
+            if x > 0
+        },
         results.confidence,
     )
     if own is None:
         return
     iterations = counted(results.settings["connections"]["sinkhorn_iterations"], "iteration")
     said = f"After {iterations} the row sums of mHC's product over all sub-layers are off by {own}"
-    lite = values(results, corpus, model, "mhc_lite", column)
+    lite = completed_by_seed(results, corpus, model, "mhc_lite", column)
     if lite:
         said += f", those of mHC-lite's by {significant(max(lite.values()), 2)} in the worst run"
     yield "Sinkhorn-Knopp", f"{said} (99 % quantile over tokens and rows)."
@@ -242,9 +256,12 @@ def _aged(results: Results, corpus: str) -> Iterator[Entry]:
     for factor, condition in sorted(factors.items()):
         for model in deepest_first(results):
             at = (results, corpus, model, "mhc")
-            hard = [100 * x for x in values(*at, "sinkhorn_share_above_30", condition).values()]
+            hard = [
+                100 * x
+                for x in completed_by_seed(*at, "sinkhorn_share_above_30", condition).values()
+            ]
             single, product = (
-                _factor(values(*at, column, condition), results.confidence)
+                _factor(completed_by_seed(*at, column, condition), results.confidence)
                 for column in ("single_deviation_99", "product_deviation_99")
             )
             if hard and single and product:
@@ -269,7 +286,7 @@ def _use(results: Results, corpus: str) -> Iterator[Entry]:
     model = deepest_first(results)[0]
 
     def cost(variant: str) -> str | None:
-        found = values(results, corpus, model, variant, "knockout_identity")
+        found = completed_by_seed(results, corpus, model, variant, "knockout_identity")
         interval = t_interval(found.values(), results.confidence)
         if interval.half_width is None:
             return None
@@ -286,28 +303,26 @@ def _use(results: Results, corpus: str) -> Iterator[Entry]:
 # --- cost, divergence, claims ----------------------------------------------------------------
 
 
-def _cost(results: Results, corpus: str) -> Iterator[Entry]:
-    """Time of a training step and parameters, beside the plain residual's."""
+def _cost(results: Results) -> Iterator[Entry]:
+    """Time of a training step beside the plain residual's."""
     model = deepest_first(results)[0]
-    own = values(results, corpus, model, BASELINE, "parameters")
-    if not own:
+    timed = {
+        variant: one.ratio_quartiles.median
+        for variant, one in results.throughput[model].variants.items()
+        if variant != BASELINE and variant in results.variants
+    }
+    if not timed:
         return
-
-    def cost(variant: str) -> str | None:
-        timed = results.throughput[model].variants.get(variant)
-        parameters = values(results, corpus, model, variant, "parameters")
-        if timed is None or not parameters or variant == BASELINE:
-            return None
-        more = min(parameters.values()) / min(own.values()) - 1
-        return f"{fixed(timed.ratio_quartiles.median, 2)} (parameters {100 * more:+.0f} %)"
-
-    parts = _of_each(results, results.variants, cost)
-    if parts:
-        yield (
-            "Cost",
-            f"At {results.model_label(model)} a training step takes, in steps of the plain "
-            f"residual, {listed(parts)}.",
-        )
+    low, high = (fixed(end, 2) for end in (min(timed.values()), max(timed.values())))
+    ends = low if low == high else f"{low} to {high}"
+    said = (
+        f"At {results.model_label(model)} a training step takes {ends} times as long as the plain "
+        "residual's"
+    )
+    parts = _of_each(
+        results, ("mhc", "mhc_lite"), lambda v: fixed(timed[v], 2) if v in timed else None
+    )
+    yield "Cost", f"{said}{f': {listed(parts)}' if parts else ''}."
 
 
 def _speed(findings: Sequence[Finding]) -> Iterator[Entry]:

@@ -21,6 +21,7 @@ import pandas as pd
 from scipy import stats
 
 BASELINE = "residual"  # the variant that the others are compared with
+CONTROL = "identity"  # the one whose streams are never mixed
 INTERVAL_COLUMNS = ("n", "mean", "sd", "half_width", "low", "high")
 CELL = ("corpus", "model", "variant")  # a cell of the grid: runs that differ in their seed only
 

@@ -16,6 +16,7 @@ from tabulate import tabulate
 from mhclite.files import write_text
 
 NONE = "–"  # shown where there is no value
+NEARLY_EXACT = 1e-4  # below it a row-sum error is one of float32, or of an iteration that converged
 
 _LATEX = str.maketrans(
     {
@@ -110,6 +111,13 @@ def with_interval(mean: Any, low: Any, high: Any, digits: int = 3) -> str:
     """`mean [low, high]`; the mean alone where there is no interval, or none to be seen."""
     middle, *ends = (significant(value, digits) for value in (mean, low, high))
     return middle if missing(low) or ends[0] == ends[1] else f"{middle} [{', '.join(ends)}]"
+
+
+def row_sums(mean: Any, low: Any, high: Any) -> str:
+    """`mean [low, high]` of a row-sum error or a gain; the mean alone where it is rounding."""
+    if not missing(mean) and mean < NEARLY_EXACT:  # of which an interval says nothing
+        return significant(mean, 1)
+    return with_interval(mean, low, high)
 
 
 def quartiles(values: dict[str, float], decimals: int) -> str:

@@ -10,8 +10,10 @@ import pandas as pd
 
 from mhclite.evidence.metrics import COUNTS, METRICS
 from mhclite.evidence.results import Results
+from mhclite.evidence.statistics import Interval, t_interval
 from mhclite.study.sections import BASE
 
+FAIR = {"final_norm": "after_sum"}  # the head is given one norm, as the plain residual's
 # Columns of metrics that are made from others.
 SOURCES = {"gap_growth": ("product_deviation_99", "single_deviation_99")}
 
@@ -62,6 +64,27 @@ def measured(row: Mapping[Any, Any], column: str) -> float:
     """A number of runs.csv; NaN where a study of an earlier version has no such column."""
     value = row.get(column, math.nan)
     return math.nan if pd.isna(value) else float(value)
+
+
+def completed_by_seed(
+    results: Results, corpus: str, model: str, variant: str, column: str, condition: str = BASE
+) -> dict[int, float]:
+    """seed -> value of a column of runs.csv, of completed runs that have one."""
+    rows = results.runs_by_cell.get((corpus, model, variant, condition))
+    if rows is None or column not in rows:
+        return {}
+    rows = rows[rows["status"] == "completed"].dropna(subset=[column])
+    return dict(zip(map(int, rows["seed"]), map(float, rows[column]), strict=True))
+
+
+def loss_difference(
+    results: Results, corpus: str, model: str, variant: str, other: str, condition: str = BASE
+) -> Interval:
+    """Final loss of a variant minus another's under the study's own settings, paired by seed."""
+    own = completed_by_seed(results, corpus, model, variant, "validation_loss", condition)
+    base = completed_by_seed(results, corpus, model, other, "validation_loss")
+    shared = sorted(own.keys() & base.keys())
+    return t_interval([own[seed] - base[seed] for seed in shared], results.confidence)
 
 
 def values_by_seed(

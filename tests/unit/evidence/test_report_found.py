@@ -109,16 +109,15 @@ def test_losses_are_below_above_or_within_chance(bare: Results) -> None:
     results = changed(bare, validation_loss=loss(identity=-0.1, hc=0.2, mhc=0.0, mhc_lite=-0.15))
     # sd 0.00079 over five seeds: half-width 2.776 x 0.00079 / sqrt(5) = 0.001
     assert said(results)["Loss"].startswith(
-        "At 4 layers, with the final norm per stream, the validation loss (nats per token) is, "
-        "beside the plain residual's, lower in Identity HC (-0.100 ± 0.001) and mHC-lite "
-        "(-0.150 ± 0.001), higher in HC (0.200 ± 0.001) and not told apart in mHC "
-        "(0.000 ± 0.001), KromHC (0.000 ± 0.001) and JPmHC (0.000 ± 0.001). "
+        "At 4 layers, with the final norm per stream, the validation loss is, beside the plain "
+        "residual's, lower by 0.100 to 0.150 nats in Identity HC and mHC-lite, higher by 0.200 "
+        "nats in HC and not told apart in mHC, KromHC and JPmHC. "
     )
     # Of the condition: at the only size that has it, and of the variants that have it.
     assert said(results)["Fairer norm"] == (
         "Per stream, the head is given the sum of 4 normed streams, the plain residual's one. "
         "With one final norm, after the sum (2 layers), the loss is, beside the plain residual's, "
-        "higher in Identity HC (0.050 ± 0.001) and not told apart in mHC-lite (0.000 ± 0.001)."
+        "higher by 0.050 nats in Identity HC and not told apart in mHC-lite."
     )
 
 
@@ -269,9 +268,8 @@ def test_what_mixing_itself_buys(bare: Results) -> None:
     results = changed(bare, validation_loss=loss(**lead, jpmhc=-0.2))
     assert said(results)["Mixing"] == (
         "Beside Identity HC, whose streams never mix, the loss is lower in HC (-0.200 ± 0.000) and "
-        "JPmHC (-0.100 ± 0.000), higher in mHC-lite (0.100 ± 0.000) and not told apart in mHC "
-        "(0.000 ± 0.000) and KromHC (0.000 ± 0.000). HC and JPmHC also read and write the streams "
-        "in another way."
+        "JPmHC (-0.100 ± 0.000), higher in mHC-lite (0.100 ± 0.000) and not told apart in mHC and "
+        "KromHC. HC and JPmHC also read and write the streams in another way."
     )
 
 
@@ -330,12 +328,13 @@ def test_decided_claims_with_a_lowered_bar_are_named(
 
 
 def test_cost_is_that_of_the_deepest_model(bare: Results) -> None:
-    own = changed(bare, parameters=lambda row: 100 + 25 * (row["variant"] == "mhc"))
-    text = said(own)["Cost"]
-    ratio = bare.throughput["d4"].variants["mhc"].ratio_quartiles.median
-    assert text.startswith("At 4 layers a training step takes, in steps of the plain residual, ")
-    assert f"{ratio:.2f} (parameters +25 %) in mHC" in text
-    assert "Residual" not in text
+    timed = bare.throughput["d4"].variants
+    ratios = {variant: one.ratio_quartiles.median for variant, one in timed.items()}
+    low, *_, high = sorted(ratio for variant, ratio in ratios.items() if variant != "residual")
+    assert said(bare)["Cost"] == (
+        f"At 4 layers a training step takes {low:.2f} to {high:.2f} times as long as the plain "
+        f"residual's: {ratios['mhc']:.2f} in mHC and {ratios['mhc_lite']:.2f} in mHC-lite."
+    )
 
 
 def test_one_seed_tells_nothing_from_chance(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ from mhclite.evidence.table_format import (
 from mhclite.evidence.topics.losses import best_rows, results_data, seeds_data
 
 NAMES = (
-    *("claims", "paper", "results", "results_seeds", "parameters", "stability"),
+    *("claims", "overview", "paper", "results", "results_seeds", "parameters", "stability"),
     *("mixing_use", "streams_within"),
 )
 FORMATS = ("csv", "md", "tex", "html")

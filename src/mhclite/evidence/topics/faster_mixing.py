@@ -11,22 +11,22 @@ from mhclite.evidence import exhibits
 from mhclite.evidence.results import Results
 from mhclite.evidence.statistics import geometric_interval, interval_columns, t_interval
 from mhclite.evidence.table_format import (
+    NEARLY_EXACT,
     NONE,
     Rows,
     fixed,
     missing,
     percent_of,
+    row_sums,
     scaled_plus_minus,
     significant,
     sparse,
-    with_interval,
 )
 from mhclite.evidence.values import conditions_that_change
 from mhclite.study.sections import BASE
 
 SETTING = "mixing_rate_factor"
 FACTORS = ("single_deviation_99", "product_deviation_99", "gain_forward_peak", "start_distance")
-ROUNDING = 1e-5  # below it a row-sum error is one of float32
 
 
 def faster_data(results: Results) -> pd.DataFrame:
@@ -101,10 +101,7 @@ def faster_mixing_table(results: Results) -> Rows:
         return f"{mean} ({least} to {most})"
 
     def factor(row: dict[Any, Any], name: str) -> str:
-        mean = row[f"{name}_mean"]
-        if mean < ROUNDING:  # of which an interval says nothing
-            return significant(mean, 1)
-        return with_interval(mean, row[f"{name}_low"], row[f"{name}_high"])
+        return row_sums(*(row[f"{name}_{end}"] for end in ("mean", "low", "high")))
 
     display = pd.DataFrame(
         {
@@ -136,7 +133,7 @@ def faster_mixing_table(results: Results) -> Rows:
             "in their product over depth. Largest gain: of the product, over training. Distance: "
             "from the start, Frobenius norm, mean over sub-layers. All four are geometric means "
             f"with the {percent_of(results.confidence)} Student t interval of the logarithm, which "
-            f"is left out below {ROUNDING:g}. Lost: nats per "
+            f"is left out below {NEARLY_EXACT:g}. Lost: nats per "
             f"token ± half-width. {NONE}: does not apply, or no run completed."
         ),
         data=data,
