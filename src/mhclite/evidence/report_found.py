@@ -18,8 +18,9 @@ from mhclite.evidence.metrics import METRICS
 from mhclite.evidence.report_methods import Entry, counted, listed
 from mhclite.evidence.results import Results
 from mhclite.evidence.statistics import BASELINE, CONTROL, geometric_interval, t_interval
-from mhclite.evidence.table_format import fixed, plus_minus, significant, with_interval
+from mhclite.evidence.table_format import fixed, missing, plus_minus, significant, with_interval
 from mhclite.evidence.topics.claims import claim_rows, effect_text
+from mhclite.evidence.topics.stress import stress_data
 from mhclite.evidence.values import (
     FAIR,
     completed_by_seed,
@@ -53,6 +54,7 @@ def found(results: Results, findings: Sequence[Finding], corpus: str) -> list[En
         *_product(results, corpus),
         *_aged(results, corpus),
         *_use(results, corpus),
+        *_critical_rates(results, corpus),
         *_cost(results),
         *_speed(findings),
         *_diverged(results, corpus),
@@ -298,6 +300,42 @@ def _use(results: Results, corpus: str) -> Iterator[Entry]:
             "Use of mixing",
             f"Where a trained model's H_res is set to I, its loss rises by {listed(parts)}.",
         )
+
+
+def _critical_rates(results: Results, corpus: str) -> Iterator[Entry]:
+    """At which learning rates runs cease to learn, and whose is above or below mHC's."""
+    if not results.settings.get("critical_rate"):
+        return
+    model = deepest_first(results)[0]
+    data = stress_data(results)
+    place = (data["corpus"] == corpus) & (data["model"] == model) & (data["condition"] == BASE)
+    rows = data[place].to_dict("records")
+    rates = [
+        f"{with_interval(*(2 ** row[end] for end in ('critical_rate', 'low', 'high')))} in "
+        f"{results.label(row['variant'])}"
+        for row in rows
+        if not (missing(row["low"]) or missing(row["high"]))
+    ]
+    if not rates:
+        return
+    said = (
+        f"At {results.model_label(model)} runs cease to learn at this multiple of the study's "
+        f"learning rate: {listed(rates)}."
+    )
+    beside = [
+        f"{side} in {listed(members)}"
+        for side in ("lower", "higher")
+        if (
+            members := [
+                results.label(row["variant"])
+                for row in rows
+                if row.get("minus_mhc_verdict") == side
+            ]
+        )
+    ]
+    if beside:
+        said += f" Beside {results.label('mhc')}'s it is {listed(beside)}, paired by seed."
+    yield "Learning rate", said
 
 
 # --- cost, divergence, claims ----------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,10 @@ from mhclite.evidence.critical import (
     critical_rates,
     read_all,
 )
+from mhclite.evidence.report_found import found
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.style import save, style
-from mhclite.evidence.table_format import markdown
+from mhclite.evidence.table_format import NONE, markdown
 from mhclite.evidence.topics.stress import (
     sensitivity_data,
     sensitivity_table,
@@ -139,6 +142,27 @@ def test_tables_and_figure(results: Results, tmp_path: Path) -> None:
     assert "8 of 8, step 30" in markdown(sensitivity_table(results))
     with style():
         assert len(save(stress_rates(results), tmp_path / "stress")) == 2
+
+
+def test_what_was_found_says_the_critical_rates(results: Results) -> None:
+    said = dict(found(results, [], "sotu"))["Learning rate"]
+    assert said.startswith("At 2 layers runs cease to learn at this multiple of the study's ")
+    row = stress_data(results).set_index(["condition", "variant"]).loc[("base", "hc")]
+    mean, low, high = (f"{2 ** row[end]:.2f}" for end in ("critical_rate", "low", "high"))
+    assert f"{mean} [{low}, {high}] in HC" in said
+    assert "Beside mHC's it is lower in " in said
+
+
+def test_nothing_is_ranked_where_no_run_is_unstable(results: Results, tmp_path: Path) -> None:
+    shutil.copytree(results.folder / "critical", tmp_path / "critical")
+    for path in (tmp_path / "critical").glob("*.json"):
+        search = json.loads(path.read_text())
+        for one in search["tries"]:
+            one["unstable_step"] = None
+        path.write_text(json.dumps(search))
+    table = sensitivity_table(dataclasses.replace(results, folder=tmp_path))
+    assert set(table.display["Log-rank p"]) == {NONE}
+    assert {text[-4:] for text in sensitivity_table(results).display["Log-rank p"]} > {"more"}
 
 
 def test_a_missing_search_is_named(results: Results) -> None:

@@ -39,6 +39,7 @@ from mhclite.evidence.values import (
 )
 from mhclite.study.sections import BASE
 
+PLACES = (3, 3, 4)  # of the differences: those to Identity HC are the smallest
 NOTHING = 1e-6  # nats: the rounding of a variant that never mixes
 FACTORS = ("gain_forward_peak", "product_deviation_99")
 
@@ -138,8 +139,8 @@ def overview_table(results: Results) -> Rows:
             "Seeds (n)": fixed(row["validation_loss_n"], 0),
             "Loss": plus_minus(row["validation_loss_mean"], row["validation_loss_half_width"], 3),
             **{
-                name: plus_minus(row[f"minus_{key}_mean"], row[f"minus_{key}_half_width"], 3)
-                for key, name in names.items()
+                name: plus_minus(row[f"minus_{key}_mean"], row[f"minus_{key}_half_width"], places)
+                for (key, name), places in zip(names.items(), PLACES, strict=True)
             },
             "Largest gain": factor(row, "gain_forward_peak"),
             "Row sums off, product": factor(row, "product_deviation_99"),

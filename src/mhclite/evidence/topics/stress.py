@@ -215,8 +215,11 @@ def sensitivity_table(results: Results) -> Rows:
             median, unstable = row[f"median_{factor}"], row[f"unstable_{factor}"]
             step = "" if missing(median) else f", step {median:.0f}"
             display[f"Unstable, x {factor}"] = f"{unstable} of {row['runs']}{step}"
-        way = "" if missing(p) else " more" if row["logrank"] > 0 else " less"
-        display["Log-rank p"] = fixed(p, 3) + way
+        # 0 where no run of either is unstable: there is nothing to rank.
+        if missing(p) or row["logrank"] == 0:
+            display["Log-rank p"] = NONE
+        else:
+            display["Log-rank p"] = fixed(p, 3) + (" more" if row["logrank"] > 0 else " less")
         rows.append(display)
     display_table = pd.DataFrame(rows)
     return Rows(
@@ -230,7 +233,7 @@ def sensitivity_table(results: Results) -> Rows:
             "them do. Runs that do not are censored at their last step. Log-rank p: stratified by "
             "rate, against the plain residual; by exchange of the two variants within each seed, "
             "since its runs at several rates are not independent; corrected after Holm; more and "
-            "less say in which direction."
+            f"less say in which direction; {NONE} where no run of either is unstable."
         ),
         data=data,
         display=sparse(display_table, ["Corpus", "Model", "Changed"]),
