@@ -14,8 +14,9 @@ from typing import get_args
 from mhclite.evidence.findings import Finding
 from mhclite.evidence.report_methods import Entry, counted, listed, tokens_per_run
 from mhclite.evidence.results import Results
-from mhclite.evidence.statistics import BASELINE
-from mhclite.evidence.values import deepest_first, values_by_seed
+from mhclite.evidence.statistics import BASELINE, t_interval
+from mhclite.evidence.table_format import plus_minus
+from mhclite.evidence.values import completed_by_seed, deepest_first, values_by_seed
 from mhclite.evidence.verdicts import Verdict
 
 NEARLY_ALL = 0.9  # of the steps
@@ -38,6 +39,7 @@ def limits(results: Results, findings: Sequence[Finding], corpus: str) -> list[E
         *_bigram(results, corpus),
         *_one_run(results, corpus),
         *_depth_and_rate(results),
+        *_other_rates(results, corpus),
         *_clipping(results, corpus),
         *_one_seed(results),
     ]
@@ -160,6 +162,38 @@ def _depth_and_rate(results: Results) -> Iterator[Entry]:
         f"rate goes from {rates[0]:g} to {rates[-1]:g}{same}: what is said of depth is said of "
         "these together.",
     )
+
+
+def _other_rates(results: Results, corpus: str) -> Iterator[Entry]:
+    """What another learning rate does to each variant: the study's is best for some at most."""
+    parts = []
+    for name, about in results.settings["conditions"].items():
+        if about["learning_rate_factor"] == 1 or about["connections"] or about["training"]:
+            continue
+        for model in deepest_first(results):
+            changes, seeds = [], 0
+            for variant in about["variants"]:
+                at = (results, corpus, model, variant)
+                own = completed_by_seed(*at, "validation_loss", name)
+                base = completed_by_seed(*at, "validation_loss")
+                d = t_interval(
+                    [own[s] - base[s] for s in sorted(own.keys() & base.keys())],
+                    results.confidence,
+                )
+                if d.mean is not None:
+                    size = plus_minus(d.mean, d.half_width, 3)
+                    changes.append(f"{size} in {results.label(variant)}")
+                    seeds = max(seeds, d.n)
+            if changes:
+                place = f"{results.model_label(model)}, {counted(seeds, 'seed')}"
+                parts.append(f"{about['title']} ({place}) {listed(changes)}")
+                break
+    if parts:
+        yield (
+            "Learning rate",
+            "It is the same for all variants, and was tuned for none. What another adds to the "
+            f"loss: {'; '.join(parts)}.",
+        )
 
 
 def _clipping(results: Results, corpus: str) -> Iterator[Entry]:

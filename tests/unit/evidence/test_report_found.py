@@ -282,6 +282,36 @@ def test_what_else_changes_with_depth(bare: Results) -> None:
     assert "goes from 0.001 to 0.0005, and each sees 61,440 tokens" in text
 
 
+def test_what_another_rate_does(bare: Results, tmp_path: Path) -> None:
+    assert "Learning rate" not in unsaid(bare)
+    rates = {
+        "half": {
+            "title": "half the learning rate",
+            "variants": ["residual", "mhc"],
+            "models": ["d2"],
+            "seeds": [0],
+            "learning_rate_factor": 0.5,
+        },
+        "other": {  # changes something else too
+            "title": "another batch",
+            "variants": ["mhc"],
+            "learning_rate_factor": 2,
+            "training": {"batch_size": 8},
+        },
+    }
+    study = make_study(conditions=rates, variants=("residual", "mhc"), seeds=(0, 1))
+    results = changed(
+        load_results(build_results(tmp_path, study, diverged=())),
+        validation_loss=lambda row: (
+            3.5 + {"half": 0.1, "other": 9}.get(row["condition"], 0) * (row["variant"] == "mhc")
+        ),
+    )
+    assert unsaid(results)["Learning rate"] == (
+        "It is the same for all variants, and was tuned for none. What another adds to the loss: "
+        "half the learning rate (2 layers, 1 seed) 0.000 in Residual and 0.100 in mHC."
+    )
+
+
 @pytest.mark.parametrize("others", [0.95, 2.0])
 def test_shares_of_clipped_steps(bare: Results, others: float) -> None:
     """Clipped at 1: no step of the residual, all of the others or none."""
