@@ -37,6 +37,7 @@ from mhclite.runs.folder import (
 from mhclite.runs.key import code_digest, deciding
 from mhclite.study.reading import load_study
 from mhclite.study.sections import RESULTS
+from mhclite.tarball import extract
 
 RUN_FILES = (RECORD, *(f"{name}.jsonl" for name in STEP_FILES), WEIGHTS)
 RESULT_FILES = (RESULT, SUMMARY)  # the last one says that the run is finished
@@ -58,7 +59,7 @@ def unpacked(source: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=RESULTS, prefix=".merge.") as folder:
         try:
             with tarfile.open(source) as tar:
-                tar.extractall(folder, filter="data")
+                extract(tar, Path(folder))
         except (tarfile.TarError, EOFError) as error:
             raise UserError(
                 f"{source} is not a complete archive ({error}): bring it back again"

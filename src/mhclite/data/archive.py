@@ -21,6 +21,7 @@ from pathlib import Path
 
 from mhclite.errors import UserError
 from mhclite.files import digest_of, locked, sha256_of
+from mhclite.tarball import extract
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def _extract(archive: Path, location: str, member: str, folder: Path) -> None:
             with tarfile.open(archive) as tar:
                 files = {info.name: info for info in tar if info.isfile()}
                 chosen = _matching(list(files), location, member)
-                tar.extractall(folder, [files[name] for name in chosen], filter="data")
+                extract(tar, folder, [files[name] for name in chosen])
         else:
             raise UserError(f"{location} is neither a zip (or wheel) nor a tar archive")
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError) as error:

@@ -53,10 +53,11 @@ def found(results: Results, findings: Sequence[Finding], corpus: str) -> list[En
         *_gain(results, corpus),
         *_product(results, corpus),
         *_aged(results, corpus),
+        *_over_depth(findings),
         *_use(results, corpus),
         *_critical_rates(results, corpus),
         *_cost(results),
-        *_speed(findings),
+        *_speed(results, findings),
         *_diverged(results, corpus),
         *_claims(findings),
     ]
@@ -119,7 +120,7 @@ def _losses(results: Results, corpus: str) -> Iterator[Entry]:
                 zero = "" if apart.excludes_zero() else ", an interval that includes 0"
                 parts.append(f"mHC-lite minus mHC is {size}{zero}.")
     if parts:
-        yield "Loss", " ".join(parts)
+        yield "Loss", " ".join([*parts, "What a claim may rest on is said with the verdicts."])
 
 
 def _mixing(results: Results, corpus: str) -> Iterator[Entry]:
@@ -127,7 +128,10 @@ def _mixing(results: Results, corpus: str) -> Iterator[Entry]:
     against = _against(results, corpus, deepest_first(results)[0], CONTROL, BASE)
     if against:
         said = _sizes(against)
-        text = f"Beside {results.label(CONTROL)}, whose streams never mix, the loss is {said}."
+        text = (
+            f"Beside {results.label(CONTROL)}, whose streams never mix, the loss is {said}; the "
+            "intervals are not corrected for their number."
+        )
         others = [results.label(v) for v in OTHER_READS if v in results.variants]
         if others:
             text += f" {listed(others)} also {'read' if len(others) > 1 else 'reads'} and "
@@ -141,7 +145,7 @@ def _fair_losses(results: Results, corpus: str) -> Iterator[Entry]:
     if own["final_norm"] == FAIR["final_norm"]:
         return
     streams = counted(own["n_streams"], "normed stream")
-    why = f"Per stream, the head is given the sum of {streams}, the plain residual's one. "
+    why = f"Otherwise the head is given the sum of {streams}, and one in the plain residual. "
     if own["final_norm"] != "per_stream":  # a learned read, of which that is not so
         why = ""
     conditions = {condition_of(results, variant, FAIR) for variant in results.variants} - {None}
@@ -151,9 +155,8 @@ def _fair_losses(results: Results, corpus: str) -> Iterator[Entry]:
             if against:
                 yield (
                     "Fairer norm",
-                    f"{why}With one final norm, after the sum "
-                    f"({_place(results, model, condition)}), the loss is, beside the plain "
-                    f"residual's, {_ranges(against)}.",
+                    f"With one final norm, after the sum ({_place(results, model, condition)}), "
+                    f"the loss is, beside the plain residual's, {_ranges(against)}. {why}".strip(),
                 )
                 return
 
@@ -222,7 +225,7 @@ def _gain(results: Results, corpus: str) -> Iterator[Entry]:
         yield (
             "Growth",
             f"Over {counted(2 * results.n_layer(model), 'sub-layer')} a stream can grow by a "
-            f"factor of {listed(parts)} (composite gain, the largest in training).",
+            f"factor of {listed(parts)} (composite gain: mean over tokens, largest in training).",
         )
 
 
@@ -298,8 +301,20 @@ def _use(results: Results, corpus: str) -> Iterator[Entry]:
     if parts:
         yield (
             "Use of mixing",
-            f"Where a trained model's H_res is set to I, its loss rises by {listed(parts)}.",
+            f"Where H_res is set to I in models trained at {results.model_label(model)}, the loss "
+            f"rises by {listed(parts)}.",
         )
+
+
+def _over_depth(findings: Sequence[Finding]) -> Iterator[Entry]:
+    """Claims of growth with depth that are decided."""
+    parts = [
+        f"{short(one.claim.statement)} ({effect_text(claim_rows(one)[0])}): {one.verdict}"
+        for one in findings
+        if one.claim.kind == "trend" and one.verdict in DECIDED
+    ]
+    if parts:
+        yield "Over depth", f"{'; '.join(parts)}."
 
 
 def _critical_rates(results: Results, corpus: str) -> Iterator[Entry]:
@@ -363,19 +378,20 @@ def _cost(results: Results) -> Iterator[Entry]:
     yield "Cost", f"{said}{f': {listed(parts)}' if parts else ''}."
 
 
-def _speed(findings: Sequence[Finding]) -> Iterator[Entry]:
+def _speed(results: Results, findings: Sequence[Finding]) -> Iterator[Entry]:
     """The step time of mHC-lite in that of mHC, in the authors' way of computing."""
     for finding in findings:
         comparison = finding.row.comparison
         if finding.claim.id == "lite_faster_than_mhc" and comparison is not None:
             interval = comparison.interval
-            if interval.low is not None and interval.high is not None:
-                low, high = (fixed(math.exp(end), 2) for end in (interval.low, interval.high))
-                ends = low if low == high else f"{low} to {high}"
+            ends = (interval.mean, interval.low, interval.high)
+            mean, low, high = (math.nan if end is None else math.exp(end) for end in ends)
+            if not missing(low):
                 yield (
                     "Speed",
-                    f"A training step of mHC-lite takes {ends} times as long as one of mHC, "
-                    "computed as the authors do.",
+                    "Computed as the authors do, a training step of mHC-lite takes "
+                    f"{with_interval(mean, low, high)} times as long as one of mHC "
+                    f"({results.model_label(finding.row.model)}).",
                 )
 
 

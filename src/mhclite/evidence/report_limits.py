@@ -61,8 +61,8 @@ def _verdicts(findings: Sequence[Finding]) -> Iterator[Entry]:
         example = next(reason for unmet in reasons for reason in unmet if _kind(reason) == kind)
         said += (
             " Not reached: it falls short of what the claim needs, so that a number here, a lower "
-            f"loss for instance, is not yet an answer. Most often ({count} of {len(reasons)}) what "
-            f"falls short is like this: {example}."
+            "loss for instance, is not yet an answer. What falls short most often (in "
+            f"{count} of {len(reasons)}), for example: {example}."
         )
     yield "Verdicts", said
 
@@ -89,8 +89,8 @@ def _lowered_bar(findings: Sequence[Finding]) -> Iterator[Entry]:
         yield (
             "A lowered bar",
             f"{counted(len(decided), 'verdict')} on mHC's product {_are(len(decided))} given where "
-            f"H_res moved by {min(decided):g} from its start, not {highest:g} as for others: this "
-            "was lowered after a study had shown the gap and fallen short.",
+            f"H_res moved by {min(decided):g} or more from its start, not by {highest:g} as for "
+            "others: this was lowered after a study had shown the gap and fallen short.",
         )
 
 
@@ -111,7 +111,7 @@ def _one_run(results: Results, corpus: str) -> Iterator[Entry]:
             spread = others[-1] - others[0]
             if min(abs(far - other) for other in others) > FAR * spread:
                 parts.append(
-                    f"one of {results.label(variant)} ends at {far:.3f}, its others at "
+                    f"one run of {results.label(variant)} ends at {far:.3f}, its others at "
                     f"{others[0]:.3f} to {others[-1]:.3f}"
                 )
     if parts:
@@ -135,16 +135,16 @@ def _bigram(results: Results, corpus: str) -> Iterator[Entry]:
     counting = f"the {bigram:.3f} nats of a model that only counts pairs of tokens"
     if not above:
         return
+    place = results.model_label(model)
     if len(above) == len(losses):
         yield (
             "Little learned",
-            f"No loss is below {counting} (the lowest: {min(losses.values()):.3f}): which variant "
-            "learns better cannot be said.",
+            f"At {place} no loss is below {counting} (the lowest: {min(losses.values()):.3f}): "
+            "which variant learns better cannot be said.",
         )
         return
     each = listed([f"{results.label(v)} ({losses[v]:.3f})" for v in above])
     verb = _are(len(above))
-    place = results.model_label(model)
     yield "Little learned", f"At {place} {each} {verb} not below {counting}."
 
 
@@ -216,7 +216,8 @@ def _clipping(results: Results, corpus: str) -> Iterator[Entry]:
         f"residual's steps and in {others} % of the others'"
     )
     if low >= NEARLY_ALL:
-        said += ": nearly all their steps are of one gradient norm, which hides spikes as well"
+        steps = "all" if least == "100" else "nearly all"
+        said += f": {steps} their steps are of one gradient norm, which hides spikes as well"
     yield "Clipping", f"{said}."
 
 

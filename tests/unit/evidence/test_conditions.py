@@ -91,6 +91,8 @@ def test_changes_are_paired_by_seed(results: Results) -> None:
     against = [loss("mhc_lite", "norm", s) - loss("mhc", "norm", s) for s in SEEDS]
     assert one["gap_mhc_after_mean"] == pytest.approx(np.mean(against))
     assert rows["norm", "mhc"]["gap_mhc_before_n"] == 0  # no gap to itself
+    # A rate concerns every variant: mHC, which has not that one, is no comparison.
+    assert both["gap_mhc_before_n"] == both["gap_mhc_after_n"] == 0
 
 
 def test_table_and_figure_say_so(results: Results, tmp_path: Path) -> None:

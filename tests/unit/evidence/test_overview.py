@@ -139,6 +139,14 @@ def test_a_variant_that_never_mixes_loses_nothing(seen: Results) -> None:
     assert "±" in rows["mHC"]["Lost, H_res = I"]
 
 
+def test_row_sums_that_are_exact_are_0(seen: Results) -> None:
+    runs = seen.all_runs.copy()
+    runs.loc[runs["variant"] == "identity", "product_deviation_99"] = 0.0
+    rows = cells(overview_table(replace(seen, all_runs=runs)))
+    assert rows["Identity HC"]["Row sums off, product"] == "0"
+    assert rows["Residual"]["Row sums off, product"] == NONE
+
+
 @pytest.mark.parametrize("variants", [("mhc",), ("residual", "mhc"), ("residual",)])
 def test_columns_without_a_value_are_left_out(tmp_path: Path, variants: tuple[str, ...]) -> None:
     study = make_study(variants=variants)

@@ -13,6 +13,7 @@ from pathlib import Path
 from mhclite.bench.session.engine import Item, NotDone
 from mhclite.bench.session.records import Result, Session
 from mhclite.errors import UserError
+from mhclite.tarball import extract
 
 ARCHIVE = "study.tar.gz"
 LARGEST = 16 * 2**20  # bytes of a file that can be brought home
@@ -44,7 +45,7 @@ def train(bundle: Path, session: Session, end: float) -> Result:
         folder = unpacked(bundle, Path(place))
         if (session.folder / ARCHIVE).is_file():
             with tarfile.open(session.folder / ARCHIVE) as tar:
-                tar.extractall(folder, filter="data")
+                extract(tar, folder)
         jobs = max(1, session.cores // 4)
         command = [sys.executable, "run.py", "--minutes", f"{seconds / 60:.2f}"]
         command += ["--jobs", str(jobs), "--throughput", "no"]
@@ -65,7 +66,7 @@ def unpacked(bundle: Path, place: Path) -> Path:
         return bundle
     try:
         with tarfile.open(bundle) as tar:
-            tar.extractall(place, filter="data")
+            extract(tar, place)
     except (tarfile.TarError, EOFError) as error:
         raise UserError(f"{bundle} is not a complete archive ({error})") from None
     found = next(place.glob("*/run.py"), None)

@@ -79,7 +79,8 @@ def conditions_data(results: Results) -> pd.DataFrame:
     `change_*`: loss under the condition minus that of the same variant under the study's own
     settings. `gap_<other>_before_*`: loss minus the other variant's under the study's own
     settings; `..._after_*`: the same with the condition applied to whichever of the two has it.
-    Both are over the seeds that completed under the condition, often fewer than the study's.
+    Both are over the seeds that completed under the condition, often fewer than the study's. There
+    is none with a variant that lacks a change of training, which concerns every variant.
     """
     losses, confidence = losses_by_seed(results), results.confidence
     rows: list[dict[str, Any]] = []
@@ -93,6 +94,8 @@ def conditions_data(results: Results) -> pd.DataFrame:
                     return losses.get((corpus, model, variant, condition), {})  # noqa: B023
 
                 touched = settings["variants"]
+                # A change of training concerns every variant: one without it is no comparison.
+                of_all = settings["training"] or settings["learning_rate_factor"] != 1
                 for variant in touched:
                     changed = under(variant, condition)
                     row: dict[str, Any] = {
@@ -110,7 +113,7 @@ def conditions_data(results: Results) -> pd.DataFrame:
                         after = difference(changed, changed_other, confidence)
                         unchanged = _among(under(variant, BASE), changed.keys() & changed_other)
                         before = difference(unchanged, under(against, BASE), confidence)
-                        if against == variant:
+                        if against == variant or (of_all and against not in touched):
                             before = after = Interval(0, None, None, None)
                         row |= _named(f"gap_{against}_before", before)
                         row |= _named(f"gap_{against}_after", after)

@@ -85,8 +85,11 @@ def _measured(results: Results, corpus: str, model: str, variant: str) -> dict[s
     for name, interval in intervals.items():
         found |= {f"{name}_{key}": value for key, value in interval_columns(interval).items()}
     for column in FACTORS:
-        positive = [value for value in values(column) if value > 0]
+        found_values = values(column)
+        positive = [value for value in found_values if value > 0]
         ends = geometric_interval(positive, results.confidence)
+        if found_values and not positive:  # exact, by construction
+            ends["mean"] = 0.0
         found |= {f"{column}_{end}": value for end, value in ends.items()}
     return found
 
@@ -165,17 +168,20 @@ def overview_table(results: Results) -> Rows:
     level = percent_of(results.confidence)
     fewer = sorted({int(row["minus_fair_n"]) for row in records if row["minus_fair_n"]})
     fair = f" One final norm: after the sum of the streams (n = {fewer[-1]})." if fewer else ""
+    columns = " (mHC (V4) has exact rows: its error is in the columns)"
+    columns *= "mhc_v4" in results.variants
     return Rows(
         notes=(
             f"At the deepest model, over the completed of {seeds} seed{'s' * (seeds != 1)}. "
             "Loss: final validation loss, nats per token, mean ± half-width of the "
             f"{level} Student t interval; differences are paired by seed, below 0 is better, bold "
             "where the interval excludes 0 (each alone: nothing is corrected for their number)."
-            f"{fair} Largest gain: composite gain of the product of all H_res, over training; row "
-            "sums off: its deviation from doubly stochastic, 99 % quantile over tokens and rows; "
-            "both geometric means with intervals. Lost: what the trained model's loss rises by "
-            "where every H_res is set to I. Step time: in the plain residual's of the same round, "
-            "median. Extra: parameters. "
+            f"{fair} Largest gain: largest absolute row sum of the product of all H_res, mean over "
+            "tokens, largest over training; row sums off: how far its row sums are from 1 at the "
+            f"end, 99 % quantile over tokens and rows{columns}; both geometric means with "
+            "intervals. Lost: what the trained model's loss rises by where every H_res is set to "
+            "I. Step time: the plain residual's in the same timed round is 1; median. Extra: "
+            "parameters beyond the plain residual's. "
             f"{NONE}: does not apply, or not measured."
         ),
         data=data,

@@ -180,8 +180,7 @@ def stability_table(results: Results) -> Rows:
             "training, 1 where signals keep their size; claims and the figure over depth have the "
             "largest gain in training, and its geometric mean. log(1/ν) > 30: share of Sinkhorn "
             "inputs whose smallest entry ν is so far below the largest that a fixed number of "
-            "iterations may not balance "
-            f"them (mHC only). {NONE}: does not apply, or too few steps."
+            f"iterations may not balance them. {NONE}: does not apply, or too few steps."
         ),
         data=data,
         display=sparse(display, ["Corpus", "Model", "Layers"]),

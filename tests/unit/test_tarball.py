@@ -1,0 +1,76 @@
+"""Archives from elsewhere, on Python with a filter of its own and without."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from mhclite.tarball import extract
+
+
+@pytest.fixture(params=["newer", "3.11.2"], autouse=True)
+def python(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "3.11.2":
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+        monkeypatch.delattr(tarfile.TarFile, "extraction_filter", raising=False)
+
+
+def packed(path: Path, *members: tuple[str, bytes, str]) -> Path:
+    """An archive of (name, tar's type, target of a link or content)."""
+    with tarfile.open(path, "w:gz") as tar:
+        for name, kind, text in members:
+            info = tarfile.TarInfo(name)
+            info.type = kind
+            if kind == tarfile.REGTYPE:
+                info.size = len(text)
+                tar.addfile(info, io.BytesIO(text.encode()))
+            else:
+                info.linkname = text
+                info.mode = 0o755
+                tar.addfile(info)
+    return path
+
+
+FILE = ("runs/a/summary.json", tarfile.REGTYPE, "{}")
+
+
+def test_files_links_and_folders_are_there(tmp_path: Path) -> None:
+    path = packed(
+        tmp_path / "a.tar.gz",
+        ("runs", tarfile.DIRTYPE, ""),
+        FILE,
+        ("runs/a/again.json", tarfile.LNKTYPE, "runs/a/summary.json"),
+    )
+    with tarfile.open(path) as tar:
+        extract(tar, tmp_path / "out")
+    assert (tmp_path / "out/runs/a/summary.json").read_text() == "{}"
+    assert (tmp_path / "out/runs/a/again.json").read_text() == "{}"
+
+
+def test_only_chosen_members(tmp_path: Path) -> None:
+    path = packed(tmp_path / "a.tar.gz", FILE, ("other", tarfile.REGTYPE, "x"))
+    with tarfile.open(path) as tar:
+        extract(tar, tmp_path / "out", [tar.getmember("other")])
+    assert [one.name for one in (tmp_path / "out").iterdir()] == ["other"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "text"),
+    [
+        ("../evil", tarfile.REGTYPE, "x"),
+        ("runs/../../evil", tarfile.REGTYPE, "x"),
+        ("/tmp/mhclite-evil", tarfile.REGTYPE, "x"),
+        ("hard", tarfile.LNKTYPE, "../../etc/passwd"),
+        ("soft", tarfile.SYMTYPE, "runs"),
+        ("pipe", tarfile.FIFOTYPE, ""),
+    ],
+)
+def test_nothing_is_written_elsewhere(tmp_path: Path, name: str, kind: bytes, text: str) -> None:
+    path = packed(tmp_path / "a.tar.gz", FILE, (name, kind, text))
+    with tarfile.open(path) as tar, pytest.raises(tarfile.TarError, match=r"outside|neither"):
+        extract(tar, tmp_path / "out")
+    assert not (tmp_path / "out").exists()  # not even the member before it
+    assert not Path("/tmp/mhclite-evil").exists()
