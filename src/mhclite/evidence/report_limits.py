@@ -14,9 +14,9 @@ from typing import get_args
 from mhclite.evidence.findings import Finding
 from mhclite.evidence.report_methods import Entry, counted, listed, tokens_per_run
 from mhclite.evidence.results import Results
-from mhclite.evidence.statistics import BASELINE, t_interval
+from mhclite.evidence.statistics import BASELINE
 from mhclite.evidence.table_format import plus_minus
-from mhclite.evidence.values import completed_by_seed, deepest_first, values_by_seed
+from mhclite.evidence.values import deepest_first, loss_difference, values_by_seed
 from mhclite.evidence.verdicts import Verdict
 
 NEARLY_ALL = 0.9  # of the steps
@@ -173,13 +173,7 @@ def _other_rates(results: Results, corpus: str) -> Iterator[Entry]:
         for model in deepest_first(results):
             changes, seeds = [], 0
             for variant in about["variants"]:
-                at = (results, corpus, model, variant)
-                own = completed_by_seed(*at, "validation_loss", name)
-                base = completed_by_seed(*at, "validation_loss")
-                d = t_interval(
-                    [own[s] - base[s] for s in sorted(own.keys() & base.keys())],
-                    results.confidence,
-                )
+                d = loss_difference(results, corpus, model, variant, variant, name)
                 if d.mean is not None:
                     size = plus_minus(d.mean, d.half_width, 3)
                     changes.append(f"{size} in {results.label(variant)}")
@@ -191,8 +185,7 @@ def _other_rates(results: Results, corpus: str) -> Iterator[Entry]:
     if parts:
         yield (
             "Learning rate",
-            "It is the same for all variants, and was tuned for none. What another adds to the "
-            f"loss: {'; '.join(parts)}.",
+            f"It is the same for all variants. What another adds to the loss: {'; '.join(parts)}.",
         )
 
 

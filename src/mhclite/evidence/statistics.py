@@ -11,7 +11,7 @@ take it for the worst outcome (`values`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,14 @@ def t_interval(values: Iterable[float], confidence: float = 0.95) -> Interval:
         return Interval(1, mean, None, None)
     quantile = float(stats.t.ppf((1 + confidence) / 2, df=n - 1))
     return Interval(n, mean, float(sample.std(ddof=1)), quantile * float(stats.sem(sample)))
+
+
+def difference(
+    minuend: Mapping[int, float], subtrahend: Mapping[int, float], confidence: float
+) -> Interval:
+    """Mean of minuend - subtrahend over the seeds that both have, and its t interval."""
+    shared = minuend.keys() & subtrahend.keys()
+    return t_interval([minuend[seed] - subtrahend[seed] for seed in sorted(shared)], confidence)
 
 
 def geometric_interval(values: Iterable[float], confidence: float = 0.95) -> dict[str, float]:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from mhclite.evidence.metrics import COUNTS, METRICS
 from mhclite.evidence.results import Results
-from mhclite.evidence.statistics import Interval, t_interval
+from mhclite.evidence.statistics import Interval, difference
 from mhclite.study.sections import BASE
 
 FAIR = {"final_norm": "after_sum"}  # the head is given one norm, as the plain residual's
@@ -80,11 +80,13 @@ def completed_by_seed(
 def loss_difference(
     results: Results, corpus: str, model: str, variant: str, other: str, condition: str = BASE
 ) -> Interval:
-    """Final loss of a variant minus another's under the study's own settings, paired by seed."""
+    """Final loss of a variant under a condition minus another's without one, paired by seed.
+
+    With `other` the variant itself: what the condition changes.
+    """
     own = completed_by_seed(results, corpus, model, variant, "validation_loss", condition)
     base = completed_by_seed(results, corpus, model, other, "validation_loss")
-    shared = sorted(own.keys() & base.keys())
-    return t_interval([own[seed] - base[seed] for seed in shared], results.confidence)
+    return difference(own, base, results.confidence)
 
 
 def values_by_seed(

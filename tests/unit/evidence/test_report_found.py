@@ -336,7 +336,7 @@ def test_what_another_rate_does(bare: Results, tmp_path: Path) -> None:
         ),
     )
     assert unsaid(results)["Learning rate"] == (
-        "It is the same for all variants, and was tuned for none. What another adds to the loss: "
+        "It is the same for all variants. What another adds to the loss: "
         "half the learning rate (2 layers, 1 seed) 0.000 in Residual and 0.100 in mHC."
     )
 

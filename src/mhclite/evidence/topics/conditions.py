@@ -15,7 +15,13 @@ from matplotlib.figure import Figure
 
 from mhclite.evidence import exhibits
 from mhclite.evidence.results import Results, of
-from mhclite.evidence.statistics import INTERVAL_COLUMNS, Interval, interval_columns, t_interval
+from mhclite.evidence.statistics import (
+    INTERVAL_COLUMNS,
+    Interval,
+    difference,
+    interval_columns,
+    t_interval,
+)
 from mhclite.evidence.style import (
     FAINT,
     empty_figure,
@@ -50,14 +56,6 @@ def losses_by_seed(results: Results) -> Losses:
             cell = (row["corpus"], row["model"], row["variant"], row["condition"])
             losses.setdefault(cell, {})[int(row["seed"])] = row["validation_loss"]
     return losses
-
-
-def difference(
-    minuend: dict[int, float], subtrahend: dict[int, float], confidence: float
-) -> Interval:
-    """Mean of minuend - subtrahend over the seeds that both have."""
-    shared = minuend.keys() & subtrahend.keys()
-    return t_interval([minuend[seed] - subtrahend[seed] for seed in sorted(shared)], confidence)
 
 
 def _among(losses: dict[int, float], seeds: Container[int]) -> dict[int, float]:
