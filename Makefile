@@ -7,9 +7,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# What pip is told for a user's other projects: to install elsewhere than into the environment.
+# What pip and uv are told for a user's other projects: to install elsewhere than into the environment,
+# or other versions.
 export PIP_USER := 0
-unexport PIP_TARGET PIP_PREFIX PIP_ROOT PYTHONHOME
+unexport PIP_TARGET PIP_PREFIX PIP_ROOT PYTHONHOME PIP_CONSTRAINT PIP_REQUIRE_HASHES PIP_NO_DEPS
+unexport UV_CONSTRAINT UV_OVERRIDE UV_REQUIRE_HASHES UV_EXCLUDE_NEWER UV_RESOLUTION UV_PRERELEASE
+
+# Where Linux shows no GPU, the CPU build of torch is tried first: the same version, 3 GB less.
+# UV_TORCH_BACKEND or a folder of one's own wheels, if set, decide instead.
+ifeq ($(shell uname -s)$(UV_TORCH_BACKEND)$(PIP_FIND_LINKS)$(wildcard /dev/nvidia0 /dev/dxg /dev/kfd),Linux)
+CPU_BUILD := yes
+endif
+INSTALL = UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install -q --python $(BIN)/python \
+	--no-build-isolation --constraint requirements.lock --editable '.[dev]'
 
 # Python keeps what it compiled, whatever is set for other projects: every job is a process, and one
 # that must compile its imports spends two to three times as long on them.
@@ -87,30 +97,38 @@ ui: $(READY)
 bench-data: $(READY)
 	$(BIN)/python -m mhclite.bench data --out results/bench/data.json
 
-# The environment: plain pip, every version pinned. Made again when the pins change.
+# The environment: what pyproject.toml names and what that needs here, every version pinned by
+# requirements.lock. Which packages torch needs depends on its build, so they are resolved, not listed.
+# Made again when the pins change; ready once what the jobs import can be imported.
 $(READY): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "error: $$($(PYTHON) --version) is too old: Python 3.11 or newer is needed; name one with PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || \
+		{ echo "error: $$($(PYTHON) --version) does not do: Python 3.11 to 3.14 is needed; name one with PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import platform as p, sys; sys.exit((p.system(), p.machine()) not in (("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "arm64")) or (p.system(), p.libc_ver()[0]) == ("Linux", ""))' || \
+		{ echo "error: there is no torch $$(sed -n 's/^torch==//p' requirements.lock) for $$(uname -sm): Linux with glibc on x86_64 or aarch64 is needed (or macOS 14 on Apple silicon, untested)"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' || \
 		{ echo "error: this Python cannot make virtual environments; on Debian or Ubuntu: apt install python3-venv"; exit 1; }
 	@echo "Installing the pinned packages of requirements.lock into $(VENV)/ (one to five minutes, once)"
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install -qq $$(grep '^uv==' requirements.lock)
+	@# Built with the pinned setuptools, not with the newest.
+	@$(BIN)/python -m pip install -qq $$(grep -E '^(uv|setuptools)==' requirements.lock)
 	@# uv is several times faster; pip does the same where uv does not find the packages.
-	@UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install -q --python $(BIN)/python --no-deps -r requirements.lock || \
-		$(BIN)/python -m pip install -q --no-deps -r requirements.lock
-	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .
+	@$(if $(CPU_BUILD),UV_TORCH_BACKEND=cpu $(INSTALL) 2> /dev/null || \
+		{ echo "No CPU build of torch can be had from where it is published; taking what the package index has (up to 3 GB)"; false; } ||) \
+		$(INSTALL) || \
+		$(BIN)/python -m pip install -q --no-build-isolation --constraint requirements.lock --editable '.[dev]'
+	@$(BIN)/python -c 'import torch, snakemake, mlflow, datasets, seaborn' || \
+		{ echo "error: the environment was installed but cannot be imported (above); nothing was changed outside $(VENV)/"; exit 1; }
 	@touch $@
 
 # Known vulnerabilities of the pinned versions. Needs the network.
 audit: $(READY)
 	$(BIN)/uv tool run pip-audit==2.10.0 -r requirements.lock --no-deps --disable-pip
 
-# Pin again what is installed in the environment, after a change of the versions in pyproject.toml.
+# Pin again, for every platform and Python, after a change of the versions in pyproject.toml. Pins
+# that need not change stay. Of the public index alone: a local build of torch needs fewer packages.
 lock:
-	$(BIN)/python -m pip install -qq --editable '.[dev]'
-	{ echo "# Every package of the environment, pinned. Made by \`make lock\`; see docs/reproducibility.md."; \
-	  $(BIN)/python -m pip freeze --all --exclude-editable --exclude pip --exclude mhclite | sed 's/+cpu$$//'; } > requirements.lock
+	env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(BIN)/uv pip compile -q --universal --python-version 3.11 --extra dev \
+		--no-annotate --custom-compile-command 'make lock' pyproject.toml --output-file requirements.lock
 
 clean:
 	rm -rf $(VENV)

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -17,10 +20,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def pins(lines: list[str]) -> dict[str, str]:
-    """Package -> version of lines such as `name==1.2`; every such line must be a pin."""
+    """Package -> version of lines such as `name==1.2; marker`; every such line must be a pin."""
     found = {}
     for line in lines:
-        match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)", line)
+        match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)(\s*;.+)?", line)
         assert match, f"{line!r} is not a pin"
         found[re.sub(r"[-_.]+", "-", match[1]).lower()] = match[2]
     return found
@@ -34,6 +37,11 @@ def declared() -> dict[str, str]:
     return pins(project["dependencies"] + project["optional-dependencies"]["dev"])
 
 
+def locked() -> dict[str, str]:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    return pins([line for line in lines if line and not line.startswith("#")])
+
+
 def test_conda_and_pip_pin_the_same() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     pip = environment["dependencies"][-1]["pip"]
@@ -42,13 +50,75 @@ def test_conda_and_pip_pin_the_same() -> None:
 
 
 def test_lock_holds_what_is_declared() -> None:
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
-    locked = pins([line for line in lines if line and not line.startswith("#")])
-    assert {name: locked.get(name) for name in declared()} == declared()
+    assert {name: locked().get(name) for name in declared()} == declared()
+
+
+def test_what_is_installed_is_pinned() -> None:
+    """pip resolves what torch's build needs here, so a package might come that the lock lacks."""
+    pip = {"pip", "mhclite"}
+    here = {
+        re.sub(r"[-_.]+", "-", found.name).lower(): found.version.partition("+")[0]
+        for found in distributions()
+    }
+    assert {name: here[name] for name in here.keys() - pip} == {
+        name: locked()[name] for name in here.keys() - pip
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("platform", "python"),
+    [
+        ("x86_64-manylinux_2_28", "3.11"),
+        ("x86_64-manylinux_2_28", "3.13"),
+        ("aarch64-manylinux_2_28", "3.12"),
+        ("aarch64-apple-darwin", "3.13"),
+    ],
+)
+def test_every_package_that_a_stranger_gets_is_pinned(platform: str, python: str) -> None:
+    """As a machine with no wheels of its own resolves it, from the public index alone: torch comes
+    with the packages that its build on that index imports."""
+    own = {k: v for k, v in os.environ.items() if k[:4] not in ("PIP_", "UV_I", "UV_F", "UV_E")}
+    command = [
+        *(str(Path(sys.executable).with_name("uv")), "pip", "compile", "--quiet", "--no-config"),
+        *("--extra", "dev", "--constraint", "requirements.lock", "--no-annotate", "--no-header"),
+        *("--python-platform", platform, "--python-version", python, "pyproject.toml"),
+        # A wheel for each, but for one that is Python alone: nothing must be compiled.
+        *("--only-binary", ":all:", "--no-binary", "connection-pool"),
+    ]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=own | {"MACOSX_DEPLOYMENT_TARGET": "14.0", "UV_HTTP_RETRIES": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "Failed to fetch" in done.stderr:
+        pytest.skip("the package index cannot be reached")
+    assert done.returncode == 0, done.stderr
+    got = pins(done.stdout.split("\n")[:-1])
+    assert got == {name: locked()[name] for name in got}
+    assert ("triton" in got) == ("nvidia-cudnn-cu13" in got) == ("linux" in platform)
 
 
 def test_torch_is_the_version_that_results_were_made_with() -> None:
-    assert declared()["torch"] == "2.13.0"
+    """The pin and what published runs record."""
+    records = (ROOT / "results" / "published" / "laptop" / "runs").glob("*/run.json")
+    attempts = [attempt for path in records for attempt in json.loads(path.read_text())["attempts"]]
+    versions = {attempt["provenance"]["versions"]["torch"] for attempt in attempts}
+    assert {version.partition("+")[0] for version in versions} == {declared()["torch"]}
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_a_checkout_has_the_bytes_of_the_commit(tmp_path: Path) -> None:
+    """Also where git is told to write line ends as Windows has them."""
+    names = ["src/mhclite/data/embedded/gpt2-vocab.bpe", "config/claims.yaml", "Makefile"]
+    names += ["src/mhclite/model.py", "README.md"]
+    git = ["git", "-c", "core.autocrlf=true", "-c", "core.eol=crlf", "checkout-index"]
+    subprocess.run([*git, f"--prefix={tmp_path}/", "--", *names], cwd=ROOT, check=True)
+    for name in names:
+        assert b"\r\n" not in (tmp_path / name).read_bytes(), name
 
 
 # --- make ---------------------------------------------------------------------------------------
@@ -98,10 +168,11 @@ def test_a_link_to_an_environment_is_used(checkout: Path) -> None:
 
 def test_what_pip_is_told_for_other_projects_is_not_ours(checkout: Path) -> None:
     """PIP_USER also overrides `user = true` of pip's configuration."""
-    others = {"PIP_USER": "1", "PIP_TARGET": "/x", "PIP_PREFIX": "/x", "PYTHONHOME": "/x"}
+    names = "PIP_TARGET PIP_PREFIX PYTHONHOME PIP_CONSTRAINT PIP_REQUIRE_HASHES UV_CONSTRAINT"
+    others = {"PIP_USER": "1"} | dict.fromkeys([*names.split(), "UV_OVERRIDE"], "/x")
     lines = make(checkout, "show", **others).splitlines()
     assert "PIP_USER=0" in lines
-    assert not [line for line in lines if line.startswith(("PIP_T", "PIP_P", "PYTHONHOME"))]
+    assert not [line for line in lines if line.endswith("=/x")]
 
 
 def test_imports_are_compiled_once(checkout: Path) -> None:
@@ -116,6 +187,105 @@ def test_caches_go_into_the_checkout_where_home_cannot_be_written(
     cache = f"XDG_CACHE_HOME={checkout}/.cache"
     assert cache in make(checkout, "show", HOME="/proc/nobody", **own).splitlines()
     assert cache not in make(checkout, "show", HOME=str(tmp_path / "home"), **own).splitlines()
+
+
+# --- making it ----------------------------------------------------------------------------------
+
+# A Python that says it is another one (MHC_FAKE), whose environments are made of this same script:
+# it notes what is asked of it, and fails for what MHC_FAIL matches.
+FAKE = """#!/bin/sh
+echo "backend=${UV_TORCH_BACKEND-} $0 $*" >> "$MHC_LOG"
+case "$0 $*" in
+    *" -m venv --clear .venv") mkdir -p .venv/bin; cp "$0" .venv/bin/python; cp "$0" .venv/bin/uv ;;
+esac
+echo "backend=${UV_TORCH_BACKEND-} $0 $*" | grep -qE "$MHC_FAIL" && exit 1
+case "$1 $2" in
+    "-c import "[psep][lyn]*) shift; exec REAL -c "import platform, sys; $MHC_FAKE
+$1" ;;
+    --version*) echo "Python 3.x" ;;
+esac
+exit 0
+"""
+
+
+def attempt(
+    checkout: Path, tmp_path: Path, fake: str = "", fail: str = "^$", **environment: str
+) -> tuple[int, str, list[str]]:
+    """`make .venv/.ready` with such a Python: exit code, output, what was asked."""
+    shutil.rmtree(checkout / ".venv")
+    python, log = tmp_path / "python", tmp_path / "log"
+    python.write_text(FAKE.replace("REAL", sys.executable))
+    python.chmod(0o755)
+    log.write_text("")
+    names = ("MAKE", "PIP_", "UV_T")
+    own = {name: value for name, value in os.environ.items() if name[:4] not in names}
+    done = subprocess.run(
+        ["make", "--no-print-directory", f"PYTHON={python}", ".venv/.ready"],
+        cwd=checkout,
+        env=own | {"MHC_LOG": str(log), "MHC_FAKE": fake, "MHC_FAIL": fail} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout, log.read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("fake", "said"),
+    [
+        ("sys.version_info = (3, 10)", "Python 3.11 to 3.14 is needed"),
+        ("sys.version_info = (3, 15)", "Python 3.11 to 3.14 is needed"),
+        ("platform.machine = lambda: 'i686'", "there is no torch 2"),
+        ("platform.machine = lambda: 'armv7l'", "there is no torch 2"),
+        ("platform.system = lambda: 'Darwin'", "there is no torch 2"),
+        ("platform.libc_ver = lambda: ('', '')", "there is no torch 2"),
+    ],
+)
+def test_what_is_not_supported_is_one_line(
+    checkout: Path, tmp_path: Path, fake: str, said: str
+) -> None:
+    if "Darwin" in fake and os.uname().machine == "arm64":
+        pytest.skip("that is supported")
+    code, output, log = attempt(checkout, tmp_path, fake)
+    assert code != 0
+    assert said in output
+    assert not [line for line in log if " venv " in line]
+    assert not (checkout / ".venv").exists()
+
+
+def test_an_environment_that_cannot_be_imported_is_not_ready(
+    checkout: Path, tmp_path: Path
+) -> None:
+    code, output, _ = attempt(checkout, tmp_path, fail="import torch")
+    assert code != 0
+    assert "cannot be imported" in output
+    assert not (checkout / ".venv" / ".ready").exists()
+    code, _, log = attempt(checkout, tmp_path)
+    assert code == 0
+    assert (checkout / ".venv" / ".ready").exists()
+    assert "import torch" in log[-1]
+
+
+GPU = any(Path(name).exists() for name in ("/dev/nvidia0", "/dev/dxg", "/dev/kfd"))
+
+
+@pytest.mark.skipif(GPU or sys.platform != "linux", reason="not a machine without GPU")
+def test_builds_of_torch_are_tried_in_turn(checkout: Path, tmp_path: Path) -> None:
+    """Without a GPU that of the CPU, then what the index has, by uv, then by pip."""
+
+    def installs(fail: str, **environment: str) -> list[str]:
+        code, output, log = attempt(checkout, tmp_path, fail=fail, **environment)
+        assert code == 0, output
+        lines = [line for line in log if "install" in line and "constraint" in line]
+        assert all("--constraint requirements.lock" in line for line in lines)
+        return [f"{line.split()[0]} {'uv' if '/uv ' in line else 'pip'}" for line in lines]
+
+    assert installs("^$") == ["backend=cpu uv"]
+    assert installs("backend=cpu.*/uv ") == ["backend=cpu uv", "backend= uv"]
+    assert installs("/uv ")[-2:] == ["backend= uv", "backend= pip"]
+    assert installs("^$", UV_TORCH_BACKEND="cu130") == ["backend=cu130 uv"]
+    assert installs("^$", PIP_FIND_LINKS="/wheels") == ["backend= uv"]
 
 
 def test_no_folder_of_tests_is_left_out() -> None:
