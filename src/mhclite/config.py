@@ -24,6 +24,8 @@ class ModelConfig:
     n_embd: int
     block_size: int
     learning_rate: float
+    qk_norm: bool = False
+    mlp_width: int | None = None  # hidden units of an MLP; None: 4 n_embd
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class ConnectionConfig:
     stream_dtype: str = "authors"
     final_norm: str = "per_stream"
     freeze_mixing: bool = False
+    connection_rate_factor: float = 1.0
     mixing_rate_factor: float = 1.0
     implementation: str = "reference"
     # Arguments of the variant's class.

@@ -31,16 +31,32 @@ from mhclite.seeding import generator_for
 class CausalSelfAttention(nn.Module):
     """Multi-head causal attention, (B, T, C) -> (B, T, C)."""
 
-    def __init__(self, n_embd: int, n_head: int) -> None:
+    def __init__(self, n_embd: int, n_head: int, qk_norm: bool) -> None:
         super().__init__()
         assert n_embd % n_head == 0
         self.n_head = n_head
         self.c_attn = nn.Linear(n_embd, 3 * n_embd, bias=False)
         self.c_proj = nn.Linear(n_embd, n_embd, bias=False)
+        # RMS norm of each head's queries and keys (arXiv 2010.04245 has the idea), with a gain.
+        width = n_embd // n_head
+        self.q_norm = nn.RMSNorm(width, eps=1e-6) if qk_norm else None
+        self.k_norm = nn.RMSNorm(width, eps=1e-6) if qk_norm else None
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, C) -> three of (B, n_head, T, C / n_head)."""
+        q, k, v = self.c_attn(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        return q, k, v
+
+    def largest_logit(self, x: Tensor) -> Tensor:
+        """Largest absolute value that the softmax is given for x (B, T, C), unmasked."""
+        q, k, _ = self.queries_keys_values(x)
+        logits = q.float() @ k.float().mT / math.sqrt(q.shape[-1])
+        return logits.tril().abs().amax()
 
     def forward(self, x: Tensor) -> Tensor:
-        # (B, T, 3C) -> three of (B, n_head, T, C / n_head)
-        q, k, v = self.c_attn(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = self.queries_keys_values(x)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         out: Tensor = self.c_proj(y.transpose(1, 2).flatten(-2))
         return out
@@ -49,10 +65,10 @@ class CausalSelfAttention(nn.Module):
 class MLP(nn.Module):
     """Two-layer perceptron with exact GELU, (B, T, C) -> (B, T, C)."""
 
-    def __init__(self, n_embd: int) -> None:
+    def __init__(self, n_embd: int, width: int) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(n_embd, 4 * n_embd, bias=False)
-        self.c_proj = nn.Linear(4 * n_embd, n_embd, bias=False)
+        self.c_fc = nn.Linear(n_embd, width, bias=False)
+        self.c_proj = nn.Linear(width, n_embd, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.c_proj(F.gelu(self.c_fc(x)))
@@ -129,6 +145,7 @@ class GPT(nn.Module):
         self.decay_logits = connection.decay_logits
         self.stream_dtype = connection.stream_dtype
         self.final_norm = connection.final_norm
+        self.connection_rate_factor = connection.connection_rate_factor
         self.mixing_rate_factor = connection.mixing_rate_factor
         self.implementation = connection.implementation
         self._choices: dict[tuple[bool, str, torch.dtype], Choice] = {}
@@ -139,7 +156,9 @@ class GPT(nn.Module):
         self.sublayers = nn.ModuleList(
             SubLayer(
                 make(self.n_streams, n_embd, home, **connection.options),
-                MLP(n_embd) if k % 2 else CausalSelfAttention(n_embd, model.n_head),
+                MLP(n_embd, model.mlp_width or 4 * n_embd)
+                if k % 2
+                else CausalSelfAttention(n_embd, model.n_head, model.qk_norm),
                 self.stream_dtype,
                 self.implementation,
             )
@@ -198,7 +217,8 @@ class GPT(nn.Module):
         """All parameters, divided by what the optimizer does with them.
 
         Weight decay by the rule of the authors' code, or with `decay_logits` the same for every
-        variant's static logits. `mixing_rate_factor` is for what makes H_res alone.
+        variant's static logits. `connection_rate_factor` is for all but the backbone,
+        `mixing_rate_factor` besides for what makes H_res alone.
         """
         members: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
         for _, parameter in self.backbone_parameters():
@@ -210,11 +230,14 @@ class GPT(nn.Module):
             if self.decay_logits == "always":
                 decayed |= connection.logits
             for name, parameter in connection.named_parameters():
-                factor = self.mixing_rate_factor if name in connection.mixing else 1.0
+                factor = self.connection_rate_factor
+                if name in connection.mixing:
+                    factor *= self.mixing_rate_factor
                 members.setdefault((name in decayed, factor), []).append(parameter)
         if self.head is not None:
-            members[True, 1.0].append(self.head.w)
-            members[False, 1.0] += [self.head.b, self.head.scale]
+            factor = self.connection_rate_factor
+            members.setdefault((True, factor), []).append(self.head.w)
+            members.setdefault((False, factor), []).extend([self.head.b, self.head.scale])
         return [ParameterGroup(own, *kind) for kind, own in members.items()]
 
     def embed(self, tokens: Tensor) -> Tensor:

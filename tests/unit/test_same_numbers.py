@@ -36,7 +36,7 @@ SAME_BITS = {
 
 
 def train_all(folder: Path) -> dict[str, dict[str, str]]:
-    """Run -> implementation -> SHA-256 of metrics.jsonl, of config/smoke.yaml's first seed."""
+    """Run -> implementation -> SHA-256 of its numbers, for config/smoke.yaml's first seed."""
     script = Path(__file__).with_name("train_smoke.py")
     done = subprocess.run(
         [sys.executable, str(script), str(ROOT / "config/smoke.yaml"), str(folder)],
@@ -64,9 +64,9 @@ def test_training_computes_the_stored_bits(tmp_path: Path) -> None:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
         stored = {
-            "about": "SHA-256 of metrics.jsonl of config/smoke.yaml's runs of seed 0, by "
-            "implementation; made by tests/unit/test_same_numbers.py, which says when to make "
-            "them again",
+            "about": "SHA-256 of the numbers in metrics.jsonl of config/smoke.yaml's runs of seed "
+            "0, by implementation; made by tests/unit/test_same_numbers.py, which says when to "
+            "make them again",
             "sha256": train_all(Path(scratch)),
         }
     DIGESTS.write_text(json.dumps(stored, indent=1) + "\n")

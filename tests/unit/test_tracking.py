@@ -205,7 +205,7 @@ def test_numbers_of_probe_and_stability(tracked: Path) -> None:
 def test_curves(tracked: Path) -> None:
     lines = read_jsonl(tracked / f"synthetic/runs/{RUN}/metrics.jsonl")
     trained = [line for line in lines if line["step"] > 0]
-    for metric, key in (("train/loss", "loss"), ("train/learning_rate", "learning_rate")):
+    for metric, key in (("train/loss", "loss"), ("train/grad_norm", "grad_norm")):
         assert curve_of(tracked, RUN, metric) == [(line["step"], line[key]) for line in trained]
     assert curve_of(tracked, RUN, "validation/loss") == [
         (line["step"], line["validation_loss"]) for line in lines if "validation_loss" in line

@@ -21,6 +21,7 @@ from mhclite.authors import names
 from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.errors import UserError
 from mhclite.model import GPT
+from mhclite.records import build
 
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 VARIANT_OF = {"none": "residual"}  # their `hyper_conn_type` where it is not our name
@@ -144,7 +145,7 @@ def read_checkpoint(path: Path) -> TheirCheckpoint:
                 f"{path}: {name} has shape {tuple(state[name].shape)}, expected {shape}"
             )
     # The learning rate plays no part in a model whose training has ended.
-    model = ModelConfig(name="imported", learning_rate=0.0, **sizes)
+    model = build(ModelConfig, {"name": "imported", "learning_rate": 0.0, **sizes})
     options = {"sinkhorn_iterations": 20} if variant == "mhc" else {}
     connection = ConnectionConfig(variant, n, options=options)
     expected = _their_shapes(model, connection)

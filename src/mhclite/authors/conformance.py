@@ -37,7 +37,7 @@ from mhclite.connections.head import Head
 from mhclite.connections.registry import VARIANTS, check_streams
 from mhclite.errors import UserError
 from mhclite.model import GPT
-from mhclite.training.optimizer import AdamW, apply_update, learning_rate
+from mhclite.training.optimizer import AdamW, learning_rate
 
 # Largest relative error that counts as agreement. A trajectory accumulates rounding over its steps.
 TOLERANCE = {"connection": 1e-9, "head": 1e-9, "trajectory": 1e-6}
@@ -281,7 +281,7 @@ def trajectory_errors(
         )
         losses.append(total)
         rates.append(rate)
-        grad_norms.append(apply_update(model, optimizer, rate, meta["grad_clip"]).all.item())
+        grad_norms.append(optimizer.update(rate, meta["grad_clip"]).all.item())
     ours = {
         "loss_initial": loss_initial,
         "loss_final": model.loss(first),

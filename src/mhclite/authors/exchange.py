@@ -132,6 +132,10 @@ def export(folder: Path, path: Path) -> None:
         )
     if trained.connection.final_norm == "head":
         raise UserError(f"{folder} has final_norm = 'head', which the authors' code does not have")
+    if trained.model.qk_norm or trained.model.mlp_width is not None:
+        raise UserError(
+            f"{folder} has qk_norm or a widened MLP, which the authors' code does not have"
+        )
     if not trained.has_weights:
         raise UserError(f"{folder} diverged: it has no final weights")
     state = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)

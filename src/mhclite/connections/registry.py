@@ -15,7 +15,7 @@ MAX_PERMUTATION_STREAMS = 6
 
 
 # Options of every variant with several streams.
-COMMON_OPTIONS = ("final_norm", "stream_dtype", "implementation")
+COMMON_OPTIONS = ("final_norm", "stream_dtype", "implementation", "connection_rate_factor")
 # And of every variant that mixes them.
 MIXING_OPTIONS = (*COMMON_OPTIONS, "freeze_mixing", "mixing_rate_factor")
 

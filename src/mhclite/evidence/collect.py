@@ -180,6 +180,7 @@ def curve(run: FinishedRun, config: RunConfig, window: int) -> pd.DataFrame:
     table["variant"] = config.connection.variant
     table["condition"] = config.condition
     table["seed"] = config.seed
+    table["tokens"] = table["step"] * config.tokens_per_step
     # Evaluation before training (step 0) is a line of its own, without a gradient norm.
     trained = table["step"] > 0
     mean, deviation = trailing(series_of(run.metrics, "grad_norm"), window)

@@ -19,7 +19,7 @@ from mhclite.measure import memory
 from mhclite.measure.files import Quartiles, Timing
 from mhclite.model import GPT, compiled_loss
 from mhclite.training.group import deterministic
-from mhclite.training.optimizer import AdamW, apply_update
+from mhclite.training.optimizer import AdamW
 
 log = logging.getLogger(__name__)
 A = TypeVar("A")  # names an arm: what is timed
@@ -106,7 +106,7 @@ class Stepper:
     def step(self) -> None:
         deterministic(self.device, self.repeatable)  # the compiler keeps a graph for either
         self.forward().backward()
-        apply_update(self.model, self.optimizer, self.rate, self.training.grad_clip)
+        self.optimizer.update(self.rate, self.training.grad_clip)
 
     def timed_step(self) -> float:
         """Seconds of one step."""

@@ -27,8 +27,10 @@ MODULES = (
     "data.tokens",
     "model",
     "seeding",
+    "training.ahead",
     "training.group",
     "training.optimizer",
+    "training.step",
     "training.streams",
     "training.trainer",
 )

@@ -187,7 +187,12 @@ class Model(Settings):
     n_embd: PositiveInt = Field(description="width C of a stream")
     block_size: PositiveInt = Field(description="context length T in tokens")
     learning_rate: PositiveFloat = Field(
-        description="peak learning rate, the same for all variants"
+        description="peak learning rate of all variants, or where a sweep begins"
+    )
+    qk_norm: bool = Field(
+        False,
+        description="RMS norm of the queries and keys of each head, with a learned gain: it bounds "
+        "the attention's logits",
     )
 
     @model_validator(mode="after")
@@ -245,10 +250,15 @@ class Connections(Settings):
     freeze_mixing: bool = Field(
         False, description="H_res stays the identity; reads and writes as the variant has them"
     )
+    connection_rate_factor: PositiveFloat = Field(
+        1.0,
+        description="learning rate of all parameters of the connections (and of the learned read "
+        "of `final_norm: head`), over the backbone's; their weight decay a step stays the same",
+    )
     mixing_rate_factor: PositiveFloat = Field(
         1.0,
         description="learning rate of what makes H_res alone (w_res, b_res, scale_res), over that "
-        "of all else; their weight decay a step stays the same",
+        "of the other connection parameters; their weight decay a step stays the same",
     )
     implementation: Literal["reference", "fast", "fused", "auto"] = Field(
         "auto",
@@ -348,14 +358,24 @@ class Condition(Settings):
     training: dict[str, Any] = Field(
         {}, description="keys of the section `training` with other values"
     )
+    model: dict[Literal["qk_norm"], bool] = Field(
+        {}, description="settings of the model sizes with other values: `qk_norm`"
+    )
     learning_rate_factor: PositiveFloat = Field(
         1.0, description="the model's peak learning rate is multiplied by this"
+    )
+    match_parameters: str | None = Field(
+        None,
+        description="a variant: the MLP is widened until the model has as many parameters as with "
+        "that variant, to within one hidden unit a layer",
     )
 
 
 def touches(condition: dict[str, Any], variant: str) -> bool:
     """Whether a condition, as it stands in a study file, changes a setting that a variant reads."""
-    if condition.get("training") or condition.get("learning_rate_factor", 1) != 1:
+    if condition.get("training") or condition.get("model") or condition.get("match_parameters"):
+        return True
+    if condition.get("learning_rate_factor", 1) != 1:
         return True
     changed = condition.get("connections")
     read = {*VARIANTS[variant].options, *(["n_streams"] if variant != "residual" else [])}

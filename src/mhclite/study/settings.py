@@ -7,6 +7,8 @@ parameter table in docs/configuration.md) is derived from them.
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
+from itertools import product
 from typing import Annotated, Any, Self
 
 from pydantic import (
@@ -97,18 +99,22 @@ class Study(Settings):
             if len(set(map(str, values))) < len(values):
                 raise ValueError(f"{what} has an entry twice: {values}")
         for variant in self.variants:
-            if variant not in VARIANTS:
-                close = difflib.get_close_matches(variant, VARIANTS, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise ValueError(
-                    f"variants: {variant!r} is unknown; known are {', '.join(VARIANTS)}{hint}"
-                )
+            self._check_variant("variants", variant)
             check_streams(variant, n_streams(variant, self.connections))
         if BASE in self.conditions:
             raise ValueError(f"conditions: {BASE!r} names the study's own settings; choose another")
         for name, condition in self.conditions.items():
             self._condition_is_possible(name, condition)
         return self
+
+    @staticmethod
+    def _check_variant(where: str, variant: str) -> None:
+        if variant not in VARIANTS:
+            close = difflib.get_close_matches(variant, VARIANTS, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(
+                f"{where}: {variant!r} is unknown; known are {', '.join(VARIANTS)}{hint}"
+            )
 
     def _condition_is_possible(self, name: str, condition: Condition) -> None:
         for section in ("connections", "training"):
@@ -131,6 +137,14 @@ class Study(Settings):
             changed = self.under(name)
         except ValidationError as error:
             raise ValueError(f"conditions.{name}: {one_line(error, Study)}") from None
+        if condition.match_parameters is not None:
+            self._check_variant(f"conditions.{name}.match_parameters", condition.match_parameters)
+            for model, variant in product(changed.models, condition.variants):
+                try:
+                    changed.mlp_width(model, variant, condition.match_parameters)
+                except ValueError as error:
+                    raise ValueError(f"conditions.{name}.match_parameters: {error}") from None
+            return
         for variant in condition.variants:
             if (
                 changed.resolved_connection(variant) == self.resolved_connection(variant)
@@ -151,6 +165,7 @@ class Study(Settings):
         if change.seeds is not None:
             settings["seeds"] = change.seeds
         for model in settings["models"].values():
+            model |= change.model
             model["learning_rate"] *= change.learning_rate_factor
         return Study.model_validate(settings)
 
@@ -172,20 +187,27 @@ class Study(Settings):
         """Every run of the grid: id -> its resolved configuration."""
         runs = self._runs(BASE)
         for name in self.conditions:
-            runs |= self.under(name)._runs(name)
+            runs |= self.under(name)._runs(name, self.conditions[name].match_parameters)
         return runs
 
-    def _runs(self, condition: str) -> dict[str, RunConfig]:
+    def _runs(self, condition: str, match: str | None = None) -> dict[str, RunConfig]:
         place = "" if condition == BASE else f"-{condition}"
         training = self.resolved_training()
         connections = {variant: self.resolved_connection(variant) for variant in self.variants}
+        sizes = {
+            (model, variant): replace(
+                self.resolved_model(model),
+                mlp_width=None if match is None else self.mlp_width(model, variant, match),
+            )
+            for model, variant in product(self.models, self.variants)
+        }
         runs = [
             RunConfig(
                 run=f"{corpus}-{model}-{variant}{place}-s{seed}",
                 corpus=corpus,
                 condition=condition,
                 seed=seed,
-                model=self.resolved_model(model),
+                model=sizes[model, variant],
                 connection=connections[variant],
                 training=training,
             )
@@ -233,6 +255,30 @@ class Study(Settings):
         """A model size with its name and vocabulary."""
         sizes = self.models[model].model_dump()
         return ModelConfig(name=model, vocab_size=self.tokenizer.vocab_size, **sizes)
+
+    def mlp_width(self, model: str, variant: str, as_with: str) -> int:
+        """Hidden units of an MLP with which a variant has as many parameters as another.
+
+        Raises:
+            ValueError: it has as many or more with the ordinary MLP.
+        """
+        from mhclite.connections.counts import connection_parameters  # imports torch: seconds
+
+        size = self.models[model]
+
+        def count(of: str) -> int:
+            c = self.resolved_connection(of)
+            head = c.final_norm == "head"
+            return connection_parameters(
+                of, c.n_streams, size.n_embd, size.n_layer, c.options, head
+            )
+
+        added = round((count(as_with) - count(variant)) / (2 * size.n_embd * size.n_layer))
+        if added < 1:
+            raise ValueError(
+                f"{variant} has as many parameters as {as_with} or more: there is nothing to widen"
+            )
+        return 4 * size.n_embd + added
 
     def resolved_connection(self, variant: str) -> ConnectionConfig:
         """A variant with only the settings that it reads; the others are left at their defaults."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ class Group:
             dist.all_reduce(tensor)
         return tensor
 
-    def sum_gradients(self, model: torch.nn.Module) -> None:
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Sum every gradient over all processes, in one message.
 
         It is sent after the backward pass: of a compiled model, which is one graph, all gradients
@@ -37,7 +38,7 @@ class Group:
         """
         if self.count == 1:
             return
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         flat = torch.cat([g.flatten() for g in gradients])
         dist.all_reduce(flat)
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients])):

@@ -38,11 +38,11 @@ CURVE_POINTS = 250  # training steps sent or kept of a run; metrics.jsonl has al
 TRAINING_CURVES = {
     "train/loss": "loss",
     "train/grad_norm": "grad_norm",
-    "train/learning_rate": "learning_rate",
 }
 VALIDATION_CURVES = {
     "validation/loss": "validation_loss",
     "validation/bits_per_byte": "validation_bits_per_byte",
+    "validation/attention_logit": "attention_logit",
 }
 CURVES = {**TRAINING_CURVES, **VALIDATION_CURVES}
 

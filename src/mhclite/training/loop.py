@@ -218,7 +218,7 @@ def _summary(trainer: Trainer, folder: RunFolder, key: str, attempts: int) -> Su
         status="diverged" if diverged else "completed",
         steps=last["step"],
         diverged_step=last["step"] if diverged else None,
-        tokens=last["tokens"],
+        tokens=last["step"] * trainer.config.tokens_per_step,
         train_loss=(
             None if diverged else statistics.fmean(m["loss"] for m in steps[-TRAIN_LOSS_STEPS:])
         ),

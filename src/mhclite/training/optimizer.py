@@ -28,6 +28,14 @@ def learning_rate(step: int, peak: float, final: float, warmup: int, steps: int)
     return final + 0.5 * (1.0 + math.cos(math.pi * progress)) * (peak - final)
 
 
+class GradientNorms(NamedTuple):
+    """Before clipping, () each."""
+
+    all: Tensor
+    # Without the connections: the part that all variants have.
+    backbone: Tensor
+
+
 class AdamW:
     """AdamW over the model's groups of parameters, in torch's fused kernels.
 
@@ -39,11 +47,40 @@ class AdamW:
         self.betas = betas
         self.weight_decay = weight_decay
         self.groups = model.parameter_groups()
-        parameters = [p for group in self.groups for p in group.parameters]
-        self.exp_avg = {p: torch.zeros_like(p) for p in parameters}
-        self.exp_avg_sq = {p: torch.zeros_like(p) for p in parameters}
+        self.parameters = list(model.parameters())
+        self.backbone = [p for _, p in model.backbone_parameters()]
+        ordered = [p for group in self.groups for p in group.parameters]
+        self.exp_avg = {p: torch.zeros_like(p) for p in ordered}
+        self.exp_avg_sq = {p: torch.zeros_like(p) for p in ordered}
         # The kernel counts the updates of each parameter itself, on the parameter's device.
-        self.updates = {p: torch.zeros((), device=p.device) for p in parameters}
+        self.updates = {p: torch.zeros((), device=p.device) for p in ordered}
+
+    @torch.no_grad()
+    def update(self, rate: float, grad_clip: float) -> GradientNorms:
+        """Clip to a gradient norm (0: do not), step, and clear the gradients.
+
+        On a GPU they are scaled within the step, which saves a pass over all of them. On a CPU they
+        are scaled before it, as the stored results were.
+        """
+        norms = self.gradient_norms()
+        divisor = clip_divisor(norms.all, grad_clip) if grad_clip > 0 else None
+        if divisor is not None and not norms.all.is_cuda:
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            torch._foreach_mul_(gradients, (grad_clip / (norms.all + 1e-6)).clamp(max=1.0))
+            divisor = None
+        self.step(rate, divisor)
+        for parameter in self.parameters:
+            parameter.grad = None
+        return norms
+
+    def gradient_norms(self) -> GradientNorms:
+        """Norms of all gradients and of the backbone's; the norm of each is taken once."""
+        present = [p for p in self.parameters if p.grad is not None]
+        norms = torch._foreach_norm([p.grad for p in present if p.grad is not None])
+        of = dict(zip(present, norms, strict=True))
+        own = [of[p] for p in self.backbone if p in of]
+        total, backbone = (torch.linalg.vector_norm(torch.stack(n)) for n in (norms, own))
+        return GradientNorms(total, backbone)
 
     @torch.no_grad()
     def step(self, lr: float, divisor: Tensor | None = None) -> None:
@@ -74,43 +111,15 @@ class AdamW:
                 grad_scale=divisor,
             )
 
-    def tensors(self) -> list[torch.Tensor]:
+    def tensors(self) -> list[Tensor]:
         """The whole state, in an order that depends on the model alone."""
         states = (self.exp_avg, self.exp_avg_sq, self.updates)
         return [tensor for state in states for tensor in state.values()]
 
-    def load(self, tensors: list[torch.Tensor]) -> None:
+    def load(self, tensors: list[Tensor]) -> None:
         """Take over what `tensors` gave."""
         for mine, saved in zip(self.tensors(), tensors, strict=True):
             mine.copy_(saved)
-
-
-class GradientNorms(NamedTuple):
-    """Before clipping, () each."""
-
-    all: torch.Tensor
-    # Without the connections: the part that all variants have.
-    backbone: torch.Tensor
-
-
-def apply_update(model: GPT, optimizer: AdamW, lr: float, grad_clip: float) -> GradientNorms:
-    """Clip, step, and clear the gradients.
-
-    On a GPU they are scaled within the step, which saves a pass over all of them. On a CPU they are
-    scaled before it, as the stored results were.
-    """
-    own = [p.grad for _, p in model.backbone_parameters() if p.grad is not None]
-    backbone = torch.nn.utils.get_total_norm(own)
-    parameters = list(model.parameters())
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    divisor = None
-    if grad_clip > 0 and norm.is_cuda:
-        divisor = clip_divisor(norm, grad_clip)
-    elif grad_clip > 0:
-        torch.nn.utils.clip_grads_with_norm_(parameters, grad_clip, norm)
-    optimizer.step(lr, divisor)
-    model.zero_grad(set_to_none=True)
-    return GradientNorms(norm, backbone)
 
 
 def clip_divisor(norm: Tensor, largest: float) -> Tensor:

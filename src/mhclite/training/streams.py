@@ -1,4 +1,4 @@
-"""What the streams of a model in training look like: a few numbers at every evaluation."""
+"""What a model in training looks like within: a few numbers at every evaluation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mhclite.model import GPT, SubLayer
+from mhclite.model import GPT, CausalSelfAttention, SubLayer
 
 
 def pairwise_cosine(x: Tensor) -> Tensor:
@@ -43,3 +43,25 @@ def stream_statistics(model: GPT, tokens: Tensor) -> dict[str, Any]:
         "gain_forward": product.abs().sum(-1).amax(-1).mean().item(),
         "gain_backward": product.abs().sum(-2).amax(-1).mean().item(),
     }
+
+
+@torch.no_grad()
+def largest_attention_logit(model: GPT, tokens: Tensor) -> float:
+    """The largest absolute attention logit over layers, heads and pairs of the tokens (B, T).
+
+    Where it grows without bound, an instability is the attention's (`qk_norm` bounds it).
+    """
+    found: list[Tensor] = []
+    hooks = [
+        body.register_forward_pre_hook(
+            lambda body, inputs: found.append(body.largest_logit(*inputs))
+        )
+        for body in model.modules()
+        if isinstance(body, CausalSelfAttention)
+    ]
+    try:
+        model(tokens)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(found).amax().item()

@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,11 +19,13 @@ from mhclite.config import RunConfig
 from mhclite.data.batches import Tokens, batch_starts, evaluation_starts
 from mhclite.data.tokens import TokenSplit
 from mhclite.model import GPT, compiled_loss
+from mhclite.training.ahead import Ahead, Launched
 from mhclite.training.group import Group
-from mhclite.training.optimizer import AdamW, apply_update, learning_rate
-from mhclite.training.streams import stream_statistics
+from mhclite.training.optimizer import AdamW, learning_rate
+from mhclite.training.step import autocast, train_step
+from mhclite.training.streams import largest_attention_logit, stream_statistics
 
-STREAM_WINDOWS = 4  # evaluation windows from which the stream statistics are computed
+LOOKED_AT = 4  # evaluation windows from which statistics of streams and attention are computed
 
 
 @dataclass(frozen=True)
@@ -55,23 +56,12 @@ class StepRecord:
         return None in self.metrics.values()
 
 
-class Launched(NamedTuple):
-    """A step that the device was given to compute."""
-
-    step: int  # steps done with it
-    rate: float
-    # (4) on the host: loss, gradient norm, the backbone's, how many processes shall stop.
-    numbers: Tensor
-    arrived: torch.cuda.Event | None  # when they are there; None: they are
-    began: float
-
-
 class Trainer:
     """One run in one process.
 
-    On a GPU the numbers of a step are read while the device computes the next one, so that it never
-    waits for the host. Where the state is looked at (an evaluation, a checkpoint, a stop, the end)
-    they are read at once.
+    On a GPU the numbers of a step are read while the device computes the next one (`ahead.py`).
+    Where the state is looked at (an evaluation, a checkpoint, a stop, the end) they are read at
+    once.
 
     Args:
         config: the run.
@@ -89,8 +79,7 @@ class Trainer:
         compiled = self.settings.compile
         self.loss = compiled_loss(self.model) if compiled else self.model.loss
         self.optimizer = AdamW(self.model, self.settings.betas, self.settings.weight_decay)
-        self.ahead = group.device.type == "cuda"  # elsewhere a step is done when it is launched
-        self._read_until = 0.0  # when the numbers of the last step were there
+        self.ahead = Ahead(group.device)
 
     def state(self) -> dict[str, Any]:
         """All tensors that the next step depends on."""
@@ -112,7 +101,7 @@ class Trainer:
                 of a step, and come to a settled record with `stop` at the same step.
         """
         if step == 0:
-            metrics = {"step": 0, "tokens": 0, **self.evaluate()}
+            metrics = {"step": 0, **self.evaluate()}
             yield StepRecord(0, metrics, self.streams(), 0.0, settled=True, stop=False)
         waiting: Launched | None = None
         for done in range(step + 1, self.settings.steps + 1):
@@ -126,7 +115,7 @@ class Trainer:
                 stop = record.stop
             evaluated = done == self.settings.steps or done % self.settings.evaluation_interval == 0
             saved = done % self.settings.checkpoint_interval == 0
-            waiting = launched if self.ahead and not (evaluated or saved or stop) else None
+            waiting = launched if self.ahead.possible and not (evaluated or saved or stop) else None
             if waiting is not None:
                 continue
             record = self._read(launched, settled=True)
@@ -139,64 +128,58 @@ class Trainer:
 
     def _launch(self, index: int, stopping: bool) -> Launched:
         """Update number `index` (0 is the first)."""
-        settings, model, device = self.settings, self.config.model, self.group.device
+        settings, peak, device = self.settings, self.config.model.learning_rate, self.group.device
         began = time.perf_counter()
         # Disks take longer than the share of a step that data may cost; this step hides it.
         self.text.train.expect(self._share(self._starts(index + 1)), self.window)
-        total = torch.zeros((), device=device)
-        for windows in self._windows(self.text.train, self._starts(index)):
-            with self._autocast():
-                loss = self.loss(windows) * (len(windows) / settings.batch_size)
-            loss.backward()
-            total += loss.detach()
-        self.group.sum_gradients(self.model)
         rate = learning_rate(
-            index,
-            model.learning_rate,
-            model.learning_rate * settings.min_lr_ratio,
-            settings.warmup_steps,
-            settings.steps,
+            index, peak, peak * settings.min_lr_ratio, settings.warmup_steps, settings.steps
         )
-        norms = apply_update(self.model, self.optimizer, rate, settings.grad_clip)
+        windows = self._windows(self.text.train, self._starts(index))
+        result = train_step(self.loss, windows, self.optimizer, rate, settings, self.group)
         asked = torch.full((), float(stopping), device=device)  # no copy that the host waits for
-        sums = self.group.sum(torch.stack([total, asked]))
-        numbers, arrived = to_host(torch.stack([sums[0], norms.all, norms.backbone, sums[1]]))
-        return Launched(index + 1, rate, numbers, arrived, began)
+        loss, asked = self.group.sum(torch.stack([result.loss, asked]))
+        numbers = torch.stack([loss, result.grad_norm, result.backbone_grad_norm, asked])
+        return self.ahead.launched(index + 1, numbers, began)
 
     def _read(self, launched: Launched, settled: bool) -> StepRecord:
         """What a step leaves, when it is computed."""
-        if launched.arrived is not None:
-            launched.arrived.synchronize()
-        now = time.perf_counter()
-        seconds = now - max(launched.began, self._read_until)
-        self._read_until = now
-        loss, norm, backbone, asked = launched.numbers.tolist()
-        step, model = launched.step, self.config.model
+        (loss, norm, backbone, asked), seconds = self.ahead.read(launched)
         metrics = {
-            "step": step,
+            "step": launched.step,
             "loss": finite(loss),
             "grad_norm": finite(norm),
             "backbone_grad_norm": finite(backbone),
-            "learning_rate": launched.rate,
-            "tokens": step * self.settings.batch_size * model.block_size,
         }
-        return StepRecord(step, metrics, None, seconds, settled, stop=asked > 0)
+        return StepRecord(launched.step, metrics, None, seconds, settled, stop=asked > 0)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float | None]:
-        """Loss on the fixed validation windows."""
+        """Loss on the fixed validation windows, and the largest attention logit on a few."""
         count = self.settings.evaluation_sequences
         starts = evaluation_starts(len(self.text.validation), self.window, count)
         total = torch.zeros((), dtype=torch.float64, device=self.group.device)
         self.model.eval()
         for windows in self._windows(self.text.validation, starts):
-            with self._autocast():
+            with autocast(self.settings.precision, self.group.device):
                 total += self.loss(windows).double() * len(windows)
+        logit = largest_attention_logit(self.model, self._looked_at())
         self.model.train()
         loss = finite(self.group.sum(total).item() / count)
         tokens, text_bytes = self.text.tokens_per_byte
         bits = None if loss is None else loss * tokens / text_bytes / math.log(2)
-        return {"validation_loss": loss, "validation_bits_per_byte": bits}
+        return {
+            "validation_loss": loss,
+            "validation_bits_per_byte": bits,
+            "attention_logit": finite(logit),
+        }
+
+    def _looked_at(self) -> Tensor:
+        """Inputs (b, T) of the first validation windows, in which the model is looked into."""
+        count = min(LOOKED_AT, self.settings.evaluation_sequences)
+        starts = evaluation_starts(len(self.text.validation), self.window, count)
+        windows = self.text.validation.windows(starts, self.window)[:, :-1]
+        return torch.from_numpy(windows).to(self.group.device)
 
     def streams(self) -> dict[str, Any] | None:
         """Statistics of the streams on the first evaluation windows; None where not finite.
@@ -205,21 +188,13 @@ class Trainer:
         """
         if self.model.n_streams == 1 or not self.group.is_main:
             return None
-        count = min(STREAM_WINDOWS, self.settings.evaluation_sequences)
-        starts = evaluation_starts(len(self.text.validation), self.window, count)
-        windows = self.text.validation.windows(starts, self.window)[:, :-1]
         self.model.eval()
-        found = stream_statistics(self.model, torch.from_numpy(windows).to(self.group.device))
+        found = stream_statistics(self.model, self._looked_at())
         self.model.train()
         return {
             name: [finite(v) for v in value] if isinstance(value, list) else finite(value)
             for name, value in found.items()
         }
-
-    def _autocast(self) -> Any:
-        if self.settings.precision == "bf16":
-            return torch.autocast(self.group.device.type, dtype=torch.bfloat16)
-        return nullcontext()
 
     def _share(self, starts: Tokens) -> Tokens:
         """This process's part of the windows."""
@@ -241,17 +216,6 @@ class Trainer:
         yield from windows.split(
             self.settings.micro_batch_size or self.settings.batch_size // self.group.count
         )
-
-
-def to_host(numbers: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """A copy on the host, and the event after which it is complete (None: it is)."""
-    if not numbers.is_cuda:
-        return numbers, None
-    copy = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
-    copy.copy_(numbers, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
-    return copy, arrived
 
 
 def finite(value: float) -> float | None:

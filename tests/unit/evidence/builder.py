@@ -166,15 +166,19 @@ def metrics_of(run: dict[str, Any], diverged: bool) -> list[dict[str, Any]]:
     end += condition_effect(run["condition"], variant, seed)
     start = math.log(model["vocab_size"])
     steps = training["steps"]
-    tokens_per_step = training["batch_size"] * model["block_size"]
 
     def validation(step: int) -> dict[str, float]:
         # Exponential decay that reaches `end` exactly on the last step.
         progress = (1 - math.exp(-4 * step / steps)) / (1 - math.exp(-4))
         loss = start + (end - start) * progress
-        return {"validation_loss": loss, "validation_bits_per_byte": bits_per_byte(loss)}
+        bits = bits_per_byte(loss)
+        return {
+            "validation_loss": loss,
+            "validation_bits_per_byte": bits,
+            "attention_logit": 1.0 + progress,
+        }
 
-    lines: list[dict[str, Any]] = [{"step": 0, "tokens": 0, **validation(0)}]
+    lines: list[dict[str, Any]] = [{"step": 0, **validation(0)}]
     for step in range(1, steps + 1):
         grad_norm = 1.0 + 0.1 * noise("grad", run["run"], step)
         if variant == "hc" and step == GRAD_NORM_SPIKE:
@@ -183,8 +187,6 @@ def metrics_of(run: dict[str, Any], diverged: bool) -> list[dict[str, Any]]:
             "step": step,
             "loss": validation(step)["validation_loss"] + 0.05 * noise("loss", run["run"], step),
             "grad_norm": grad_norm,
-            "learning_rate": model["learning_rate"] * min(1.0, step / training["warmup_steps"]),
-            "tokens": step * tokens_per_step,
         }
         if diverged and step == DIVERGED_STEP:
             lines.append({**line, "loss": None, "grad_norm": None})

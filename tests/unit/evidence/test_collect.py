@@ -188,7 +188,7 @@ def test_curves_hold_every_step_of_a_short_run(results: Results) -> None:
     part = curves[curves["run"] == name]
     lines = metrics_of(results.study["runs"][name], diverged=False)
     assert part["step"].tolist() == list(range(STEPS + 1))
-    for column in ("loss", "grad_norm", "learning_rate", "validation_loss"):
+    for column in ("loss", "grad_norm", "validation_loss", "attention_logit"):
         expected = [line.get(column, np.nan) for line in lines]
         np.testing.assert_array_equal(part[column], expected)
     grad_norm = part["grad_norm"].to_numpy()
