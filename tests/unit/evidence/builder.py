@@ -209,7 +209,7 @@ def summary_of(run: dict[str, Any], metrics: list[dict[str, Any]]) -> dict[str, 
         "status": "diverged" if diverged else "completed",
         "steps": metrics[-1]["step"],
         "diverged_step": metrics[-1]["step"] if diverged else None,
-        "tokens": metrics[-1]["tokens"],
+        "tokens": metrics[-1]["step"] * run["training"]["batch_size"] * run["model"]["block_size"],
         "train_loss": None if diverged else float(np.mean(losses[-50:])),
         "validation_loss": None if diverged else evaluated[-1]["validation_loss"],
         "validation_bits_per_byte": (
