@@ -103,7 +103,10 @@ class Connection(nn.Module):
         return type(self).projection is not Connection.projection
 
     def read_affine(self) -> tuple[Tensor | None, Tensor | None]:
-        """Offset (n) and scale () of H_pre after `read_activation`, if it has any."""
+        """Offset (n) and scale (1) of H_pre after `read_activation`, if it has any.
+
+        H_pre = offset + scale f(a); either may be learned.
+        """
         return None, None
 
     def from_projection(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

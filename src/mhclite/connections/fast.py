@@ -22,6 +22,7 @@ from torch.autograd.function import Function, once_differentiable
 
 Context = Any  # what torch passes as ctx: a FunctionCtx with attributes of our own
 LAYER_NORM_EPS = 1e-5  # of the branches
+SMALLEST = 1e-12  # length of a row, of torch.nn.functional.normalize
 
 
 class Projection(NamedTuple):
@@ -29,7 +30,8 @@ class Projection(NamedTuple):
 
     `norm`: `rms` of all streams of a token at once, `layer` LayerNorm of all at once, `rms_stream`
     of each stream by itself. The norm has no gain: it is folded into `weight`. `eps` is added to
-    the mean square (`layer`: to the variance); where it is 0, the norm is at least 1e-12 instead.
+    the mean square (`layer`: to the variance); where it is 0, the norm is at least `SMALLEST`
+    instead, and rows below that have no gradient through it.
     """
 
     weight: Tensor  # (nC, K), or (C, K) for each stream by itself
@@ -45,7 +47,7 @@ def project(x: Tensor, projection: Projection) -> tuple[Tensor, Tensor]:
     """
     N, n, _ = x.shape
     weight, bias, norm, eps = projection
-    rows = x.reshape(N * n, -1) if norm == "rms_stream" else x.reshape(N, -1)
+    rows = x.flatten(0, 1) if norm == "rms_stream" else x.flatten(1)
     if norm == "layer":
         weight = centred(weight)
     weight = weight.to(x.dtype)
@@ -75,15 +77,18 @@ def _inverse_norm(rows: Tensor, z: Tensor, norm: str, eps: float) -> Tensor:
     """1 / the norm of each row, (rows, 1)."""
     width = rows.shape[1]
     if torch.compiler.is_compiling():
-        length = rows.to(z.dtype).square().sum(-1, keepdim=True).sqrt()
+        # Bounded before the root, whose gradient at 0 is infinite.
+        squares = rows.to(z.dtype).square().sum(-1, keepdim=True).clamp_min(SMALLEST**2)
+        length = squares.sqrt()
     else:
         length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=z.dtype)
+        squares = length.square()
     if norm == "layer":
-        variance = length.square() / width - z[:, -1:].square()
-        return torch.rsqrt(variance + eps)
+        # Rounding may leave less than nothing of nearly equal numbers.
+        return torch.rsqrt((squares / width - z[:, -1:].square()).clamp_min(0) + eps)
     if eps:
-        return torch.rsqrt(length.square() / width + eps)
-    return width**0.5 / length.clamp_min(1e-12)
+        return torch.rsqrt(squares / width + eps)
+    return width**0.5 / length.clamp_min(SMALLEST)
 
 
 class _Project(Function):
@@ -92,6 +97,7 @@ class _Project(Function):
     Backward, per row v: dz = r da. Through the norm, dr/dv = -r^3 v / D, so that v gets pull v with
     pull = -(da . z) r^3 / D. With a LayerNorm dr/dv = -r^3 (v - mean) / D: the mean's part goes by
     the last column of the weight, which measures it with weights 1 / D, as dz[-1] -= pull mean D.
+    Rows below SMALLEST have no pull.
     Together dv = dx + dz weight^T + pull v, added in place to dx, the gradient of the rows from
     whatever used them afterwards.
     """
@@ -104,7 +110,7 @@ class _Project(Function):
         z = (rows @ columns.t()).to(torch.promote_types(rows.dtype, torch.float32))
         inverse = _inverse_norm(rows, z, norm, eps)
         ctx.save_for_backward(rows, columns, z, inverse)
-        ctx.norm = norm
+        ctx.norm, ctx.eps = norm, eps
         return z * inverse, rows.view_as(rows)
 
     @staticmethod
@@ -113,7 +119,11 @@ class _Project(Function):
         rows, columns, z, inverse = ctx.saved_tensors
         width = rows.shape[1]
         dz = da * inverse
-        pull = (da * z).sum(-1, keepdim=True) * inverse.pow(3) / -width
+        # By a power of two and back, which is exact: r^3 is up to 1e36 D^1.5.
+        cube = (inverse * 2**-10).pow(3)
+        pull = (da * z).sum(-1, keepdim=True) * cube / -width * 2**30
+        if ctx.eps == 0:
+            pull = torch.where(inverse < (1 - 1e-6) * width**0.5 / SMALLEST, pull, 0)
         if ctx.norm == "layer":
             dz[:, -1:] -= pull * z[:, -1:] * width
         dz = dz.to(rows.dtype)

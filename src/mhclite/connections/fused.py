@@ -49,7 +49,7 @@ class Reading(NamedTuple):
     bias: Tensor  # (K) float32
     gain: Tensor  # (C) of the branch's LayerNorm
     offset: Tensor | None  # (n) of H_pre, after the activation
-    scale: Tensor | None  # ()
+    scale: Tensor | None  # (1)
     norm: int  # index into NORMS
     activation: int  # index into ACTIVATIONS
     sum_column: int  # of weight: the one that sums the streams, for a LayerNorm

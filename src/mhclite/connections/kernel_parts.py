@@ -160,9 +160,9 @@ def read_weights(a, offset, scale, n: tl.constexpr, K: tl.constexpr, PRE: tl.con
             weight = total(tl.where((k % n == s) & (k < n * n), values, 0.0)) / n
         else:
             weight = total(tl.where(k == s, values, 0.0))
-            if PRE == TANH:
-                weight = weight * tl.load(scale)
-            if offset is not None:
-                weight += tl.load(offset + s)
+        if scale is not None:
+            weight = weight * tl.load(scale)
+        if offset is not None:
+            weight += tl.load(offset + s)
         weights = weights + (weight,)
     return weights

@@ -70,12 +70,14 @@ def _read_weights_gradient(a, dH_pre, scale, n: tl.constexpr, K: tl.constexpr, P
             spread = tl.where((k % n == s) & (k < n * n), dH_pre[s] / n, spread)
         else:
             spread = tl.where(k == s, dH_pre[s], spread)
+    if scale is not None:
+        spread = spread * tl.load(scale)
     if PRE == SIGMOID:
         value = tl.sigmoid(a)
         return spread * value * (1 - value)
     if PRE == TANH:
         value = 2 * tl.sigmoid(2 * a) - 1
-        return spread * tl.load(scale) * (1 - value * value)
+        return spread * (1 - value * value)
     weighted = softmax_rows(a, n, K) * spread
     result = weighted
     for t in tl.static_range(n):
@@ -158,6 +160,9 @@ def boundary_backward(
         else:
             inverse = inverse_norm(normed, squares, C, n, K, NORM, SUM, NORM_EPS)
         force = all_da * normed * inverse * inverse
+        if NORM != LAYER and NORM_EPS == 0:  # rows that are as good as 0: as in `fast`
+            width: tl.constexpr = C if NORM == RMS_STREAM else n * C
+            force = tl.where(inverse < (width**0.5) * (1e12 - 1e6), force, 0.0)
         pull = ()
         for s in tl.static_range(n):
             if NORM == RMS_STREAM:
@@ -166,7 +171,8 @@ def boundary_backward(
                 pull = pull + (total(force) / -(n * C),)
         dz = all_da * inverse
         if NORM == LAYER:
-            dz -= tl.where(k == SUM, pull[0] * u / inverse, 0.0)
+            # `inverse` is 0 where squares are more than float32 holds, and so is `pull`.
+            dz -= tl.where(k == SUM, pull[0] * u / tl.maximum(inverse, 1e-30), 0.0)
         dz = dz.to(dtype)
         tl.store(dz_all + row * K + k, dz, mask=inside)
     if WRITE:

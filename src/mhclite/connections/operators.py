@@ -285,6 +285,13 @@ def _keep_boundary(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, 
     ctx.save_for_backward(*tensors, a, stats, out)
 
 
+def _activated(a: Tensor, activation: int, n: int) -> Tensor:
+    """f(a), (N, n): H_pre without its offset and scale, as `kernel_parts.read_weights` has it."""
+    if activation == 2:
+        return torch.softmax(a[:, : n * n].unflatten(1, (n, n)), 2).mean(1)
+    return torch.tanh(a[:, :n]) if activation == 1 else torch.sigmoid(a[:, :n])
+
+
 def _boundary_gradients(
     ctx: Context, dout: Tensor, da: Tensor, db: Tensor, dstats: Tensor
 ) -> tuple[Tensor | None, ...]:
@@ -297,10 +304,12 @@ def _boundary_gradients(
         dy = dH_post = None
     if H_res is None:
         dH_res = None
+    # H_pre = offset + scale f(a), each of them if there is one. Not all are learned.
     doffset = dscale = None
-    if scale is not None:  # H_pre = offset + scale tanh(a[:n])
+    if ctx.needs_input_grad[7]:
         doffset = dH_pre.sum(0)
-        dscale = (dH_pre * torch.tanh(a[:, : dH_pre.shape[1]])).sum()
+    if ctx.needs_input_grad[8]:
+        dscale = (dH_pre * _activated(a, ctx.constants[1], dH_pre.shape[1])).sum().view(scale.shape)
     with torch.autocast(x.device.type, enabled=False):  # whoever calls backward: as stored
         dweight = out.flatten(1).t() @ dz
     dbias = da.sum(0)
