@@ -114,6 +114,8 @@ def relative_errors(
     for name, (ours, theirs) in pairs.items():
         ours = ours.detach().cpu().numpy() if isinstance(ours, Tensor) else np.asarray(ours)
         theirs = np.asarray(theirs)
+        if theirs.ndim == 0 and ours.size == 1:  # a scale, which is (1) here
+            ours = ours.reshape(())
         if ours.shape != theirs.shape:
             raise UserError(f"{name} has shape {theirs.shape} in the file, {ours.shape} here")
         difference = float(np.abs(ours - theirs).max(initial=0))

@@ -81,7 +81,7 @@ def to_ours(name: str, array: Array, variant: str, n: int) -> dict[str, Array]:
     names = parts_of(name)
     if len(names) == 1:
         # Some of their scales have shape (1,), some ().
-        return {names[0]: array.reshape(()) if array.size == 1 else array}
+        return {names[0]: array if array.ndim else array.reshape(1)}
     if name.endswith("static_alpha"):
         if variant in ("hc", "mhc"):  # (n, 1 + n): [s, 0] is b_pre[s], [s, 1 + t] is b_res[t, s]
             pre, res = array[:, 0], array[:, 1:].T
@@ -155,12 +155,12 @@ def _connection_to_theirs(own: dict[str, Array], variant: str, n: int) -> dict[s
         "norm.gamma": own["norm_gain"],
     }
     if variant == "hc":
-        result["dynamic_alpha_scale"] = own["scale_alpha"]
-        result["dynamic_beta_scale"] = own["scale_post"]
+        result["dynamic_alpha_scale"] = own["scale_alpha"].reshape(())
+        result["dynamic_beta_scale"] = own["scale_post"].reshape(())
     else:
         result["pre_branch_scale"] = own["scale_pre"].reshape(1)
         result["residual_scale"] = own["scale_res"].reshape(1)
-        result["h_post_scale"] = own["scale_post"]
+        result["h_post_scale"] = own["scale_post"].reshape(())
     return result
 
 

@@ -13,7 +13,7 @@ orientation: row t holds the weights that enter output stream t.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,17 @@ class Coefficients(NamedTuple):
     H_pre: Tensor
     H_post: Tensor  # (B, T, n)
     H_res: Tensor  # (B, T, n, n)
+
+
+def read_old_scales(module: nn.Module, state: dict[str, Any], prefix: str) -> None:
+    """Make numbers of a state dict vectors where the module's parameter is one.
+
+    Scales once had no dimension, and the authors' have none; `fully_shard` divides the first.
+    """
+    for name, own in module.named_parameters(recurse=False):
+        given = state.get(prefix + name)
+        if isinstance(given, Tensor) and given.dim() == 0 and own.shape == (1,):
+            state[prefix + name] = given.reshape(1)
 
 
 class Connection(nn.Module):
@@ -54,6 +65,7 @@ class Connection(nn.Module):
     mixing: ClassVar[frozenset[str]] = frozenset({"w_res", "b_res", "scale_res"})
     # Static logits, which their code keeps as a matrix in some variants and as a vector in others.
     logits: ClassVar[frozenset[str]] = frozenset({"b_pre", "b_res"})
+    _arguments: tuple[tuple[Any, ...], dict[str, Any]]  # of the constructor
 
     def __init__(self, n_streams: int, n_embd: int, home_stream: int) -> None:
         super().__init__()
@@ -62,8 +74,54 @@ class Connection(nn.Module):
         self.n_embd = n_embd
         self.home_stream = home_stream
 
+    def __new__(cls, *arguments: Any, **options: Any) -> Self:
+        made = super().__new__(cls)
+        made.__dict__["_arguments"] = arguments, options
+        return made
+
+    def _anew(self) -> Connection:
+        """Another one like this, as its constructor leaves it."""
+        arguments, options = self._arguments
+        with torch.device("cpu"):
+            return type(self)(*arguments, **options)
+
     def initialise(self, generator: torch.Generator) -> None:
-        """Draw the initial values that are random; most variants have none."""
+        """Set all parameters to their initial values, also of a module that was on the meta device.
+
+        A variant with random ones draws them here, from a generator of the CPU.
+        """
+        with torch.no_grad():
+            for own, initial in zip(self.parameters(), self._anew().parameters(), strict=True):
+                own.copy_(initial)
+
+    def reset_parameters(self) -> None:
+        """`initialise` from torch's own generator, under the name that torch's modules have."""
+        self.initialise(torch.default_generator)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self._restore_constants()
+        return self
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *more: Any) -> None:
+        read_old_scales(self, state, prefix)
+        super()._load_from_state_dict(state, prefix, *more)
+        if any(buffer.is_meta for buffer in self.buffers(recurse=False)):  # `assign=True`
+            self._restore_constants()
+
+    def _restore_constants(self) -> None:
+        """Buffers that no checkpoint holds follow from the constructor's arguments.
+
+        `to_empty` and loading into a module of the meta device leave them without values.
+        """
+        if not self._non_persistent_buffers_set:
+            return
+        anew, device = self._anew(), next(self.parameters()).device
+        for name in self._non_persistent_buffers_set:
+            own = self.get_buffer(name)
+            if own.is_meta:
+                own = torch.empty_like(own, device=device)
+            self._buffers[name] = own.copy_(anew.get_buffer(name))
 
     def coefficients(self, x: Tensor) -> Coefficients:
         """Mixing weights for streams x (B, T, n, C)."""
@@ -73,11 +131,35 @@ class Connection(nn.Module):
         """Logits that Sinkhorn-Knopp is given, (B, T, n, n); None for variants without it."""
         return None
 
+    def checked(self, x: Tensor, branch: Branch) -> Branch:
+        """The branch, which will check the shape of what it returns; `ValueError` for streams."""
+        n, C = self.n_streams, self.n_embd
+        if x.dim() != 4 or x.shape[-2:] != (n, C):
+            raise ValueError(f"streams of shape {tuple(x.shape)}, expected (B, T, {n}, {C})")
+
+        def checking(h: Tensor) -> Tensor:
+            y = branch(h)
+            if not isinstance(y, Tensor) or y.shape != h.shape:
+                found = tuple(y.shape) if isinstance(y, Tensor) else f"a {type(y).__name__}"
+                raise ValueError(f"a branch returned {found}, expected {tuple(h.shape)}, as given")
+            return y
+
+        return checking
+
+    def _check_dtype(self, x: Tensor) -> None:
+        own = next((p.dtype for p in self.parameters()), None)
+        if own is None:
+            return
+        alike = x.dtype == own or torch.is_autocast_enabled(x.device.type)
+        if own not in (torch.float32, torch.float64) or not alike:
+            raise ValueError(
+                f"streams of {x.dtype} and parameters of {own}: the formula is computed in float32 "
+                "or float64, the same for both; for bfloat16 keep the parameters float32 and use "
+                "autocast, or fast_forward where the variant has a projection"
+            )
+
     def forward(self, x: Tensor, branch: Branch) -> Tensor:
         """Streams after this sub-layer.
-
-        Computed as the authors' code does: H_pre and H_res side by side, one product of size
-        n + 1, and the branch's output added to every stream.
 
         Args:
             x: (B, T, n, C).
@@ -85,6 +167,19 @@ class Connection(nn.Module):
 
         Returns:
             (B, T, n, C).
+
+        Raises:
+            ValueError: streams or a branch's output of another shape; parameters that are neither
+                float32 nor float64; streams of another dtype, but for autocast.
+        """
+        self._check_dtype(x)
+        return self.formula(x, self.checked(x, branch))
+
+    def formula(self, x: Tensor, branch: Branch) -> Tensor:
+        """`forward`, as the authors' code computes it.
+
+        H_pre and H_res side by side, one product of size n + 1, and the branch's output added to
+        every stream.
         """
         H_pre, H_post, H_res = self.coefficients(x)
         H = torch.cat((H_pre.unsqueeze(-2), H_res), dim=-2)  # (B, T, 1 + n, n)
@@ -133,10 +228,14 @@ class Connection(nn.Module):
 
         Under autocast the products with the streams are in its dtype, as the authors' are, and all
         coefficients in float32.
+
+        Raises:
+            ValueError: streams or a branch's output of another shape.
         """
         if not self.has_projection:
             result: Tensor = self(x, branch)
             return result
+        branch = self.checked(x, branch)
         kind, shape = x.device.type, x.shape
         autocast = torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if autocast else x.dtype
@@ -147,7 +246,7 @@ class Connection(nn.Module):
             a, streams = fast.project(streams, self.projection())
             H_pre, H_post, H_res = self.from_projection(a)
             h, streams = fast.read(streams, H_pre)
-        y = branch(h.view(*shape[:-2], -1)).flatten(0, -2)
+        y = branch(h.unflatten(0, shape[:2])).flatten(0, -2)
         with torch.autocast(kind, enabled=False):
             return fast.combine(streams, H_res, H_post, y, stored).view(shape)
 
@@ -195,12 +294,12 @@ class DynamicConnection(Connection):
         self.w_post = nn.Parameter(torch.zeros(width, n_streams))
         self.b_pre = nn.Parameter(home.clone())
         self.b_post = nn.Parameter(home.clone())
-        self.scale_pre = nn.Parameter(torch.tensor(0.01))
-        self.scale_post = nn.Parameter(torch.tensor(0.01))
+        self.scale_pre = nn.Parameter(torch.tensor([0.01]))
+        self.scale_post = nn.Parameter(torch.tensor([0.01]))
         if b_res is not None:
             self.w_res = nn.Parameter(torch.zeros(width, b_res.numel()))
             self.b_res = nn.Parameter(b_res.clone())
-            self.scale_res = nn.Parameter(torch.tensor(0.01))
+            self.scale_res = nn.Parameter(torch.tensor([0.01]))
 
     def normalised(self, x: Tensor) -> Tensor:
         """u, (B, T, nC)."""

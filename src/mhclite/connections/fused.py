@@ -260,22 +260,26 @@ def connect(x: Tensor, steps: Iterable[Step], stream_dtype: str) -> Tensor:
         x: (B, T, n, C).
         steps: the sub-layers in order, at least one.
         stream_dtype: as in the study. Under autocast the streams are in its dtype but for `fp32`.
+
+    Raises:
+        ValueError: streams or a body's output of another shape.
     """
+    steps = list(steps)
+    bodies = [step.connection.checked(x, step.body) for step in steps]
     B, T, n, C = x.shape
     kind = x.device.type
     autocast = torch.is_autocast_enabled(kind)
     dtype = torch.get_autocast_dtype(kind) if autocast else x.dtype  # of the branches
     x = x.reshape(-1, n, C).to(torch.float32 if stream_dtype == "fp32" else dtype)
-    steps = list(steps)
     with torch.autocast(kind, enabled=False):
         reads = readings([s.connection for s in steps], [s.gain for s in steps], x.dtype)
     pending: Write | None = None  # a write waits for the read that it shares a pass with
-    for step, read in zip(steps, reads, strict=True):
+    for step, body, read in zip(steps, bodies, reads, strict=True):
         with torch.autocast(kind, enabled=False):
             x, a, b, _ = boundary(x, pending, read, dtype)
             a = coefficient_inputs(a, read, n)
             _, H_post, H_res = step.connection.from_projection(a)
-        y = step.body(b.view(B, T, C)).view(-1, C)
+        y = body(b.view(B, T, C)).view(-1, C)
         pending = Write(y, H_res, H_post)
     assert pending is not None
     with torch.autocast(kind, enabled=False):

@@ -50,6 +50,7 @@ class GatedHC(Connection):
         self.w_post = nn.Parameter(torch.zeros(width, n_streams))
 
     def initialise(self, generator: torch.Generator) -> None:
+        super().initialise(generator)
         for weight in (self.w_down, self.w_up, self.w_post):
             nn.init.normal_(weight, std=0.02, generator=generator)
 
@@ -65,7 +66,7 @@ class GatedHC(Connection):
         H_res = torch.eye(n, dtype=x.dtype, device=x.device).expand(*x.shape[:2], -1, -1)
         return Coefficients(gate * scale, H_post, H_res)
 
-    def forward(self, x: Tensor, branch: Branch) -> Tensor:
+    def formula(self, x: Tensor, branch: Branch) -> Tensor:
         H_pre, H_post, _ = self.coefficients(x)
         # A sum over streams, written as the product that it is in other variants: both are bf16
         # under autocast. So is what they carry on.

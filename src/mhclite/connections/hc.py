@@ -36,8 +36,8 @@ class HyperConnection(Connection):
         self.b_pre = nn.Parameter(identity[home_stream].clone())
         self.b_post = nn.Parameter(torch.ones(n_streams))
         self.b_res = nn.Parameter(identity)
-        self.scale_alpha = nn.Parameter(torch.tensor(0.01))
-        self.scale_post = nn.Parameter(torch.tensor(0.01))
+        self.scale_alpha = nn.Parameter(torch.tensor([0.01]))
+        self.scale_post = nn.Parameter(torch.tensor([0.01]))
 
     def coefficients(self, x: Tensor) -> Coefficients:
         u = rms_norm(x, self.norm_gain)  # (B, T, n, C)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from mhclite.connections.base import read_old_scales
 
 EPS = 1e-6  # of the norm and of the weights: both are 1e-6 in DeepSeek V4's configuration
 
@@ -40,12 +43,18 @@ class Head(nn.Module):
         super().__init__()
         self.w = nn.Parameter(torch.zeros(n_streams * n_embd, n_streams))
         self.b = nn.Parameter(torch.zeros(n_streams))
-        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.scale = nn.Parameter(torch.ones(1))
         self.norm_eps, self.hc_eps = norm_eps, hc_eps
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Draw the initial values that are random."""
+        """Set all parameters to their initial values; those of w are random."""
         nn.init.normal_(self.w, std=0.02, generator=generator)
+        nn.init.zeros_(self.b)
+        nn.init.ones_(self.scale)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *more: Any) -> None:
+        read_old_scales(self, state, prefix)
+        super()._load_from_state_dict(state, prefix, *more)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, n, C) -> (B, T, C), float32 at least."""

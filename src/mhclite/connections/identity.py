@@ -28,7 +28,7 @@ class IdentityHC(DynamicConnection):
     def fast_mixing_matrix(self, logits: Tensor) -> None:
         return None
 
-    def forward(self, x: Tensor, branch: Branch) -> Tensor:
+    def formula(self, x: Tensor, branch: Branch) -> Tensor:
         H_pre, H_post = self.read_write(self.normalised(x))
         y = branch(torch.einsum("bts,btsc->btc", H_pre, x))
         # Under autocast the mixing variants round what they carry on to bf16: so here.

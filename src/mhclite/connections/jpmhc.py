@@ -40,6 +40,7 @@ class OrthogonalHC(Connection):
             self.register_parameter(name, nn.Parameter(torch.zeros(width, n_streams**2)))
 
     def initialise(self, generator: torch.Generator) -> None:
+        super().initialise(generator)
         drawn = nn.init.normal_(self.weight().detach(), std=0.02, generator=generator)
         with torch.no_grad():
             for name, block in zip(self.BLOCKS, drawn.chunk(3, dim=1)):

@@ -49,8 +49,8 @@ def boundary_forward(
     """One boundary forward.
 
     x, out (N, n, C); y, b (N, C); H_res (N, n, n) and H_post (N, n) of the sub-layer that writes;
-    weight (n C, K), bias (K), gain (C), offset (n), scale (1) of the one that reads; a (N, K); stats
-    (N, n + 2): sums of squares of the streams, mean and 1 / standard deviation of H_pre out.
+    weight (n C, K), bias (K), gain (C), offset (n), scale (1) of the one that reads; a (N, K);
+    stats (N, n + 2): sums of squares of the streams, mean and 1 / standard deviation of H_pre out.
     """
     token = (tl.program_id(0) * BT + tl.arange(0, BT)).to(tl.int64)
     row, inside = token[:, None], (token < N)[:, None]

@@ -39,9 +39,10 @@ class KroneckerHC(DynamicConnection):
 
     def fast_mixing_matrix(self, logits: Tensor) -> Tensor:
         # Entry (t, s) depends on t xor s alone: factor k gives p[k] or 1 - p[k] by its k-th bit.
-        p = torch.softmax(logits.unflatten(1, (-1, 2)), dim=-1)  # (N, K, 2)
-        weights = p[:, 0]
-        for k in range(1, p.shape[1]):
+        K = logits.shape[1] // 2
+        p = torch.softmax(logits.unflatten(1, (K, 2)), dim=-1)  # (N, K, 2)
+        weights = p[:, 0] if K else p.new_ones(len(p), 1)
+        for k in range(1, K):
             weights = (weights.unsqueeze(2) * p[:, k].unsqueeze(1)).flatten(1)
         n = self.n_streams
         return (weights @ self.exclusive_or.to(weights.dtype)).unflatten(1, (n, n))

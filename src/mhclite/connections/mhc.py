@@ -26,7 +26,7 @@ class ManifoldHC(DynamicConnection):
         n_streams: int,
         n_embd: int,
         home_stream: int,
-        sinkhorn_iterations: int,
+        sinkhorn_iterations: int = 20,
         initial_logit: float = -8.0,
     ) -> None:
         b_res = torch.full((n_streams, n_streams), initial_logit).fill_diagonal_(0.0)

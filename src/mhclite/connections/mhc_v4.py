@@ -59,7 +59,7 @@ class ShippedHC(Connection):
         n_streams: int,
         n_embd: int,
         home_stream: int,
-        sinkhorn_iterations: int,
+        sinkhorn_iterations: int = 20,
         norm_eps: float = EPS,
         hc_eps: float = EPS,
     ) -> None:
@@ -71,13 +71,14 @@ class ShippedHC(Connection):
         self.b_pre = nn.Parameter(torch.zeros(n))
         self.b_post = nn.Parameter(torch.zeros(n))
         self.b_res = nn.Parameter(torch.zeros(n, n))
-        self.scale_pre = nn.Parameter(torch.tensor(1.0))
-        self.scale_post = nn.Parameter(torch.tensor(1.0))
-        self.scale_res = nn.Parameter(torch.tensor(1.0))
+        self.scale_pre = nn.Parameter(torch.ones(1))
+        self.scale_post = nn.Parameter(torch.ones(1))
+        self.scale_res = nn.Parameter(torch.ones(1))
         self.sinkhorn_iterations = sinkhorn_iterations
         self.norm_eps, self.hc_eps = norm_eps, hc_eps
 
     def initialise(self, generator: torch.Generator) -> None:
+        super().initialise(generator)
         for w in (self.w_pre, self.w_post, self.w_res):
             nn.init.normal_(w, std=0.02, generator=generator)
 

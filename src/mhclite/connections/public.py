@@ -8,7 +8,10 @@ Shapes: B batch, T tokens, n streams, C width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
@@ -46,21 +49,58 @@ def make(
         n_embd: C.
         home_stream: the stream that the sub-layer mainly reads and writes at first; k modulo n for
             the k-th is a good choice.
-        options: what the variant's class takes besides; mhc and mhc_v4 need `sinkhorn_iterations`,
-            20 in their papers.
+        options: what the variant's class takes besides, such as mhc's `sinkhorn_iterations`.
 
     Raises:
-        ValueError: no such variant, or one that cannot have this many streams.
-        TypeError: an option that the variant does not have, or one that it needs is missing.
+        ValueError: no such variant, one that cannot have this many streams, or a number that is too
+            small or not finite.
+        TypeError: a number of another type, or an option that the variant does not have.
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant {variant!r} is unknown; known are {', '.join(VARIANTS)}")
-    check_streams(variant, n_streams)
-    if not 0 <= home_stream < n_streams:
-        raise ValueError(f"home_stream = {home_stream} is not one of the {n_streams} streams")
-    connection = connection_class(variant)(n_streams, n_embd, home_stream, **options)
-    connection.initialise(torch.default_generator)
+    n, C, home = (
+        _whole(name, value, least)
+        for name, value, least in (
+            ("n_streams", n_streams, 1),
+            ("n_embd", n_embd, 1),
+            ("home_stream", home_stream, 0),
+        )
+    )
+    check_streams(variant, n)
+    if home >= n:
+        raise ValueError(f"home_stream = {home} is not one of the {n} streams")
+    made = connection_class(variant)
+    known = inspect.signature(made).parameters
+    connection = made(n, C, home, **{k: _option(known, variant, k, v) for k, v in options.items()})
+    connection.reset_parameters()
     return connection
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} = {value!r} is not a whole number")
+    if value < least:
+        raise ValueError(f"{name} = {value} is less than {least}")
+    return int(value)
+
+
+def _option(
+    known: Mapping[str, inspect.Parameter], variant: str, name: str, value: Any
+) -> int | float | None:
+    """An option's value, as its constructor declares it: `int` is positive, `float` finite."""
+    own = [key for key in known if key not in ("n_streams", "n_embd", "home_stream")]
+    if name not in own:
+        raise TypeError(f"{variant} has no option {name!r}; it has {', '.join(own) or 'none'}")
+    kind = known[name].annotation
+    if value is None and kind.endswith("| None"):
+        return None
+    if kind.startswith("int"):
+        return _whole(name, value, 1)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} = {value!r} is not a number")
+    if not math.isfinite(value) or (name.endswith("eps") and value < 0):
+        raise ValueError(f"{name} = {value} is negative or not finite")
+    return float(value)
 
 
 def connect(x: Tensor, sublayers: Iterable[SubLayer], implementation: str = "auto") -> Tensor:
@@ -76,31 +116,30 @@ def connect(x: Tensor, sublayers: Iterable[SubLayer], implementation: str = "aut
         (B, T, n, C).
 
     Raises:
-        ValueError: streams of another shape, or `fused` where it does not run, with the reason.
+        ValueError: streams or a body's output of another shape; a dtype that the implementation
+            does not have; `fused` where it does not run, with the reason.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"implementation {implementation!r} is none of {', '.join(IMPLEMENTATIONS)}"
         )
     parts = list(sublayers)
-    for connection, _, _ in parts:
-        n, C = connection.n_streams, connection.n_embd
-        if x.dim() != 4 or x.shape[-2:] != (n, C):
-            raise ValueError(f"streams of shape {tuple(x.shape)}, expected (B, T, {n}, {C})")
-    kind = x.device.type
+    if not parts:
+        return x
+    first, kind = parts[0].connection, x.device.type
     chosen, obstacle = choose(
         implementation,
         device=kind,
         dtype=x.dtype,
         autocast=torch.is_autocast_enabled(kind),
         stream_dtype="authors",
-        n_streams=x.shape[-2],
-        n_embd=x.shape[-1],
+        n_streams=first.n_streams,
+        n_embd=first.n_embd,
         has_projection=all(connection.has_projection for connection, _, _ in parts),
     )
     if implementation == "fused" and chosen != "fused":
         raise ValueError(f"fused does not run here: {obstacle or 'one stream needs no kernels'}")
-    if chosen == "fused" and parts:
+    if chosen == "fused":
         from mhclite.connections import fused
 
         steps = [fused.Step(part.connection, part.gain, _contiguous(part)) for part in parts]

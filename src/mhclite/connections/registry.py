@@ -12,6 +12,7 @@ from typing import Literal
 # 6! = 720 permutations cost 720 projection columns a sub-layer; 7! = 5,040 would be the bulk of
 # the model at the paper's sizes.
 MAX_PERMUTATION_STREAMS = 6
+MAX_STREAMS = 64
 
 
 # Options of every variant with several streams.
@@ -102,6 +103,8 @@ VARIANTS = {
 
 def check_streams(variant: str, n_streams: int) -> None:
     """Raise `ValueError` if the variant cannot have this many streams."""
+    if not 1 <= n_streams <= MAX_STREAMS:
+        raise ValueError(f"n_streams = {n_streams} is not between 1 and {MAX_STREAMS}")
     if variant == "residual" and n_streams != 1:
         raise ValueError(f"the plain residual has one stream, not {n_streams}")
     if variant == "kromhc" and n_streams & (n_streams - 1):

@@ -55,7 +55,7 @@ def innermost(matrices: Tensor) -> Tensor:
     outermost over threads.
     """
     N = len(matrices)
-    blocks = min(BLOCKS, N & -N)  # a power of two that divides N
+    blocks = min(BLOCKS, N & -N) or 1  # a power of two that divides N
     return matrices.unflatten(0, (blocks, -1)).permute(0, 2, 3, 1).contiguous()
 
 

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from mhclite.connections.registry import VARIANTS
+from mhclite.connections.registry import MAX_STREAMS, VARIANTS
 from mhclite.study.text_files import matching
 
 # Names become folder names, tags and axis labels. No hyphen: it separates the parts of a run's id.
@@ -213,7 +213,7 @@ Implementation = Literal["reference", "fast", "fused"]
 class Connections(Settings):
     """Settings of the residual variants."""
 
-    n_streams: Annotated[int, Field(ge=1, le=64)] = Field(
+    n_streams: Annotated[int, Field(ge=1, le=MAX_STREAMS)] = Field(
         4, description="residual streams n of every variant but the plain residual"
     )
     sinkhorn_iterations: PositiveInt = Field(
