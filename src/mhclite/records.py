@@ -120,16 +120,14 @@ def _name(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
 
 
-def read_record(
-    kind: type[T], path: Path, what: str, schema: int | tuple[int, ...], again: str
-) -> T:
+def read_record(kind: type[T], path: Path, what: str, schema: int, again: str) -> T:
     """Read a file whose content is a dataclass with a field `schema`.
 
     Args:
         kind: the dataclass.
         path: the file.
         what: what it is, for messages.
-        schema: the number that this version writes; of several that can be read, the last.
+        schema: the number that this version writes.
         again: the way out, where the file is damaged or of another version.
 
     Raises:
@@ -142,11 +140,10 @@ def read_record(
     except UserError as error:
         raise UserError(f"{error}; {again}") from None
     found = value.get("schema") if isinstance(value, dict) else None
-    readable = schema if isinstance(schema, tuple) else (schema,)
-    if found not in readable:
+    if found != schema:
         raise UserError(
             f"{what} is from another version of mhclite: {path} has schema {found}, expected "
-            f"{readable[-1]}; {again}"
+            f"{schema}; {again}"
         )
     try:
         return build(kind, value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from tiny import MODEL, TRAINING, connection
 from mhclite.config import RESIDUAL, ModelConfig, ThroughputConfig
 from mhclite.errors import UserError
 from mhclite.measure import memory, throughput
-from mhclite.measure.files import Throughput, read_throughput
+from mhclite.measure.files import Throughput
 from mhclite.measure.steps import Stepper, counts, cpu_peak_of
 from mhclite.measure.throughput import groups_that_fit, measure
 from mhclite.model import GPT
@@ -149,18 +148,3 @@ def test_without_room_for_the_plain_residual_it_is_one_line(
     out_of_memory_for(monkeypatch, lambda _: True)
     with pytest.raises(UserError, match=r"4 sequences does not fit .* lower training.micro_batch"):
         measure(config("hc"))
-
-
-def test_files_of_the_version_before_can_be_read(tmp_path: Path) -> None:
-    published = Path(__file__).parents[2] / "results/published/laptop/throughput/d3.json"
-    new = json.loads(published.read_text())
-    later = ("deterministic", "free", "did_not_fit")
-    old = {name: value for name, value in new.items() if name not in later} | {"schema": 2}
-    assert len(old) == len(new) - len(later)
-    (tmp_path / "d3.json").write_text(json.dumps(old))
-    found = read_throughput(tmp_path / "d3.json", "d3")
-    assert (found.deterministic, found.free, found.did_not_fit) == (False, {}, [])
-    assert found.variants == read_throughput(published, "d3").variants
-    (tmp_path / "d3.json").write_text(json.dumps(old | {"schema": 1}))
-    with pytest.raises(UserError, match="has schema 1, expected 3"):
-        read_throughput(tmp_path / "d3.json", "d3")

@@ -33,7 +33,7 @@ from mhclite.study.resolved import Resolved, read_resolved
 log = logging.getLogger(__name__)
 
 FROM_STABILITY = (
-    *("spikes_per_1000_steps", "grad_norm_mean", "grad_norm_fluctuation"),
+    *("judged_steps", "spikes_per_1000_steps", "grad_norm_mean", "grad_norm_fluctuation"),
     *("backbone_grad_norm_mean", "backbone_grad_norm_fluctuation"),
 )
 MIXING_COLUMNS = (
@@ -70,6 +70,7 @@ def run_row(
     manifest: Manifest,
 ) -> dict[str, Any]:
     """One row of runs.csv, with the columns of `RUN_COLUMNS`; None where there is no value."""
+    loss = None if probe.evaluation is None else probe.evaluation.loss
     row = {
         "run": run.run,
         "corpus": config.corpus,
@@ -80,6 +81,8 @@ def run_row(
         "condition": config.condition,
         "n_streams": config.connection.n_streams,
         "seed": config.seed,
+        "validation_loss": loss,
+        "validation_bits_per_byte": None if loss is None else manifest.bits_per_byte(loss),
         "validation_loss_windows": run.summary.validation_loss,
         "parameters": run.record.parameters.total,
         "connection_parameters": run.record.parameters.connection,
@@ -95,9 +98,6 @@ def run_row(
         row[name] = getattr(stability, name)
     for name in RUN_COLUMNS.keys() - row.keys():
         row[name] = getattr(run.summary, name)
-    if probe.evaluation is not None:
-        row["validation_loss"] = probe.evaluation.loss
-        row["validation_bits_per_byte"] = manifest.bits_per_byte(probe.evaluation.loss)
     return row
 
 
@@ -115,24 +115,20 @@ def mixing_columns(mixing: Mixing | None) -> dict[str, float | None]:
     if mixing is None:
         return row
     inputs, geometry = mixing.sinkhorn_input, mixing.geometry
-    row |= {
-        "single_max_deviation": mixing.single.max_deviation,
-        "product_max_deviation": mixing.product.max_deviation,
+    return {
+        "single_max_deviation": mixing.single.error,
+        "product_max_deviation": mixing.product.error,
         # The last entry is the product over the whole depth.
         "gain_forward": mixing.product.gain_forward[-1],
         "gain_backward": mixing.product.gain_backward[-1],
         "identity_distance": float(np.mean(mixing.identity_distance)),
         "sinkhorn_share_above_30": None if inputs is None else inputs.share_above_30,
+        "single_deviation_99": geometry.single_deviation.quantile_99,
+        "product_deviation_99": geometry.product_deviation.quantile_99,
+        "orthogonality_error": float(np.mean(geometry.orthogonality)),
+        "product_orthogonality_error": geometry.product_orthogonality[-1],
+        "start_distance": float(np.mean(geometry.start_distance)),
     }
-    if geometry is not None:
-        row |= {
-            "single_deviation_99": geometry.single_deviation.quantile_99,
-            "product_deviation_99": geometry.product_deviation.quantile_99,
-            "orthogonality_error": float(np.mean(geometry.orthogonality)),
-            "product_orthogonality_error": geometry.product_orthogonality[-1],
-            "start_distance": float(np.mean(geometry.start_distance)),
-        }
-    return row
 
 
 def use_columns(use: Use | None) -> dict[str, float | None]:

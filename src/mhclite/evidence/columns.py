@@ -20,7 +20,7 @@ RUN_COLUMNS = {
     "tokens": "int64",
     "train_loss": "float64",
     # At the end of training, none if it diverged: over the validation split as far as the probe
-    # reads it (the fixed windows where the probe has none), and over the fixed windows of training.
+    # reads it, and over the fixed windows of training.
     "validation_loss": "float64",
     "validation_bits_per_byte": "float64",
     "validation_loss_windows": "float64",
@@ -31,15 +31,16 @@ RUN_COLUMNS = {
     "connection_parameters": "int64",
     "loss_spikes": "int64",
     "grad_norm_spikes": "int64",
-    "spikes_per_1000_steps": "float64",  # empty: too few steps to judge
+    "judged_steps": "int64",  # that could have been a spike: after warm-up, a full window before
+    "spikes_per_1000_steps": "float64",  # judged ones; empty: none
     "grad_norm_mean": "float64",
     "grad_norm_fluctuation": "float64",  # sd of its logarithm about a running median
     "backbone_grad_norm_mean": "float64",  # empty: not recorded
     "backbone_grad_norm_fluctuation": "float64",
-    # |row sum of H_res - 1| of single matrices and of the product over the depth
-    "single_deviation_99": "float64",  # 99 % quantile over tokens and rows
+    # Of single matrices H_res, and of the product over the depth:
+    "single_deviation_99": "float64",  # |row sum - 1|, 99 % quantile over tokens and rows
     "product_deviation_99": "float64",
-    "single_max_deviation": "float64",
+    "single_max_deviation": "float64",  # |row or column sum - 1|, the largest
     "product_max_deviation": "float64",
     "orthogonality_error": "float64",  # |H_res^T H_res - I|, mean over tokens and sub-layers
     "product_orthogonality_error": "float64",

@@ -68,8 +68,7 @@ CLAUSES: dict[str, Callable[[Results], bool]] = {
         "mixing_rate_factor" in condition["connections"]
         for condition in results.settings["conditions"].values()
     ),
-    "exact_rows": lambda results: bool((results.all_runs["product_deviation_99"] < 1e-8).any()),
-    "mhc_v4": lambda results: "mhc_v4" in results.variants,
+    "exact_sums": lambda results: bool((results.all_runs["product_max_deviation"] < 1e-8).any()),
     "hard_inputs": lambda results: bool(results.all_runs["sinkhorn_share_above_30"].notna().any()),
     "others": lambda results: any(file.others for file in results.throughput.values()),
 }

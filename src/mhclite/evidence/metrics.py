@@ -42,7 +42,7 @@ METRICS = {
     "product_deviation_99": Metric(
         "99 % quantile of |row sum - 1| of the product", log=True, resolution=1e-3
     ),
-    "product_max_deviation": Metric("largest |row sum - 1| of the product"),
+    "product_max_deviation": Metric("largest |row or column sum - 1| of the product"),
     "orthogonality_error": Metric("error of orthogonality", log=True, resolution=1e-3),
     "gain_forward": Metric("composite gain", log=True, resolution=1e-4),
     "gain_forward_peak": Metric("largest composite gain", log=True, resolution=1e-4),
@@ -54,8 +54,8 @@ METRICS = {
     "critical_rate": Metric(
         "log2 of the largest rate", equal=0.25, resolution=0.01, worst=math.nan
     ),
-    "loss_spikes": Metric("spikes of the loss", "per 1,000 training steps"),
-    "grad_norm_spikes": Metric("spikes of the gradient norm", "per 1,000 training steps"),
+    "loss_spikes": Metric("spikes of the loss", "per 1,000 judged steps"),
+    "grad_norm_spikes": Metric("spikes of the gradient norm", "per 1,000 judged steps"),
     "diverged": Metric("diverged runs", "per run"),
 }
 COUNTS = ("loss_spikes", "grad_norm_spikes", "diverged")  # metrics of claims of kind `count`

@@ -125,8 +125,6 @@ def conditions_text(results: Results) -> str:
 
 def _final_loss(results: Results) -> str:
     """What text the final loss is taken on, and what the knock-outs are."""
-    if all(getattr(probe, "evaluation", None) is None for probe in results.probes.values()):
-        return "The final loss is the last validation loss of training."  # of an earlier version
     tokens = results.settings["probe"].get("evaluation_tokens")
     split = (
         "the whole validation split"

@@ -53,9 +53,9 @@ GLOSSARY = (
         "its way through the model",
     ),
     (
-        "Row-sum error",
-        "how far row sums are from 1; the 99 % quantile over tokens and rows, of a single H_res or "
-        "of the product over depth",
+        "Sums off",
+        "how far row and column sums are from 1, the largest over tokens, of a single H_res or of "
+        "the product over depth",
     ),
     (
         "Distance from the start",
@@ -164,7 +164,7 @@ def settings(results: Results) -> list[Setting]:
             "Layers",
             ", ".join(map(str, layers)),
             ", ".join(map(str, paper_layers)),
-            "gain and row-sum errors of a product grow with its factors: "
+            "gain and errors of the sums of a product grow with its factors: "
             + (
                 "as deep as the paper's, they can be compared"
                 if max(layers) >= max(paper_layers)

@@ -212,8 +212,7 @@ def _crossed(results: Results, claim: Claim, corpus: str, model: str) -> tuple[f
     differences = []
     tokens: list[int] = []
     for seed in sorted(set(tables[0].index) & set(tables[1].index)):
-        # Probes of earlier versions have no losses of documents.
-        own, other = (getattr(results.probes[t[seed]], "evaluation", None) for t in tables)
+        own, other = (results.probes[t[seed]].evaluation for t in tables)
         if own is None or other is None:
             return None
         tokens = own.document_tokens

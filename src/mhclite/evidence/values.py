@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from mhclite.connections.registry import VARIANTS
 from mhclite.evidence.metrics import COUNTS, METRICS
 from mhclite.evidence.results import Results
 from mhclite.evidence.statistics import Interval, difference
@@ -21,6 +22,11 @@ SOURCES = {"gap_growth": ("product_deviation_99", "single_deviation_99")}
 def deepest_first(results: Results) -> list[str]:
     """Model sizes, the deepest first."""
     return sorted(results.models, key=results.n_layer, reverse=True)
+
+
+def keeps_sums(variant: str) -> bool:
+    """Whether the rows and columns of its H_res are meant to sum to 1."""
+    return VARIANTS[variant].mixes != "freely"
 
 
 def conditions_that_change(results: Results, setting: str) -> list[str]:
@@ -100,14 +106,15 @@ def values_by_seed(
     """seed -> value in the unit of the comparison; runs without one are left out.
 
     A run that diverged is the worst there is: it has the unigram model's loss, and of other metrics
-    a value beyond all others (infinity), or none (`Metric.worst`). Counts are per 1,000 steps.
+    a value beyond all others (infinity), or none (`Metric.worst`). Counts are per 1,000 steps that
+    could have been a spike (`judged_steps`).
     """
     values: dict[int, float] = {}
     runs = runs_of(results, corpus, model, variant, setting or {})
     sources = SOURCES.get(metric, (metric,))
     if metric != "diverged" and not all(_is_measured(results, name) for name in sources):
         return values
-    needed = {"seed", "status", "steps", "unigram", *sources}
+    needed = {"seed", "status", "judged_steps", "unigram", *sources}
     for row in runs[[name for name in runs if name in needed]].to_dict("records"):
         value = _value(row, metric)
         if not math.isnan(value):
@@ -127,7 +134,8 @@ def _value(row: Mapping[Any, Any], metric: str) -> float:
     if diverged:
         return measured(row, "unigram") if metric == "validation_loss" else METRICS[metric].worst
     if metric in COUNTS:
-        return 1000 * measured(row, metric) / measured(row, "steps")
+        judged = measured(row, "judged_steps")
+        return 1000 * measured(row, metric) / judged if judged else math.nan
     if metric == "gap_growth":
         product, single = (measured(row, name) for name in SOURCES[metric])
         value = product / single if single > 0 else math.nan

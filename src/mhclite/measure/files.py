@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from mhclite.records import read_record
 
 PROBE_SCHEMA = 3
 THROUGHPUT_SCHEMA = 3
-READABLE_THROUGHPUT = (2, THROUGHPUT_SCHEMA)  # 2 has no `deterministic` and what follows it
 STABILITY_SCHEMA = 3
 CRITICAL_SCHEMA = 1
 
@@ -46,6 +45,11 @@ class SingleSums:
     column_sum_all: list[float]
     max_deviation: float  # of a row sum from 1
 
+    @property
+    def error(self) -> float:
+        """How far they are from doubly stochastic: the largest |row or column sum - 1|."""
+        return largest_error(self.row_sum_all, self.column_sum_all)
+
 
 @dataclass(frozen=True)
 class ProductSums:
@@ -58,6 +62,16 @@ class ProductSums:
     gain_backward: list[float]  # largest absolute column sum, mean over tokens
     gain_forward_max: list[float]
     gain_backward_max: list[float]
+
+    @property
+    def error(self) -> float:
+        """How far the whole product is from doubly stochastic."""
+        return largest_error(self.row_sum[-1], self.column_sum[-1])
+
+
+def largest_error(*sums: list[float]) -> float:
+    """Largest |sum - 1| of lists of quantiles that begin with the least and end with the most."""
+    return max(abs(end - 1) for quantiles in sums for end in (quantiles[0], quantiles[-1]))
 
 
 @dataclass(frozen=True)
@@ -107,7 +121,7 @@ class Mixing:
     product: ProductSums
     identity_distance: list[float]  # Frobenius norm of H_res - I, mean over tokens, per sub-layer
     sinkhorn_input: SinkhornInput | None  # None for variants without Sinkhorn-Knopp
-    geometry: Geometry | None  # None in probes that were made before it was measured
+    geometry: Geometry
 
 
 @dataclass(frozen=True)
@@ -136,7 +150,8 @@ class Parameters:
     """A trained model from within; lists have one entry per sub-layer."""
 
     scale_res: list[float] | None  # the learned factor of what H_res takes from the token
-    read_entropy: list[float] | None  # of |H_pre| over its sum, nats, mean over tokens
+    # Of |H_pre| over its sum over streams: nats, mean over tokens (and channels, where H_pre has).
+    read_entropy: list[float] | None
     write_entropy: list[float] | None  # likewise of H_post; None with one stream
     activation_norm: list[float]  # root mean square of the streams after the sub-layer
     gradient_backbone: list[float]  # norm of the gradient of the loss in the branch's weights
@@ -145,8 +160,9 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Probe:
-    """probes/<run>.json. Parts are None where `skipped` says why, or with one stream, or in files
-    made before they were measured."""
+    """probes/<run>.json. Parts are None where `skipped` says why, or with one stream; and in
+    published files, `use` and `read_entropy` where they were found wrong, without weights to
+    measure them again."""
 
     schema: int
     run: str
@@ -232,10 +248,10 @@ class Throughput:
     variants: dict[str, Measured]
     others: dict[str, dict[str, Timing]]  # implementation -> name -> timing
     # Whether with torch's deterministic algorithms: as training on a GPU; on a CPU nothing varies.
-    deterministic: bool = False
+    deterministic: bool
     # Without them, where they were asked for; ratios are to the plain residual's without them.
-    free: dict[str, Timing] = field(default_factory=dict)
-    did_not_fit: list[Unfit] = field(default_factory=list)  # and stand in none of the above
+    free: dict[str, Timing]
+    did_not_fit: list[Unfit]  # and stand in none of the above
 
     def counted(self, name: str) -> Measured | Unfit | None:
         """What was counted of a connection, whether it could be timed or not."""
@@ -246,7 +262,7 @@ class Throughput:
 def read_throughput(path: Path, model: str) -> Throughput:
     """Throughput of a model size; `UserError` if missing, damaged or of another version."""
     what = f"the throughput of model {model}"
-    return read_record(Throughput, path, what, READABLE_THROUGHPUT, _again(path))
+    return read_record(Throughput, path, what, THROUGHPUT_SCHEMA, _again(path))
 
 
 # --- stability ------------------------------------------------------------------------------

@@ -157,10 +157,7 @@ def probe(task: Task) -> Probe:
         return result
     start = GPT(trained.model, trained.connection, trained.seed).to(device).eval()
     found = mixing(model, list(start.connections()), windows[:, :-1], device)
-    assert found.geometry is not None
-    return replace(
-        result, mixing=found, use=use(model, found.geometry.mean_matrix, windows, device)
-    )
+    return replace(result, mixing=found, use=use(model, found, windows, device))
 
 
 def write_probe(task: Task) -> None:

@@ -9,7 +9,8 @@ as they are may be computed faster.
   nothing in the first sub-layer of a doubly stochastic variant, where all streams are equal, nor in
   the last if the final norm comes after the sum over streams.
 - *H_res = its mean over tokens* (on the same windows): what a static matrix keeps.
-- *A stream dropped*: left out of the sum after the last sub-layer.
+- *A stream dropped*: zero after the last sub-layer, which leaves it out of the final sum: the norm
+  of zeros is zero. Learned weights of that sum see the zeros too.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mhclite.connections.base import Coefficients
-from mhclite.measure.files import Cost, Use
+from mhclite.measure.files import Cost, Mixing, Use
 from mhclite.measure.mixing import FloatArray, Tokens, chunks
 from mhclite.model import GPT, SubLayer
 
@@ -48,18 +49,9 @@ def mixed_by(sublayer: SubLayer, matrix: Tensor) -> Iterator[None]:
         sublayer.implementation = implementation
 
 
-def logits_of(model: GPT, x: Tensor, streams: Tensor | None = None) -> Tensor:
-    """What the model makes of its last streams (B, T, n, C): (B, T, V).
-
-    Args:
-        streams: (n,) factors in the sum over streams; None: all 1.
-    """
-    if model.final_norm == "per_stream":
-        x = model.ln_f(x)
-    if streams is not None:
-        x = x * streams.unsqueeze(-1)
-    x = x.sum(-2)
-    return F.linear(x if model.final_norm == "per_stream" else model.ln_f(x), model.wte.weight)
+def logits_of(model: GPT, x: Tensor) -> Tensor:
+    """What the model makes of its last streams (B, T, n, C): (B, T, V)."""
+    return F.linear(model.final_read(x), model.wte.weight)
 
 
 def window_losses(logits: Tensor, targets: Tensor) -> FloatArray:
@@ -76,22 +68,22 @@ def through(sublayers: Sequence[SubLayer], x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def use(
-    model: GPT, mean_matrix: list[list[list[float]]], windows: Tokens, device: torch.device
-) -> Use:
+def use(model: GPT, found: Mixing, windows: Tokens, device: torch.device) -> Use:
     """What each change costs.
 
     Args:
         model: in evaluation mode on `device`.
-        mean_matrix: H_res of each sub-layer, mean over tokens, (n, n).
+        found: its H_res, on the same windows.
         windows: (sequences, T + 1) token ids.
         device: where to compute.
     """
     sublayers = [sublayer for sublayer in model.sublayers if isinstance(sublayer, SubLayer)]
     n = model.n_streams
     identity = torch.eye(n, device=device)
-    means = [torch.tensor(matrix, device=device) for matrix in mean_matrix]
+    means = [torch.tensor(matrix, device=device) for matrix in found.geometry.mean_matrix]
     changes = {"identity": [identity] * len(sublayers), "mean": means}
+    # Where H_res is I for every token already, no change is one: no pass, and no cost.
+    mixing = [layer for layer, distance in enumerate(found.identity_distance) if distance != 0]
     losses: dict[tuple[str, int | None], list[FloatArray]] = {}
 
     def note(what: str, which: int | None, logits: Tensor, targets: Tensor) -> None:
@@ -102,7 +94,7 @@ def use(
         targets = tokens[:, 1:]
         x = start = model.embed(tokens[:, :-1])
         for layer, sublayer in enumerate(sublayers):
-            for what, matrices in changes.items():
+            for what, matrices in changes.items() if layer in mixing else ():
                 with mixed_by(sublayer, matrices[layer]):
                     changed = sublayer(x)
                 changed = through(sublayers[layer + 1 :], changed)
@@ -111,17 +103,18 @@ def use(
         note("nothing", None, logits_of(model, x), targets)
         for stream in range(n):
             others = 1 - identity[stream]
-            note("stream", stream, logits_of(model, x, others), targets)
-        for what, matrices in changes.items():
+            note("stream", stream, logits_of(model, x * others.unsqueeze(-1)), targets)
+        for what, matrices in changes.items() if mixing else ():
             with ExitStack() as stack:
-                for sublayer, matrix in zip(sublayers, matrices, strict=True):
-                    stack.enter_context(mixed_by(sublayer, matrix))
+                for layer in mixing:
+                    stack.enter_context(mixed_by(sublayers[layer], matrices[layer]))
                 note(what, None, logits_of(model, through(sublayers, start)), targets)
 
-    unchanged = np.concatenate(losses["nothing", None])
+    nothing = losses["nothing", None]
+    unchanged = np.concatenate(nothing)
 
     def cost(what: str, which: int | None) -> Cost:
-        return cost_of(np.concatenate(losses[what, which]) - unchanged)
+        return cost_of(np.concatenate(losses.get((what, which), nothing)) - unchanged)
 
     layers = range(len(sublayers))
     return Use(

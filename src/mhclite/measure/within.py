@@ -18,10 +18,17 @@ SCALES = ("scale_res", "scale_alpha")  # the mHC family's and HC's name for the 
 
 
 def weight_entropy(weights: Tensor) -> Tensor:
-    """Entropy in nats of |weights| over their sum, (..., n) -> (...): 0 where all is one stream's,
-    log n where all streams have the same share."""
+    """Entropy in nats of |weights| over their sum over streams: 0 where all is one stream's, log n
+    where all streams have the same share.
+
+    Args:
+        weights: (B, T, n), or channel by channel (B, T, n, C).
+
+    Returns:
+        (B, T), or (B, T, C).
+    """
     size = weights.abs()
-    return torch.special.entr(size / size.sum(-1, keepdim=True)).sum(-1)
+    return torch.special.entr(size / size.sum(2, keepdim=True)).sum(2)
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:

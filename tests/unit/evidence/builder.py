@@ -394,6 +394,9 @@ def throughput_of(study: Study, model: str) -> dict[str, Any]:
         "compile": False,
         "implementation": "fast",
         "variants": variants,
+        "deterministic": False,
+        "free": {},
+        "did_not_fit": [],
         "others": {
             "reference": {
                 name: {

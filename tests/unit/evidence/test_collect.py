@@ -107,7 +107,7 @@ def test_mixing_columns_come_from_the_probe(results: Results) -> None:
     assert row["knockout_identity_error"] == row["knockout_mean_error"] == 0.0004
 
 
-def test_final_loss_is_the_probes_and_else_that_of_the_windows(small: Path) -> None:
+def test_final_loss_is_the_probes(small: Path) -> None:
     name = "sotu-d2-mhc-s0"
     path = small / "probes" / f"{name}.json"
     change_json(path, lambda probe: probe["evaluation"].update(loss=3.25))
@@ -115,13 +115,32 @@ def test_final_loss_is_the_probes_and_else_that_of_the_windows(small: Path) -> N
     assert row["validation_loss"] == 3.25
     assert row["validation_bits_per_byte"] == pytest.approx(bits_per_byte(3.25))
     assert row["validation_loss_windows"] == final_loss("sotu", 2, "mhc", 0)
-    # As in probes that were made before there was more to measure.
-    change_json(path, lambda probe: probe.update(evaluation=None, use=None, parameters=None))
-    change_json(path, lambda probe: probe["mixing"].update(geometry=None))
+
+
+def test_what_was_taken_out_of_a_published_probe_is_a_gap(small: Path) -> None:
+    name = "sotu-d2-mhc-s0"
+    change_json(small / "probes" / f"{name}.json", lambda probe: probe.update(use=None))
     row = recollect(small).runs.set_index("run").loc[name]
-    assert row["validation_loss"] == row["validation_loss_windows"]
-    assert row[["knockout_identity", "single_deviation_99", "start_distance"]].isna().all()
-    assert row["single_max_deviation"] > 0
+    assert row[["knockout_identity", "knockout_mean"]].isna().all()
+    assert row[["validation_loss", "single_max_deviation"]].notna().all()
+
+
+def test_largest_deviation_is_that_of_both_sums(small: Path) -> None:
+    """Whichever of the two is exact."""
+    path = small / "probes" / "sotu-d2-mhc-s0.json"
+
+    def swap(probe: dict[str, Any]) -> None:
+        for sums in (probe["mixing"]["single"], probe["mixing"]["product"]):
+            for name in [name for name in sums if name.startswith("row_sum")]:
+                other = name.replace("row", "column")
+                sums[name], sums[other] = sums[other], sums[name]
+            sums["max_deviation"] = 0.0
+
+    columns = ["single_max_deviation", "product_max_deviation"]
+    before = recollect(small).runs.set_index("run").loc["sotu-d2-mhc-s0", columns]
+    change_json(path, swap)
+    after = recollect(small).runs.set_index("run").loc["sotu-d2-mhc-s0", columns]
+    assert before.tolist() == after.tolist() == pytest.approx([0.03, 0.3])
 
 
 def test_peak_of_the_gain_is_over_training(small: Path) -> None:

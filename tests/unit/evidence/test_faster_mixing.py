@@ -45,8 +45,8 @@ def faster(tmp_path_factory: pytest.TempPathFactory) -> Results:
     assert len(failed) == 3
     results = load_results(build_results(tmp_path_factory.mktemp("f"), study, diverged=failed))
     runs = results.all_runs.copy()
-    runs["single_deviation_99"] = [
-        0.1 * 2.0 ** row["seed"] if row["condition"] == "three" else row["single_deviation_99"]
+    runs["single_max_deviation"] = [
+        0.1 * 2.0 ** row["seed"] if row["condition"] == "three" else row["single_max_deviation"]
         for row in runs.to_dict("records")
     ]
     runs["sinkhorn_share_above_30"] = [
@@ -72,15 +72,15 @@ def test_means_are_geometric_and_shares_have_their_range(faster: Results) -> Non
     row = faster_data(faster).set_index(["factor", "variant"]).loc[(3.0, "mhc")]
     # 0.1, 0.2, 0.4: mean of the logarithms log 0.2, sd log 2, t(0.975, 2) = 4.3027
     half = 4.302653 * math.log(2) / math.sqrt(3)
-    assert row["single_deviation_99_mean"] == pytest.approx(0.2)
-    assert row["single_deviation_99_low"] == pytest.approx(0.2 * math.exp(-half), rel=1e-5)
-    assert row["single_deviation_99_high"] == pytest.approx(0.2 * math.exp(half), rel=1e-5)
+    assert row["single_max_deviation_mean"] == pytest.approx(0.2)
+    assert row["single_max_deviation_low"] == pytest.approx(0.2 * math.exp(-half), rel=1e-5)
+    assert row["single_max_deviation_high"] == pytest.approx(0.2 * math.exp(half), rel=1e-5)
     assert tuple(row[f"share_{name}"] for name in ("mean", "min", "max")) == pytest.approx(
         (0.1, 0.0, 0.2)
     )
     display = faster_mixing_table(faster).display
     assert display.iloc[2]["log(1/ν) > 30 (%)"] == "10.0 (0.0 to 20.0)"
-    assert display.iloc[2]["Row sums off, single"] == "0.200 [0.0357, 1.12]"
+    assert display.iloc[2]["Sums off, single"] == "0.200 [0.0357, 1.12]"
     assert list(display["Mixing learns"]) == [
         *("as fast as the rest", "", "3 times as fast", "10 times as fast", "")
     ]

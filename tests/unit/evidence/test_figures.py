@@ -225,14 +225,15 @@ def test_pooled_quantiles() -> None:
     }
 
 
-def test_row_sums_show_the_extremes_as_distance_from_one(results: Results) -> None:
+def test_both_sums_show_the_extremes_as_distance_from_one(results: Results) -> None:
     figure = figure_of(results, "row_sums")
     for axes, is_product in zip(figure.axes[:2], (False, True), strict=True):
         extremes = [line.get_xdata() for line in axes.lines if line.get_marker() == "."]
         shown = [v for v in ALL_VARIANTS if v != "residual"]
-        for variant, found in zip(shown, extremes, strict=True):
+        for variant, rows, columns in zip(shown, extremes[::2], extremes[1::2], strict=True):
             width = row_sum_deviation(variant, product=is_product)
-            assert found == pytest.approx([-width, width], rel=1e-6), variant
+            assert rows == pytest.approx([-width, width], rel=1e-6), variant
+            assert columns == pytest.approx([-width / 2, width / 2], rel=1e-6), variant
     text = texts(figure)
     assert "minus 1" in text
     assert "1 exactly" in text

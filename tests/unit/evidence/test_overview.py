@@ -86,7 +86,7 @@ def test_differences_are_paired_by_seed(data: pd.DataFrame, variant: str) -> Non
 
 def test_matrices_and_costs_are_those_of_the_run(seen: Results, data: pd.DataFrame) -> None:
     runs = seen.runs[(seen.runs["model"] == "d4") & (seen.runs["variant"] == "hc")]
-    for column in ("gain_forward_peak", "product_deviation_99"):
+    for column in ("gain_forward_peak", "product_max_deviation"):
         logs = np.log(runs[column].to_numpy(dtype=float))
         assert data.loc["hc", f"{column}_mean"] == pytest.approx(np.exp(logs.mean()))
         assert data.loc["hc", f"{column}_high"] == pytest.approx(
@@ -139,12 +139,14 @@ def test_a_variant_that_never_mixes_loses_nothing(seen: Results) -> None:
     assert "±" in rows["mHC"]["Lost, H_res = I"]
 
 
-def test_row_sums_that_are_exact_are_0(seen: Results) -> None:
+def test_sums_that_are_exact_are_0(seen: Results) -> None:
     runs = seen.all_runs.copy()
-    runs.loc[runs["variant"] == "identity", "product_deviation_99"] = 0.0
+    runs.loc[runs["variant"] == "identity", "product_max_deviation"] = 0.0
     rows = cells(overview_table(replace(seen, all_runs=runs)))
-    assert rows["Identity HC"]["Row sums off, product"] == "0"
-    assert rows["Residual"]["Row sums off, product"] == NONE
+    assert rows["Identity HC"]["Sums off, product"] == "0"
+    assert rows["Residual"]["Sums off, product"] == NONE
+    assert rows["HC"]["Sums off, product"] == rows["JPmHC"]["Sums off, product"] == NONE
+    assert rows["mHC"]["Sums off, product"] != NONE
 
 
 @pytest.mark.parametrize("variants", [("mhc",), ("residual", "mhc"), ("residual",)])

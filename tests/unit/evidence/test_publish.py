@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from mhclite.evidence.published import publish
 from mhclite.evidence.results import load_results
 from mhclite.evidence.style import save, style
 from mhclite.files import write_json
+from mhclite.measure.files import read_probe
 from mhclite.records import to_json
 
 ROOT = Path(__file__).parents[3]
@@ -72,6 +74,25 @@ def test_a_mark_that_is_not_closed_loses_no_text(rest: str) -> None:
 
 
 @pytest.mark.slow
+def test_published_probes_are_possible() -> None:
+    """What wrong code measured is not in them: entropies over channels, and knock-outs of another
+    model than the one that was evaluated."""
+    seen = 0
+    for path in sorted((ROOT / "results/published").glob("*/probes/*.json")):
+        probe = read_probe(path, path.stem)
+        found = probe.parameters
+        for entropies in (found.read_entropy, found.write_entropy) if found else ():
+            if entropies is not None:
+                assert 0 <= min(entropies) <= max(entropies) <= math.log(probe.n_streams), path
+                seen += 1
+        if probe.use is not None:
+            assert probe.evaluation is not None
+            assert abs(probe.use.loss - probe.evaluation.loss) < 0.1, path
+        if probe.mixing is not None:
+            assert math.isfinite(probe.mixing.single.error + probe.mixing.product.error), path
+    assert seen > 1000
+
+
 def test_pages_are_current() -> None:
     """`python -m mhclite publish pages` brings them up to date."""
     for path, text in current(ROOT, ROOT / "results/published").items():

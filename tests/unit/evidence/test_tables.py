@@ -44,6 +44,7 @@ from mhclite.evidence.table_format import (
     significant,
 )
 from mhclite.evidence.topics.losses import best_rows, results_data, seeds_data
+from mhclite.evidence.values import values_by_seed
 
 NAMES = (
     *("claims", "overview", "paper", "results", "results_seeds", "parameters", "stability"),
@@ -287,6 +288,9 @@ def test_stability_traces_to_runs_and_probes(folder: Path) -> None:
     assert (hc["loss_spikes"], hc["grad_norm_spikes"]) == (0, 3)
     assert GRAD_NORM_SPIKE < DIVERGED_STEP
     assert hc["judged_steps"] == 34 + 34 + 18
+    # Claims have the same denominator, run by run.
+    rates = values_by_seed(load_results(folder.parent), "sotu", "d4", "hc", "grad_norm_spikes")
+    assert rates == {0: 1000 / 34, 1: math.inf, 2: 1000 / 34}
     assert np.isnan(hc["loss_spikes_per_1000_steps"])  # no rate from no event
     assert hc["loss_spikes_low"] == 0
     # 90 %: -ln(0.05) = 2.9957 events.
@@ -305,8 +309,9 @@ def test_stability_traces_to_runs_and_probes(folder: Path) -> None:
     assert shown["4", "HC"]["Loss spikes, of steps judged"] == "0 of 86"
     assert shown["4", "HC"]["Loss spikes per 1,000 judged"] == "0 to 35"
     assert shown["4", "HC"]["Gradient-norm spikes"] == "3"
-    assert shown["4", "HC"]["Largest row-sum error, product"] == "8.00"
-    assert shown["4", "mHC-lite"]["Largest row-sum error, single"] == "2.00e-07"
+    assert shown["4", "mHC"]["Sums off, product"] == "0.300"
+    assert shown["4", "HC"]["Sums off, product"] == NONE, "they are not meant to be 1"
+    assert shown["4", "mHC-lite"]["Sums off, single"] == "2.00e-07"
     assert shown["2", "mHC"]["log(1/ν) > 30 (%)"] == "7.14"
     assert shown["2", "Residual"]["Final gain, forward (arithmetic mean)"] == NONE
     notes = (folder / "stability.md").read_text()

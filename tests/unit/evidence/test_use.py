@@ -11,8 +11,8 @@ from builder import build_results, knockout, make_study
 
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.table_format import NONE
+from mhclite.evidence.topics.mixing import NO_PROBES
 from mhclite.evidence.topics.use import (
-    UNSEEN,
     knockouts,
     mixing_use_table,
     streams_within_table,
@@ -60,5 +60,5 @@ def test_a_study_without_knockouts_says_so(tmp_path: Path) -> None:
     probe = json.loads(path.read_text())
     path.write_text(json.dumps(probe | {"use": None, "parameters": None}))
     results = load_results(folder)
-    assert knockouts(results).axes[0].texts[0].get_text() == UNSEEN
+    assert knockouts(results).axes[0].texts[0].get_text() == NO_PROBES
     assert (mixing_use_table(results).display.iloc[:, 4:] == NONE).all(axis=None)

@@ -22,11 +22,12 @@ from mhclite.evidence.table_format import (
     significant,
     sparse,
 )
-from mhclite.evidence.values import conditions_that_change
+from mhclite.evidence.values import conditions_that_change, keeps_sums
 from mhclite.study.sections import BASE
 
 SETTING = "mixing_rate_factor"
-FACTORS = ("single_deviation_99", "product_deviation_99", "gain_forward_peak", "start_distance")
+SUMS = ("single_max_deviation", "product_max_deviation")
+FACTORS = (*SUMS, "gain_forward_peak", "start_distance")
 
 
 def faster_data(results: Results) -> pd.DataFrame:
@@ -89,7 +90,7 @@ def _measured(results: Results, runs: pd.DataFrame) -> dict[str, Any]:
     needs="faster_mixing",
 )
 def faster_mixing_table(results: Results) -> Rows:
-    """Inputs of Sinkhorn-Knopp, row sums, gain and use by how fast the mixing learns."""
+    """Inputs of Sinkhorn-Knopp, sums, gain and use by how fast the mixing learns."""
     data = faster_data(results)
 
     def share(row: dict[Any, Any]) -> str:
@@ -101,6 +102,8 @@ def faster_mixing_table(results: Results) -> Rows:
         return f"{mean} ({least} to {most})"
 
     def factor(row: dict[Any, Any], name: str) -> str:
+        if name in SUMS and not keeps_sums(row["variant"]):
+            return NONE
         return row_sums(*(row[f"{name}_{end}"] for end in ("mean", "low", "high")))
 
     display = pd.DataFrame(
@@ -114,8 +117,8 @@ def faster_mixing_table(results: Results) -> Rows:
             "Diverged runs": f"{row['n_diverged']} of {row['n']}",
             "log(1/ν) > 30 (%)": share(row),
             "Largest log(1/ν)": significant(row["largest_log_inverse_nu"]),
-            "Row sums off, single": factor(row, "single_deviation_99"),
-            "Row sums off, product": factor(row, "product_deviation_99"),
+            "Sums off, single": factor(row, "single_max_deviation"),
+            "Sums off, product": factor(row, "product_max_deviation"),
             "Largest gain": factor(row, "gain_forward_peak"),
             "Distance": factor(row, "start_distance"),
             "Lost, H_res = I": scaled_plus_minus(
@@ -128,10 +131,11 @@ def faster_mixing_table(results: Results) -> Rows:
         notes=(
             "Over the completed runs. log(1/ν) > 30: mean over seeds and, in brackets, least and "
             "most, of the share of Sinkhorn-Knopp's inputs whose smallest entry ν is so far below "
-            "the largest; beside it the largest of all seeds. Row sums off: 99 % quantile of the "
-            "deviation of a row sum of H_res from 1 over held-out tokens, in single sub-layers and "
-            "in their product over depth. Largest gain: of the product, over training. Distance: "
-            "from the start, Frobenius norm, mean over sub-layers. All four are geometric means "
+            "the largest; beside it the largest of all seeds. Sums off: largest "
+            "deviation of a row or column sum of H_res from 1 over held-out tokens, in single "
+            "sub-layers and in their product over depth, of variants whose sums are meant to be 1. "
+            "Largest gain: of the product, over training. Distance: from the start, Frobenius "
+            "norm, mean over sub-layers. All four are geometric means "
             f"with the {percent_of(results.confidence)} Student t interval of the logarithm, which "
             f"is left out below {NEARLY_EXACT:g}. Lost: nats per "
             f"token ± half-width. {NONE}: does not apply, or no run completed."

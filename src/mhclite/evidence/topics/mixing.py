@@ -100,11 +100,12 @@ def _deviation_axis(axes: Axes, largest: float) -> None:
 
 @exhibits.figure(
     "row_sums",
-    title="Row sums of the mixing matrices",
+    title="Row and column sums of the mixing matrices",
     caption=(
-        "How far the row sums of H_res lie from 1, per token of held-out text: all single "
-        "matrices, and their product over the whole depth. Operator orientation:"
-        " a row holds the weights that enter one output stream, so these are the column sums of"
+        "How far the row sums (upper box) and the column sums (lower, pale) of H_res lie from 1, "
+        "per token of held-out text: all single matrices, and their product over the whole depth. "
+        "HC's matrices, and orthogonal ones, are not meant to keep them. Operator orientation: a "
+        "row holds the weights that enter one output stream, so the row sums are the column sums of"
         " the paper's Figure 3. The axis is logarithmic to both sides, and linear in the grey "
         "band. Box, median and whiskers are medians over {seeds} of each seed's quantiles; the "
         "dots are the extremes over all seeds. Source: the files in probes/."
@@ -113,34 +114,34 @@ def _deviation_axis(axes: Axes, largest: float) -> None:
     heading="mixing",
 )
 def row_sums(results: Results) -> Figure:
-    """Distribution of the row sums of H_res: of single matrices, and of the product over depth."""
+    """Distribution of both sums of H_res: of single matrices, and of the product over depth."""
     cells = probed(results)
     if not cells:
         return empty_figure(NO_PROBES)
     variants = [variant for variant in results.variants if variant != BASELINE]
-    figure, axes = paired_grid(len(cells), 0.9 + 0.22 * len(variants), sharey=True)
+    figure, axes = paired_grid(len(cells), 0.9 + 0.3 * len(variants), sharey=True)
     largest = results.runs[["single_max_deviation", "product_max_deviation"]].max().max()
     for row, (corpus, model) in enumerate(cells):
-        boxes: list[list[dict[str, Any]]] = [[], []]
-        drawn = []
+        boxes: list[list[tuple[float, str, bool, dict[str, Any]]]] = [[], []]
         for place, variant in enumerate(variants):
             probes = list(results.mixing(corpus, model, variant).values())
             if not probes:
                 continue
-            drawn.append((place, variant))
             levels = probes[0].quantile_levels
-            single = [probe.single.row_sum_all for probe in probes]
-            product = [probe.product.row_sum[-1] for probe in probes]
+            single = [(p.single.row_sum_all, p.single.column_sum_all) for p in probes]
+            product = [(p.product.row_sum[-1], p.product.column_sum[-1]) for p in probes]
             for kind, sums in zip(boxes, (single, product), strict=True):
-                deviations = (np.array(sums) - 1).tolist()
-                kind.append(pooled_quantiles(deviations, levels))
+                rows, columns = (np.array(side) - 1 for side in zip(*sums, strict=True))
+                for at, side in ((place - 0.2, rows), (place + 0.2, columns)):
+                    box = pooled_quantiles(side.tolist(), levels)
+                    kind.append((at, variant, side is columns, box))
         for panel, kind, title in zip(
             axes[row], boxes, (f"single {H_RES}", "product over depth"), strict=True
         ):
             panel.axvspan(-ROUNDING, ROUNDING, color="#eeeeee", zorder=0)
             panel.axvline(0, color=FAINT, linewidth=0.8)
-            for (place, variant), box in zip(drawn, kind, strict=True):
-                _box(panel, place, variant, box)
+            for drawn in kind:
+                _box(panel, *drawn)
             panel.set_yticks(range(len(variants)), [results.label(v) for v in variants])
             panel.set_ylim(len(variants) - 0.4, -0.6)
             panel.tick_params(axis="y", length=0)
@@ -148,34 +149,42 @@ def row_sums(results: Results) -> Figure:
             _deviation_axis(panel, float(largest))
             panel.set(
                 title=f"{results.panel_title(corpus, model)}\n{title}",
-                xlabel="row sum minus 1",
+                xlabel="sum minus 1",
             )
         remark(axes[row, 0], results.divergence_note(corpus, model))
     figure.legend(
         handles=[
             Line2D([], [], color=FAINT, label="1 exactly"),
             Patch(color="#eeeeee", label="rounding of 32-bit numbers"),
-            Patch(facecolor="#bbbbbb", edgecolor=INK, linewidth=0.6, label="middle half, median"),
+            Patch(
+                facecolor="#888888", edgecolor=INK, linewidth=0.6, label="rows: middle half, median"
+            ),
+            Patch(facecolor="#dddddd", edgecolor=INK, linewidth=0.6, label="columns"),
             Line2D([], [], color=INK, marker="|", label="0.1 % to 99.9 %"),
             Line2D([], [], color=INK, marker=".", linestyle="none", label="least, largest"),
         ],
         loc="outside upper center",
-        ncols=5,
+        ncols=3,
         columnspacing=1.1,
     )
     return figure
 
 
-def _box(axes: Axes, place: int, variant: str, box: dict[str, Any]) -> None:
+def _box(axes: Axes, place: float, variant: str, pale: bool, box: dict[str, Any]) -> None:
     """One horizontal box from its statistics."""
     axes.bxp(
         [box],
         positions=[place],
-        widths=0.6,
+        widths=0.32,
         orientation="horizontal",
         patch_artist=True,
         manage_ticks=False,
-        boxprops={"facecolor": colour(variant), "edgecolor": INK, "linewidth": 0.6, "alpha": 0.85},
+        boxprops={
+            "facecolor": colour(variant),
+            "edgecolor": INK,
+            "linewidth": 0.6,
+            "alpha": 0.3 if pale else 0.85,
+        },
         medianprops={"color": INK, "linewidth": 1},
         whiskerprops={"color": INK, "linewidth": 0.7},
         capprops={"color": INK, "linewidth": 0.7},

@@ -35,13 +35,14 @@ from mhclite.evidence.values import (
     completed_by_seed,
     condition_of,
     deepest_first,
+    keeps_sums,
     loss_difference,
 )
 from mhclite.study.sections import BASE
 
 PLACES = (3, 3, 4)  # of the differences: those to Identity HC are the smallest
 NOTHING = 1e-6  # nats: the rounding of a variant that never mixes
-FACTORS = ("gain_forward_peak", "product_deviation_99")
+FACTORS = ("gain_forward_peak", "product_max_deviation")
 
 
 def overview_data(results: Results) -> pd.DataFrame:
@@ -146,7 +147,9 @@ def overview_table(results: Results) -> Rows:
                 for (key, name), places in zip(names.items(), PLACES, strict=True)
             },
             "Largest gain": factor(row, "gain_forward_peak"),
-            "Row sums off, product": factor(row, "product_deviation_99"),
+            "Sums off, product": (
+                factor(row, "product_max_deviation") if keeps_sums(row["variant"]) else NONE
+            ),
             "Lost, H_res = I": lost(row),
             "Step time": fixed(row["step_time"], 2),
             "Extra (%)": fixed(row["extra_percent"], 0),
@@ -168,8 +171,6 @@ def overview_table(results: Results) -> Rows:
     level = percent_of(results.confidence)
     fewer = sorted({int(row["minus_fair_n"]) for row in records if row["minus_fair_n"]})
     fair = f" One final norm: after the sum of the streams (n = {fewer[-1]})." if fewer else ""
-    columns = " (mHC (V4) has exact rows: its error is in the columns)"
-    columns *= "mhc_v4" in results.variants
     return Rows(
         notes=(
             f"At the deepest model, over the completed of {seeds} seed{'s' * (seeds != 1)}. "
@@ -177,11 +178,11 @@ def overview_table(results: Results) -> Rows:
             f"{level} Student t interval; differences are paired by seed, below 0 is better, bold "
             "where the interval excludes 0 (each alone: nothing is corrected for their number)."
             f"{fair} Largest gain: largest absolute row sum of the product of all H_res, mean over "
-            "tokens, largest over training; row sums off: how far its row sums are from 1 at the "
-            f"end, 99 % quantile over tokens and rows{columns}; both geometric means with "
-            "intervals. Lost: what the trained model's loss rises by where every H_res is set to "
-            "I. Step time: the plain residual's in the same timed round is 1; median. Extra: "
-            "parameters beyond the plain residual's. "
+            "tokens, largest over training; sums off: largest deviation of its row and column sums "
+            "from 1 at the end, over tokens, of variants whose sums are meant to be 1; both "
+            "geometric means with intervals. Lost: what the trained model's loss rises by where "
+            "every H_res is set to I. Step time: the plain residual's in the same timed round is "
+            "1; median. Extra: parameters beyond the plain residual's. "
             f"{NONE}: does not apply, or not measured."
         ),
         data=data,

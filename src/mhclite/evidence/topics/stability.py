@@ -33,7 +33,7 @@ from mhclite.evidence.table_format import (
     significant,
     sparse,
 )
-from mhclite.measure.files import read_stability
+from mhclite.evidence.values import keeps_sums
 
 # Means over completed runs; those of the gains come with the half-width of their interval.
 MEANS = (
@@ -48,36 +48,18 @@ LARGEST = ("single_max_deviation", "product_max_deviation")
 COUNTS = ("loss_spikes", "grad_norm_spikes", "judged_steps")
 
 
-def spike_counts(results: Results) -> pd.DataFrame:
-    """One row per cell: its runs together, diverged ones too, since their steps count.
-
-    `loss_spikes`, `grad_norm_spikes`: spikes; `judged_steps`: steps that could have been one.
-    """
-    entries = read_stability(results.folder / "stability.json").runs
-    counts = pd.DataFrame(
-        {
-            "run": run,
-            "loss_spikes": len(entry.loss_spikes),
-            "grad_norm_spikes": len(entry.grad_norm_spikes),
-            "judged_steps": entry.judged_steps,
-        }
-        for run, entry in entries.items()
-    )
-    runs = results.runs[["run", *CELL]].merge(counts, on="run", validate="one_to_one")
-    return runs.drop(columns="run").groupby(list(CELL), observed=True).sum().reset_index()
-
-
 def stability_data(results: Results) -> pd.DataFrame:
     """One row per cell of the grid.
 
     Spikes are those of all runs, with the steps judged, and for the loss the rate per 1,000 steps
     (none from fewer than five spikes) with its Poisson interval. Everything else is over completed
-    runs: means over seeds, and the largest deviation of a row sum of H_res from 1.
+    runs: means over seeds, and the largest deviation of a row or column sum of H_res from 1.
     """
     runs, confidence = results.runs, results.confidence
-    spikes = by_cell(spike_counts(results))
     means = {name: by_cell(summarise(runs, CELL, name, confidence)) for name in MEANS}
     grouped = runs.groupby(list(CELL), observed=True)
+    # Of all runs together, diverged ones too: their steps count.
+    spikes = by_cell(grouped[list(COUNTS)].sum().reset_index())
     largest = by_cell(grouped[list(LARGEST)].max().reset_index())
     sizes = by_cell(grouped.size().rename("n_runs").reset_index())
 
@@ -138,6 +120,9 @@ def stability_table(results: Results) -> Rows:
     settings = results.settings["stability"]
     last = f"last {settings['fluctuation_window']} steps"
 
+    def off(row: dict[Any, Any], what: str) -> str:
+        return significant(row[f"{what}_max_deviation"]) if keeps_sums(row["variant"]) else NONE
+
     def gain(row: dict[Any, Any], way: str) -> str:
         return scaled_plus_minus(row[f"gain_{way}"], row[f"gain_{way}_half_width"])
 
@@ -153,8 +138,8 @@ def stability_table(results: Results) -> Rows:
             "Gradient-norm spikes": str(row["grad_norm_spikes"]),
             f"Gradient norm, {last}": significant(row["grad_norm_mean"]),
             f"Gradient fluctuation, {last}": significant(row["grad_norm_fluctuation"]),
-            "Largest row-sum error, single": significant(row["single_max_deviation"]),
-            "Largest row-sum error, product": significant(row["product_max_deviation"]),
+            "Sums off, single": off(row, "single"),
+            "Sums off, product": off(row, "product"),
             "Final gain, forward (arithmetic mean)": gain(row, "forward"),
             "Final gain, backward (arithmetic mean)": gain(row, "backward"),
             "log(1/ν) > 30 (%)": significant(100 * row["sinkhorn_share_above_30"]),
@@ -171,9 +156,10 @@ def stability_table(results: Results) -> Rows:
             f"fewer than {FEWEST_EVENTS} spikes the interval stands alone. Gradient norms are "
             "skewed: healthy runs have such spikes too, so they have no rate. All other columns "
             "are over the completed runs, one per seed: means (of the gains ± half-width of the "
-            f"{percent_of(results.confidence)} Student t interval over seeds), and for the row-sum "
-            "error the largest deviation of a row sum of H_res from 1 over held-out tokens and "
-            "seeds, in any single sub-layer and in the product over the whole depth. Gradient "
+            f"{percent_of(results.confidence)} Student t interval over seeds), and for the sums "
+            "the largest deviation of a row or column sum of H_res from 1 over held-out tokens and "
+            "seeds, in any single sub-layer and in the product over the whole depth, of variants "
+            "whose sums are meant to be 1. Gradient "
             "fluctuation: standard deviation of the logarithm of the gradient norm about its "
             "running median, after the warm-up; 0.1 is about 10 % up and down. Final gain: largest "
             "absolute row sum (forward) or column sum (backward) of that product at the end of "

@@ -36,15 +36,12 @@ from mhclite.evidence.table_format import (
     significant,
     sparse,
 )
+from mhclite.evidence.topics.mixing import NO_PROBES
 from mhclite.measure.files import Probe, Use
 
 LINEAR = 1e-3  # nats per token up to which the axes are linear, and logarithmic beyond
 TICKS = (0.0, 0.001, 0.01, 0.1, 1.0, 10.0)
 MOST_LABELS = 7  # with more ticks than that below a narrow panel their labels touch
-UNSEEN = (
-    "The probes of this study have no knock-outs: they were made before these were measured, or no "
-    "multi-stream run was completed."
-)
 
 
 def probes_of(results: Results, corpus: str, model: str, variant: str) -> list[Probe]:
@@ -113,14 +110,12 @@ def use_data(results: Results) -> pd.DataFrame:
 
 def _singular(probe: Probe, which: int) -> float | None:
     """A singular value of the product over the whole depth."""
-    geometry = probe.mixing and probe.mixing.geometry
-    return geometry.singular_values[-1][which] if geometry else None
+    return probe.mixing.geometry.singular_values[-1][which] if probe.mixing else None
 
 
 def _effective_rank(probe: Probe) -> float | None:
     """Of the streams after the last sub-layer."""
-    geometry = probe.mixing and probe.mixing.geometry
-    return geometry.effective_rank[-1] if geometry else None
+    return probe.mixing.geometry.effective_rank[-1] if probe.mixing else None
 
 
 def _within(probe: Probe, name: str) -> float | None:
@@ -192,8 +187,8 @@ def mixing_use_table(results: Results) -> Rows:
             f"first two ± half-width of the {percent_of(results.confidence)} Student t interval "
             "over seeds. H_res = I: every mixing matrix is the identity; its mean: every H_res is "
             "the mean over tokens of that sub-layer. One sub-layer: H_res = I in the sub-layer "
-            "where that costs most. Without a stream: it is left out of the sum after the last "
-            f"sub-layer. {NONE}: does not apply, or was not measured."
+            "where that costs most. Without a stream: it is zero after the last sub-layer. "
+            f"{NONE}: does not apply, or was not measured."
         ),
         data=data,
         display=display,
@@ -289,7 +284,7 @@ def knockouts(results: Results) -> Figure:
         cell for cell in results.panels() if any(uses_of(results, *cell, name) for name in variants)
     ]
     if not cells:
-        return empty_figure(UNSEEN)
+        return empty_figure(NO_PROBES)
     data = {
         (row["corpus"], row["model"], row["variant"]): row
         for row in use_data(results).to_dict("records")
