@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,11 @@ from mhclite.data.batches import batch_starts, evaluation_starts
 from mhclite.data.tokens import TokenSplit
 from mhclite.errors import Interrupted, UserError
 from mhclite.files import read_json, read_jsonl, sha256_of
+from mhclite.measure.evaluate import evaluate
 from mhclite.model import GPT
+from mhclite.runs.folder import RunFolder
 from mhclite.runs.key import run_key
+from mhclite.runs.status import status_of
 from mhclite.training import checkpoint, loop
 from mhclite.training.checkpoint import Saver, load_checkpoint, save_checkpoint
 from mhclite.training.loop import train
@@ -347,6 +351,31 @@ def test_files_of_a_run_and_doing_it_again(corpus: Path, tmp_path: Path) -> None
     train(configuration(steps=4), corpus, tmp_path)  # another configuration trains anew
     assert read_json(tmp_path / "summary.json")["steps"] == 4
     assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 5
+
+
+def test_a_finished_run_that_is_trained_again_is_not_finished(corpus: Path, tmp_path: Path) -> None:
+    """From the moment at which its metrics begin anew, and when that is interrupted."""
+    first, second = (configuration("hc", weight_decay=decay) for decay in (0.1, 0.2))
+    folder = tmp_path / "runs" / first.run
+    train(first, corpus, folder)
+    assert status_of(tmp_path, first).state == "finished"
+    assert status_of(tmp_path, second).state == "outdated"
+    seen = []
+
+    def look(key: str, stop: bool = False) -> None:
+        seen.append(status_of(tmp_path, second).state)
+        for ask in (RunFolder(folder).finished, lambda: evaluate(folder, corpus, 2)):
+            with pytest.raises(UserError, match="not finished"):
+                ask()
+        if stop:
+            raise Interrupted("by the test")
+
+    with pytest.raises(Interrupted):
+        train(second, corpus, folder, partial(look, stop=True))
+    assert status_of(tmp_path, second).state in ("waiting", "stopped")
+    train(second, corpus, folder, look)
+    assert seen == ["under way", "under way"]
+    assert status_of(tmp_path, second).state == "finished"
 
 
 def test_free_settings_do_not_make_another_run() -> None:

@@ -97,8 +97,8 @@ def last_window(norms: FloatArray, warmup: int, window: int) -> tuple[float | No
     falls with the rate. 0.1 is about 10 % up and down.
 
     Args:
-        norms: one per step, from step 1.
-        warmup: steps of warm-up, which do not count.
+        norms: one per step.
+        warmup: how many of them are of the warm-up, which do not count.
         window: how many.
 
     Returns:
@@ -128,17 +128,17 @@ def judge(run: FinishedRun, settings: StabilitySettings) -> RunStability:
     window, sigmas = settings.spike_window, settings.spike_sigmas
     steps = [int(line["step"]) for line in run.metrics if line["step"] > 0]
     loss, grad_norm = series_of(run.metrics, "loss"), series_of(run.metrics, "grad_norm")
-    warm = run.record.config.training.warmup_steps
+    # Lines of the warm-up: what goes on from an import begins after some of them, or all.
+    warm = sum(step <= run.record.config.training.warmup_steps for step in steps)
     loss_spikes = [steps[warm + at] for at in spikes(loss[warm:], window, sigmas)]
     grad_norm_spikes = [steps[warm + at] for at in spikes(grad_norm[warm:], window, sigmas)]
     finite = np.isfinite(loss) & np.isfinite(grad_norm)
     judged = int(np.count_nonzero(finite[warm + window :]))
     spiked = len(set(loss_spikes) | set(grad_norm_spikes))
 
-    warmup = run.record.config.training.warmup_steps
     backbone = series_of(run.metrics, "backbone_grad_norm")
     norm, own = (
-        last_window(series, warmup, settings.fluctuation_window) for series in (grad_norm, backbone)
+        last_window(series, warm, settings.fluctuation_window) for series in (grad_norm, backbone)
     )
     return RunStability(
         steps=len(steps),

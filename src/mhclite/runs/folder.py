@@ -108,7 +108,7 @@ class Summary:
     train_loss: float | None  # mean over the last steps, nats per token
     validation_loss: float | None  # at the last step
     validation_bits_per_byte: float | None
-    best_validation_loss: float
+    best_validation_loss: float | None  # None: it diverged before one that is finite
     seconds: float  # of all steps
     tokens_per_second: float
     attempts: int
@@ -123,7 +123,7 @@ class FinishedRun:
     run: str
     record: RunRecord
     summary: Summary
-    metrics: list[dict[str, Any]]  # metrics.jsonl, one entry per step, step 0 first
+    metrics: list[dict[str, Any]]  # metrics.jsonl; step 0 first, but after an import
 
 
 class RunFolder:

@@ -187,7 +187,7 @@ def _steps(
 
 def _tell(record: StepRecord, steps: int, rate: float) -> None:
     """One line on where training stands."""
-    if record.step == 0 or record.diverged:
+    if record.step == 0 or record.diverged or record.metrics["validation_loss"] is None:
         return
     log.info(
         "step %d of %d: loss %.4f, validation %.4f, %.1f steps/s, %.0f s left",
@@ -204,7 +204,7 @@ def _summary(trainer: Trainer, folder: RunFolder, key: str, attempts: int) -> Su
     """What a finished run comes to, from its own files. Writes its final weights."""
     metrics = read_jsonl(folder / "metrics.jsonl")
     seconds = [record["seconds"] for record in read_jsonl(folder / "timing.jsonl")]
-    steps = metrics[1:]
+    steps = [m for m in metrics if m["step"] > 0]  # what goes on from an import has no step 0
     last = steps[-1]
     # The last line holds a null exactly if the run diverged there.
     diverged = None in last.values()
@@ -226,7 +226,7 @@ def _summary(trainer: Trainer, folder: RunFolder, key: str, attempts: int) -> Su
         validation_bits_per_byte=(
             None if diverged else evaluations[-1]["validation_bits_per_byte"]
         ),
-        best_validation_loss=min(m["validation_loss"] for m in evaluations),
+        best_validation_loss=min((m["validation_loss"] for m in evaluations), default=None),
         seconds=sum(seconds),
         tokens_per_second=trainer.config.tokens_per_step / statistics.median(seconds),
         attempts=attempts,
@@ -315,6 +315,8 @@ def _train(
     attempts = 0
     if group.is_main:
         folder.make_room(key)
+        # A run of another key that was finished here: its metrics end where ours begin.
+        (folder / SUMMARY).unlink(missing_ok=True)
         source = CorpusRecord(config.corpus, manifest.digest, str(corpus / "manifest.json"))
         record = new_record(config, trainer.model, key, source, folder.attempts(key))
         folder.begin(record)
@@ -322,5 +324,4 @@ def _train(
     group.broadcast(None)  # the folder is ready for all
     _run(trainer, folder, key, stopped, begun)
     if group.is_main:
-        (folder / SUMMARY).unlink(missing_ok=True)
         folder.finish(_summary(trainer, folder, key, attempts))

@@ -19,9 +19,16 @@ from mhclite.authors.checkpoint import read_checkpoint
 from mhclite.authors.conformance import golden_model, read_golden
 from mhclite.authors.exchange import _check_same
 from mhclite.cli import main
+from mhclite.config import RunConfig
+from mhclite.data.manifest import load_manifest
 from mhclite.errors import UserError
 from mhclite.files import read_json, read_jsonl
-from mhclite.training.loop import train
+from mhclite.measure.files import StabilitySettings
+from mhclite.measure.stability import judge
+from mhclite.runs.folder import RunFolder
+from mhclite.training.loop import open_text, train
+from mhclite.training.processes import processes
+from mhclite.training.trainer import Trainer
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 TRAJECTORIES = sorted(GOLDEN.glob("trajectory_*.npz"))
@@ -94,26 +101,14 @@ def test_an_imported_model_computes_their_loss(
         assert found["mixing"]["n_sublayers"] == 2 * meta["n_layer"]
 
 
-def test_training_continues_as_if_it_had_never_been_theirs(tmp_path: Path) -> None:
-    """Our run, stopped and exported with its optimizer under their names, goes on the same."""
-    corpus = write_corpus(tmp_path / "corpus")
-    config = configuration("mhc", steps=6, checkpoint_interval=2)
-    train(config, corpus, tmp_path / "whole")
-    whole = read_jsonl(tmp_path / "whole" / "metrics.jsonl")
-
-    # A checkpoint of ours at step 4, as a ckpt.pt of theirs.
-    from mhclite.data.manifest import load_manifest
-    from mhclite.training.loop import open_text
-    from mhclite.training.processes import processes
-    from mhclite.training.trainer import Trainer
-
+def ours_as_theirs(config: RunConfig, corpus: Path, steps: int, path: Path) -> None:
+    """Our run of mhc, stopped after so many steps, with its optimizer as a ckpt.pt of theirs."""
     length = config.model.block_size + 1
     text = open_text(corpus, load_manifest(corpus), length, verify=True)
-
     with processes("cpu", 1) as group:
         trainer = Trainer(config, text, group)
         for record in trainer.records(0):
-            if record.step == 4:
+            if record.step == steps:
                 break
     n = config.connection.n_streams
     state = {k: v.detach().numpy() for k, v in trainer.model.state_dict().items()}
@@ -131,7 +126,7 @@ def test_training_continues_as_if_it_had_never_been_theirs(tmp_path: Path) -> No
             "optimizer": {
                 "state": {
                     at: {
-                        "step": torch.tensor(4.0),
+                        "step": torch.tensor(float(steps)),
                         **{kind: torch.tensor(averages[kind][name]) for kind in averages},
                     }
                     for at, name in enumerate(order)
@@ -139,23 +134,67 @@ def test_training_continues_as_if_it_had_never_been_theirs(tmp_path: Path) -> No
                 "param_groups": [{"params": list(range(len(order)))}],
             },
             "model_args": {k: v for k, v in vars(config.model).items() if k != "name"},
-            "iter_num": 4,
+            "iter_num": steps,
             "config": {"hyper_conn_type": "mhc", "hyper_conn_n": n},
         },
-        tmp_path / "ckpt.pt",
+        path,
     )
+
+
+def continued(config: RunConfig, corpus: Path, checkpoint: Path, folder: Path) -> list[str]:
+    """Import and train; returns the command of the import."""
     arguments = ["--config", json.dumps(config.to_json()), "--corpus", str(corpus)]
-    folder = tmp_path / "continued"
-    command = ["exchange", "import", str(tmp_path / "ckpt.pt"), "--out", str(folder), *arguments]
+    command = ["exchange", "import", str(checkpoint), "--out", str(folder), *arguments]
     assert main(command) == 0
     assert main(["train", *arguments, "--out", str(folder)]) == 0
-    assert read_jsonl(folder / "metrics.jsonl") == whole[-2:]
+    return command
+
+
+@pytest.mark.parametrize("left", [2, 1])
+def test_training_continues_as_if_it_had_never_been_theirs(left: int, tmp_path: Path) -> None:
+    """Our run, stopped and exported with its optimizer under their names, goes on the same."""
+    corpus = write_corpus(tmp_path / "corpus")
+    config = configuration("mhc", steps=6, checkpoint_interval=2)
+    train(config, corpus, tmp_path / "whole")
+    whole = read_jsonl(tmp_path / "whole" / "metrics.jsonl")
+    ours_as_theirs(config, corpus, 6 - left, tmp_path / "ckpt.pt")
+    folder = tmp_path / "continued"
+    command = continued(config, corpus, tmp_path / "ckpt.pt", folder)
+    assert read_jsonl(folder / "metrics.jsonl") == whole[-left:]
+    summary = read_json(folder / "summary.json")
     assert (
-        read_json(folder / "summary.json")["weights_sha256"]
+        summary["weights_sha256"]
         == (read_json(tmp_path / "whole" / "summary.json")["weights_sha256"])
     )
+    assert summary["train_loss"] == pytest.approx(
+        sum(line["loss"] for line in whole[-left:]) / left
+    )
+    settings = StabilitySettings(spike_window=2, spike_sigmas=6.0, fluctuation_window=left)
+    judged = judge(RunFolder(folder).finished(), settings)
+    assert judged.steps == left
+    assert judged.grad_norm_mean == pytest.approx(
+        sum(line["grad_norm"] for line in whole[-left:]) / left
+    ), "the warm-up had passed before"
     assert read_json(folder / "run.json")["attempts"][0]["imported"]["sha256"]
     assert main(command) == 2  # there is a run in that folder now
+
+
+@pytest.mark.parametrize("evaluation_interval", [1, 50])
+def test_what_was_theirs_may_diverge_before_an_evaluation(
+    evaluation_interval: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Or with one that is not finite: a result all the same, without a best loss."""
+    corpus = write_corpus(tmp_path / "corpus")
+    config = configuration("mhc", steps=60, grad_clip=0.0, evaluation_interval=evaluation_interval)
+    ours_as_theirs(config, corpus, 2, tmp_path / "ckpt.pt")
+    wild = replace(config, model=replace(config.model, learning_rate=1e30))
+    continued(wild, corpus, tmp_path / "ckpt.pt", tmp_path / "run")
+    summary = read_json(tmp_path / "run" / "summary.json")
+    assert summary["status"] == "diverged"
+    assert summary["best_validation_loss"] is None
+    assert RunFolder(tmp_path / "run").finished().summary.diverged_step == summary["steps"]
+    for record in caplog.records:
+        record.getMessage()  # a number that is None has no decimals
 
 
 def test_unknown_and_missing_tensors_are_named(tmp_path: Path) -> None:
