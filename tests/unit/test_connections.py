@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tiny import MIXING, VARIANTS
+from tiny import MIXING, REGISTRY, VARIANTS, streams_of
 from tiny import connection as connection_config
 from torch import Tensor
 
@@ -47,7 +47,7 @@ def branch(h: Tensor) -> Tensor:
 
 
 def n_of(variant: str) -> int:
-    return 1 if variant == "residual" else 4
+    return streams_of(variant)[-1]
 
 
 # --- sums -------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def test_forward_is_the_equation_looped(variant: str, seed: int) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients(variant: str) -> None:
-    n = {"residual": 1, "ohc": 4}.get(variant, 2)
+    n = next(n for n in (2, 4, 1) if n in streams_of(variant))
     connection, x = make(variant, n, 3), streams(n, 4, batch=1, tokens=1).requires_grad_()
     names = [name for name, _ in connection.named_parameters()]
 
@@ -120,10 +120,9 @@ def test_changing_the_mixing_changes_the_output(variant: str) -> None:
     before = connection(x, branch)
     H_pre, H_post, H_res = connection.coefficients(x)
     with torch.no_grad():
-        if variant == "jpmhc":  # without a bias
-            connection.w_res.add_(torch.randn(connection.w_res.shape) * 0.5)
-        else:
-            connection.b_res.view(-1)[0] += 0.5
+        for name, parameter in connection.named_parameters():
+            if name in connection.mixing:
+                parameter.add_(torch.randn(parameter.shape) * 0.5)
     changed = connection.coefficients(x)
     assert torch.equal(changed.H_pre, H_pre)
     assert torch.equal(changed.H_post, H_post)
@@ -219,12 +218,14 @@ def test_one_stream_is_carried_unchanged(variant: str, seed: int) -> None:
     torch.testing.assert_close(H_res, torch.ones_like(H_res), rtol=1e-15, atol=0)
 
 
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if v not in ("gated", "ohc")])
-def test_one_stream_can_be_the_plain_residual(variant: str) -> None:
-    """At the start for hc and jpmhc, with H_pre = H_post = 1 for the mHC family.
+# Of those with reads and writes of their own, the ones that can be; gated up to its norm.
+PLAIN = [v for v in VARIANTS if REGISTRY[v].mixes != "freely" and not REGISTRY[v].own_reads]
+PLAIN += ["hc", "jpmhc", "mhc_v4"]
 
-    gated reads a normalised stream: it is the plain residual up to that norm.
-    """
+
+@pytest.mark.parametrize("variant", PLAIN)
+def test_one_stream_can_be_the_plain_residual(variant: str) -> None:
+    """At the start for hc and jpmhc, with H_pre = H_post = 1 for the mHC family."""
     options = {"hc_eps": 0.0} if variant == "mhc_v4" else {}
     connection, x = make(variant, 1, **options), streams(1, 5)
     if hasattr(connection, "scale_pre"):
@@ -448,6 +449,6 @@ def test_impossible_streams_are_refused(variant: str, n: int, said: str) -> None
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_possible_streams_build(variant: str) -> None:
-    for n in {"residual": (1,), "ohc": (4,)}.get(variant, (1, 2, 4)):
-        check_streams(variant, n)
+    assert streams_of(variant)
+    for n in streams_of(variant):
         assert make(variant, n).n_streams == n

@@ -6,11 +6,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from tiny import connection
+from tiny import VARIANTS, connection
 from torch import Tensor
 
 from mhclite.config import ModelConfig
@@ -18,21 +17,12 @@ from mhclite.connections import connection_class
 from mhclite.connections.base import Connection, DynamicConnection
 from mhclite.connections.mhc_v4 import shipped_sinkhorn
 from mhclite.connections.mixing import sinkhorn_knopp
+from mhclite.connections.registry import has_streams
 from mhclite.connections.sinkhorn import sinkhorn
 from mhclite.connections.sinkhorn_v4 import sinkhorn_v4
 from mhclite.model import GPT
 
-OPTIONS: dict[str, dict[str, Any]] = {
-    "identity": {},
-    "hc": {},
-    "mhc": {"sinkhorn_iterations": 20},
-    "mhc_lite": {},
-    "kromhc": {},
-    "jpmhc": {},
-    "mhc_v4": {"sinkhorn_iterations": 20},
-    "ohc": {},
-    "gated": {},
-}
+OPTIONS = {v: dict(connection(v).options) for v in VARIANTS if v != "residual"}
 MODEL = ModelConfig("tiny", 50, n_layer=2, n_head=2, n_embd=32, block_size=12, learning_rate=1e-3)
 # Rounding of another order of summation, as a share of each tensor's largest number.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-5}
@@ -77,11 +67,9 @@ def errors(ours: list[Tensor], theirs: list[Tensor]) -> list[float]:
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(
     ("variant", "n"),
-    [(v, n) for v in OPTIONS for n in (2, 4, 8) if v != "ohc" or n == 4],
+    [(v, n) for v in OPTIONS for n in (2, 4, 5, 8) if has_streams(v, n)],
 )
 def test_same_values_and_gradients(variant: str, n: int, dtype: torch.dtype) -> None:
-    if variant == "mhc_lite" and n == 8:
-        n = 5
     connection = made(variant, n, 24, dtype)
     found = errors(*(outcome(connection, fast, n, 24, dtype) for fast in (True, False)))
     assert max(found) < TOLERANCE[dtype]

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 from interpreted import kernels_are_interpreted  # noqa: F401
-from tiny import configuration, connection, write_corpus
+from tiny import REGISTRY, configuration, connection, write_corpus
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mhclite.authors.conformance import FUSED_TOLERANCE, check_file
+from mhclite.authors.conformance import FUSED_TOLERANCE, check_file, read_golden
 from mhclite.bench.parity import Case, cases, connection_of, error_of, gradient
+from mhclite.bench.session.plan import has_kernels
 from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.connections import availability, connection_class, fused
 from mhclite.connections.availability import Choice
@@ -31,7 +32,7 @@ from mhclite.model import GPT
 from mhclite.training.loop import train
 
 CPU = torch.device("cpu")
-VARIANTS = ["identity", "hc", "mhc", "mhc_lite", "kromhc", "jpmhc", "mhc_v4", "ohc"]
+VARIANTS = [variant for variant in REGISTRY if has_kernels(variant)]
 GOLDEN = Path(__file__).parents[1] / "golden"
 SIZE = ModelConfig("tiny", 9, n_layer=1, n_head=1, n_embd=16, block_size=4, learning_rate=1e-3)
 
@@ -68,7 +69,11 @@ def test_authors_training_run() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [p for p in sorted(GOLDEN.glob("connection_*.npz")) if "gated" not in p.stem],
+    [
+        p
+        for p in sorted(GOLDEN.glob("connection_*.npz"))
+        if read_golden(p)[0]["variant"] in VARIANTS
+    ],
     ids=lambda p: p.stem,
 )
 def test_authors_connections(path: Path) -> None:
@@ -270,7 +275,8 @@ def test_more_sub_layers_take_no_more_operations(variant: str) -> None:
             torch.autograd.grad(parts, parameters, gradients, allow_unused=True)
         return forward + counted.count
 
-    per_sublayer = 1 if variant == "mhc_v4" else 0  # the offset of H_pre, filled for each
+    offset, _ = drawn(variant, 0).read_affine()  # one that is no parameter is filled for each
+    per_sublayer = int(offset is not None and not offset.requires_grad)
     assert operations(5) - operations(2) == 3 * per_sublayer
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import MIXING, MODEL, VARIANTS, connection
+from tiny import MIXING, MODEL, REGISTRY, VARIANTS, connection
 
 from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.connections import connection_class
@@ -71,12 +71,13 @@ def test_initial_weights_follow_the_seed(variant: str) -> None:
     first, again, other = (GPT(MODEL, connection(variant), seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     differing = {name for name in first if not torch.equal(first[name], other[name])}
-    blocks = {"w_pre", "w_post", "w_res"}
-    drawn = {"jpmhc": blocks, "mhc_v4": blocks, "gated": {"w_down", "w_up", "w_post"}}
+    settings = connection(variant)
+    plain = connection_class(variant)(settings.n_streams, MODEL.n_embd, 0, **settings.options)
+    before = {name: p.clone() for name, p in plain.state_dict().items()}
+    plain.initialise(torch.Generator().manual_seed(0))
+    drawn = {name for name, p in plain.state_dict().items() if not torch.equal(p, before[name])}
     matrices = {"wte.weight", "wpe.weight"} | {
-        name
-        for name in first
-        if ".body." in name or name.rsplit(".", 1)[1] in drawn.get(variant, set())
+        name for name in first if ".body." in name or name.partition(".connection.")[2] in drawn
     }
     assert differing == matrices
 
@@ -221,7 +222,7 @@ def test_one_stream_has_no_learned_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "variant", ["residual", "identity", "hc", "mhc", "mhc_lite", "kromhc", "mhc_v4", "ohc"]
+    "variant", ["residual", *(v for v in VARIANTS if "decay_logits" in REGISTRY[v].options)]
 )
 def test_decay_of_logits(variant: str) -> None:
     def decayed(policy: str) -> set[str]:
@@ -234,10 +235,10 @@ def test_decay_of_logits(variant: str) -> None:
             if "connection." in name and id(p) in ids
         }
 
-    logits = {"b_pre", "b_res"} if variant != "identity" else {"b_pre"}
-    logits = logits if variant != "residual" else set()
+    one = next(GPT(MODEL, connection(variant), seed=0).connections())
+    logits = one.logits & dict(one.named_parameters()).keys()
     authors = decayed("authors")
-    assert authors & logits == (logits if variant in ("hc", "mhc") else set())
+    assert authors & logits == one.decayed & logits
     assert decayed("never") == authors - logits
     assert decayed("always") == authors | logits
     assert not any(name.startswith(("scale", "b_post")) for name in decayed("always"))
@@ -263,8 +264,9 @@ def test_frozen_mixing_is_the_identity_and_leaves_reads_and_writes(
     assert (moving(tokens) - frozen(tokens)).abs().max() > 1e-5
     frozen.loss(tokens).backward()
     for one in frozen.connections():
-        gradient = one.get_parameter("w_res").grad
-        assert gradient is None or not gradient.any()
+        made_of = [p for name, p in one.named_parameters() if name in one.mixing]
+        assert made_of
+        assert all(p.grad is None or not p.grad.any() for p in made_of)
 
 
 @pytest.mark.parametrize("variant", MIXING)
@@ -284,7 +286,7 @@ def test_mixing_rate_factor_speeds_up_what_makes_h_res_alone(variant: str) -> No
         }
 
     for name, moved in step(3.0).items():
-        own = ".connection." in name and name.rsplit(".", 1)[1] in {"w_res", "b_res", "scale_res"}
+        own = name.partition(".connection.")[2] in connection_class(variant).mixing
         expected = torch.full_like(moved, -3e-3 if own else -1e-3)
         torch.testing.assert_close(moved, expected, rtol=1e-5, atol=1e-6)
 

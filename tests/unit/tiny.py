@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from mhclite.config import MODEL_FIELDS, ConnectionConfig, ModelConfig, RunConfig, TrainingConfig
 from mhclite.connections.registry import VARIANTS as REGISTRY
+from mhclite.connections.registry import has_streams
 from mhclite.data.manifest import (
     Baselines,
     Manifest,
@@ -59,6 +60,11 @@ TRAINING = TrainingConfig(
     evaluation_sequences=4,
     checkpoint_interval=2,
 )
+
+
+def streams_of(variant: str) -> list[int]:
+    """Numbers of streams that the variant can have, among those that tests take."""
+    return [n for n in (1, 2, 4) if has_streams(variant, n)]
 
 
 def connection(variant: str, n_streams: int = 4, **changes: Any) -> ConnectionConfig:

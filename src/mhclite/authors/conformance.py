@@ -32,7 +32,7 @@ from mhclite.authors.checkpoint import SIZES
 from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.connections import connection_class
 from mhclite.connections.availability import interpreted
-from mhclite.connections.base import Coefficients, Connection
+from mhclite.connections.base import Connection
 from mhclite.connections.head import Head
 from mhclite.connections.registry import VARIANTS, check_streams
 from mhclite.errors import UserError
@@ -64,8 +64,7 @@ LARGEST = {
     "hc_eps": 1,
 }
 
-# Coefficients that a file holds, where it does not hold all three.
-COEFFICIENTS = {"gated": ("H_post",)}  # no H_pre of size n, no H_res
+OTHER_NAMES = {"gate_rank": "rank"}  # what a file's `meta` calls an argument by
 
 Arrays = dict[str, Any]
 
@@ -141,15 +140,13 @@ def _device(implementation: str) -> str:
 def stated(meta: dict[str, Any], made: type[torch.nn.Module]) -> dict[str, Any]:
     """What the file states of a class's arguments, apart from its size."""
     known = inspect.signature(made).parameters.keys() - {"n_streams", "n_embd", "home_stream"}
-    return {name: meta[name] for name in known if name in meta}
+    named = {name: OTHER_NAMES.get(name, name) for name in known}
+    return {name: meta[other] for name, other in named.items() if other in meta}
 
 
 def options_of(meta: dict[str, Any]) -> dict[str, Any]:
     """The variant's options as the file states them; by default the usual 20 iterations."""
-    if meta["variant"] == "gated":
-        return {"gate_rank": meta["rank"], "norm_eps": meta["norm_eps"]}
-    iterated = "sinkhorn_iterations" in VARIANTS[meta["variant"]].options
-    usual = {"sinkhorn_iterations": 20} if iterated else {}
+    usual = {"sinkhorn_iterations": 20} if VARIANTS[meta["variant"]].iterates else {}
     return usual | stated(meta, connection_class(meta["variant"]))
 
 
@@ -191,7 +188,9 @@ def connection_errors(
         # Without a projection, what is fast is the formula itself.
         formula = reference or not connection.has_projection
         found = (connection.coefficients if formula else connection.fast_coefficients)(x)._asdict()
-        compared = COEFFICIENTS.get(meta["variant"], Coefficients._fields)
+        # A file holds neither an H_pre by channel nor the H_res of streams that are never mixed.
+        compared = ["H_pre"] * (found["H_pre"].dim() == 3) + ["H_post"]
+        compared += ["H_res"] * (VARIANTS[meta["variant"]].mixes != "never")
         ours = {"h": read[0], "out": out, **{name: found[name] for name in compared}}
         gradients = {"x": x.grad, "y": y.grad}
         gradients |= {name: p.grad for name, p in connection.named_parameters()}

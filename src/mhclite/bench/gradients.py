@@ -26,7 +26,7 @@ from mhclite.bench.parity import TIMES_REFERENCE, Case, connection_of
 from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.connections import launch
 from mhclite.connections.availability import interpreted
-from mhclite.connections.registry import VARIANTS as REGISTRY
+from mhclite.connections.registry import VARIANTS
 from mhclite.data.batches import batch_starts
 from mhclite.data.manifest import open_split
 from mhclite.errors import UserError
@@ -39,7 +39,6 @@ from mhclite.runs.provenance import hardware, provenance
 from mhclite.training.processes import choose_device
 
 RESIDUAL = "residual"
-VARIANTS = (RESIDUAL, "hc", "mhc", "mhc_lite")
 LAYERS = (2, 6, 12, 24)
 NARROW = ModelConfig(
     "narrow", 61, n_layer=2, n_head=4, n_embd=64, block_size=32, learning_rate=1e-3
@@ -81,7 +80,7 @@ class Gradients(NamedTuple):
 def made_up(weights: str, variant: str, size: ModelConfig, seed: int, sequences: int) -> Place:
     """Weights that were not trained, and random tokens."""
     connection = connection_of(Case(variant, 1 if variant == RESIDUAL else 4))
-    if weights == "mixing" and "initial_logit" in REGISTRY[variant].options:
+    if weights == "mixing" and "initial_logit" in VARIANTS[variant].options:
         connection = replace(connection, options={**connection.options, "initial_logit": LOGIT})
     model = GPT(size, connection, seed)
     generator = torch.Generator().manual_seed(seed)

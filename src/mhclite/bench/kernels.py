@@ -15,6 +15,7 @@ from mhclite.bench.parity import Case, connection_of
 from mhclite.bench.timing import timed
 from mhclite.connections import connection_class, fast, fused
 from mhclite.connections.base import Connection
+from mhclite.connections.registry import VARIANTS
 from mhclite.connections.sinkhorn import sinkhorn, sinkhorn_backward
 
 Kernel = tuple[Callable[[], Any], int]  # the work, and its bytes
@@ -42,7 +43,8 @@ def fused_kernels(variant: str, N: int, C: int, device: torch.device) -> dict[st
         return torch.randn(shape, device=device, dtype=dtype)
 
     x, dout, db = normal(N, 4, C), normal(N, 4, C), normal(N, C)
-    H_res = None if variant == "identity" else normal(N, 4, 4, dtype=torch.float32)
+    mixes = VARIANTS[variant].mixes != "never"
+    H_res = None if not mixes else normal(N, 4, 4, dtype=torch.float32)
     written = fused.Write(normal(N, C), H_res, normal(N, 4, dtype=torch.float32))
     with torch.no_grad():
         read = fused.reading(connection, torch.ones(C, device=device), x.dtype)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mhclite.config import ConnectionConfig, ModelConfig
-from mhclite.connections.registry import VARIANTS
+from mhclite.connections.registry import VARIANTS, has_streams
 from mhclite.model import GPT, compiled_loss
 
 OPTIONS = {"sinkhorn_iterations": 20}
@@ -110,7 +110,7 @@ def cases(variants: list[str]) -> list[Case]:
     for variant in variants:
         base = Case(variant)
         found.append(base)
-        if variant != "ohc":  # four streams alone
+        if has_streams(variant, 2):
             found.append(base._replace(n_streams=2))
         found.append(base._replace(n_embd=96, length=20))
         for stream_dtype in ("authors", "fp32", "bf16"):

@@ -29,6 +29,12 @@ class Variant:
     note: str  # what it is, for readers of the report
     options: tuple[str, ...] = ()  # keys of study.Connections that it reads
     mixes: Literal["never", "doubly_stochastic", "freely"] = "freely"  # what its H_res can be
+    own_reads: bool = False  # whether its H_pre and H_post are made otherwise than `identity`'s
+
+    @property
+    def iterates(self) -> bool:
+        """Whether its H_res takes as many Sinkhorn-Knopp iterations as the study says."""
+        return "sinkhorn_iterations" in self.options
 
 
 VARIANTS = {
@@ -51,6 +57,7 @@ VARIANTS = {
         "Hyper-Connections (arXiv 2409.19606): the streams are mixed by an unconstrained matrix "
         "H_res, computed for each token.",
         (*MIXING_OPTIONS, "home_stream", "decay_logits"),
+        own_reads=True,
     ),
     "mhc": Variant(
         "mHC",
@@ -77,6 +84,7 @@ VARIANTS = {
         "JPmHC",
         "H_res is orthogonal, through a Cayley transform (arXiv 2602.18308).",
         MIXING_OPTIONS,
+        own_reads=True,
     ),
     "mhc_v4": Variant(
         "mHC (V4)",
@@ -84,6 +92,7 @@ VARIANTS = {
         "and ends with the rows, and training begins with H_res uniform.",
         (*MIXING_OPTIONS, "decay_logits", "sinkhorn_iterations"),
         mixes="doubly_stochastic",
+        own_reads=True,
     ),
     "ohc": Variant(
         "oHC",
@@ -97,6 +106,7 @@ VARIANTS = {
         "through a low-rank gate, as Qwen4 does.",
         (*COMMON_OPTIONS, "gate_rank"),
         mixes="never",
+        own_reads=True,
     ),
 }
 
@@ -124,6 +134,15 @@ def check_streams(variant: str, n_streams: int) -> None:
             f"n_embd weights each in every sub-layer; at most {MAX_PERMUTATION_STREAMS} streams "
             f"({math.factorial(MAX_PERMUTATION_STREAMS)} permutations), or use kromhc"
         )
+
+
+def has_streams(variant: str, n_streams: int) -> bool:
+    """Whether the variant can have this many."""
+    try:
+        check_streams(variant, n_streams)
+    except ValueError:
+        return False
+    return True
 
 
 def functional_mixing(variant: str, n_layer: int, final_norm: str) -> int:

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from mhclite.connections.registry import VARIANTS
 from mhclite.evidence.findings import Finding
 from mhclite.evidence.metrics import METRICS
 from mhclite.evidence.report_methods import Entry, counted, listed
@@ -32,8 +33,6 @@ from mhclite.evidence.values import (
 from mhclite.evidence.verdicts import Verdict
 from mhclite.study.sections import BASE
 
-GAINS = ("hc", "mhc", "mhc_lite")
-OTHER_READS = ("hc", "jpmhc", "mhc_v4", "gated")  # whose reads and writes are not those of CONTROL
 DECIDED: tuple[Verdict, ...] = ("supported", "contradicted", "practically equal")
 UNDECIDED: tuple[Verdict, ...] = ("inconclusive", "not reached", "not tested")
 
@@ -93,6 +92,10 @@ def _of_each(
     return parts
 
 
+def _mixing_variants(results: Results) -> list[str]:
+    return [v for v in results.variants if VARIANTS[v].mixes != "never"]
+
+
 # --- losses ---------------------------------------------------------------------------------
 
 
@@ -132,7 +135,7 @@ def _mixing(results: Results, corpus: str) -> Iterator[Entry]:
             f"Beside {results.label(CONTROL)}, whose streams never mix, the loss is {said}; the "
             "intervals are not corrected for their number."
         )
-        others = [results.label(v) for v in OTHER_READS if v in results.variants]
+        others = [results.label(v) for v in results.variants if VARIANTS[v].own_reads]
         if others:
             text += f" {listed(others)} also {'read' if len(others) > 1 else 'reads'} and "
             text += f"{'write' if len(others) > 1 else 'writes'} the streams in another way."
@@ -215,7 +218,7 @@ def _gain(results: Results, corpus: str) -> Iterator[Entry]:
     model = deepest_first(results)[0]
     parts = _of_each(
         results,
-        GAINS,
+        _mixing_variants(results),
         lambda variant: _factor(
             completed_by_seed(results, corpus, model, variant, "gain_forward_peak"),
             results.confidence,
@@ -297,7 +300,7 @@ def _use(results: Results, corpus: str) -> Iterator[Entry]:
             return None
         return plus_minus(interval.mean, interval.half_width, 4)
 
-    parts = _of_each(results, GAINS, cost)
+    parts = _of_each(results, _mixing_variants(results), cost)
     if parts:
         yield (
             "Use of mixing",

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from mhclite.connections.registry import VARIANTS
 from mhclite.evidence.findings import claims_of
 from mhclite.evidence.results import Results
 from mhclite.evidence.table_format import percent_of
@@ -94,7 +95,7 @@ def connections_text(results: Results) -> str:
     """Options of the residual variants in words."""
     settings = results.settings["connections"]
     parts = [f"Every variant but the plain residual has {settings['n_streams']} residual streams."]
-    iterated = [results.label(v) for v in ("mhc", "mhc_v4") if v in results.variants]
+    iterated = [results.label(v) for v in results.variants if VARIANTS[v].iterates]
     if iterated:
         iterations = counted(settings["sinkhorn_iterations"], "Sinkhorn-Knopp iteration")
         parts.append(f"{', '.join(iterated)}: {iterations}.")

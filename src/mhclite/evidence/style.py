@@ -2,12 +2,13 @@
 
 Figures are made for print: 7 inches is a page's width, text is 8 points. Each variant keeps its
 colour, marker and dashes in every figure; the colours (Okabe and Ito's without their yellow, three
-of Paul Tol's kind) can be told apart with any of the common colour-vision deficiencies, and in grey
-by marker and dashes.
+of Paul Tol's kind, and four as far from these as can be) can be told apart with any of the common
+colour-vision deficiencies, and in grey by marker and dashes.
 """
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,7 +37,9 @@ FAINT = "#8a8a8a"  # lines to compare with, and notes
 SEED_LINE = Line2D([], [], color=FAINT, linewidth=0.5, label="one seed")  # for a legend
 
 # Colour, marker, dashes (on, off in points; empty: solid), for the registry's variants in order.
-_LOOKS: tuple[tuple[str, str, tuple[float, ...]], ...] = (
+# Further ones begin again, each round with the next one's marker and dashes.
+Look = tuple[str, str, tuple[float, ...]]
+_LOOKS: tuple[Look, ...] = (
     ("#000000", "o", ()),
     ("#56B4E9", "s", (4, 1.2)),
     ("#E69F00", "^", (1.2, 1.2)),
@@ -47,23 +50,35 @@ _LOOKS: tuple[tuple[str, str, tuple[float, ...]], ...] = (
     ("#882255", "<", (2, 1)),
     ("#B5A642", ">", (8, 1.5)),
     ("#332288", "p", (4, 1, 1, 1, 1, 1)),
+    ("#EE0055", "*", (10, 2)),
+    ("#553311", "d", (1, 2)),
+    ("#9977FF", "h", (3, 1, 1, 1)),
+    ("#666644", "8", (8, 1, 2, 1)),
 )
-_PLACES = {variant: place % len(_LOOKS) for place, variant in enumerate(VARIANTS)}
+
+
+def look(place: int) -> Look:
+    """That of the variant at a place in the registry."""
+    round_, row = divmod(place, len(_LOOKS))
+    return (_LOOKS[row][0], *_LOOKS[(row + round_) % len(_LOOKS)][1:])
+
+
+_LOOK_OF = {variant: look(place) for place, variant in enumerate(VARIANTS)}
 
 
 def colour(variant: str) -> str:
     """The variant's colour."""
-    return _LOOKS[_PLACES[variant]][0]
+    return _LOOK_OF[variant][0]
 
 
 def marker(variant: str) -> str:
     """The variant's marker."""
-    return _LOOKS[_PLACES[variant]][1]
+    return _LOOK_OF[variant][1]
 
 
 def line_style(variant: str) -> tuple[float, Sequence[float]]:
     """The variant's dashes, as matplotlib's `linestyle`."""
-    return (0, _LOOKS[_PLACES[variant]][2])
+    return (0, _LOOK_OF[variant][2])
 
 
 @contextmanager
@@ -145,10 +160,14 @@ def variant_legend(
     ]
     handles += extra
     if handles:
+        # Rows of equal length on a page's width; an entry takes 28 points and 4 a letter.
+        letters = sum(len(str(handle.get_label())) for handle in handles)
+        beside = int(72 * PAGE_WIDTH // (28 + 4 * letters / len(handles)))
+        rows = math.ceil(len(handles) / max(1, beside))
         figure.legend(
             handles=handles,
             loc="outside upper center",
-            ncols=-(-len(handles) // (1 if len(handles) < 10 else 2)),  # else rows of equal length
+            ncols=-(-len(handles) // rows),
             columnspacing=1.1,
             handletextpad=0.5,
         )

@@ -18,6 +18,7 @@ from tabulate import tabulate
 from mhclite.connections.registry import VARIANTS
 from mhclite.data.manifest import load_if_prepared
 from mhclite.errors import UserError
+from mhclite.evidence.statistics import BASELINE
 from mhclite.evidence.verdicts import detectable_effect
 from mhclite.files import read_json
 from mhclite.runs.folder import SUMMARY, RunFolder
@@ -27,7 +28,6 @@ from mhclite.training.checkpoint import KEEP
 
 GPUS = (1, 8)
 SEEDS = (1, 3, 5)
-COMPARISONS = (("mhc_lite", "residual"), ("mhc_lite", "mhc"))  # variant, reference
 PUBLISHED = "published/depth"  # its spread is used until the study has one of its own
 CONFIDENCE = 0.95
 SAME_FUNCTION = 0.001  # nats/token: two that agree so closely in every seed compute the same
@@ -136,11 +136,12 @@ def study_power(study: Study, results: Path) -> dict[str, Any]:
     (variant, reference) that compute the same function in that source.
     """
     own = results / study.name / "runs"
+    beside = [(variant, BASELINE) for variant in study.variants if variant != BASELINE]
     places = ((own, study.runs().keys()), (results / PUBLISHED / "runs", None))
     for runs, wanted in places:
         losses = final_losses(runs, wanted)
         comparisons, refused = [], []
-        for variant, reference in COMPARISONS:
+        for variant, reference in [*beside, ("mhc_lite", "mhc")]:
             cells = paired_differences(losses, variant, reference)
             if not cells or not {variant, reference} <= set(study.variants):
                 continue

@@ -172,7 +172,8 @@ def test_gain_product_and_use_are_numbers_of_the_deepest_model(bare: Results) ->
     low, high = (50 * 1.1 ** (end * 2.776445 * np.sqrt(0.625 / 5)) for end in (-1, 1))
     assert points["Growth"] == (
         f"Over 8 sub-layers a stream can grow by a factor of 50.0 [{low:.1f}, {high:.1f}] in HC, "
-        "1.20 in mHC and 1.00 in mHC-lite (composite gain: mean over tokens, largest in training)."
+        "1.20 in mHC, 1.00 in mHC-lite, 1.00 in KromHC and 1.00 in JPmHC (composite gain: mean "
+        "over tokens, largest in training)."
     )
     assert points["Sinkhorn-Knopp"] == (
         "After 20 iterations the row sums of mHC's product over all sub-layers are off by 0.400, "
@@ -180,7 +181,8 @@ def test_gain_product_and_use_are_numbers_of_the_deepest_model(bare: Results) ->
     )
     assert points["Use of mixing"] == (
         "Where H_res is set to I in models trained at 4 layers, the loss rises by 0.5000 ± 0.0010 "
-        "in HC, 0.0100 ± 0.0010 in mHC and 0.0010 ± 0.0010 in mHC-lite."
+        "in HC, 0.0100 ± 0.0010 in mHC, 0.0010 ± 0.0010 in mHC-lite, 0.0010 ± 0.0010 in KromHC and "
+        "0.0010 ± 0.0010 in JPmHC."
     )
 
 

@@ -1,4 +1,4 @@
-"""Ten variants can be told apart: in colour, with a colour-vision deficiency, and in grey."""
+"""Variants can be told apart: in colour, with a colour-vision deficiency, and in grey."""
 
 from __future__ import annotations
 
@@ -9,7 +9,19 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from mhclite.connections.registry import VARIANTS
-from mhclite.evidence.style import _LOOKS, outer_labels, paired_grid, wrapped_grid
+from mhclite.evidence.style import (
+    _LOOKS,
+    colour,
+    grid,
+    line_style,
+    look,
+    marker,
+    outer_labels,
+    paired_grid,
+    style,
+    variant_legend,
+    wrapped_grid,
+)
 
 # What linear RGB becomes without one kind of cone (Machado, Oliveira and Fernandes 2009).
 SIGHT = {
@@ -39,20 +51,40 @@ def lab(colour: str, sight: str = "usual") -> np.ndarray[tuple[int], np.dtype[np
 @pytest.mark.parametrize("sight", SIGHT)
 def test_colours_differ(sight: str) -> None:
     """By more than 10 units of CIE L*a*b*; 2 are just noticeable."""
-    for one, other in combinations([look[0] for look in _LOOKS], 2):
+    for one, other in combinations([row[0] for row in _LOOKS], 2):
         assert np.linalg.norm(lab(one, sight) - lab(other, sight)) > 10, (one, other)
 
 
 def test_in_grey_marker_and_dashes_differ() -> None:
-    assert len({look[1] for look in _LOOKS}) == len({look[2] for look in _LOOKS[1:]}) + 1 == 10
+    assert len({row[1] for row in _LOOKS}) == len({row[2] for row in _LOOKS[1:]}) + 1
+    assert len({row[1:] for row in _LOOKS}) == len(_LOOKS)
 
 
 def test_colours_show_on_white() -> None:
     assert max(lab(colour)[0] for colour, _, _ in _LOOKS) < 75
 
 
-def test_every_variant_has_a_look_of_its_own() -> None:
-    assert len(VARIANTS) <= len(_LOOKS)
+def test_any_number_of_variants_have_looks_of_their_own() -> None:
+    """Points differ in colour or marker, lines in colour or dashes; a new variant changes none."""
+    several = [look(place) for place in range(4 * len(_LOOKS))]
+    assert several[: len(_LOOKS)] == list(_LOOKS)
+    assert len({(c, m) for c, m, _ in several}) == len(several)
+    assert len({(c, d) for c, _, d in several}) == len(several)
+    shown = [(colour(v), marker(v), line_style(v)[1]) for v in VARIANTS]
+    assert shown == several[: len(VARIANTS)]
+
+
+@pytest.mark.parametrize("count", [2, 9, 10, 11, 24])
+@pytest.mark.parametrize("label", ["HC", "Softmax HC", "A name of some length"])
+def test_a_legend_of_many_variants_stays_on_the_page(count: int, label: str) -> None:
+    names = (list(VARIANTS) * 3)[:count]
+    figure, _ = grid(1, 1, 2.0)
+    with style():
+        variant_legend(figure, names, dict.fromkeys(names, label))
+        figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
 
 
 @pytest.mark.parametrize(

@@ -19,14 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mhclite.authors.conformance import FUSED_TOLERANCE, check_file
+from mhclite.authors.conformance import FUSED_TOLERANCE, check_file, read_golden
 from mhclite.bench.gradients import ARMS, RESIDUAL, compare, made_up, too_far
 from mhclite.bench.parity import Case, cases, connection_of, error_of, gradient
 from mhclite.bench.session.engine import Item, plain
-from mhclite.bench.session.plan import WITHOUT_KERNELS, Plan
+from mhclite.bench.session.plan import Plan, has_kernels
 from mhclite.bench.session.records import Result, Session
 from mhclite.connections import connection_class, fused, launch
+from mhclite.connections.availability import SMALLEST_CHUNK
 from mhclite.connections.base import Connection
+from mhclite.connections.registry import VARIANTS
+from mhclite.errors import UserError
 from mhclite.training.group import deterministic
 
 # dtypes of streams and branches, and the largest error: norm of the difference over the norm.
@@ -66,7 +69,7 @@ def boundary_of(
     def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.randn(shape, device=device, dtype=dtype)
 
-    mixes = variant != "identity"
+    mixes = VARIANTS[variant].mixes != "never"
     leaves = {"x": normal(N, n, C, dtype=streams), "y": normal(N, C, dtype=branch)}
     leaves |= {"H_res": normal(N, n, n).softmax(-1)} if mixes else {}
     leaves["H_post"] = normal(N, n)
@@ -250,6 +253,16 @@ def compile_items(session: Session) -> list[Item]:
     return items
 
 
+def of_kernels(path: Path) -> bool:
+    """Whether the kernels compute what a golden file holds; of a damaged one the item says it."""
+    try:
+        meta, _ = read_golden(path)
+    except UserError:
+        return True
+    wide = meta["n_embd"] % SMALLEST_CHUNK == 0
+    return wide and (meta["n_streams"] == 1 or has_kernels(meta["variant"]))
+
+
 def parity_items(session: Session) -> list[Item]:
     """Models, then golden files."""
     plan = session.plan
@@ -275,11 +288,7 @@ def parity_items(session: Session) -> list[Item]:
         said = "" if agrees else f"error {errors[worst]:.1e} ({worst})"
         return {"error": plain(errors[worst]), "worst": worst, "wrong": said}
 
-    # The kernels need a width that is a multiple of 16; the files of two streams have width 8.
-    files = [
-        path for path in plan.golden
-        if "_n2" not in path.name and not any(name in path.name for name in WITHOUT_KERNELS)
-    ]  # fmt: skip
+    files = [path for path in plan.golden if of_kernels(path)]
     items = [Item(str(case), lambda _, case=case: model(case)) for case in parity_cases(plan)]  # type: ignore[misc]
     return items + [Item(path.name, lambda _, path=path: golden(path)) for path in files]  # type: ignore[misc]
 

@@ -8,12 +8,22 @@ from typing import Any
 
 from mhclite.bench.implementations import BATCH_SIZE, SEVERAL, SIZES
 from mhclite.config import ModelConfig
+from mhclite.connections import connection_class
+from mhclite.connections.base import Connection
+from mhclite.connections.registry import VARIANTS, has_streams
 
-# In the order in which they tell most.
-ORDER = ["mhc_lite", "mhc", "hc", "kromhc", "identity", "jpmhc", "mhc_v4", "ohc"]
-WITHOUT_KERNELS = ["gated"]
-assert set(ORDER) | set(WITHOUT_KERNELS) == set(SEVERAL)
-FIRST = ORDER[:2]
+FIRST = ("mhc_lite", "mhc")  # those that tell most
+
+
+def has_kernels(variant: str) -> bool:
+    """Whether the fused implementation computes four streams of a variant."""
+    own = connection_class(variant).projection is not Connection.projection
+    return own and has_streams(variant, 4)
+
+
+# In the order in which they tell most: of the others, those that mix.
+OTHERS = [variant for variant in SEVERAL if variant not in FIRST and has_kernels(variant)]
+OTHERS.sort(key=lambda variant: VARIANTS[variant].mixes == "never")
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ class Plan:
 PAPER = Plan(
     dry=False,
     sizes={name: SIZES[name] for name in ("s", "m", "l")},
-    variants=tuple(ORDER),
+    variants=(*FIRST, *OTHERS),
     batch_size=BATCH_SIZE,
     reference_batch_size=BATCH_SIZE | {"l": 8},
     patience=1.0,

@@ -227,7 +227,7 @@ def sinkhorn_histogram(probes: Iterable[Mixing]) -> tuple[FloatArray, FloatArray
 def sinkhorn_inputs(results: Results) -> Figure:
     """Histogram of log(1/nu) of mhc's Sinkhorn inputs."""
     if "mhc" not in results.variants:
-        return empty_figure("mHC is not in this study: no other variant uses Sinkhorn iterations.")
+        return empty_figure("mHC is not in this study.")
     cells = [
         (corpus, model) for corpus, model in probed(results) if results.mixing(corpus, model, "mhc")
     ]
