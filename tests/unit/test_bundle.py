@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import tarfile
 from pathlib import Path
@@ -224,8 +225,13 @@ def test_what_is_refused_changes_nothing(study: Study, capsys: pytest.CaptureFix
     assert "has no results of study 'smoke'" in refused(capsys, "empty")
     with tarfile.open("whole.tar.gz", "w:gz") as tar:
         tar.add("bundle")
-    Path("half.tar.gz").write_bytes(Path("whole.tar.gz").read_bytes()[:300])
-    assert "is not a complete archive" in refused(capsys, "half.tar.gz")
+    whole = gzip.decompress(Path("whole.tar.gz").read_bytes())
+    # The last member's header: there `tarfile` alone would end without a word.
+    header = whole.rindex(b"bundle/results") // 512 * 512
+    for damaged in (whole[:header], whole[:header] + b"x" + whole[header + 1 :], whole + b"x"):
+        for content in (damaged, gzip.compress(damaged), gzip.compress(whole)[:-1]):
+            Path("half.tar").write_bytes(content)
+            assert "is not a complete archive" in refused(capsys, "half.tar")
     assert not list(Path("results").glob(".merge.*"))
 
 

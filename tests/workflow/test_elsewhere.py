@@ -101,8 +101,7 @@ def test_from_packing_to_figures(checkout: Checkout, elsewhere: Path, tmp_path: 
     assert (tmp_path / "small.tar.gz").stat().st_size < 10_000_000
     first, second = tmp_path / "first", tmp_path / "second"
     for machine in (first, second):
-        with tarfile.open(tmp_path / "small.tar.gz") as tar:
-            extract(tar, machine)
+        extract(tmp_path / "small.tar.gz", machine)
 
     # A first allocation ends in the middle of a run.
     process = start(elsewhere, first / "small", "--throughput", "last")

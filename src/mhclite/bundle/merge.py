@@ -58,9 +58,8 @@ def unpacked(source: Path) -> Iterator[Path]:
     RESULTS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=RESULTS, prefix=".merge.") as folder:
         try:
-            with tarfile.open(source) as tar:
-                extract(tar, Path(folder))
-        except (tarfile.TarError, EOFError) as error:
+            extract(source, Path(folder))
+        except tarfile.TarError as error:
             raise UserError(
                 f"{source} is not a complete archive ({error}): bring it back again"
             ) from None

@@ -6,15 +6,18 @@ installed, and none of its code runs.
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
+import stat
 import subprocess
 import sys
 import tarfile
 import tempfile
 import urllib.request
 import zipfile
-import zlib
+from collections.abc import Callable
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from http.client import HTTPException
 from pathlib import Path
@@ -25,6 +28,7 @@ from mhclite.tarball import extract
 
 log = logging.getLogger(__name__)
 
+ZIP = (b"PK\3\4", b"PK\5\6")  # how one begins, without members the second
 ANSWER_SECONDS = 30.0  # to wait for a connection, and for each part of the answer
 
 
@@ -99,28 +103,54 @@ def _from_package_index(package: str, folder: Path) -> Path:
 
 def _extract(archive: Path, location: str, member: str, folder: Path) -> None:
     """Extract the matching files; neither kind of archive can write outside the folder."""
+
+    def wanted(name: str) -> bool:
+        return fnmatchcase(name, member)
+
+    with open(archive, "rb") as file:
+        is_zip = file.read(4) in ZIP  # not by search: a tar may hold a zip
     try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as opened:
-                names = [name for name in opened.namelist() if not name.endswith("/")]
-                chosen = _matching(names, location, member)
-                opened.extractall(folder, chosen)
-        elif tarfile.is_tarfile(archive):
-            with tarfile.open(archive) as tar:
-                files = {info.name: info for info in tar if info.isfile()}
-                chosen = _matching(list(files), location, member)
-                extract(tar, folder, [files[name] for name in chosen])
-        else:
-            raise UserError(f"{location} is neither a zip (or wheel) nor a tar archive")
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError) as error:
-        raise UserError(f"{location} cannot be extracted ({error})") from None
-
-
-def _matching(names: list[str], location: str, member: str) -> list[str]:
-    chosen = [name for name in names if fnmatchcase(name, member)]
-    if not chosen:
+        names = (_unzip if is_zip else extract)(archive, folder, wanted)
+    except (zipfile.BadZipFile, tarfile.TarError) as error:
+        raise UserError(
+            f"{location} cannot be extracted ({error}): it is neither a zip (or wheel) nor a tar "
+            "archive (.tar, .gz, .bz2, .xz), or not a whole one; get it again, and correct `sha256`"
+        ) from None
+    if not any(map(wanted, names)):
         raise UserError(
             f"{location} has no file that matches {member!r}; it has "
             f"{', '.join(names[:5])}{', ...' * (len(names) > 5)}: correct `member`"
         )
-    return chosen
+
+
+def _unzip(archive: Path, folder: Path, wanted: Callable[[str], bool]) -> list[str]:
+    """As `tarball.extract`.
+
+    Raises:
+        zipfile.BadZipFile: it is not a whole archive, or cannot be read. Something may be
+            extracted.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = opened.infolist()
+            # Python looks for the list of members at the end, and takes what it does not list for
+            # no part of the archive: all but the last of several that were put together.
+            if members and min(member.header_offset for member in members) > 0:
+                raise zipfile.BadZipFile("before its first member is something else")
+            for member in members:  # its name there and in the list is compared
+                with suppress(RuntimeError):  # how it is packed: of no matter if it is not wanted
+                    opened.open(member).close()
+            names = [member.filename for member in members if not _folder_or_link(member)]
+            opened.extractall(folder, [name for name in names if wanted(name)])
+            return names
+    except zipfile.BadZipFile:
+        raise
+    except Exception as error:  # what is damaged may lead the libraries to any
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
+        raise zipfile.BadZipFile(str(error) or type(error).__name__) from None
+
+
+def _folder_or_link(member: zipfile.ZipInfo) -> bool:
+    # Of a link Python would write the target's name as the file's text.
+    return member.is_dir() or stat.S_ISLNK(member.external_attr >> 16)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import stat
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small_corpora import documents, settings
 
+from mhclite.data.archive import members
 from mhclite.data.manifest import Manifest
 from mhclite.data.prepare import prepare
 from mhclite.errors import UserError
@@ -193,6 +196,116 @@ def test_an_archive_cannot_write_elsewhere(tmp_path: Path, links: Path) -> None:
     with pytest.raises(UserError, match="cannot be extracted"):
         prepared(tmp_path, chosen)
     assert not list(tmp_path.rglob("evil.txt"))
+
+
+# --- damage -------------------------------------------------------------------------------------
+
+MANY = {f"t/{i}.txt": sha256(b"%d" % i).hexdigest() * 9 for i in range(12)}
+
+
+def tarred(compression: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=f"w:{compression}") as archive:
+        for name, text in MANY.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text.encode()))
+    return buffer.getvalue()
+
+
+def zipped(compression: int) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name, text in MANY.items():
+            archive.writestr(name, text)
+    return buffer.getvalue()
+
+
+KINDS: dict[str, Callable[[], bytes]] = {
+    "tar": lambda: tarred(""),
+    "tar.gz": lambda: tarred("gz"),
+    "tar.bz2": lambda: tarred("bz2"),
+    "tar.xz": lambda: tarred("xz"),
+    "zip": lambda: zipped(zipfile.ZIP_DEFLATED),
+    "stored": lambda: zipped(zipfile.ZIP_STORED),
+}
+
+
+def read_back(content: bytes, downloads: Path) -> dict[str, str] | None:
+    """Name -> text of what is read of an archive that is there; None if it is refused."""
+    digest = sha256(content).hexdigest()
+    (downloads / digest).write_bytes(content)
+    try:
+        found = members("file:///there", digest, "t/*", downloads)
+    except UserError:
+        return None
+    return {f"t/{path.name}": path.read_text(errors="replace") for path in found}
+
+
+def damages(content: bytes) -> Iterator[bytes]:
+    """Bits flipped, something cut off, taken out, doubled, put behind: all over the archive."""
+    for place in range(1, len(content), len(content) // 40):
+        yield content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+        yield content[:place]
+        yield content[: place // 512 * 512]
+        yield content[:place] + content[place + 600 :]
+        yield content[:place] + content[place - 600 :]
+    yield content + content
+    yield content + b"more"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_archive_is_refused_or_read_whole(tmp_path: Path, kind: str) -> None:
+    whole = KINDS[kind]()
+    assert read_back(whole, tmp_path) == MANY
+    refused = 0
+    for content in damages(whole):
+        found = read_back(content, tmp_path)
+        refused += found is None
+        if found is not None and kind == "tar":  # has no checksum of its texts
+            found = {
+                name: MANY[name] for name, text in found.items() if len(text) == len(MANY[name])
+            }
+        assert found in (None, MANY)
+    assert refused > 100
+
+
+def test_what_an_archive_is_its_beginning_says(tmp_path: Path) -> None:
+    """A zip as the last member of a tar, and a name that begins as compressed files do."""
+    inner = zipped(zipfile.ZIP_STORED).replace(b"t/", b"u/")
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, text in [("BZh.txt", b"BZh"), ("t/1.txt", b"outer"), ("app.zip", inner)]:
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text))
+    assert zipfile.is_zipfile(buffer)
+    assert read_back(buffer.getvalue(), tmp_path) == {"t/1.txt": "outer"}
+    # Damaged at its beginning it is still no zip.
+    damaged = b"t" + buffer.getvalue()[1:]
+    assert read_back(damaged, tmp_path) is None
+    assert read_back(damaged.replace(b"ustar", bytes(5)), tmp_path) is None
+
+
+def test_links_in_archives(tmp_path: Path) -> None:
+    """A hard link is a file of its own, as on the disk; of a symbolic one no text is made."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        info = tarfile.TarInfo("t/1.txt")
+        info.size = 3
+        archive.addfile(info, io.BytesIO(b"one"))
+        for name, kind in [("t/2.txt", tarfile.LNKTYPE), ("t/3.txt", tarfile.SYMTYPE)]:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "t/1.txt"
+            archive.addfile(info)
+    assert read_back(buffer.getvalue(), tmp_path) == {"t/1.txt": "one", "t/2.txt": "one"}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("t/1.txt", "one")
+        link = zipfile.ZipInfo("t/3.txt")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        file.writestr(link, "1.txt")
+    assert read_back(buffer.getvalue(), tmp_path) == {"t/1.txt": "one"}
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,7 @@ def train(bundle: Path, session: Session, end: float) -> Result:
     with tempfile.TemporaryDirectory() as place:
         folder = unpacked(bundle, Path(place))
         if (session.folder / ARCHIVE).is_file():
-            with tarfile.open(session.folder / ARCHIVE) as tar:
-                extract(tar, folder)
+            extract(session.folder / ARCHIVE, folder)
         jobs = max(1, session.cores // 4)
         command = [sys.executable, "run.py", "--minutes", f"{seconds / 60:.2f}"]
         command += ["--jobs", str(jobs), "--throughput", "no"]
@@ -65,9 +64,8 @@ def unpacked(bundle: Path, place: Path) -> Path:
     if bundle.is_dir():
         return bundle
     try:
-        with tarfile.open(bundle) as tar:
-            extract(tar, place)
-    except (tarfile.TarError, EOFError) as error:
+        extract(bundle, place)
+    except tarfile.TarError as error:
         raise UserError(f"{bundle} is not a complete archive ({error})") from None
     found = next(place.glob("*/run.py"), None)
     if found is None:
