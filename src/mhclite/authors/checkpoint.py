@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,11 @@ def _load(path: Path) -> dict[str, Any]:
     """The file's content: a dictionary with tensors under `model` and settings beside them."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):  # older files are none; torch compares no checksum
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged:
+                raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except pickle.UnpicklingError:

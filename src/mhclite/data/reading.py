@@ -142,6 +142,8 @@ def _halves(text: str, share: float) -> tuple[str, str]:
 def _lines(path: str) -> Iterator[tuple[int, bytes]]:
     """Number and content of the lines that are not blank."""
     try:
+        if path.endswith(".gz") and not Path(path).stat().st_size:
+            raise EOFError("it has no bytes")  # which `gzip` takes for no text
         with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if number == 1:
@@ -149,7 +151,9 @@ def _lines(path: str) -> Iterator[tuple[int, bytes]]:
                 if line.strip():
                     yield number, line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path} is not a whole gzip file ({error}): copy it again") from None
+        raise UserError(
+            f"{path} is not a whole gzip file ({error}): copy it again, or name it as what it is"
+        ) from None
 
 
 def _entries(path: str) -> Iterator[tuple[int, Any]]:

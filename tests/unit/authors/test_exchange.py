@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -296,6 +297,19 @@ def test_odd_checkpoints_are_one_line(
         read_checkpoint(path)
     assert str(caught.value).startswith(str(path))
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("place", [0.3, 0.5, 0.7])
+def test_a_damaged_tensor_is_noticed(tmp_path: Path, place: float) -> None:
+    path = tmp_path / "ckpt.pt"
+    write_ckpt(path, GOLDEN / "trajectory_mhc.npz")
+    with zipfile.ZipFile(path) as archive:  # each tensor is a file of its own
+        largest = max(archive.infolist(), key=lambda info: info.file_size)
+    data = bytearray(path.read_bytes())
+    data[largest.header_offset + round(largest.file_size * place)] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="checksum"):
+        read_checkpoint(path)
 
 
 class Evil:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,23 @@ def test_a_parquet_file_that_was_cut_off_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"a\.parquet cannot be read as parquet"):
         texts_of(path)
+
+
+def test_a_gzip_file_is_whole_or_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    whole = gzip.compress(b"".join(b'{"text": "%d"}\n' % i for i in range(99)))
+    for data in (whole, whole + whole):  # as `cat` puts two together
+        path.write_bytes(data)
+        assert len(texts_of(path)) == 99 * len(data) // len(whole)
+    middle = len(whole) // 2
+    flipped = [
+        whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :] for i in (0, middle, len(whole) - 6)
+    ]
+    cut = [whole[:i] for i in (0, 1, middle, len(whole) - 1)]
+    for data in [*flipped, *cut, whole + b"x", whole + whole[1:], b'{"text": "a"}\n']:
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=r"a\.jsonl\.gz is not a whole gzip file"):
+            texts_of(path)
 
 
 @pytest.mark.parametrize(
