@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -57,7 +58,7 @@ from mhclite.data.parts import (
     train_texts,
 )
 from mhclite.data.pool import run_jobs
-from mhclite.data.progress import meter, progress
+from mhclite.data.progress import alive, meter, progress
 from mhclite.data.reading import examine
 from mhclite.data.splits import Splitter, rule
 from mhclite.data.tokenization import TOKENIZER, TextTokenizer, load, make, usable_cores
@@ -279,8 +280,13 @@ def _tokenizer(
         return load(folder)
     kind, vocab_size = settings["tokenizer"]["kind"], settings["tokenizer"]["vocab_size"]
     texts = chain.from_iterable(map(documents_of, jobs))
-    shown = progress(texts, "training the tokenizer, reading", documents)
-    tokenizer = make(kind, vocab_size, train_texts(shown))
+    with ExitStack() as after_reading:
+
+        def read() -> Iterator[tuple[str, bytes, Split]]:
+            yield from progress(texts, "training the tokenizer, reading", documents)
+            after_reading.enter_context(alive("training the tokenizer, learning merges"))
+
+        tokenizer = make(kind, vocab_size, train_texts(read()))
     if kind == "bpe" and tokenizer.n_tokens < vocab_size:
         log.warning(
             "the train split is too small for %d tokens: only %d are in use",

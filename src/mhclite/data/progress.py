@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -82,3 +83,21 @@ def progress(items: Iterable[T], what: str, total: int) -> Iterator[T]:
         for item in items:
             yield item
             shown.add(1)
+
+
+@contextmanager
+def alive(what: str) -> Iterator[None]:
+    """A line now and then, while something goes on that does not tell how far it is."""
+    ended, start = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not ended.wait(LOG_SECONDS):
+            log.info("%s: since %.0f s", what, time.monotonic() - start)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

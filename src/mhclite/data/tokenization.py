@@ -32,6 +32,8 @@ GPT2_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++
 # No word reaches across this place, so that both sides can be encoded apart.
 _SAFE_CUT = re.compile(r"(?<=[!-~])(?= )")
 PIECE_CHARACTERS = 1 << 18
+LONGEST_WORD = 1024  # characters that the training of a BPE takes for one word, at most
+_HALF_A_WORD = re.compile(r"[^ ]{512}|\s{512}")
 
 
 class TextTokenizer(Protocol):
@@ -66,6 +68,26 @@ def pieces(text: str, size: int = PIECE_CHARACTERS) -> list[str]:
         parts.append(text[start : cut.start()])
         start = cut.start()
     return [*parts, text[start:]]
+
+
+def without_long_words(text: str) -> Iterator[str]:
+    """A text cut within its words of more than `LONGEST_WORD` characters, and nowhere else.
+
+    The time to learn merges grows with the square of the longest word, which is a whole text where
+    nothing separates words: DNA, base64, blanks, some languages.
+    """
+    from tokenizers import pre_tokenizers
+
+    # Rarely is there any. One that long fills a whole half of its length, counted from the start.
+    if any(_HALF_A_WORD.match(text, i) for i in range(0, len(text), LONGEST_WORD // 2)):
+        words = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text)
+        start = 0
+        for _, (first, end) in words:
+            for cut in range(first + LONGEST_WORD, end, LONGEST_WORD):
+                yield text[start:cut]
+                start = cut
+        text = text[start:]
+    yield text
 
 
 def _joined(encoded: Iterator[Sequence[int]], counts: list[int]) -> list[Ids]:
@@ -106,7 +128,12 @@ class ByteLevelBPE:
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        texts = (piece for document in documents for piece in pieces(document))
+        texts = (
+            part
+            for document in documents
+            for piece in pieces(document)
+            for part in without_long_words(piece)
+        )
         tokenizer.train_from_iterator(texts, trainer)
         return cls(tokenizer)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import threading
 
 import pytest
 
 from mhclite.data import progress as module
-from mhclite.data.progress import meter, progress
+from mhclite.data.progress import alive, meter, progress
 
 
 def test_a_log_file_gets_a_line_now_and_then(
@@ -46,3 +47,14 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(progress(iter("abc"), "reading", total=3)) == list("abc")
     assert "reading: 100%" in terminal.getvalue()
     assert "3/3" in terminal.getvalue()
+
+
+def test_what_does_not_tell_how_far_it_is_still_shows_life(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "LOG_SECONDS", 0.01)
+    told, before = threading.Event(), threading.active_count()
+    monkeypatch.setattr(module.log, "info", lambda *_: told.set())
+    with alive("learning"):
+        assert told.wait(60)
+    assert threading.active_count() == before

@@ -12,9 +12,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from small_corpora import documents
+from tokenizers import pre_tokenizers
 
 from mhclite.data import tokenization
-from mhclite.data.tokenization import GPT2, ByteLevelBPE, TextTokenizer, load, pieces
+from mhclite.data.tokenization import (
+    GPT2,
+    ByteLevelBPE,
+    TextTokenizer,
+    load,
+    pieces,
+    without_long_words,
+)
 from mhclite.errors import UserError
 
 TOKENIZERS: dict[str, TextTokenizer] = {
@@ -56,6 +64,35 @@ def test_long_texts_are_cut() -> None:
     parts = pieces("a word, another. " * 1000, size=1000)
     assert len(parts) > 10
     assert max(map(len, parts)) < 1100
+
+
+LONG = tokenization.LONGEST_WORD
+
+
+@pytest.mark.parametrize(
+    "run",
+    ["a", " ", "\n", "!", "7", "\x1c!", "ก", "日", "é", "\u2003", "ACGT", "aGVsbG"],
+)
+@pytest.mark.parametrize("around", [("", ""), ("a word, ", " another"), ("x" * 700 + "\n", "!")])
+def test_no_word_is_learned_from_as_a_whole_if_it_is_too_long(
+    run: str, around: tuple[str, str]
+) -> None:
+    text = around[0] + run * (5 * LONG // len(run)) + around[1]
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str
+    assert max(end - start for _, (start, end) in words(text)) > LONG
+    parts = list(without_long_words(text))
+    assert "".join(parts) == text
+    assert max(end - start for part in parts for _, (start, end) in words(part)) <= LONG
+    tokenizer = ByteLevelBPE.train([text, text], 300)
+    assert max(len(tokenizer.decode([i])) for i in range(300)) <= LONG
+    assert tokenizer.decode(tokenizer.encode_batch([text])[0].tolist()) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["日本語。" * LONG, "a,1" * LONG, "a" * LONG + " b", "", *documents(3)]
+)
+def test_other_words_stay_whole(text: str) -> None:
+    assert list(without_long_words(text)) == [text]
 
 
 @kinds
