@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import re
+import typing
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +14,22 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from snakemake.cli import parse_config
+from snakemake.utils import update_config
 
 from mhclite.cli import main
 from mhclite.config import RunConfig
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
 from mhclite.evidence.claims import load_claims
+from mhclite.planning import costs
+from mhclite.study.docs import settings_classes
 from mhclite.study.reading import load_study, parse_study, read_yaml
+from mhclite.study.sections import TAKEN, Settings, leaves
+from mhclite.tracking.store import artifact_root
 
 CONFIG = Path(__file__).parents[2] / "config"
 STUDIES = sorted(path for path in CONFIG.glob("*.yaml") if path.name != "claims.yaml")
@@ -83,6 +94,7 @@ BAD = {
         ["variants", "'mch'", "did you mean 'mhc'?"],
     ),
     "no variants": (change("variants", value=[]), ["variants"]),
+    "variants that are none": (change("variants", value=[["hc"], 3]), ["variants.0", "['hc']"]),
     "missing key": (change("training", "steps", value=...), ["training.steps", "missing"]),
     "missing section": (change("models", value=...), ["models", "missing"]),
     "wrong type": (change("training", "steps", value="many"), ["training.steps", "'many'"]),
@@ -140,6 +152,28 @@ def test_bad_study_is_one_line_that_names_the_key(
         assert words in error
 
 
+@pytest.mark.parametrize("variants", [["mhclite"], ["residual", "mhclite"], ["mhc", "mhclite"]])
+def test_an_unknown_variant_is_said_before_conditions(variants: list[str]) -> None:
+    conditions = {"c": {"title": "c", "connections": {"final_norm": "after_sum"}}}
+    with pytest.raises(UserError, match=r"'mhclite' is unknown.* did you mean 'mhc_lite'\?$"):
+        parse_study(smoke(variants=variants, conditions=conditions))
+
+
+def test_names_that_results_has_for_itself_are_taken() -> None:
+    """Every name after results/ in code, workflow and Makefile is a study's or taken."""
+    root, found = CONFIG.parent, set()
+    for place in ("src/**/*.py", "workflow/**/*.smk", "Snakefile", "Makefile"):
+        for path in root.glob(place):
+            found |= set(re.findall(r"results/([a-z0-9_]+)\b(?![-.])", path.read_text()))
+    found |= {artifact_root(Path("results/mlflow.db")).name, costs.PUBLISHED.split("/")[0]}
+    found |= {parse_study(smoke()).corpus_folder("sotu").split("/")[0]}
+    names = {load_study(path).name for path in STUDIES}
+    assert found - names - {"study"} <= set(TAKEN)
+    for name in TAKEN:
+        with pytest.raises(UserError, match=f"name: '{name}' is a folder that is no study's"):
+            parse_study(smoke(name=name))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -183,6 +217,110 @@ def test_a_key_that_is_there_twice_is_refused(
     error = capsys.readouterr().err
     assert re.search(said.format(line=before + 1, first=before), error), error
     assert error.count("\n") == 1
+
+
+@given(
+    text=st.from_regex(
+        r"[-+]?[0-9_.:xbeE]{1,8}|[A-Za-z]{1,5}|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}", fullmatch=True
+    )
+    | st.sampled_from(
+        ["yes", "No", "on", "OFF", "true", "False", "TRUE", ".inf", "-.INF", "1:30.5"]
+    )
+)
+def test_yaml_reads_numbers_and_booleans_as_anybody_does(
+    text: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "plain.yaml"
+    for content in (f"- {text}\n", f"{{{text}: 1}}\n"):
+        path.write_text(content)
+        try:
+            (found,) = read_yaml(path, "file")
+        except UserError:
+            continue
+        if isinstance(found, bool):
+            assert text.lower() == str(found).lower()
+        elif isinstance(found, int | float):
+            assert "_" not in text
+            assert float(text.replace(".inf", "inf").replace(".INF", "inf")) == found
+            assert not re.match("[-+]?0[0-9]", text)
+
+
+@pytest.mark.parametrize(
+    "value", ["010", "1:30", "1:30.5", "1_000", "0x10", "0b11", "yes", "NO", "on", "2020-01-01"]
+)
+def test_what_yaml_reads_otherwise_than_it_looks_is_refused(value: str, tmp_path: Path) -> None:
+    path, text = tmp_path / "study.yaml", (CONFIG / "smoke.yaml").read_text()
+    for old in ("0, 1", "smoke", "d2", "1.0e-2"):  # in a list, a name, a key, a number
+        line = text[: text.index(old)].count("\n") + 1
+        path.write_text(text.replace(old, value, 1))
+        with pytest.raises(UserError, match=rf"study.yaml line {line}: YAML reads '{value}' as "):
+            load_study(path)
+    path.write_text(text.replace("final norm after the sum", f"'{value}'"))
+    assert load_study(path).conditions["norm_after_sum"].title == value
+
+
+@pytest.mark.parametrize("value", ["!!set {0, 1}", '!!int "3"', "! 3", "!!binary aGk=", "!own 3"])
+def test_tags_are_refused(value: str, tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text((CONFIG / "smoke.yaml").read_text().replace("[0, 1]", value))
+    with pytest.raises(UserError, match=r"study.yaml line \d+: remove the tag '!?"):
+        load_study(path)
+
+
+NO_NUMBERS = (True, "yes", "010", "1_0", "0x10", "1:30", " 1 ", "\uff11", "1e", "")
+NO_BOOLEANS = (1, 0, 1.0, "1", "yes", "on", "t", "", None)
+
+
+@pytest.mark.parametrize(("where", "settings"), list(settings_classes()))
+def test_every_number_is_a_plain_one_and_every_boolean_true_or_false(
+    where: str, settings: type[Settings]
+) -> None:
+    """Whoever gives it: YAML with quotes, JSON, `snakemake --config`, whose values are texts."""
+
+    def refused(name: str, value: Any) -> bool:
+        try:
+            settings.model_validate({name: value})
+        except ValidationError as error:
+            return any(problem["loc"][:1] == (name,) for problem in error.errors())
+        return False
+
+    for name, field in settings.model_fields.items():
+        kinds = leaves(field.annotation)
+        many = typing.get_origin(field.annotation) in (list, tuple)
+        for kind, bad, good in ((int, NO_NUMBERS, "9"), (float, NO_NUMBERS, "9e-1")):
+            if kind in kinds:
+                for value in bad:
+                    assert refused(name, [value, value] if many else value), (where, name, value)
+                text = [good, good] if many else good
+                number = [json.loads(good)] * 2 if many else json.loads(good)
+                assert refused(name, text) == refused(name, number), (where, name)
+        if bool in kinds:
+            assert all(refused(name, value) for value in NO_BOOLEANS), (where, name)
+            assert not any(refused(name, value) for value in (True, False, "true", "False"))
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("seeds=[yes]", "seeds: 'yes'"),
+        ("seeds=[010]", "seeds: '010'"),
+        ("training={compile: 1}", "training.compile: '1'"),
+        ("training={steps: 1_000}", "training.steps: '1_000'"),
+        ("conditions={c: {title: c, training: {steps: 0x10}}}", "conditions.c: training.steps"),
+        ("name=010", "name: "),
+        ("seeds=[0, 2]", ""),
+        ("training={compile: true, steps: 1e2}", ""),
+        ("models={d2: {learning_rate: 4e-3}}", ""),
+    ],
+)
+def test_values_of_snakemakes_command_line(entry: str, said: str) -> None:
+    study = smoke()
+    update_config(study, parse_config([entry]))
+    if said:
+        with pytest.raises(UserError, match=re.escape(said)):
+            parse_study(study)
+    else:
+        parse_study(study)
 
 
 def test_an_anchor_whose_keys_are_changed_is_no_key_twice(tmp_path: Path) -> None:

@@ -15,16 +15,24 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from mhclite.files import write_text
-from mhclite.study.sections import Settings
+from mhclite.study.sections import TAKEN, Settings
 from mhclite.study.settings import Study
 from mhclite.study.wording import settings_in
 
-HEADING = """# Configuration
+HEADING = f"""# Configuration
 
 A study is one YAML file. Unknown keys, impossible values and missing corpora stop before the DAG
 starts, with one line that says what and why: `python -m mhclite check FILE` says it without
 Snakemake. A single value can be set on the command line, for example
 `snakemake --cores all --config 'seeds=[0, 1]'`.
+
+Names, of the study and of what is in it, have lower-case letters, digits and `_` (not first), at
+most 40. No hyphen: it separates the parts of a run's name. No study has the name of a folder that
+results/ has for itself: {", ".join(f"`{name}`" for name in TAKEN)}.
+
+Numbers are plain decimal ones (`0.004`, `4e-3`), booleans `true` or `false`. What YAML 1.1 reads
+otherwise than it looks (`010` as 8, `1:30` as 90, `yes` as true) is refused; a text that looks so
+stands in quotes.
 
 <!-- Generated from study/sections.py by `python -m mhclite.study.docs docs/configuration.md`. -->
 """

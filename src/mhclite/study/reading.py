@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from mhclite.errors import UserError
+from mhclite.study.sections import DECIMAL
 from mhclite.study.settings import Study
 from mhclite.study.wording import one_line
 
@@ -23,12 +26,43 @@ def parse_study(config: Any, source: str = "study") -> Study:
         raise UserError(f"{source}: {one_line(error, Study)}") from None
 
 
-class _KeyTwice(Exception):  # noqa: N818 - becomes a UserError in `read_yaml`
-    """The message says where and which."""
+class _Refused(Exception):  # noqa: N818 - becomes a UserError in `read_yaml`
+    """The message says where and what."""
 
 
-class _EachKeyOnce(yaml.SafeLoader):
-    """PyYAML takes the last of two equal keys without a word; here it is an error, at any level."""
+# Read by YAML as by anybody. Its version 1.1 also takes 010 for 8, 1:30 for 90, 1_000, 0x10 and 0b1
+# for numbers, yes, no, on and off for booleans, and 2020-01-01 for a date.
+AS_IT_LOOKS = {
+    "int": DECIMAL,
+    "float": re.compile(rf"{DECIMAL.pattern}|[-+]?\.(inf|nan)", re.IGNORECASE),
+    "bool": re.compile("true|false", re.IGNORECASE),
+}
+
+
+class _Careful(yaml.SafeLoader):
+    """Refuses what PyYAML takes without a word, at any level.
+
+    Of two equal keys it takes the last; numbers and booleans it reads otherwise than they look; a
+    tag such as `!!set` makes of a value what the study does not ask for.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        if tag := getattr(event, "tag", None):
+            raise _Refused(f"line {event.start_mark.line + 1}: remove the tag {tag!r}")
+        return super().compose_node(parent, index)
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        node: yaml.ScalarNode = super().compose_scalar_node(anchor)
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+        looks = AS_IT_LOOKS.get(kind)
+        if kind == "timestamp" or (looks and not looks.fullmatch(node.value)):
+            read = "a date" if kind == "timestamp" else json.dumps(self.construct_object(node))
+            raise _Refused(
+                f"line {node.start_mark.line + 1}: YAML reads {node.value!r} as {read}: write a "
+                "number in plain decimals, a boolean as true or false, a text in quotes"
+            )
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
@@ -38,7 +72,7 @@ class _EachKeyOnce(yaml.SafeLoader):
                 continue
             name = (key.tag, key.value)
             if name in lines:
-                raise _KeyTwice(
+                raise _Refused(
                     f"line {key.start_mark.line + 1}: the key {key.value!r} is there already, in "
                     f"line {lines[name]}"
                 )
@@ -47,14 +81,18 @@ class _EachKeyOnce(yaml.SafeLoader):
 
 
 def read_yaml(path: str | Path, what: str) -> Any:
-    """The content of a YAML file; `UserError` in one line if there is none, or a key twice."""
+    """The content of a YAML file.
+
+    `UserError` in one line if there is none, a key twice, or a value that is read otherwise than it
+    looks.
+    """
     try:
-        return _EachKeyOnce(Path(path).read_text(encoding="utf-8-sig")).get_single_data()
+        return _Careful(Path(path).read_text(encoding="utf-8-sig")).get_single_data()
     except OSError as error:
         raise UserError(f"{what} {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{what} {path} is not UTF-8 text: {error}") from None
-    except _KeyTwice as error:
+    except _Refused as error:
         raise UserError(f"{what} {path} {error}") from None
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""

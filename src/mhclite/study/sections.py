@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,6 +15,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -24,6 +26,8 @@ from mhclite.study.text_files import matching
 # Names become folder names, tags and axis labels. No hyphen: it separates the parts of a run's id.
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,39}$")]
 RESULTS = Path("results")
+# No names of studies: what results/ has for itself, and 0, where MLflow keeps its own experiment.
+TAKEN = ("published", "corpora", "mlartifacts", "bench", "0")
 BASE = "base"  # the condition of the study's own settings
 
 
@@ -44,12 +48,52 @@ NO_PASSWORD = (
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+# A number as anybody reads it: no 010, 1_000, 0x10 or 1:30.
+DECIMAL = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+
+
+def leaves(annotation: Any) -> set[Any]:
+    """The types of single values inside an annotation such as `list[PositiveInt] | None`."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (Literal, dict):
+        return set()
+    if origin is Annotated:
+        return leaves(arguments[0])
+    return set().union(*map(leaves, arguments)) if arguments else {annotation}
+
+
+def as_it_looks(value: Any, kind: type) -> Any:
+    """A number or boolean as it stands in a study, or in quotes; `ValueError` for any other.
+
+    Pydantic alone would take true and "1_0" for numbers, and 1, "on" and "y" for true.
+    """
+    if isinstance(value, list | tuple):
+        return [as_it_looks(entry, kind) for entry in value]
+    if kind is bool:
+        if str(value).lower() not in ("true", "false"):
+            raise ValueError(f"{value!r} is neither true nor false")
+    elif isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is no number")
+    elif isinstance(value, str):
+        if not DECIMAL.fullmatch(value):
+            raise ValueError(f"{value!r} is no number in plain decimals")
+        return float(value) if set(value) & set(".eE") else int(value)
+    return value
+
+
 class Settings(BaseModel):
     """Base of all settings: unknown keys, NaN and infinity are refused, values cannot change."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_it_looks(cls, value: Any, info: ValidationInfo) -> Any:
+        kinds = leaves(cls.model_fields[str(info.field_name)].annotation)
+        kind = next((kind for kind in (bool, int, float) if kind in kinds), None)
+        return value if kind is None else as_it_looks(value, kind)
 
 
 # What a corpus of each source must name, and no other may.

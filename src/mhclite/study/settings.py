@@ -14,6 +14,7 @@ from typing import Annotated, Any, Self
 from pydantic import (
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -29,6 +30,7 @@ from mhclite.connections.registry import VARIANTS, check_streams
 from mhclite.files import digest_of
 from mhclite.study.sections import (
     BASE,
+    TAKEN,
     Condition,
     Connections,
     Corpus,
@@ -44,6 +46,7 @@ from mhclite.study.sections import (
     Tokenizer,
     Tracking,
     Training,
+    known_variant,
     n_streams,
     touches,
 )
@@ -78,6 +81,20 @@ class Study(Settings):
     statistics: Statistics = Statistics()
     tracking: Tracking = Tracking()
 
+    @field_validator("name")
+    @classmethod
+    def _not_taken(cls, value: str) -> str:
+        if value in TAKEN:
+            raise ValueError(
+                f"{value!r} is a folder that is no study's ({', '.join(TAKEN)}): choose another"
+            )
+        return value
+
+    @field_validator("variants")
+    @classmethod
+    def _variants_are_known(cls, value: list[str]) -> list[str]:
+        return [known_variant(variant) for variant in value]
+
     @model_validator(mode="before")
     @classmethod
     def _conditions_touch_what_they_change(cls, study: Any) -> Any:
@@ -88,7 +105,9 @@ class Study(Settings):
         for name, condition in study["conditions"].items():
             missing = isinstance(condition, dict) and "variants" not in condition
             if missing and isinstance(variants, list):
-                touched = [v for v in variants if v in VARIANTS and touches(condition, v)]
+                # Of an unknown one `variants` itself says more.
+                known = list(VARIANTS)  # an entry may be anything yet
+                touched = [v for v in variants if v not in known or touches(condition, v)]
                 condition = {**condition, "variants": touched}
             filled[name] = condition
         return {**study, "conditions": filled}
@@ -99,22 +118,12 @@ class Study(Settings):
             if len(set(map(str, values))) < len(values):
                 raise ValueError(f"{what} has an entry twice: {values}")
         for variant in self.variants:
-            self._check_variant("variants", variant)
             check_streams(variant, n_streams(variant, self.connections))
         if BASE in self.conditions:
             raise ValueError(f"conditions: {BASE!r} names the study's own settings; choose another")
         for name, condition in self.conditions.items():
             self._condition_is_possible(name, condition)
         return self
-
-    @staticmethod
-    def _check_variant(where: str, variant: str) -> None:
-        if variant not in VARIANTS:
-            close = difflib.get_close_matches(variant, VARIANTS, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(
-                f"{where}: {variant!r} is unknown; known are {', '.join(VARIANTS)}{hint}"
-            )
 
     def _condition_is_possible(self, name: str, condition: Condition) -> None:
         for section in ("connections", "training"):
@@ -138,7 +147,6 @@ class Study(Settings):
         except ValidationError as error:
             raise ValueError(f"conditions.{name}: {one_line(error, Study)}") from None
         if condition.match_parameters is not None:
-            self._check_variant(f"conditions.{name}.match_parameters", condition.match_parameters)
             for model, variant in product(changed.models, condition.variants):
                 try:
                     changed.mlp_width(model, variant, condition.match_parameters)

@@ -40,6 +40,8 @@ def one_line(error: ValidationError, root: type[BaseModel]) -> str:
         )
     else:
         what = f"{first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}"
+        if first["type"] == "string_type" and isinstance(first["input"], bool | int | float):
+            what += ": write it in quotes"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     line = f"{where}: {what}{more}" if where else f"{what}{more}"
     return " ".join(line.split())
