@@ -49,7 +49,7 @@ GROUPS: Groups = {
         "track": Step("mhclite.tracking.track", "bring a study's results into MLflow"),
     },
     "for users": {
-        "check": Step("mhclite.planning.check", "validate a study file and list its runs"),
+        "check": Step("mhclite.planning.check", "what is wrong with a study file, if anything"),
         "keys": Step(
             "mhclite.planning.keys", "what decides each run, and why it would be trained again"
         ),
@@ -125,6 +125,9 @@ def dispatch(prog: str, about: str, groups: Groups, argv: list[str]) -> int:
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("step", choices=steps, metavar="STEP", help="one of the steps below")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    if not argv:
+        parser.print_help(sys.stderr)
+        return EXIT_USER_ERROR
     outer = parser.parse_args(argv)
     return run_step(steps[outer.step], f"{prog} {outer.step}", outer.rest)
 

@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -75,6 +75,16 @@ def test_help_shows_every_step_in_its_group(capsys: pytest.CaptureFixture[str]) 
     assert [group.splitlines()[0] for group in groups] == [f"{title}:" for title in GROUPS]
     for text, steps in zip(groups, GROUPS.values(), strict=True):
         assert [line.split()[0] for line in text.splitlines()[1:]] == list(steps)
+
+
+@pytest.mark.parametrize("entry", [main, bench_main])
+def test_no_step_at_all_shows_the_steps(
+    entry: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert entry([]) == 2
+    names = STEPS if entry is main else BENCHMARKS["benchmarks"]
+    shown = capsys.readouterr().err
+    assert all(f"\n  {name} " in shown for name in names)
 
 
 def test_a_step_is_in_one_group() -> None:

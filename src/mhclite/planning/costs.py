@@ -18,23 +18,26 @@ from tabulate import tabulate
 from mhclite.connections.registry import VARIANTS
 from mhclite.data.manifest import load_if_prepared
 from mhclite.errors import UserError
+from mhclite.evidence.claims import Claim
 from mhclite.evidence.statistics import BASELINE
-from mhclite.evidence.verdicts import detectable_effect
+from mhclite.evidence.verdicts import POWER, detectable_effect, power
 from mhclite.files import read_json
 from mhclite.runs.folder import SUMMARY, RunFolder
+from mhclite.runs.status import duration
 from mhclite.study.sections import BASE
 from mhclite.study.settings import Study
 from mhclite.training.checkpoint import KEEP
 
 GPUS = (1, 8)
 SEEDS = (1, 3, 5)
+MOST_SEEDS = 100  # tried for the number that a margin needs
 PUBLISHED = "published/depth"  # its spread is used until the study has one of its own
 CONFIDENCE = 0.95
 SAME_FUNCTION = 0.001  # nats/token: two that agree so closely in every seed compute the same
 BYTES_PER_WEIGHT = 4
 RUN_BYTES_PER_STEP = 220  # metrics.jsonl and timing.jsonl; measured: 205 to 215
 BYTES_PER_TOKEN = 2
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 
 
 # --- speed ----------------------------------------------------------------------------------
@@ -128,20 +131,42 @@ def pooled_spread(cells: list[list[float]]) -> tuple[float, int]:
     return math.sqrt(squares / freedom), freedom
 
 
-def study_power(study: Study, results: Path) -> dict[str, Any]:
+def margins(claims: Iterable[Claim]) -> dict[tuple[str, str], float]:
+    """(variant, reference) -> the smallest margin of a claim on their final losses."""
+    found: dict[tuple[str, str], float] = {}
+    for claim in claims:
+        plain = claim.metric == "validation_loss" and not (claim.setting or claim.reference_setting)
+        if claim.kind == "difference" and claim.reference and plain and claim.margin:
+            pair = (claim.variant, claim.reference)
+            found[pair] = min(claim.margin, found.get(pair, math.inf))
+    return found
+
+
+def seeds_needed(sd: float, margin: float) -> int | None:
+    """Seeds that detect a difference as large as the margin; None for more than `MOST_SEEDS`."""
+    effect = margin / max(sd, margin / 1e4)  # seeds may differ by nothing
+    tried = range(2, MOST_SEEDS + 1)
+    return next((n for n in tried if power(effect, n, CONFIDENCE) >= POWER), None)
+
+
+def study_power(study: Study, results: Path, claims: Iterable[Claim] = ()) -> dict[str, Any]:
     """`source` of the spread, and for each comparison its `sd` and the `detectable` differences.
 
     `detectable`: seeds -> smallest true difference in nats per token that a t test of the paired
-    differences finds with 80 % power, two-sided at 5 %; None where nothing can be said. `refused`:
-    (variant, reference) that compute the same function in that source.
+    differences finds with 80 % power, two-sided at 5 %; None where nothing can be said. `planned`:
+    the study's own number of seeds. `margin`: that of a claim, or None; `needed`: how many seeds
+    would detect it, None for more than are tried. `refused`: (variant, reference) that compute the
+    same function in that source.
     """
+    planned, asked = len(study.seeds), margins(claims)
+    seeds = sorted({*SEEDS, planned})
     own = results / study.name / "runs"
     beside = [(variant, BASELINE) for variant in study.variants if variant != BASELINE]
     places = ((own, study.runs().keys()), (results / PUBLISHED / "runs", None))
     for runs, wanted in places:
         losses = final_losses(runs, wanted)
         comparisons, refused = [], []
-        for variant, reference in [*beside, ("mhc_lite", "mhc")]:
+        for variant, reference in dict.fromkeys((*beside, ("mhc_lite", "mhc"), *asked)):
             cells = paired_differences(losses, variant, reference)
             if not cells or not {variant, reference} <= set(study.variants):
                 continue
@@ -150,7 +175,8 @@ def study_power(study: Study, results: Path) -> dict[str, Any]:
                 refused.append((variant, reference))
                 continue
             sd, freedom = pooled_spread(differing)
-            effects = {n: detectable_effect(n, CONFIDENCE) for n in SEEDS}
+            effects = {n: detectable_effect(n, CONFIDENCE) for n in seeds}
+            margin = asked.get((variant, reference))
             comparisons.append(
                 {
                     "variant": variant,
@@ -160,16 +186,25 @@ def study_power(study: Study, results: Path) -> dict[str, Any]:
                     "detectable": {
                         n: None if effect is None else effect * sd for n, effect in effects.items()
                     },
+                    "margin": margin,
+                    "needed": None if margin is None else seeds_needed(sd, margin),
                 }
             )
         if comparisons or refused:
             return {
                 "source": str(runs),
                 "own": runs == own,
+                "planned": planned,
                 "comparisons": comparisons,
                 "refused": refused,
             }
-    return {"source": None, "own": False, "comparisons": [], "refused": []}
+    return {
+        "source": None,
+        "own": False,
+        "planned": planned,
+        "comparisons": [],
+        "refused": [],
+    }
 
 
 # --- cost -----------------------------------------------------------------------------------
@@ -178,8 +213,9 @@ def study_power(study: Study, results: Path) -> dict[str, Any]:
 def study_costs(study: Study, rows: list[dict[str, Any]], results: Path) -> dict[str, Any]:
     """Device-hours, days and bytes of disk: `variants`, with one row each, and `total`.
 
-    `checkpoints` are the further bytes that unfinished runs need, by number of GPUs. `tokens` are
-    the bytes of each prepared corpus, None for one that is not prepared.
+    `device` is the study's setting, `days` are by number of such devices: of GPUs, or on CPUs of
+    runs at a time. `checkpoints` are the further bytes that unfinished runs need, by the same
+    numbers. `tokens` are the bytes of each prepared corpus, None for one that is not prepared.
 
     Args:
         rows: those of `describe`, one per model and variant; `hours` of one run on one device.
@@ -201,6 +237,7 @@ def study_costs(study: Study, rows: list[dict[str, Any]], results: Path) -> dict
     return {
         "variants": variants,
         "total": _sum("all", rows),
+        "device": study.training.device,
         "checkpoints": {
             gpus: KEEP * largest * max(1, gpus // study.training.processes) for gpus in GPUS
         },
@@ -233,41 +270,50 @@ def as_text(plan: dict[str, Any]) -> str:
     )
 
 
-def _cost_lines(found: dict[str, Any], sources: list[str]) -> list[str]:
-    def number(value: float | None, form: str) -> str:
-        return "not measured" if value is None else format(value, form)
+def time_of(hours: float | None) -> str:
+    """In the unit that suits it."""
+    return "not measured" if hours is None else duration(3600 * hours)
 
+
+def size_of(size: float) -> str:
+    """Bytes in the unit that suits them."""
+    return f"{size / GIB:,.1f} GiB" if size >= GIB else f"{size / MIB:,.1f} MiB"
+
+
+def _cost_lines(found: dict[str, Any], sources: list[str]) -> list[str]:
+    # A run on CPUs takes some of them: how many there are, the study does not know.
+    noun = {"cuda": "GPU", "auto": "device"}.get(found["device"])
+    places = {n: f"on {n} {noun}{'s' * (n > 1)}" if noun else f"{n} at a time" for n in GPUS}
+    hours = f"{noun}-hours"
     rows = [
         [
             row["variant"],
             row["runs"],
-            number(row["device_hours"], ",.1f"),
-            *(number(days, ",.1f") for days in row["days"].values()),
-            f"{row['disk_bytes'] / GIB:,.1f}",
+            *(time_of(None if days is None else 24 * days) for days in row["days"].values()),
+            *([] if row["device_hours"] is None or not noun else [f"{row['device_hours']:,.1f}"]),
+            size_of(row["disk_bytes"]),
         ]
         for row in (*found["variants"], found["total"])
     ]
-    days = [f"days on {gpus} GPU{'s' * (gpus > 1)}" for gpus in GPUS]
-    headings = ["variant", "runs", "device-hours", *days, "disk GiB"]
+    headings = ["variant", "runs", *places.values(), *([hours] * (len(rows[0]) == 6)), "disk"]
     align = ["left", *["right"] * (len(headings) - 1)]
     tokens = ", ".join(
-        f"{corpus} {'not prepared here' if size is None else f'{size / GIB:,.2f} GiB'}"
+        f"{corpus} {'not prepared here' if size is None else size_of(size)}"
         for corpus, size in found["tokens"].items()
     )
     under_way = ", ".join(
-        f"{size / GIB:,.1f} GiB on {gpus} GPU{'s' * (gpus > 1)}"
-        for gpus, size in found["checkpoints"].items()
+        f"{size_of(size)} ({places[n]})" for n, size in found["checkpoints"].items()
     )
     if sources:
         rests = (
-            "Device-hours: training steps alone, at the speed in " + ", ".join(sources) + "; "
-            "starts, compiling, evaluations and communication come on top. Eight GPUs are assumed "
-            "to be eight times as fast."
+            "Time: training steps alone, at the speed in " + ", ".join(sources) + "; starts, "
+            "compiling, evaluations and communication come on top. Eight are assumed to be eight "
+            "times as fast as one."
         )
     else:
         rests = (
-            "Device-hours: no speed was measured. `snakemake` measures it in the study's own "
-            "throughput step; `--throughput FILE` takes one from another study or from "
+            "Time: no speed was measured. `snakemake` measures it in the study's own throughput "
+            "step; `--throughput FILE` takes one from another study or from "
             "`python -m mhclite.bench implementations`."
         )
     return [
@@ -281,10 +327,14 @@ def _cost_lines(found: dict[str, Any], sources: list[str]) -> list[str]:
 
 def _power_lines(found: dict[str, Any]) -> list[str]:
     if found["source"] is None:
-        return ["Detectable differences: unknown; no finished runs of several seeds show a spread."]
+        one = " One seed has none, and can show no difference at all." * (found["planned"] == 1)
+        return [
+            "Detectable differences: unknown; no finished runs of several seeds show a spread."
+            + one
+        ]
 
     def cell(value: float | None) -> str:
-        return "none: one seed has no spread" if value is None else f"{value:.2g}"
+        return "none" if value is None else f"{value:.2g}"
 
     def pair(variant: str, reference: str) -> str:
         return f"{VARIANTS[variant].label} - {VARIANTS[reference].label}"
@@ -304,7 +354,19 @@ def _power_lines(found: dict[str, Any]) -> list[str]:
         ]
         for row in found["comparisons"]
     ]
-    seeds = [f"{n} seed{'s' * (n > 1)}" for n in SEEDS]
+    planned = found["planned"]
+    own_seeds = f"The study's {planned} seeds" if planned > 1 else "The study's one seed"
+    seeds = [
+        f"{n} seed{'s' * (n > 1)}{' (planned)' * (n == planned)}"
+        for n in found["comparisons"][0]["detectable"]
+    ]
+    too_few = [
+        f"{own_seeds} cannot decide whether {VARIANTS[row['variant']].label} is no worse than "
+        f"{VARIANTS[row['reference']].label} by the claims' margin of {row['margin']:g}: it takes "
+        f"{row['needed'] or f'more than {MOST_SEEDS}'} seeds of this spread."
+        for row in found["comparisons"]
+        if row["margin"] is not None and not 0 < (row["needed"] or 0) <= planned
+    ]
     whose = (
         "the study's own finished runs"
         if found["own"]
@@ -314,6 +376,7 @@ def _power_lines(found: dict[str, Any]) -> list[str]:
         "Smallest difference in validation loss detected with 80 % power (nats/token; paired by "
         "seed, two-sided 5 %, one comparison):",
         tabulate(rows, ["difference", "its sd", *seeds], disable_numparse=True),
-        f"Spread: {found['source']}, {whose}.",
+        f"Spread: {found['source']}, {whose}. One seed has none, and detects nothing.",
+        *too_few,
         *refused,
     ]

@@ -19,6 +19,8 @@ from mhclite.arguments import file_path, folder_path
 from mhclite.config import RESIDUAL
 from mhclite.data.lock import LOCK_FILE, CorporaLock, revision_text
 from mhclite.data.manifest import load_if_prepared
+from mhclite.evidence.claims import load_claims
+from mhclite.evidence.published import CLAIMS
 from mhclite.measure.steps import counts
 from mhclite.planning import costs
 from mhclite.study.reading import load_study
@@ -91,6 +93,7 @@ def describe(
             },
         }
     cost = costs.study_costs(study, rows, results)
+    claims = load_claims(CLAIMS) if CLAIMS.is_file() else []
     return {
         "study": study.name,
         "rows": rows,
@@ -101,16 +104,16 @@ def describe(
             "tokens": sum(run.training.steps * run.tokens_per_step for run in runs),
             "device_hours": cost["total"]["device_hours"],
         },
-        "plan": {"costs": cost, "speeds": sources, "power": costs.study_power(study, results)},
+        "plan": {
+            "costs": cost,
+            "speeds": sources,
+            "power": costs.study_power(study, results, claims),
+        },
     }
 
 
 def as_text(found: dict[str, Any]) -> str:
     """What `describe` found, as text for readers."""
-
-    def number(value: float | None, form: str) -> str:
-        return "not measured" if value is None else format(value, form)
-
     rows = [
         [
             row["model"],
@@ -122,13 +125,13 @@ def as_text(found: dict[str, Any]) -> str:
             f"{row['tokens']:,}",
             f"{row['checkpoint_bytes'] / 2**20:,.1f}",
             str(row["runs"]),
-            number(row["hours"], ",.2f"),
+            costs.time_of(row["hours"]),
         ]
         for row in found["rows"]
     ]
     headings = [
         *("model", "variant", "parameters", "extra", "MFLOP/token", "steps", "tokens"),
-        *("checkpoint MiB", "runs", "hours/run"),
+        *("checkpoint MiB", "runs", "time/run"),
     ]
     numeric = ["left", "left", *["right"] * (len(headings) - 2)]
     lines = [tabulate(rows, headings, disable_numparse=True, colalign=numeric), ""]
@@ -145,7 +148,7 @@ def as_text(found: dict[str, Any]) -> str:
     if totals["tries"]:
         lines.append(
             f"The search for critical learning rates trains up to {totals['tries']:,} times more; "
-            "it is in the device-hours."
+            "it is in the times below."
         )
     return "\n".join([*lines, "", costs.as_text(found["plan"])])
 

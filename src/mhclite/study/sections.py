@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import typing
 from pathlib import Path
@@ -413,6 +414,21 @@ class Condition(Settings):
         description="a variant: the MLP is widened until the model has as many parameters as with "
         "that variant, to within one hidden unit a layer",
     )
+
+
+    @field_validator("match_parameters")
+    @classmethod
+    def _of_a_known_variant(cls, value: str | None) -> str | None:
+        return value if value is None else known_variant(value)
+
+
+def known_variant(variant: str) -> str:
+    """The variant; `ValueError` with the nearest name if there is none."""
+    if variant not in VARIANTS:
+        close = difflib.get_close_matches(variant, VARIANTS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{variant!r} is unknown; known are {', '.join(VARIANTS)}{hint}")
+    return variant
 
 
 def touches(condition: dict[str, Any], variant: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tiny import run_record, run_summary
 
 from mhclite.cli import main
 from mhclite.errors import UserError
+from mhclite.evidence.claims import load_claims
 from mhclite.evidence.verdicts import detectable_effect, power
 from mhclite.files import write_json
 from mhclite.planning import costs
@@ -178,6 +180,54 @@ def test_the_spread_of_two_that_compute_the_same_is_refused(study: Study, tmp_pa
     alone = costs._power_lines(found | {"comparisons": []})
     assert alone[0] == "Detectable differences: unknown."
     assert len(alone) == 2
+
+
+@pytest.mark.parametrize("step", [0.0, 0.0002, 0.0015, 0.02, 3.0])
+def test_seeds_that_are_too_few_for_a_margin_are_said(
+    step: float, study: Study, tmp_path: Path
+) -> None:
+    claims = load_claims(CONFIG / "claims.yaml")
+    (margin,) = {m for pair, m in costs.margins(claims).items() if pair == ("mhc_lite", "mhc")}
+    runs = tmp_path / study.name / "runs"
+    for name, config in study.runs().items():
+        if config.condition == "base" and config.connection.variant in ("mhc", "mhc_lite"):
+            other = config.connection.variant == "mhc_lite"
+            loss = 3.0 + other * (0.1 + config.seed * step)
+            write_json(runs / name / "run.json", to_json(run_record(config, "k")))
+            write_json(
+                runs / name / "summary.json",
+                to_json(run_summary(config, "k", validation_loss=loss)),
+            )
+    found = costs.study_power(study, tmp_path, claims)
+    (row,) = found["comparisons"]
+    assert row["margin"] == margin
+    detected = row["detectable"][len(study.seeds)]
+    text = "\n".join(costs._power_lines(found))
+    assert ("cannot decide whether mHC-lite" in text) == (detected > margin)
+    if row["needed"] is None:
+        assert f"more than {costs.MOST_SEEDS} seeds" in text
+    else:
+        enough = detectable_effect(row["needed"], 0.95)
+        assert enough is not None
+        assert enough * row["sd"] <= margin
+        fewer = detectable_effect(row["needed"] - 1, 0.95)
+        assert fewer is None or fewer * row["sd"] > margin
+
+
+def test_times_and_sizes_have_the_unit_that_suits_them(study: Study, tmp_path: Path) -> None:
+    found = describe(study, tmp_path)
+    for device in ("cpu", "auto", "cuda"):
+        training = study.training.model_copy(update={"device": device})
+        for hours in (2e-3, 0.3, 30.0, 3e5):
+            rows = [row | {"hours": hours} for row in found["rows"]]
+            cost = costs.study_costs(
+                study.model_copy(update={"training": training}), rows, tmp_path
+            )
+            text = as_text(found | {"rows": rows, "plan": found["plan"] | {"costs": cost}})
+            assert ("GPU" in text) == (device == "cuda")
+            numbers = re.findall(r"([\d.,]+) (?:s|min|h|d|MiB|GiB)\b", text)
+            assert len(numbers) > len(rows)
+            assert all(float(number.replace(",", "")) > 0 for number in numbers)
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 20])
