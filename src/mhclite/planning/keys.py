@@ -13,9 +13,15 @@ from mhclite.config import RunConfig
 from mhclite.data.corpora import changed
 from mhclite.data.manifest import MANIFEST, load_manifest
 from mhclite.errors import UserError
-from mhclite.runs.code import digest_of_modules
-from mhclite.runs.folder import RunFolder
-from mhclite.runs.key import code_digest, deciding, difference, modules_of, run_key, settings_digest
+from mhclite.runs.folder import RunFolder, RunRecord
+from mhclite.runs.key import (
+    code_digest,
+    deciding,
+    differences,
+    module_digests,
+    run_key,
+    settings_digest,
+)
 from mhclite.runs.status import outdated
 from mhclite.study.reading import load_study
 from mhclite.study.settings import Study
@@ -81,19 +87,28 @@ def why(config: RunConfig, corpus: str | None, folder: RunFolder) -> list[str]:
     state = "finished" if folder.is_finished() else "under way"
     if corpus is not None and run_key(config, corpus) == record.key:
         return [f"the run in {folder.path} is this one, and {state}: nothing to train"]
-    lines = []
-    if found := difference(deciding(config), deciding(record.config)):
-        lines.append(f"settings: {found}")
+    lines = [
+        f"settings: {found}" for found in differences(deciding(config), deciding(record.config))
+    ]
     if code_digest(config) != record.code:
-        lines.append(
-            f"code: {code_digest(config)} here, {record.code} in the run: one of the modules above "
-            "computes something else (`git diff` between the commit in run.json and here says what)"
-        )
+        lines.append(f"code: {other_code(config, record)}")
     if corpus is None:
         lines.append("corpus: not prepared here, so its digest is not known")
     elif corpus != record.corpus.digest:
         lines.append(f"corpus: {corpus[:SHORT]} here, {record.corpus.digest[:SHORT]} in the run")
     return lines or ["nothing differs, but the key does: run.json was changed by hand"]
+
+
+def other_code(config: RunConfig, record: RunRecord) -> str:
+    """Which modules of a run's key compute something else than when it was trained."""
+    commit = record.provenance.git.commit
+    since = f"`git diff {commit[:SHORT]}` says what" if commit else "its commit is not known"
+    if record.modules is None:
+        return f"the run keeps no digest of each module, so which differ is not known; {since}"
+    here = module_digests(config)
+    names = sorted(here.keys() | record.modules.keys())
+    edited = [name for name in names if here.get(name) != record.modules.get(name)]
+    return f"{', '.join(edited)} computed something else in the run; {since}"
 
 
 def table(study: Study, corpora: dict[str, str | None]) -> str:
@@ -108,12 +123,6 @@ def table(study: Study, corpora: dict[str, str | None]) -> str:
         for config in study.runs().values()
     ]
     return tabulate(rows, ["run", "settings", "code", "corpus"], disable_numparse=True)
-
-
-def modules(config: RunConfig) -> str:
-    """One row per module in a run's key, with its own digest."""
-    rows = [(name, digest_of_modules((name,))[:SHORT]) for name in modules_of(config)]
-    return tabulate(rows, ["module", "digest"], disable_numparse=True)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -138,5 +147,4 @@ def run(args: argparse.Namespace) -> None:
     if config is None:
         raise UserError(f"--why {args.why}: no run of study {study.name!r} has this name")
     folder = RunFolder(args.results / study.name / "runs" / config.run)
-    print(modules(config))
     print("\n".join(why(config, corpora[config.corpus], folder)))

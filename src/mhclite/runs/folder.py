@@ -87,6 +87,7 @@ class RunRecord:
     parameters: ParameterCounts
     implementation: str  # how the connections are computed: reference, fast or fused
     launch: dict[str, Any] | None  # sizes of the kernels' launches, where the run uses them
+    modules: dict[str, str] | None = None  # digest of each module in `code`; older runs have none
 
     @property
     def provenance(self) -> Provenance:

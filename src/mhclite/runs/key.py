@@ -92,6 +92,13 @@ def code_digest(config: RunConfig) -> str:
     return digest_of_modules(modules_of(config))
 
 
+def module_digests(config: RunConfig) -> dict[str, str]:
+    """Module -> digest, of the code that decides a run's numbers: to say which was edited."""
+    return {
+        name.removeprefix(f"{PACKAGE}."): digest_of_modules((name,)) for name in modules_of(config)
+    }
+
+
 def run_key(config: RunConfig, corpus_digest: str) -> str:
     """Digest of settings, code and corpus.
 
@@ -106,8 +113,8 @@ def run_key(config: RunConfig, corpus_digest: str) -> str:
     return digest_of(parts)
 
 
-def difference(expected: Any, found: Any, where: str = "") -> str:
-    """The first setting in which two configurations differ; empty if they agree.
+def differences(expected: Any, found: Any, where: str = "") -> list[str]:
+    """The settings in which two configurations differ.
 
     Args:
         expected: as the study has it.
@@ -115,11 +122,16 @@ def difference(expected: Any, found: Any, where: str = "") -> str:
         where: the path of both.
     """
     if isinstance(expected, dict) and isinstance(found, dict):
-        for key in [*expected, *(key for key in found if key not in expected)]:
-            inner = difference(expected.get(key), found.get(key), f"{where}.{key}".lstrip("."))
-            if inner:
-                return inner
-        return ""
+        return [
+            line
+            for key in dict.fromkeys((*expected, *found))
+            for line in differences(expected.get(key), found.get(key), f"{where}.{key}".lstrip("."))
+        ]
     if expected == found:
-        return ""
-    return f"{where} is {expected!r} in the study and {found!r} in the run"
+        return []
+    return [f"{where} is {expected!r} in the study and {found!r} in the run"]
+
+
+def difference(expected: Any, found: Any) -> str:
+    """The first of `differences`; empty if there are none."""
+    return next(iter(differences(expected, found)), "")

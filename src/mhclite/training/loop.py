@@ -38,7 +38,7 @@ from mhclite.runs.folder import (
     RunRecord,
     Summary,
 )
-from mhclite.runs.key import code_digest, run_key
+from mhclite.runs.key import code_digest, module_digests, run_key
 from mhclite.runs.provenance import provenance
 from mhclite.training.checkpoint import Saver, load_checkpoint, save_tensors
 from mhclite.training.group import Group
@@ -259,6 +259,7 @@ def new_record(
         parameters=ParameterCounts(**model.parameter_counts()),
         implementation=choice.implementation,
         launch=launch.settings() if on_gpu or choice.implementation == "fused" else None,
+        modules=module_digests(config),
     )
 
 
