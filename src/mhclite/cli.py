@@ -178,6 +178,18 @@ def run_step(step: Step, prog: str, argv: list[str]) -> int:
     except (Interrupted, KeyboardInterrupt) as error:
         print(f"interrupted: {error or 'stopped by the user'}", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except RuntimeError as error:
+        # By name: torch is imported by the steps that compute, and by no other.
+        if "BackendCompilerFailed" not in (kind.__name__ for kind in type(error).__mro__):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        why = next((line for line in lines if "error:" in line), lines[0])
+        print(
+            f"error: torch.compile failed: {why[:200]}; see whether a C++ compiler works here (CXX "
+            "names another), or set training.compile to false",
+            file=sys.stderr,
+        )
+        return EXIT_USER_ERROR
     except BrokenPipeError:  # the reader of our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
