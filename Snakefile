@@ -30,4 +30,7 @@ rule all:
         f"{OUT}/mlflow.json",
 
 
+look_for_what_is_lost(rules.resolve, rules.collect, rules.evidence)
+
+
 report: "workflow/report/study.rst"

@@ -38,6 +38,8 @@ class Step:
         return self.output.partition("{")[2].partition("}")[0]
 
 
+PREPARED = "prepared.json"  # beside a corpus's manifest: a copy, which Snakemake deletes at will
+
 TRAIN = Step("train", "runs/{run}/summary.json")
 PROBE = Step("probe", "probes/{run}.json")
 PROBES = Step("probe", "probes.json")  # those of all runs in one process; what each was made of

@@ -4,12 +4,17 @@ import json
 import os
 import shlex
 import sys
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import RerunTrigger
+from snakemake.utils import update_config
 
-SOURCE = Path(workflow.basedir) / "src"
+# Of this file, and not workflow.basedir: another workflow may import this one as a module.
+ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parents[1]
+SOURCE = ROOT / "src"
 sys.path.insert(0, str(SOURCE))
 
 from mhclite import jobs
@@ -19,8 +24,15 @@ from mhclite.data.prepare import PREPARATION
 from mhclite.errors import UserError
 from mhclite.evidence.claims import load_claims
 from mhclite.evidence.exhibits import HEADINGS, declared
-from mhclite.files import write_json, write_text
-from mhclite.planning.keys import outdated_in_words, outdated_runs
+from mhclite.files import digest_of, read_json, write_json, write_text
+from mhclite.planning.check import check_machine
+from mhclite.planning.keys import (
+    lost_files,
+    lost_in_words,
+    outdated_in_words,
+    outdated_runs,
+    replaced,
+)
 from mhclite.records import to_json
 from mhclite.runs.code import digest_of_modules, step_digest
 from mhclite.study.reading import parse_study, read_yaml
@@ -29,22 +41,25 @@ from mhclite.study.sections import RESULTS
 from mhclite.training import compiled, live
 from mhclite.training.torchrun import launcher
 
+FILE = {}  # the study without what --config sets
 try:
     for path in workflow.configfiles:
-        read_yaml(
-            path, "study file"
-        )  # Snakemake has read it and dropped keys given twice
+        # Snakemake has read it and dropped keys given twice
+        update_config(FILE, read_yaml(path, "study file") or {})
     STUDY = parse_study(config)
-    CLAIMS = load_claims(Path(workflow.basedir) / "config/claims.yaml")
+    CLAIMS = load_claims(ROOT / "config/claims.yaml")
     # Snakemake knows what a result was made with only as long as its own records are there: not in
     # another clone, not without .snakemake, not after --touch. The run folders know it themselves.
     OUTDATED = outdated_runs(STUDY, RESULTS) if workflow.is_main_process else {}
+    LOST = lost_files(STUDY, RESULTS) if workflow.is_main_process else {}
 except UserError as error:
     # Not WorkflowError: its place in this file would hide the one line that matters.
     sys.exit(f"error: {error}")
 
 RUNS = STUDY.runs()
+RESOLVED = to_json(resolve(STUDY, CLAIMS))
 NODES = STUDY.nodes()
+CORPORA = {STUDY.corpus_folder(name).split("/")[1]: name for name in STUDY.corpora}
 if OUTDATED:
     print(outdated_in_words(OUTDATED, len(RUNS)), file=sys.stderr)
 EXHIBITS = [exhibit for exhibit in declared() if exhibit.shown_in(STUDY.model_dump())]
@@ -79,7 +94,7 @@ wildcard_constraints:
 
 
 def as_json(value):
-    """A setting as it stands on a job's command line; a change of it reruns the job."""
+    """A setting as it stands on a job's command line."""
     return json.dumps(value, sort_keys=True)
 
 
@@ -88,27 +103,98 @@ def quoted(job):
     return shlex.join(job.arguments)
 
 
-def corpus_folder(corpus):
-    """Folder of a prepared corpus."""
-    return str(jobs.corpus_folder(STUDY, corpus))
+def made_of(job):
+    """What decides a job's output.
 
-
-def text_of(corpus):
-    """What identifies the text of a corpus besides its settings."""
-    settings = STUDY.corpora[corpus].model_dump(mode="json")
-    return content(settings, jobs.corpus_folder(STUDY, corpus))
-
-
-def manifest_of_run(wildcards):
-    """Manifest of the corpus that a run trains on.
-
-    Snakemake asks while it builds the DAG: the moment to force a run that is outdated.
+    A digest, as in every rule: Snakemake keeps what is given as a parameter, compares it, and prints
+    it where it changed. Not so with a parameter that is a function of `output` as well.
     """
-    if wildcards.run in OUTDATED and RerunTrigger.PARAMS in workflow.rerun_triggers:
-        workflow.dag.forcefiles.add(
-            f"{OUT}/{jobs.TRAIN.output.format(run=wildcards.run)}"
+    return digest_of([job.arguments, job.code])
+
+
+def prepared(corpus):
+    """Snakemake's receipt of a prepared corpus."""
+    return f"{jobs.corpus_folder(STUDY, corpus)}/{jobs.PREPARED}"
+
+
+def made_of_corpus(corpus):
+    """What decides a corpus: its settings, the content of its files, code."""
+    settings = STUDY.corpora[corpus].model_dump(mode="json")
+    files = content(settings, jobs.corpus_folder(STUDY, corpus))
+    return digest_of(
+        [STUDY.corpus_settings(corpus), files, digest_of_modules(PREPARATION)]
+    )
+
+
+def look_for_what_is_lost(*made):
+    """Say what is missing of a study that is as it was, and has been made.
+
+    Snakemake does not miss a file if all that is made from it is there. Where the study changed, its
+    rules run again, and Snakemake itself sees what they lack.
+
+    Args:
+        made: rules, each with what it is made from.
+    """
+    study = Path(OUT, "resolved.json")
+    if not study.exists() or read_json(study) == RESOLVED:
+        for rule in made:
+            if any(map(os.path.exists, rule.output)):
+                files = map(str, (*rule.input, *rule.output))
+                LOST.update((file, file) for file in files if not os.path.exists(file))
+    if LOST:
+        print(lost_in_words(LOST), file=sys.stderr)
+
+
+def replaced_by_config():
+    """What of the results --config would replace, and the study file alone would not."""
+    found = replaced(STUDY, RESULTS) if workflow.config_settings.config else ""
+    try:
+        alone = replaced(parse_study({**FILE, "name": STUDY.name}), RESULTS)
+    except UserError:  # --config may complete it
+        alone = ""
+    return found if found != alone else ""
+
+
+@cache
+def begin():
+    """What must be done once and when the DAG is built, before anything is compared.
+
+    What is outdated or lost is forced; nothing is where the user typed what he may not mean.
+    """
+    if found := replaced_by_config():
+        line = (
+            f"--config would replace results in {OUT} ({found}): name a folder for them with "
+            "`--config name=NAME`, or change the study file"
         )
-    return f"{corpus_folder(RUNS[wildcards.run].corpus)}/manifest.json"
+        if not workflow.dryrun:
+            sys.exit(f"error: {line}")
+        print(line, file=sys.stderr)
+    if workflow.touch:  # which takes what is there as made
+        return
+    workflow.dag.forcefiles.update(LOST.values())
+    if RerunTrigger.PARAMS in workflow.rerun_triggers:
+        trained = expand(f"{OUT}/{jobs.TRAIN.output}", run=OUTDATED)
+        workflow.dag.forcefiles.update(trained)
+
+
+def asked(wildcards):
+    """No file. Snakemake asks while it builds the DAG, for each job whose output has a wildcard."""
+    begin()
+    for kind, name in wildcards.items():
+        names = {"run": RUNS, "model": STUDY.models, "corpus": CORPORA}[kind]
+        if name not in names:
+            close = get_close_matches(name, names, n=1) or list(names)[:3]
+            # Not an exception: Snakemake's words around it are longer than what it says.
+            sys.exit(
+                f"error: study {STUDY.name!r} has no {kind} {name!r}; of its {len(names)}: "
+                f"{', '.join(close)}"
+            )
+    return []
+
+
+def corpus_of_run(wildcards):
+    """Receipt of the corpus that a run trains on."""
+    return prepared(RUNS[wildcards.run].corpus)
 
 
 def training_of(wildcards):
@@ -176,3 +262,10 @@ onstart:
         raise WorkflowError(
             f"another snakemake is working in {os.getcwd()}: wait for it to end, or stop it"
         )
+    if workflow.local_exec:
+        try:
+            check_machine(
+                STUDY, {job.rule.name for job in workflow.dag.needrun_jobs()}
+            )
+        except UserError as error:
+            raise WorkflowError(str(error))

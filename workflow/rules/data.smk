@@ -6,27 +6,28 @@ rule resolve:
         f"{OUT}/logs/resolve.log",
     localrule: True
     params:
-        study=as_json(to_json(resolve(STUDY, CLAIMS))),
-        code=step_digest("study.resolved"),
+        made_of=digest_of([RESOLVED, step_digest("study.resolved")]),
     run:
-        write_json(output.study, to_json(resolve(STUDY, CLAIMS)))
+        write_json(output.study, RESOLVED)
         write_text(output.runs, "\n".join(RUNS) + "\n")
 
 
-# All cores: every run of the corpus waits for it.
+# All cores: every run of the corpus waits for it. What is declared is a copy of the manifest:
+# Snakemake deletes it when the job fails, even one that no cluster took, and before it runs again.
 rule prepare:
+    input:
+        asked,
     output:
-        "results/corpora/{corpus}/manifest.json",
+        f"results/corpora/{{corpus}}/{jobs.PREPARED}",
     log:
         "results/corpora/logs/{corpus}.log",
     threads: workflow.resource_settings.cores or 1  # `snakemake --report` has none
     params:
-        settings=lambda w: as_json(STUDY.corpus_settings(w.corpus.split("-")[0])),
-        # Not as input: Snakemake reads braces in a path as wildcards.
-        files=lambda w: as_json(text_of(w.corpus.split("-")[0])),
+        settings=lambda w, output: as_json(STUDY.corpus_settings(CORPORA[w.corpus])),
+        made_of=lambda w: made_of_corpus(CORPORA[w.corpus]),
         folder=subpath(output[0], parent=True),
         lock=str(LOCK_FILE),
-        code=digest_of_modules(PREPARATION),
     shell:
         "python -m mhclite prepare --settings {params.settings:q} --out {params.folder:q}"
         " --lock {params.lock:q} --processes {threads} > {log:q} 2>&1"
+        " && cp {params.folder:q}/manifest.json {output:q}"

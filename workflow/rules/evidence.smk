@@ -1,3 +1,4 @@
+# A rule with a message is shown by it, and not with all files that it takes or makes.
 # Names in place of `rules.<name>.output` here and wherever all runs are an input: for each of those
 # Snakemake compares every input with every other, a minute for ten thousand runs. What follows reads
 # probes and summaries too, but whenever one of them changes, collect writes anew.
@@ -7,7 +8,7 @@ rule collect:
         summaries=expand(rules.train.output, run=RUNS),
         probes=rules.probe.output,
         stability=f"{OUT}/stability.json",
-        manifests=[f"{corpus_folder(corpus)}/manifest.json" for corpus in STUDY.corpora],
+        corpora=[prepared(corpus) for corpus in STUDY.corpora],
     output:
         study=f"{OUT}/study.json",
         runs=f"{OUT}/runs.csv",
@@ -18,6 +19,8 @@ rule collect:
     params:
         folder=subpath(output[0], parent=True),
         code=step_digest("evidence.collect"),
+    message:
+        f"collect: {OUT}/runs.csv, curves.csv, study.json"
     shell:
         "python -m mhclite collect --study {input.study:q} --out {params.folder:q} > {log:q} 2>&1"
 
@@ -47,5 +50,7 @@ rule evidence:
     params:
         folder=subpath(output.page, parent=True),
         code=step_digest("evidence.evidence"),
+    message:
+        f"evidence: {OUT}/report.html, figures, tables, captions"
     shell:
         "python -m mhclite evidence --results {params.folder:q} > {log:q} 2>&1"

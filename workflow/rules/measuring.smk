@@ -5,7 +5,7 @@ rule probe:
     input:
         runs=f"{OUT}/runs.txt",
         summaries=expand(rules.train.output, run=RUNS),
-        manifests=[f"{corpus_folder(corpus)}/manifest.json" for corpus in STUDY.corpora],
+        corpora=[prepared(corpus) for corpus in STUDY.corpora],
     output:
         f"{OUT}/{jobs.PROBES.output}",
     log:
@@ -14,11 +14,16 @@ rule probe:
     resources:
         gpu=GPUS,
     params:
-        arguments=quoted(jobs.probes(STUDY)),
-        code=jobs.probes(STUDY).code,
+        arguments=lambda w, output: quoted(jobs.probes(STUDY)),
+        made_of=made_of(jobs.probes(STUDY)),
+    message:
+        f"probe: {OUT}/{jobs.PROBES.output}, of {len(RUNS)} runs"
     shell:
         "python -m mhclite probe {params.arguments} --run @{input.runs:q}"
         " --processes {threads} > {log:q} 2>&1"
+
+
+SINKHORN = STUDY.sinkhorn and STUDY.sinkhorn.model_dump(mode="json")
 
 
 rule sinkhorn:
@@ -28,8 +33,8 @@ rule sinkhorn:
         f"{OUT}/logs/sinkhorn.log",
     threads: STUDY.training.threads
     params:
-        settings=as_json(STUDY.sinkhorn and STUDY.sinkhorn.model_dump(mode="json")),
-        code=step_digest("measure.sinkhorn"),
+        settings=lambda w, output: as_json(SINKHORN),
+        made_of=digest_of([SINKHORN, step_digest("measure.sinkhorn")]),
     shell:
         "python -m mhclite sinkhorn --settings {params.settings:q} --threads {threads}"
         " --out {output:q} > {log:q} 2>&1"
@@ -38,7 +43,8 @@ rule sinkhorn:
 # Trains, but not the run itself, and on one GPU however many processes the run has.
 rule critical:
     input:
-        manifest=manifest_of_run,
+        asked,
+        corpus=corpus_of_run,
     output:
         f"{OUT}/{jobs.CRITICAL.output}",
     log:
@@ -47,14 +53,16 @@ rule critical:
     resources:
         gpu=GPUS,
     params:
-        arguments=lambda w: quoted(jobs.critical(STUDY, RUNS[w.run])),
-        code=lambda w: jobs.critical(STUDY, RUNS[w.run]).code,
+        arguments=lambda w, output: quoted(jobs.critical(STUDY, RUNS[w.run])),
+        made_of=lambda w: made_of(jobs.critical(STUDY, RUNS[w.run])),
     shell:
         "python -m mhclite critical {params.arguments} > {log:q} 2>&1"
 
 
 # All cores: on one machine nothing else runs beside it.
 rule throughput:
+    input:
+        asked,
     output:
         f"{OUT}/{jobs.THROUGHPUT.output}",
     log:
@@ -63,10 +71,13 @@ rule throughput:
     resources:
         gpu=GPUS,
     params:
-        arguments=lambda w: quoted(jobs.throughput(STUDY, w.model)),
-        code=lambda w: jobs.throughput(STUDY, w.model).code,
+        arguments=lambda w, output: quoted(jobs.throughput(STUDY, w.model)),
+        made_of=lambda w: made_of(jobs.throughput(STUDY, w.model)),
     shell:
         "python -m mhclite throughput {params.arguments} --threads {threads} > {log:q} 2>&1"
+
+
+STABILITY = STUDY.stability.model_dump(mode="json")
 
 
 rule stability:
@@ -79,9 +90,11 @@ rule stability:
         f"{OUT}/logs/stability.log",
     localrule: True
     params:
-        settings=as_json(STUDY.stability.model_dump(mode="json")),
+        settings=lambda w, output: as_json(STABILITY),
         folder=subpath(input.runs, parent=True),
-        code=step_digest("measure.stability"),
+        made_of=digest_of([STABILITY, step_digest("measure.stability")]),
+    message:
+        f"stability: {OUT}/stability.json, of {len(RUNS)} runs"
     shell:
         "python -m mhclite stability --settings {params.settings:q} --runs {params.folder:q}/runs"
         " --run @{input.runs:q} --out {output:q} > {log:q} 2>&1"

@@ -3,7 +3,8 @@
 # declared outputs of a job that failed, which must not be the checkpoints.
 rule train:
     input:
-        manifest=manifest_of_run,
+        asked,
+        corpus=corpus_of_run,
     output:
         f"{OUT}/{jobs.TRAIN.output}",
     log:
@@ -21,8 +22,8 @@ rule train:
         tasks=over_nodes(nodes_of),
         tasks_per_gpu=over_nodes(lambda w: 0),  # or it takes `tasks` for that
     params:
-        arguments=lambda w: quoted(jobs.train(STUDY, RUNS[w.run])),
-        code=lambda w: jobs.train(STUDY, RUNS[w.run]).code,
+        arguments=lambda w, output: quoted(jobs.train(STUDY, RUNS[w.run])),
+        made_of=lambda w: made_of(jobs.train(STUDY, RUNS[w.run])),
         torchrun=torchrun_of,
     shell:
         "exec python -m {params.torchrun} mhclite train {params.arguments} > {log:q} 2>&1"

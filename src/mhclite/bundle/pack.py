@@ -67,17 +67,17 @@ def pack(study_file: Path, out: Path) -> None:
         raise UserError(f"training.nodes is {nodes}, and a bundle is for one machine: set it to 1")
     if out.exists():
         raise UserError(f"{out} exists: name another --out, or delete it (its results with it)")
-    manifests = [RESULTS / study.corpus_folder(name) / MANIFEST for name in study.corpora]
-    missing = [str(path) for path in manifests if not path.is_file()]
+    corpora = [jobs.corpus_folder(study, name) for name in study.corpora]
+    missing = [str(path) for path in corpora if not (path / MANIFEST).is_file()]
     if missing:
         log.info("preparing %s", ", ".join(missing))
-        snakemake(study_file, *missing)
+        snakemake(study_file, *(f"{path}/{jobs.PREPARED}" for path in missing))
     archive = out.name.endswith(ARCHIVES)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
         name = out.name.partition(".tar")[0].removesuffix(".tgz") if archive else out.name
         folder = Path(work) / name
-        _fill(folder, study, [path.parent for path in manifests])
+        _fill(folder, study, corpora)
         _say_if_large(folder)
         if archive:
             with tarfile.open(Path(work) / out.name, "w:gz") as tar:

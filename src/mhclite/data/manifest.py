@@ -106,6 +106,7 @@ class Manifest:
         settings: `Study.corpus_settings` that it was prepared with.
         bigram_tokens: tokens of the train split, from its start, that bigrams were counted over.
         digest: `content_digest` of tokenizer and shards: what decides training.
+        code: digest of the code that prepared it; None in manifests older than this field.
     """
 
     schema: int
@@ -119,6 +120,7 @@ class Manifest:
     baselines: Baselines
     bigram_tokens: int
     digest: str
+    code: str | None = None
 
     @property
     def splits(self) -> dict[Split, SplitEntry]:

@@ -156,6 +156,7 @@ def prepare(
         baselines=ngram_baselines(train, validation, tokenizer.n_tokens, tokenizer.eot_id),
         bigram_tokens=min(BIGRAM_TOKENS, len(train)),
         digest=content_digest(described, splits),
+        code=digest_of_modules(PREPARATION),
     )
     # Their SHA-256 was computed while they were written.
     remember_verified(folder, chain.from_iterable(splits[split].shards for split in SPLITS))
@@ -174,6 +175,9 @@ def _already_prepared(settings: dict[str, Any], folder: Path, lock: Path) -> Man
             f"{folder} holds corpus {manifest.name!r} prepared with other settings: give "
             f"another --out, or delete {folder / MANIFEST}"
         )
+    if manifest.code not in (None, digest_of_modules(PREPARATION)):
+        log.warning("%s was prepared by other code: preparing it again", folder)
+        return None
     try:
         for split in manifest.splits.values():
             verify_split(folder, split)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 
 from mhclite.arguments import file_path
@@ -45,6 +48,36 @@ def check_nodes(study: Study) -> None:
         raise UserError(
             f"training.nodes is {nodes}, but several nodes are started by SLURM alone, and there "
             "is no srun here: set it to 1, or start this study on a login node of a cluster"
+        )
+
+
+def sees_gpu() -> bool:
+    """Whether torch sees a GPU here; importing it takes seconds, so ask only where it matters."""
+    script = "import torch; raise SystemExit(not torch.cuda.is_available())"
+    return subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
+
+
+def check_machine(study: Study, steps: set[str]) -> None:
+    """Whether this machine has what steps need that it is about to do itself.
+
+    Raises:
+        UserError: there is no GPU, or no compiler.
+    """
+    settings = [config.training for config in study.runs().values()]
+    on_device = {"train", "probe", "critical", "throughput"} & steps
+    if on_device and any(training.device == "cuda" for training in settings) and not sees_gpu():
+        raise UserError(
+            "training.device is cuda, but torch sees no GPU on this machine: set it to auto or "
+            "cpu, or start this study where there is one"
+        )
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler.split()[0] if compiler.strip() else "g++") is not None:
+        return
+    for_cpu = [training.device for training in settings if training.compile]
+    if {"train", "throughput"} & steps and ("cpu" in for_cpu or (for_cpu and not sees_gpu())):
+        raise UserError(
+            f"training.compile is true, but there is no C++ compiler {compiler!r} on this machine: "
+            "install it (Debian, Ubuntu: apt install g++), name another in CXX, or set it to false"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,22 +12,27 @@ from tabulate import tabulate
 from mhclite.arguments import file_path, folder_path
 from mhclite.config import RunConfig
 from mhclite.data.corpora import changed
-from mhclite.data.manifest import MANIFEST, load_manifest
+from mhclite.data.manifest import MANIFEST, load_if_prepared, load_manifest
 from mhclite.errors import UserError
+from mhclite.jobs import PREPARED, PROBE, PROBES, TRAIN
+from mhclite.runs.code import digest_of_modules
 from mhclite.runs.folder import RunFolder, RunRecord
 from mhclite.runs.key import (
     code_digest,
     deciding,
     differences,
     module_digests,
+    modules_of,
     run_key,
     settings_digest,
 )
 from mhclite.runs.status import outdated
 from mhclite.study.reading import load_study
+from mhclite.study.resolved import read_resolved
 from mhclite.study.settings import Study
 
 SHORT = 12  # digits shown of a digest
+SHOWN = 3  # files that are named
 
 
 def corpus_digests(study: Study, results: Path) -> dict[str, str | None]:
@@ -63,6 +69,60 @@ def outdated_in_words(outdated: dict[str, str], runs: int) -> str:
     )
 
 
+def replaced(study: Study, results: Path) -> str:
+    """What of the results that are there a study would replace; empty if it adds to them."""
+    path = results / study.name / "resolved.json"
+    try:
+        before = read_resolved(path) if path.is_file() else None
+    except UserError:  # damaged, or of another version
+        before = None
+    if before is None:
+        return ""
+    runs, now = study.runs(), study.model_dump(mode="json")
+    others = [
+        run
+        for run, config in before.runs.items()
+        if run not in runs or deciding(runs[run]) != deciding(config)
+    ]
+    if others:
+        return f"{len(others)} of {len(before.runs)} runs"
+    measured = ("probe", "throughput", "stability", "sinkhorn", "critical_rate")
+    return next((name for name in measured if now[name] != before.study.get(name)), "")
+
+
+def lost_files(study: Study, results: Path) -> dict[str, str]:
+    """Files that are gone and that no rule declares -> the declared file that is made with each.
+
+    Of finished runs, of probes and of prepared corpora: Snakemake knows nothing of these.
+    """
+    found, out = {}, results / study.name
+    for run in study.runs():
+        summary = out / TRAIN.output.format(run=run)
+        if summary.is_file():
+            for name in RunFolder(summary.parent).lost():
+                found[str(summary.with_name(name))] = str(summary)
+        probe = out / PROBE.output.format(run=run)
+        if (out / PROBES.output).is_file() and not probe.is_file():
+            found[str(probe)] = str(out / PROBES.output)
+    for name in study.corpora:
+        folder = results / study.corpus_folder(name)
+        if (folder / PREPARED).is_file():
+            manifest = load_if_prepared(folder)
+            splits = manifest.splits.values() if manifest else ()
+            files = [MANIFEST, *(shard.file for split in splits for shard in split.shards)]
+            for file in files:
+                if not (folder / file).is_file():
+                    found[str(folder / file)] = str(folder / PREPARED)
+    return found
+
+
+def lost_in_words(files: Iterable[str]) -> str:
+    """One line on files of a study that are gone."""
+    found = sorted(files)
+    shown = ", ".join(found[:SHOWN]) + ", ..." * (len(found) > SHOWN)
+    return f"missing, and made again ({len(found)}): {shown}"
+
+
 def changed_corpora(study: Study, results: Path) -> list[str]:
     """Prepared corpora whose files are others now."""
     return [
@@ -81,6 +141,8 @@ def why(config: RunConfig, corpus: str | None, folder: RunFolder) -> list[str]:
         corpus: digest of its corpus, None if it is not prepared.
         folder: where the run is.
     """
+    if lost := folder.lost() if folder.is_finished() else []:
+        return [f"{folder.path} has no {lost[0]} any more: it is trained again"]
     if folder.begun_key() is None:
         return [f"{folder.path} holds no run: it will be trained from the start"]
     record = folder.record()

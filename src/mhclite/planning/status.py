@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from mhclite.arguments import file_path, folder_path
-from mhclite.planning.keys import changed_corpora, corpus_digests
+from mhclite.planning.keys import changed_corpora, corpus_digests, lost_files, lost_in_words
 from mhclite.runs.status import report
 from mhclite.study.reading import load_study
 
@@ -25,6 +25,8 @@ def run(args: argparse.Namespace) -> None:
     study = load_study(args.study)
     out, digests = args.results / study.name, corpus_digests(study, args.results)
     print(report(study.name, study.runs().values(), out, digests))
+    if lost := lost_files(study, args.results):
+        print(lost_in_words(lost))
     for corpus in changed_corpora(study, args.results):
         print(
             f"the files of corpus {corpus} changed since it was prepared: the next start of "

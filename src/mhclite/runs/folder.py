@@ -158,6 +158,15 @@ class RunFolder:
         """Whether the run has ended, by itself or by diverging."""
         return (self / SUMMARY).is_file()
 
+    def lost(self) -> list[str]:
+        """Names of files that results are made from and that are not there any more.
+
+        Not weights.pt, which large studies leave where they were trained, timing.jsonl, and
+        result.json, the copy.
+        """
+        needed = (SUMMARY, RECORD, "metrics.jsonl", "mixing.jsonl")
+        return [name for name in needed if not (self / name).is_file()]
+
     def finished(self) -> FinishedRun:
         """The whole run, its metrics compared with their digest; `UserError` if it is not whole."""
         summary, record = self.summary(), self.record()
@@ -244,8 +253,12 @@ class RunFolder:
         return is_locked(self / LOCK)
 
     def restore_summary(self, key: str) -> bool:
-        """Whether the run of this key is finished; a summary.json that was deleted is written
-        again."""
+        """Whether the run of this key is finished and whole; a summary.json that was deleted is
+        written again."""
+        if lost := [name for name in self.lost() if name != SUMMARY]:
+            if (self / RESULT).exists():
+                log.warning("%s has no %s any more: training again", self.path, lost[0])
+            return False
         for name in (SUMMARY, RESULT):
             path = self / name
             if not path.exists():
@@ -256,7 +269,7 @@ class RunFolder:
             if name == SUMMARY:
                 return True
             result = read_record(Summary, path, "the result", SCHEMA, self._again)
-            if self.damage(result) is None:
+            if self.damage(result, weights_needed=False) is None:
                 log.info("finished before: writing summary.json again from result.json")
                 write_json(self / SUMMARY, to_json(result))
                 return True

@@ -29,7 +29,8 @@ FRESH_SECONDS, FRESH_STEPS = 60.0, 20.0
 
 LOGGED = re.compile(r"\d\d:\d\d:\d\d ")  # what a line of a step's log begins with
 
-STATES = ("finished", "diverged", "under way", "failed", "stopped", "outdated", "waiting")
+SHOWN = ("under way", "diverged", "failed", "stopped", "outdated", "damaged")  # line by line
+STATES = ("finished", *SHOWN, "waiting")
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,8 @@ def status_of(out: Path, config: RunConfig, corpus: str | None = None) -> RunSta
         return RunStatus(run, cell, state, step, steps, seconds, note)
 
     if folder.is_finished():
+        if lost := folder.lost():
+            return at("damaged", f"{lost[0]} is gone")
         try:
             summary, record = folder.summary(), folder.record()
         except UserError as error:
@@ -141,6 +144,8 @@ def status_of(out: Path, config: RunConfig, corpus: str | None = None) -> RunSta
         if 0 <= age < max(FRESH_SECONDS, FRESH_STEPS * latest[-1]["seconds"]):
             return at("under way")
     words = last_words(log)
+    if LOGGED.match(words) and not folder.path.is_dir():
+        return at("damaged", "its folder is gone")
     if words.startswith("interrupted:"):
         return at("stopped", words)
     if words and not words.startswith("error:") and latest:
@@ -196,7 +201,7 @@ def report(
     summary = ", ".join(f"{count} {state}" for state, count in counts if count)
     lines = [f"study {name}: {len(found)} runs: {summary}"]
     width = max(len(status.run) for status in found)
-    for state in ("under way", "diverged", "failed", "stopped", "outdated"):
+    for state in SHOWN:
         for status in found:
             if status.state != state:
                 continue
