@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from mhclite.connections.registry import VARIANTS
 from mhclite.evidence.table_format import Rows, Table
 
 if TYPE_CHECKING:  # Snakemake reads this module in every job: nothing that draws is imported
@@ -35,12 +36,21 @@ HEADINGS = {
     "changes": "5 Changed settings",
 }
 
+
+def iterates(variant: str) -> bool:
+    """Whether its H_res comes from Sinkhorn-Knopp iterations."""
+    return "sinkhorn_iterations" in VARIANTS[variant].options
+
+
+BASELINE = "residual"  # that of `statistics`, which imports scipy
 # What a study (`Study.model_dump`) must have for some exhibits.
 NEEDS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "": lambda study: True,
     "sinkhorn": lambda study: bool(study["sinkhorn"]),
+    "residual": lambda study: BASELINE in study["variants"],
+    "iterated": lambda study: any(map(iterates, study["variants"])),
     "depths": lambda study: len({model["n_layer"] for model in study["models"].values()}) > 1,
-    # Losses of conditions that age the mixing are compared with no others'.
+    # Conditions whose mixing learns faster have a table of their own.
     "conditions": lambda study: any(
         "mixing_rate_factor" not in condition["connections"]
         for condition in study["conditions"].values()
@@ -60,15 +70,19 @@ Kind = Literal["figure", "table"]
 # What only some studies draw: a caption says it as `{name:text}`.
 CLAUSES: dict[str, Callable[[Results], bool]] = {
     "diverged": lambda results: bool((results.all_runs["status"] == "diverged").any()),
-    "after_sum": lambda results: any(
-        condition["connections"].get("final_norm") == "after_sum"
-        for condition in results.settings["conditions"].values()
+    "after_sum": lambda results: (
+        BASELINE in results.variants
+        and any(
+            condition["connections"].get("final_norm") == "after_sum"
+            for condition in results.settings["conditions"].values()
+        )
     ),
     "faster_mixing": lambda results: any(
         "mixing_rate_factor" in condition["connections"]
         for condition in results.settings["conditions"].values()
     ),
     "exact_sums": lambda results: bool((results.all_runs["product_max_deviation"] < 1e-8).any()),
+    "residual": lambda results: NEEDS["residual"](results.settings),
     "hard_inputs": lambda results: bool(results.all_runs["sinkhorn_share_above_30"].notna().any()),
     "others": lambda results: any(file.others for file in results.throughput.values()),
 }
@@ -126,6 +140,11 @@ class Exhibit:
             rounds=study["throughput"]["rounds"],
             implementation=" and ".join(dict.fromkeys(computed_by)),
             matrices=(study["sinkhorn"] or {}).get("matrices"),
+            baseline=(
+                "the plain residual"
+                if BASELINE in results.variants
+                else results.label(results.variants[0])
+            ),
             **{name: Clause(holds(results)) for name, holds in CLAUSES.items()},
         )
 

@@ -22,8 +22,9 @@ from mhclite.evidence.findings import findings_of
 from mhclite.evidence.published import collect_again
 from mhclite.evidence.report_found import found
 from mhclite.evidence.report_limits import limits
-from mhclite.evidence.report_methods import Entry, counted, listed
+from mhclite.evidence.report_methods import Entry, counted, layers_of, listed
 from mhclite.evidence.results import Results, load_results
+from mhclite.evidence.statistics import BASELINE
 from mhclite.evidence.style import save, style
 from mhclite.evidence.table_format import fixed, markdown, percent_of, plus_minus
 from mhclite.evidence.topics.losses import results_data
@@ -93,7 +94,8 @@ def current(root: Path, published: Path) -> dict[Path, str]:
             collect_again(published / study, folder)
             results = load_results(folder)
             texts |= {mark: _text(results, mark) for mark in wanted[study]}
-            if Mark("found", study, "") in wanted[study]:
+            drawn = FIGURES[FIGURE][0].shown_in(results.settings)
+            if drawn and Mark("found", study, "") in wanted[study]:
                 figures[root / _figure(study)] = _drawn(results, Path(scratch))
     marked = {path: with_texts(page, texts) for path, page in pages.items() if marks_in(page)}
     return marked | figures
@@ -143,7 +145,7 @@ def found_block(results: Results) -> str:
     about, _ = FIGURES[FIGURE]
     size = ", ".join(
         [
-            listed([str(results.n_layer(model)) for model in results.models]) + " layers",
+            layers_of(results, results.models),
             counted(len(results.seeds), "seed"),
             counted(len(results.all_runs), "run"),
         ]
@@ -157,8 +159,11 @@ def found_block(results: Results) -> str:
             "",
             markdown(overview_table(results)).strip(),
             "",
-            f"![{about.title}: {about.alt}]({_figure(results.name)})",
-            "",
+            *(
+                [f"![{about.title}: {about.alt}]({_figure(results.name)})", ""]
+                if about.shown_in(results.settings)  # a study of one depth has no such figure
+                else []
+            ),
             "**What it cannot say:**",
             "",
             *_bullets(limits(results, findings, corpus)),
@@ -179,24 +184,26 @@ def losses_block(results: Results) -> str:
         if row["kind"] == "variant"
     }
     columns = [(corpus, model) for corpus in results.corpora for model in results.models]
+    beside = BASELINE in results.variants
     several = len(results.corpora) > 1
     names = [f"{corpus}, " * several + results.model_label(model) for corpus, model in columns]
     lines = [
         "| validation loss (nats/token) | "
-        + " | ".join(f"{name} | minus residual" for name in names)
+        + " | ".join(name + " | minus residual" * beside for name in names)
         + " |",
-        "|:--|" + "--:|--:|" * len(columns),
+        "|:--|" + ("--:|" * (1 + beside)) * len(columns),
     ]
     for variant in results.variants:
         row = [results.label(variant)]
         for cell in columns:
             found = cells[*cell, variant]
             row.append(plus_minus(found["validation_loss"], found["validation_loss_half_width"], 3))
-            row.append(
-                ""
-                if variant == "residual"
-                else plus_minus(found["difference_mean"], found["difference_half_width"], 3)
-            )
+            if beside:
+                row.append(
+                    ""
+                    if variant == BASELINE
+                    else plus_minus(found["difference_mean"], found["difference_half_width"], 3)
+                )
         lines.append(f"| {' | '.join(row)} |")
     counting = "; ".join(
         f"{corpus}, " * several
@@ -210,9 +217,9 @@ def losses_block(results: Results) -> str:
     lines += [
         "",
         f"Mean ± half-width of the {percent_of(results.confidence)} Student t interval over "
-        f"{len(results.seeds)} seeds, differences paired by seed; {counting}. Commit "
+        f"{counted(len(results.seeds), 'seed')}, differences paired by seed; {counting}. Commit "
         f"{listed(list(commits))}, {hardware_in_words(records[0].provenance.hardware)}; "
-        f"{len(results.runs)} runs. {_changed(results)}Made from "
+        f"{counted(len(results.runs), 'run')}. {_changed(results)}Made from "
         f"`results/published/{results.name}`.",
     ]
     return "\n".join(lines)
@@ -225,10 +232,10 @@ def _changed(results: Results) -> str:
         runs = results.all_runs[results.all_runs["condition"] == name]
         if runs.empty:
             continue
-        layers = [str(results.n_layer(m)) for m in results.models if (runs["model"] == m).any()]
+        layers = layers_of(results, [m for m in results.models if (runs["model"] == m).any()])
         labels = [results.label(v) for v in results.variants if (runs["variant"] == v).any()]
         parts.append(
-            f"{condition['title']} ({listed(layers)} layers; {listed(labels)}; "
+            f"{condition['title']} ({layers}; {listed(labels)}; "
             f"{counted(runs['seed'].nunique(), 'seed')})"
         )
     more = len(results.all_runs) - len(results.runs)

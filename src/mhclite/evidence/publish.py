@@ -13,7 +13,6 @@ from pathlib import Path
 from mhclite.arguments import folder_path
 from mhclite.evidence.pages import write_pages
 from mhclite.evidence.published import publish, rebuild
-from mhclite.evidence.report_origin import training_dates
 
 log = logging.getLogger(__name__)
 
@@ -51,5 +50,5 @@ def run(args: argparse.Namespace) -> None:
         publish(args.results, args.out)
         log.info("published in %s", args.out)
     else:
-        results = rebuild(args.published, args.out)
-        log.info("rebuilt in %s; %s", args.out, training_dates(results))
+        rebuild(args.published, args.out)
+        log.info("rebuilt in %s", args.out)

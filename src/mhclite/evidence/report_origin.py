@@ -6,7 +6,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from mhclite.evidence.results import Results
-from mhclite.files import read_jsonl
 from mhclite.runs.folder import RunFolder
 from mhclite.runs.provenance import GitState, Provenance, hardware_in_words
 
@@ -48,23 +47,18 @@ def origin_rows(results: Results) -> tuple[list[str], list[list[str]]]:
             more = f" and {len(runs) - MOST_NAMED} more" if len(runs) > MOST_NAMED else ""
             names = f"{len(runs)} of {len(recorded)}: {', '.join(runs[:MOST_NAMED])}{more}"
             rows.append([fact, value, f"all {len(runs)}" if everywhere else names])
-    if dates := training_dates(results):
-        rows.append(["Trained (UTC)", dates, f"all {len(recorded)}"])
+    rows.append(["Training begun (UTC)", training_dates(results), f"all {len(recorded)}"])
     return ["Fact", "Value", "Runs"], rows
 
 
 def training_dates(results: Results) -> str:
-    """First and last day of training, from the timing files; empty where there are none."""
-    walls: list[float] = []
-    for run in results.all_runs["run"]:
-        path = results.folder / "runs" / run / "timing.jsonl"
-        if path.is_file() and (lines := read_jsonl(path)):
-            walls += [lines[0]["wall"], lines[-1]["wall"]]
-    if not walls:
-        return ""
-    days = [
-        datetime.fromtimestamp(wall, UTC).date().isoformat() for wall in (min(walls), max(walls))
+    """First and last day on which a process of a run was started: also of published studies."""
+    starts = [
+        datetime.fromisoformat(attempt.started).astimezone(UTC)
+        for run in results.all_runs["run"]
+        for attempt in RunFolder(results.folder / "runs" / run).record().attempts
     ]
+    days = [start.date().isoformat() for start in (min(starts), max(starts))]
     return days[0] if days[0] == days[1] else f"{days[0]} to {days[1]}"
 
 

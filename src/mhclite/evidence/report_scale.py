@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mhclite.evidence.report_methods import tokens_per_run
+from mhclite.evidence.findings import claims_of
+from mhclite.evidence.metrics import METRICS
+from mhclite.evidence.report_methods import Entry, tokens_per_run
 from mhclite.evidence.results import Results
 from mhclite.evidence.statistics import BASELINE
 from mhclite.evidence.table_format import significant
@@ -24,7 +26,7 @@ PAPER_BATCH, PAPER_CONTEXT = 128, 1024
 PAPER_VOCABULARY = 50_304
 PAPER_PRECISION, PAPER_CLIP, PAPER_SEEDS = "bf16", 1.0, 1
 
-GLOSSARY = (
+GLOSSARY: tuple[Entry, ...] = (
     ("Stream", "one of the copies of a token's state that run past the layers side by side"),
     ("H_res", "the matrix that mixes the streams in each sub-layer (attention or MLP)"),
     (
@@ -43,10 +45,6 @@ GLOSSARY = (
         "about 30 a fixed number of iterations may not balance it",
     ),
     ("H_res = I", "the identity in place of the mixing matrix: streams are not mixed"),
-    (
-        "Identity HC",
-        "the control: streams are read and written as in mHC and never mixed",
-    ),
     (
         "Composite gain",
         "the largest absolute row sum of the product of all H_res: how much a stream can grow on "
@@ -83,13 +81,14 @@ GLOSSARY = (
     ),
     (
         "Supported, contradicted",
-        "the mean lies on the claim's side, or on the other, with a corrected p value of 0.05 at "
-        "most",
+        "the mean lies on the claim's side, or on the other, with a corrected p value that is "
+        "small enough: see Statistics",
     ),
     (
         "Practically equal",
-        "the difference is shown to be smaller than the smallest that matters (0.005 nats of "
-        "loss); a claim that one is no worse has a margin of its own",
+        "the difference is shown to be smaller than the smallest that matters "
+        f"({METRICS['validation_loss'].equal:g} nats of loss); a claim that one is no worse has a "
+        "margin of its own",
     ),
     ("Inconclusive", "the study can neither tell a difference nor exclude one"),
     (
@@ -101,8 +100,8 @@ GLOSSARY = (
     ("By construction", "follows from the formula; it is shown whether the code keeps to it"),
     (
         "Main claims, confirmatory",
-        "what the paper rests on, eight claims: p values are corrected among them first, and for "
-        "the others behind them",
+        "what the paper rests on: p values are corrected among them first, and for the others "
+        "behind them",
     ),
     (
         "For, against, equal, open",
@@ -140,6 +139,13 @@ def parameters_of(results: Results, model: str) -> float:
     runs = results.runs[results.runs["model"] == model]
     own = runs[runs["variant"] == BASELINE]
     return int((runs if own.empty else own)["parameters"].min())
+
+
+def _fewest_tokens(results: Results) -> str:
+    """What the claims ask for, where they do."""
+    asked = [claim.requires.tokens_per_parameter for claim in claims_of(results)]
+    least = min((number for number in asked if number is not None), default=None)
+    return "" if least is None else f"; below {least:g} claims on losses are not reached"
 
 
 def settings(results: Results) -> list[Setting]:
@@ -187,8 +193,7 @@ def settings(results: Results) -> list[Setting]:
             "Tokens per parameter",
             _range([t / p for t, p in zip(tokens, parameters, strict=True)]),
             _range([paper_tokens / count for count in theirs]),
-            "with few tokens a parameter models have hardly learned; below 0.25 claims on losses "
-            "are not reached",
+            "with few tokens a parameter models have hardly learned" + _fewest_tokens(results),
         ),
         Setting(
             "Share of warm-up",

@@ -8,10 +8,14 @@ colour-vision deficiencies, and in grey by marker and dashes.
 
 from __future__ import annotations
 
+import itertools
+import logging
 import math
 import textwrap
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -28,7 +33,11 @@ from mhclite.connections.registry import VARIANTS
 from mhclite.evidence.results import Results
 from mhclite.files import atomic_write
 
+log = logging.getLogger(__name__)
+
 PAGE_WIDTH = 7.0  # inches
+FONT = "DejaVu Sans"  # comes with matplotlib: the same everywhere
+LONGEST = 48  # columns of a title in a figure
 PNG_DPI = 200
 FORMATS = ("png", "svg")
 
@@ -89,7 +98,7 @@ def style() -> Iterator[None]:
         **{name: value for name, value in mpl.rcParamsDefault.items() if name != "backend"},
         **sns.axes_style("ticks"),
         "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same everywhere
+        "font.sans-serif": [FONT],
         "font.size": 8,
         "axes.titlesize": 8,
         "axes.titleweight": "bold",
@@ -268,9 +277,64 @@ def runs_and_means(axes: Axes, results: Results, table: pd.DataFrame, column: st
     return means
 
 
-def plain(text: str) -> str:
-    """Text of the user's as it stands: a dollar sign begins no formula."""
-    return text.replace("$", r"\$")
+def title_of(results: Results, condition: str) -> str:
+    """A condition's title as a figure of `style` can show it, different from all others.
+
+    A dollar sign begins no formula. One that is too long ends in an ellipsis and the condition's
+    name; one with letters that no font here has is replaced by that name, and a line says so.
+    """
+    title = str(results.settings["conditions"][condition]["title"])
+    fonts = _fonts_for(title)
+    if fonts is None:
+        _warn_of(title, condition)
+        return condition
+    known = mpl.rcParams["font.sans-serif"]
+    mpl.rcParams["font.sans-serif"] = [*known, *(font for font in fonts if font not in known)]
+    if sum(map(_columns, title)) > LONGEST:
+        widths = itertools.accumulate(map(_columns, title))
+        room = LONGEST - len(condition) - 4  # for what follows
+        fits = sum(width <= room for width in widths)
+        title = f"{title[:fits].rstrip()}… ({condition})"
+    return title.replace("$", r"\$")
+
+
+def _columns(letter: str) -> int:
+    """How wide a letter is: Chinese ones and the like are two columns."""
+    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+
+
+@lru_cache
+def _fonts_for(text: str) -> tuple[str, ...] | None:
+    """Fonts that together have the letters that `FONT` lacks; None if some are in none."""
+    missing = set(text) - _letters(font_manager.findfont(FONT))
+    found: list[str] = []
+    for font in sorted(font_manager.fontManager.ttflist, key=lambda font: (font.name, font.fname)):
+        if not missing:
+            break
+        # That of last resort has boxes for everything.
+        if missing & (letters := _letters(font.fname)) and "Last Resort" not in font.name:
+            found.append(font.name)
+            missing -= letters
+    return None if missing else tuple(found)
+
+
+@lru_cache
+def _letters(path: str) -> frozenset[str]:
+    """The letters of a font; none of one that cannot be read."""
+    try:
+        return frozenset(map(chr, font_manager.get_font(path).get_charmap()))
+    except (OSError, RuntimeError):
+        return frozenset()
+
+
+@lru_cache
+def _warn_of(title: str, condition: str) -> None:
+    log.warning(
+        "no font here has all letters of the title %r: figures say %r instead; install a font "
+        "that has them to see it",
+        title[:LONGEST],
+        condition,
+    )
 
 
 def remark(axes: Axes, text: str) -> None:

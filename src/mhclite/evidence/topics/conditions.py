@@ -26,8 +26,8 @@ from mhclite.evidence.style import (
     FAINT,
     empty_figure,
     grid,
-    plain,
     seeds_and_interval,
+    title_of,
     variant_legend,
 )
 from mhclite.evidence.table_format import (
@@ -63,9 +63,8 @@ def _among(losses: dict[int, float], seeds: Container[int]) -> dict[int, float]:
 
 
 def comparable(results: Results) -> dict[str, dict[str, Any]]:
-    """The conditions whose losses are compared with others': not those whose mixing learns faster.
-
-    That stands in for a longer training of the mixing alone (docs/deviations.md).
+    """The conditions of tables of losses: not those whose mixing learns faster, which have a table
+    of their own.
     """
     conditions: dict[str, dict[str, Any]] = results.settings["conditions"]
     return {n: one for n, one in conditions.items() if AGED not in one["connections"]}
@@ -232,11 +231,11 @@ def changes(results: Results) -> Figure:
         panel.grid(visible=False, axis="y")
     figure.supxlabel("change of final loss (nats/token)", fontsize=8)
     titles = {
-        sum(places[name, variant] for variant in one["variants"]) / len(one["variants"]): one
+        sum(places[name, variant] for variant in one["variants"]) / len(one["variants"]): name
         for name, one in settings.items()
     }
     first = axes[0][0]
-    first.set_yticks(list(titles), [plain(one["title"]) for one in titles.values()])
+    first.set_yticks(list(titles), [title_of(results, name) for name in titles.values()])
     first.tick_params(axis="y", length=0)
     first.set_ylim(max(places.values()) + 0.8, -0.8)
     touched = {variant for _, variant in lines}

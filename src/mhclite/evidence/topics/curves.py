@@ -65,15 +65,15 @@ def _difference_to(baseline: str, cell: pd.DataFrame) -> pd.DataFrame:
     title="Validation loss over training",
     caption=(
         "Top: loss on held-out text; the dotted lines are counting models of the same text. "
-        "Bottom: the loss minus that of the plain residual of the same seed at the same step, from "
+        "Bottom: the loss minus that of {baseline} of the same seed at the same step, from "
         "a quarter of training on. Bold: mean over the completed runs of {seeds}; thin: each "
         "seed{diverged:; a cross is the last evaluation before a run diverged}. No interval is "
         "drawn: that of the last step is in the figure of final loss against depth. Source: "
         "curves.csv."
     ),
     alt=(
-        "Falling curves that almost coincide; below them the differences to the plain residual,"
-        " one colour and line style for each variant."
+        "Falling curves that almost coincide; below them the differences to one of the variants, "
+        "one colour and line style for each variant."
     ),
     heading="loss",
 )
@@ -155,6 +155,7 @@ def token_shares(results: Results) -> pd.DataFrame:
     ),
     alt=("Points with horizontal error bars, a row for each variant, and a line at 100 percent."),
     heading="loss",
+    needs="residual",
 )
 def token_efficiency(results: Results) -> Figure:
     """Tokens to reach the plain residual's final loss, as a share of those of the whole run."""

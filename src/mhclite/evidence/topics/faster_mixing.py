@@ -1,4 +1,4 @@
-"""What H_res comes to where it alone learns faster, which stands in for longer training."""
+"""What H_res comes to where it alone learns faster."""
 
 from __future__ import annotations
 
@@ -83,8 +83,7 @@ def _measured(results: Results, runs: pd.DataFrame) -> dict[str, Any]:
     title="Where the mixing learns faster",
     caption=(
         "What H_res comes to where what makes it learns several times as fast as the rest, beside "
-        "the study's own runs, over up to {seeds}. It stands in for longer training; losses are "
-        "compared with no others'. Source: runs.csv and probes/."
+        "the study's own runs, over up to {seeds}. Source: runs.csv and probes/."
     ),
     heading="mixing",
     needs="faster_mixing",

@@ -12,7 +12,7 @@ from mhclite.evidence import exhibits
 from mhclite.evidence.claims import Claim
 from mhclite.evidence.findings import Finding, findings_of
 from mhclite.evidence.results import Results
-from mhclite.evidence.style import FAINT, INK, empty_figure, grid, plain, seeds_and_interval
+from mhclite.evidence.style import FAINT, INK, empty_figure, grid, seeds_and_interval, title_of
 from mhclite.evidence.values import condition_of
 from mhclite.study.sections import BASE
 
@@ -43,7 +43,7 @@ def label_of(results: Results, claim: Claim) -> str:
             return results.label(variant)
         said = ", ".join(f"{key}: {value}" for key, value in setting.items())
         if name is not None:
-            said = plain(results.settings["conditions"][name]["title"])
+            said = title_of(results, name)
         return results.label(variant) + (f" ({said})" if said else "")
 
     own = arm(claim.variant, claim.setting)

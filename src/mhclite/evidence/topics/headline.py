@@ -170,6 +170,9 @@ def depth_axis(axes: Axes, depths: Iterable[int]) -> None:
 
 
 def _losses(axes: Axes, results: Results, corpus: str) -> None:
+    if BASELINE not in results.variants:
+        empty_state(axes, "The plain residual is not in this study.")
+        return
     axes.axhline(0, color=FAINT, linewidth=0.8)
     base = by_depth(results, corpus, BASELINE, BASE, "validation_loss")
     after = [
@@ -267,9 +270,10 @@ PANELS: dict[str, Callable[[Axes, Results, str], None]] = {
     "depth",
     title="What depth does to every variant",
     caption=(
-        "All variants against the number of layers, on one corpus. Loss: final validation loss "
-        "minus the plain residual's of the same seed{after_sum:; hollow: with the final LayerNorm "
-        "after the sum of the streams}. Largest composite gain: largest absolute row sum of the "
+        "All variants against the number of layers, on one corpus. {residual:Loss: final "
+        "validation loss minus the plain residual's of the same seed}{after_sum:; hollow: with the "
+        "final LayerNorm after the sum of the streams}{residual:. }"
+        "Largest composite gain: largest absolute row sum of the "
         "product of all H_res, mean over tokens, largest over training. Product's sums off: "
         "largest deviation of a row or column sum from 1 at the end, of variants whose sums are "
         "meant to be 1{exact_sums:; 1e-08 stands for 0}. Gradient fluctuation: sd of the "

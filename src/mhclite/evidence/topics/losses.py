@@ -30,6 +30,7 @@ from mhclite.evidence.style import (
 )
 from mhclite.evidence.table_format import NONE, Rows, fixed, percent_of, plus_minus, sparse
 
+DIFFERENCE = "Difference to residual (nats/token)"
 COUNTS = ("n_layer", "n", "n_diverged", "difference_n")
 
 
@@ -110,9 +111,9 @@ def best_rows(data: pd.DataFrame) -> list[int]:
     title="Validation loss at the end of training",
     caption=(
         "Final validation loss and bits per byte by corpus, depth and variant: mean over the "
-        "completed runs of {seeds} with the half-width of the {level} % Student t interval, and"
-        " the difference to the plain residual paired by seed. Unigram and bigram are counting "
-        "models of the same text. Source: runs.csv."
+        "completed runs of {seeds} with the half-width of the {level} % Student t interval"
+        "{residual:, and the difference to the plain residual paired by seed}. Unigram and "
+        "bigram are counting models of the same text. Source: runs.csv."
     ),
     heading="loss",
 )
@@ -137,17 +138,20 @@ def results_table(results: Results) -> Rows:
             bits: plus_minus(row["bits_per_byte"], row["bits_per_byte_half_width"]),
             "Seeds (n)": fixed(row["n"], 0),
             "Diverged": fixed(row["n_diverged"], 0),
-            "Difference to residual (nats/token)": difference(row),
+            **({DIFFERENCE: difference(row)} if BASELINE in results.variants else {}),
         }
         for row in data.to_dict("records")
     ]
     display = pd.DataFrame(rows)
     level = percent_of(results.confidence)
+    paired = (
+        "The difference to the plain residual is paired by seed (same batches, same initial "
+        f"backbone), with its own {level} t interval; below 0 is better. "
+    ) * (DIFFERENCE in display)
     return Rows(
         notes=(
             f"Mean over the n seeds that completed ± half-width of the {level} Student t interval "
-            "over seeds. The difference to the plain residual is paired by seed (same batches, "
-            f"same initial backbone), with its own {level} t interval; below 0 is better. Each "
+            f"over seeds. {paired}Each "
             "interval stands for one comparison alone: nothing is corrected for their number. "
             "Bold: lowest mean of the variants without a diverged run. Baselines are counting "
             "models of the training text, scored on the validation text. The loss of every seed "
@@ -279,14 +283,13 @@ def _cut_long_intervals(axes: Axes, values: list[float]) -> None:
     caption=(
         "Validation loss at the end of training, by depth. Left: the loss itself, with one "
         "faint point per seed ({seeds}), their mean, and the {level} % Student t interval of that"
-        " mean. Right: the loss minus that of the plain residual of the same seed (same "
+        " mean. {residual:Right: the loss minus that of the plain residual of the same seed (same "
         "batches, same initial backbone), with the t interval of the paired difference; below 0"
-        " is better. Runs that diverged have no final loss and are left out. Source: runs.csv."
+        " is better. }Runs that diverged have no final loss and are left out. Source: runs.csv."
     ),
     alt=(
         "Points with error bars, a group for each depth, a colour and marker for each variant; "
-        "on the right the same as differences around a line at zero, which is the plain "
-        "residual."
+        "on the right differences around a line at zero."
     ),
     heading="loss",
 )

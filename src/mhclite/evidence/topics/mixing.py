@@ -215,33 +215,37 @@ def sinkhorn_histogram(probes: Iterable[Mixing]) -> tuple[FloatArray, FloatArray
     "sinkhorn_inputs",
     title="Inputs of the Sinkhorn-Knopp iterations",
     caption=(
-        "log(1/ν) of the matrices that mHC gives to the Sinkhorn-Knopp iterations on held-out "
+        "log(1/ν) of the matrices that are given to the Sinkhorn-Knopp iterations on held-out "
         "text, where ν is a matrix's smallest entry over its largest: all tokens and sub-layers"
         " of {seeds} together, as in the paper's Figure 4. The dashed line at 30 (1/ν of about "
         "1e13) is the paper's threshold, beyond which 20 iterations leave a gap. Source: the "
         "files in probes/."
     ),
-    alt=("Histogram with a dashed line at 30; the share above it is written beside the line."),
+    alt=("Histograms with a dashed line at 30; the share above it is written beside the line."),
     heading="mixing",
+    needs="iterated",
 )
 def sinkhorn_inputs(results: Results) -> Figure:
-    """Histogram of log(1/nu) of mhc's Sinkhorn inputs."""
-    if "mhc" not in results.variants:
-        return empty_figure("mHC is not in this study.")
+    """Histograms of log(1/nu) of the inputs of the variants that iterate."""
+    iterated = [variant for variant in results.variants if exhibits.iterates(variant)]
     cells = [
-        (corpus, model) for corpus, model in probed(results) if results.mixing(corpus, model, "mhc")
+        (corpus, model, variant)
+        for variant in iterated
+        for corpus, model in probed(results)
+        if results.mixing(corpus, model, variant)
     ]
     if not cells:
-        return empty_figure("No mHC run reached its last step.")
-    figure, panels = wrapped_grid(len(cells), 1.9)
-    for panel, (corpus, model) in zip(panels, cells, strict=True):
-        probes = results.mixing(corpus, model, "mhc").values()
+        names = " or ".join(map(results.label, iterated))
+        return empty_figure(f"No run of {names} reached its last step.")
+    figure, panels = wrapped_grid(len(cells), 1.9, beside=2 if len(cells) <= 4 else 4)
+    for panel, (corpus, model, variant) in zip(panels, cells, strict=True):
+        probes = results.mixing(corpus, model, variant).values()
         edges, shares, above, highest = sinkhorn_histogram(probes)
         sns.histplot(
             x=edges[:-1],
             weights=100 * shares,
             bins=edges.tolist(),
-            color=colour("mhc"),
+            color=colour(variant),
             alpha=0.8,
             edgecolor="white",
             linewidth=0.3,
@@ -257,12 +261,13 @@ def sinkhorn_inputs(results: Results) -> Figure:
             va="top",
             fontsize=7,
         )
+        place = results.panel_title(corpus, model)
         panel.set(
-            title=results.panel_title(corpus, model),
+            title=f"{place}, {results.label(variant)}" if len(iterated) > 1 else place,
             xlabel="log(1/ν) of a Sinkhorn input",
             ylabel="share of inputs (%)",
             xlim=(0, max(1.4 * SINKHORN_LIMIT, min(highest, edges[-1]) * 1.05)),
             ylim=(0, 130 * shares.max()),  # room for the text above the bars
         )
-        remark(panel, results.divergence_note(corpus, model, ["mhc"]))
+        remark(panel, results.divergence_note(corpus, model, [variant]))
     return figure

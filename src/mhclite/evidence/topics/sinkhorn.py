@@ -34,7 +34,7 @@ def _rows(results: Results) -> list[dict[str, Any]]:
 
 
 def _trained_limit(results: Results) -> float | None:
-    """Largest log(1/nu) of the inputs of this study's trained mHC runs, no setting changed."""
+    """Largest log(1/nu) of the inputs of this study's trained runs, no setting changed."""
     probes = [results.probes[run] for run in results.runs["run"] if run in results.probes]
     values = [
         probe.mixing.sinkhorn_input.max
@@ -169,7 +169,7 @@ def sinkhorn_table(results: Results) -> Rows:
     trained = (
         ""
         if limit is None
-        else f" The inputs of this study's trained mHC runs reach log(1/ν) = {limit:.1f}."
+        else f" The inputs of this study's trained runs reach log(1/ν) = {limit:.1f}."
     )
     return Rows(
         notes=(

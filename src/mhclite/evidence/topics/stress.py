@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
-from mhclite.evidence import exhibits
+from mhclite.evidence import exhibits, style
 from mhclite.evidence.critical import (
     GROUP,
     MARGINS,
@@ -91,8 +91,8 @@ def stress_data(results: Results) -> pd.DataFrame:
     title="Critical learning rates",
     caption=(
         "The multiple of the study's learning rate at which each variant ceases to learn, found "
-        "by bisection for each of {seeds}, and its difference from the plain residual and from "
-        "mHC, paired by seed. Source: the files in critical/."
+        "by bisection for each of {seeds}, and its difference from others', paired by seed. "
+        "Source: the files in critical/."
     ),
     heading="stability",
     needs="critical_rate",
@@ -132,7 +132,8 @@ def stress_table(results: Results) -> Rows:
             "variant, if it diverges or its final validation loss is not "
             f"{settings['below_unigram']:g} nats below the unigram model's. Tried are x {tried}, "
             "then the stretch from the smallest rate that fails to the one below it is halved "
-            f"{settings['halvings']} times, in logarithms. Critical rate: geometric mean over "
+            f"{settings['halvings']} time{'s' * (settings['halvings'] != 1)}, in logarithms. "
+            "Critical rate: geometric mean over "
             f"seeds with its {100 * results.confidence:.6g} % Student t interval; a seed all of "
             "whose rates fail (below) or hold (above) counts with the end, so that differences "
             "are too small rather than too large. A larger rate holds: seeds in which failing is "
@@ -268,6 +269,7 @@ def stress_rates(results: Results) -> Figure:
         (corpus, model, condition)
         for corpus, model in results.panels()
         for condition in [BASE, *results.settings["conditions"]]
+        if (of(rates, corpus, model)["condition"] == condition).any()
     ]
     figure, axes = grid(len(places), 2, 2.8)
     octave = FuncFormatter(lambda value, _: f"x {2**value:g}")
@@ -316,7 +318,7 @@ def stress_rates(results: Results) -> Figure:
         left.axhline(unigram, color=FAINT, linewidth=0.8, ls=":")
         title = results.panel_title(corpus, model)
         if condition != BASE:
-            title += f", {title_of(results, condition)}"
+            title += f", {style.title_of(results, condition)}"
         rate = f"learning rate ({results.settings['models'][model]['learning_rate']:g} x)"
         left.set(title=title, xlabel=rate, ylabel="final validation loss (nats/token)")
         right.set(title="critical rate", xlabel=rate, ylim=(len(shown) - 0.5, -0.5))

@@ -228,7 +228,7 @@ def streams_within_table(results: Results) -> Rows:
             "multiples of one. Size: root mean square after the last sub-layer. Entropy (nats): of "
             "the weights with which a sub-layer reads from and writes to the streams, 0 where all "
             "is one stream's. Factor of the token: learned scale of the part of H_res that depends "
-            "on the token (0.01 at first). Gradient: norm in the weights of a sub-layer's branch, "
+            "on the token. Gradient: norm in the weights of a sub-layer's branch, "
             "and of its connection. The last five are means over sub-layers. "
             f"{NONE}: does not apply, or was not measured."
         ),
