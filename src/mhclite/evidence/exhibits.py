@@ -37,18 +37,13 @@ HEADINGS = {
 }
 
 
-def iterates(variant: str) -> bool:
-    """Whether its H_res comes from Sinkhorn-Knopp iterations."""
-    return "sinkhorn_iterations" in VARIANTS[variant].options
-
-
 BASELINE = "residual"  # that of `statistics`, which imports scipy
 # What a study (`Study.model_dump`) must have for some exhibits.
 NEEDS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "": lambda study: True,
     "sinkhorn": lambda study: bool(study["sinkhorn"]),
     "residual": lambda study: BASELINE in study["variants"],
-    "iterated": lambda study: any(map(iterates, study["variants"])),
+    "iterated": lambda study: any(VARIANTS[v].iterates for v in study["variants"]),
     "depths": lambda study: len({model["n_layer"] for model in study["models"].values()}) > 1,
     # Conditions whose mixing learns faster have a table of their own.
     "conditions": lambda study: any(

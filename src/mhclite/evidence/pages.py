@@ -21,7 +21,7 @@ from mhclite.evidence.exhibits import FIGURES, TABLES, shown
 from mhclite.evidence.findings import findings_of
 from mhclite.evidence.published import collect_again
 from mhclite.evidence.report_found import found
-from mhclite.evidence.report_limits import limits
+from mhclite.evidence.report_limits import far_off, limits
 from mhclite.evidence.report_methods import Entry, counted, layers_of, listed
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.statistics import BASELINE
@@ -29,10 +29,12 @@ from mhclite.evidence.style import save, style
 from mhclite.evidence.table_format import fixed, markdown, percent_of, plus_minus
 from mhclite.evidence.topics.losses import results_data
 from mhclite.evidence.topics.overview import overview_table
+from mhclite.evidence.values import completed_by_seed
 from mhclite.files import write_text
 from mhclite.runs.folder import RunFolder
 from mhclite.runs.provenance import hardware_in_words
 
+COLUMN = "validation_loss"
 FIGURE = "depth"  # shown with what was found
 MARK = re.compile(r"<!-- (found|losses|table):([\w-]+)(?:/(\w+))? -->")
 
@@ -212,6 +214,14 @@ def losses_block(results: Results) -> str:
         )
         for corpus in results.corpora
     )
+    far = [
+        f"{results.label(variant)} at {name} ({losses[seed]:.3f})"
+        for cell, name in zip(columns, names, strict=True)
+        for variant in results.variants
+        if (seed := far_off(losses := completed_by_seed(results, *cell, variant, COLUMN)))
+        is not None
+    ]
+    outliers = f"One seed ends far from all others: {listed(far)}. " if far else ""
     records = [RunFolder(results.folder / "runs" / run).record() for run in results.all_runs["run"]]
     commits = dict.fromkeys((one.provenance.git.commit or "unknown")[:10] for one in records)
     lines += [
@@ -219,7 +229,7 @@ def losses_block(results: Results) -> str:
         f"Mean ± half-width of the {percent_of(results.confidence)} Student t interval over "
         f"{counted(len(results.seeds), 'seed')}, differences paired by seed; {counting}. Commit "
         f"{listed(list(commits))}, {hardware_in_words(records[0].provenance.hardware)}; "
-        f"{counted(len(results.runs), 'run')}. {_changed(results)}Made from "
+        f"{counted(len(results.runs), 'run')}. {outliers}{_changed(results)}Made from "
         f"`results/published/{results.name}`.",
     ]
     return "\n".join(lines)

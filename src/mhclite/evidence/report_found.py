@@ -11,28 +11,41 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
 
 from mhclite.connections.registry import VARIANTS
+from mhclite.evidence.claims import Claim
 from mhclite.evidence.findings import Finding
-from mhclite.evidence.metrics import METRICS
+from mhclite.evidence.report_losses import losses, place_of
+from mhclite.evidence.report_matrix import SHOWN
 from mhclite.evidence.report_methods import Entry, counted, listed
 from mhclite.evidence.results import Results
-from mhclite.evidence.statistics import BASELINE, CONTROL, geometric_interval, t_interval
+from mhclite.evidence.statistics import (
+    BASELINE,
+    CONTROL,
+    difference,
+    geometric_interval,
+    student,
+    t_interval,
+)
 from mhclite.evidence.table_format import fixed, missing, plus_minus, significant, with_interval
 from mhclite.evidence.topics.claims import claim_rows, effect_text
 from mhclite.evidence.topics.stress import stress_data
+from mhclite.evidence.topics.use import uses_of
 from mhclite.evidence.values import (
-    FAIR,
     completed_by_seed,
-    condition_of,
     conditions_that_change,
     deepest_first,
-    loss_difference,
+    values_by_seed,
 )
-from mhclite.evidence.verdicts import Verdict
+from mhclite.evidence.verdicts import Verdict, verdict
 from mhclite.study.sections import BASE
 
+LEFT = 1.2  # the peak of a gain over what is left at the end: below it, they are one number
+SHRINKS = 0.99  # of the largest singular value
+ONE_DIRECTION = 0.01  # the second singular value over the first
 DECIDED: tuple[Verdict, ...] = ("supported", "contradicted", "practically equal")
 UNDECIDED: tuple[Verdict, ...] = ("inconclusive", "not reached", "not tested")
 
@@ -46,19 +59,17 @@ def found(results: Results, findings: Sequence[Finding], corpus: str) -> list[En
         corpus: its name.
     """
     return [
-        *_losses(results, corpus),
-        *_mixing(results, corpus),
-        *_fair_losses(results, corpus),
+        *losses(results, corpus),
         *_gain(results, corpus),
         *_product(results, corpus),
         *_aged(results, corpus),
-        *_over_depth(findings),
+        *_over_depth(results, corpus, findings),
         *_use(results, corpus),
         *_critical_rates(results, corpus),
         *_cost(results),
         *_speed(results, findings),
         *_diverged(results, corpus),
-        *_claims(findings),
+        *_claims(results, findings),
     ]
 
 
@@ -73,163 +84,81 @@ def _factor(found: Mapping[int, float], confidence: float) -> str | None:
     return with_interval(ends["mean"], ends["low"], ends["high"])
 
 
-def _place(results: Results, model: str, condition: str) -> str:
-    """A model size for readers, with the number of seeds where a condition has others."""
-    seeds = results.settings["conditions"][condition].get("seeds") or results.seeds
-    few = f", {counted(len(seeds), 'seed')}" if len(seeds) != len(results.seeds) else ""
-    return results.model_label(model) + few
-
-
-def _of_each(
-    results: Results, variants: Sequence[str], say: Callable[[str], str | None]
-) -> list[str]:
-    """`VALUE in VARIANT` for each variant that the study has and that has a value."""
-    parts = []
-    for variant in variants:
-        text = say(variant) if variant in results.variants else None
-        if text is not None:
-            parts.append(f"{text} in {results.label(variant)}")
-    return parts
-
-
-def _mixing_variants(results: Results) -> list[str]:
-    return [v for v in results.variants if VARIANTS[v].mixes != "never"]
-
-
-# --- losses ---------------------------------------------------------------------------------
-
-
-def _losses(results: Results, corpus: str) -> Iterator[Entry]:
-    """Where the variants stand against the plain residual, as the authors compute them."""
-    model = deepest_first(results)[0]
-    norm = results.settings["connections"]["final_norm"]
-    how = {"per_stream": "with the final norm per stream", "after_sum": "after one final norm"}
-    parts = []
-    against = _against(results, corpus, model, BASELINE, BASE)
-    if against:
-        place = f"At {results.model_label(model)}, {how.get(norm, 'with a learned final read')},"
-        parts.append(
-            f"{place} the validation loss is, beside the plain residual's, {_ranges(against)}."
-        )
-    if {"mhc", "mhc_lite"} <= set(results.variants):
-        apart = loss_difference(results, corpus, model, "mhc_lite", "mhc")
-        if apart.mean is not None and apart.half_width is not None:
-            size = f"{plus_minus(apart.mean, apart.half_width, 4)} nats"
-            least = METRICS["validation_loss"].equal
-            assert least is not None
-            if abs(apart.mean) + apart.half_width < least:
-                parts.append(f"mHC-lite and mHC differ by less than {least:g} nats: {size}.")
-            else:
-                zero = "" if apart.excludes_zero() else ", an interval that includes 0"
-                parts.append(f"mHC-lite minus mHC is {size}{zero}.")
-    if parts:
-        yield "Loss", " ".join([*parts, "What a claim may rest on is said with the verdicts."])
-
-
-def _mixing(results: Results, corpus: str) -> Iterator[Entry]:
-    """Where the variants that mix stand against the one that does not."""
-    against = _against(results, corpus, deepest_first(results)[0], CONTROL, BASE)
-    if against:
-        said = _sizes(against)
-        text = (
-            f"Beside {results.label(CONTROL)}, whose streams never mix, the loss is {said}; the "
-            "intervals are not corrected for their number."
-        )
-        others = [results.label(v) for v in results.variants if VARIANTS[v].own_reads]
-        if others:
-            text += f" {listed(others)} also {'read' if len(others) > 1 else 'reads'} and "
-            text += f"{'write' if len(others) > 1 else 'writes'} the streams in another way."
-        yield "Mixing", text
-
-
-def _fair_losses(results: Results, corpus: str) -> Iterator[Entry]:
-    """The same where the streams are summed before the final norm, at the deepest such model."""
-    own = results.settings["connections"]
-    if own["final_norm"] == FAIR["final_norm"]:
-        return
-    streams = counted(own["n_streams"], "normed stream")
-    why = f"Otherwise the head is given the sum of {streams}, and one in the plain residual. "
-    if own["final_norm"] != "per_stream":  # a learned read, of which that is not so
-        why = ""
-    conditions = {condition_of(results, variant, FAIR) for variant in results.variants} - {None}
-    for condition in sorted(map(str, conditions)):
-        for model in deepest_first(results):
-            against = _against(results, corpus, model, BASELINE, condition)
-            if against:
-                yield (
-                    "Fairer norm",
-                    f"With one final norm, after the sum ({_place(results, model, condition)}), "
-                    f"the loss is, beside the plain residual's, {_ranges(against)}. {why}".strip(),
-                )
-                return
-
-
-Sides = dict[str, list[tuple[str, float, float]]]
-
-
-def _against(results: Results, corpus: str, model: str, other: str, condition: str) -> Sides:
-    """lower, higher or not told apart -> the variants whose loss so compares to another's.
-
-    Each with the mean of its difference and the half-width of its interval.
-    """
-    groups: Sides = {"lower": [], "higher": [], "not told apart": []}
-    for variant in results.variants if other in results.variants else ():
-        # Nothing is said of the plain residual where others are set beside the control.
-        if variant in (other, BASELINE):
-            continue
-        d = loss_difference(results, corpus, model, variant, other, condition)
-        if d.mean is None or d.half_width is None:
-            continue
-        side = "not told apart"
-        if d.excludes_zero():
-            side = "lower" if d.mean < 0 else "higher"
-        groups[side].append((results.label(variant), d.mean, d.half_width))
-    return {side: members for side, members in groups.items() if members}
-
-
-def _ranges(sides: Sides) -> str:
-    """`lower by 0.100 to 0.200 nats in A and B and not told apart in C`."""
-    parts = []
-    for side, members in sides.items():
-        apart = sorted(abs(mean) for _, mean, _ in members)
-        ends = " to ".join(dict.fromkeys(fixed(end, 3) for end in (apart[0], apart[-1])))
-        size = "" if side == "not told apart" else f" by {ends} nats"
-        parts.append(f"{side}{size} in {listed([label for label, *_ in members])}")
-    return listed(parts)
-
-
-def _sizes(sides: Sides) -> str:
-    """`lower in A (-0.100 ± 0.010) and not told apart in C`."""
-    parts = []
-    for side, members in sides.items():
-        told = [
-            label if side == "not told apart" else f"{label} ({plus_minus(mean, half_width, 3)})"
-            for label, mean, half_width in members
-        ]
-        parts.append(f"{side} in {listed(told)}")
-    return listed(parts)
-
-
 # --- mixing matrices ------------------------------------------------------------------------
 
 
 def _gain(results: Results, corpus: str) -> Iterator[Entry]:
     """What the product of all mixing matrices does to the size of the streams."""
     model = deepest_first(results)[0]
-    parts = _of_each(
-        results,
-        _mixing_variants(results),
-        lambda variant: _factor(
-            completed_by_seed(results, corpus, model, variant, "gain_forward_peak"),
-            results.confidence,
-        ),
+
+    def of(variant: str, column: str) -> dict[int, float]:
+        return completed_by_seed(results, corpus, model, variant, column)
+
+    peaks = {
+        variant: text
+        for variant in _mixing_variants(results)
+        if (text := _factor(of(variant, "gain_forward_peak"), results.confidence))
+    }
+    if not peaks:
+        return
+    said = (
+        f"Over {counted(2 * results.n_layer(model), 'sub-layer')} the composite gain is, at its "
+        f"largest in training, {_by_text(results, peaks)} (largest absolute row sum of the product "
+        "of all H_res, mean over tokens)."
     )
-    if parts:
-        yield (
-            "Growth",
-            f"Over {counted(2 * results.n_layer(model), 'sub-layer')} a stream can grow by a "
-            f"factor of {listed(parts)} (composite gain: mean over tokens, largest in training).",
+    ends = {}
+    for variant in peaks:
+        peak, end = (
+            geometric_interval(of(variant, column).values(), results.confidence)["mean"]
+            for column in ("gain_forward_peak", "gain_forward")
         )
+        text = _factor(of(variant, "gain_forward"), results.confidence)
+        if text and peak > LEFT * end:
+            ends[variant] = text
+    if ends:
+        said += f" At the end it is {_by_text(results, ends)}."
+    yield "Growth", said + _singular(results, corpus, model)
+
+
+def _singular(results: Results, corpus: str, model: str) -> str:
+    """What a gain hides: streams that shrink, or of which one direction is left."""
+    shrinking, single, kept = [], [], []
+    for variant in _mixing_variants(results):
+        mixing = results.mixing(corpus, model, variant).values()
+        values = np.array([one.geometry.singular_values[-1] for one in mixing if one.geometry])
+        if values.ndim < 2 or values.shape[1] < 2:
+            continue
+        if values[:, 0].max() < SHRINKS:
+            ends = [
+                " to ".join(dict.fromkeys(significant(end, 2) for end in (part.min(), part.max())))
+                for part in (values[:, 0], values[:, -1])
+            ]
+            shrinking.append(
+                f"{results.label(variant)} (that product's largest singular value is {ends[0]}, "
+                f"its smallest {ends[1]})"
+            )
+        if (values[:, 1] < ONE_DIRECTION * values[:, 0]).all():
+            single.append(results.label(variant))
+        if VARIANTS[variant].mixes == "freely" and np.abs(values - 1).max() < 1 - SHRINKS:
+            kept.append(results.label(variant))
+    said = f" All streams shrink in {listed(shrinking)}." if shrinking else ""
+    if single:
+        said += f" In {listed(single)} that product is of rank one: one direction is left."
+    if kept:
+        said += f" In {listed(kept)} all its singular values are 1: nothing grows or shrinks."
+    return said
+
+
+def _by_text(results: Results, texts: Mapping[str, str]) -> str:
+    """`1.2 in A and 1.00 in B and C`: variants of equal text together."""
+    labels: dict[str, list[str]] = {}
+    for variant, text in texts.items():
+        labels.setdefault(text, []).append(results.label(variant))
+    return listed([f"{text} in {listed(names)}" for text, names in labels.items()])
+
+
+def _mixing_variants(results: Results) -> list[str]:
+    return [variant for variant in results.variants if VARIANTS[variant].mixes != "never"]
 
 
 def _product(results: Results, corpus: str) -> Iterator[Entry]:
@@ -275,49 +204,117 @@ def _aged(results: Results, corpus: str) -> Iterator[Entry]:
             if hard and single and product:
                 start = "" if parts else "With mixing "
                 parts.append(
-                    f"{start}{factor:g} times as fast ({_place(results, model, condition)}), "
+                    f"{start}{factor:g} times as fast ({place_of(results, model, condition)}), "
                     f"{sum(hard) / len(hard):.0f} % of mHC's Sinkhorn-Knopp inputs "
                     f"({min(hard):.0f} to {max(hard):.0f} % by seed) have log(1/ν) above 30, and "
                     f"row sums are off by {single} in single matrices and {product} in the product"
                 )
                 break
     if parts:
-        yield (
-            "Faster mixing",
-            "Mixing that learns faster than the rest stands in for longer training. "
-            f"{'; '.join(parts)}.",
-        )
+        yield "Faster mixing", f"{'; '.join(parts)}.{_dose(results, corpus, factors)}"
+
+
+def _dose(results: Results, corpus: str, conditions: Mapping[float, str]) -> str:
+    """Losses against the variant that never mixes, by how fast the mixing learns."""
+    column = "validation_loss"
+    for model in deepest_first(results):
+        base = completed_by_seed(results, corpus, model, CONTROL, column)
+        parts = []
+        for variant in results.variants:
+            if VARIANTS[variant].mixes != "doubly_stochastic":
+                continue
+            losses = [
+                completed_by_seed(results, corpus, model, variant, column, condition)
+                for condition in (BASE, *(conditions[factor] for factor in sorted(conditions)))
+            ]
+            seeds = base.keys() & set.intersection(*(set(of_one) for of_one in losses))
+            shared = {seed: base[seed] for seed in seeds}
+            apart = [difference(of_one, shared, results.confidence) for of_one in losses]
+            if len(seeds) > 1:
+                *means, last = apart
+                sizes = [fixed(d.mean, 3) for d in means]
+                sizes.append(plus_minus(last.mean, last.half_width, 3))
+                parts.append(f"{listed(sizes)} in {results.label(variant)}")
+        if parts:
+            speeds = [
+                "as fast as the rest",
+                *(f"{factor:g} times" for factor in sorted(conditions)),
+            ]
+            return (
+                f" With mixing {listed(speeds)} ({results.model_label(model)}), the loss minus "
+                f"{results.label(CONTROL)}'s is {'; '.join(parts)}."
+            )
+    return ""
 
 
 def _use(results: Results, corpus: str) -> Iterator[Entry]:
     """What the trained models lose without their mixing."""
     model = deepest_first(results)[0]
-
-    def cost(variant: str) -> str | None:
-        found = completed_by_seed(results, corpus, model, variant, "knockout_identity")
-        interval = t_interval(found.values(), results.confidence)
-        if interval.half_width is None:
-            return None
-        return plus_minus(interval.mean, interval.half_width, 4)
-
-    parts = _of_each(results, _mixing_variants(results), cost)
+    costs, nothing = {}, []
+    for variant in _mixing_variants(results):
+        cell = (results, corpus, model, variant)
+        interval = t_interval(
+            completed_by_seed(*cell, "knockout_identity").values(), results.confidence
+        )
+        errors = completed_by_seed(*cell, "knockout_identity_error").values()
+        if interval.mean is None or interval.half_width is None or not errors:
+            continue
+        # All seeds lose on the same windows of text, whose error does not shrink with seeds.
+        windows = min(use.windows for use in uses_of(*cell))
+        text = student(windows, results.confidence) * sum(errors) / len(errors)
+        half_width = max(interval.half_width, text)
+        if abs(interval.mean) <= half_width:
+            nothing.append(results.label(variant))
+        else:
+            costs[variant] = plus_minus(interval.mean, half_width, 4)
+    parts = [f"the loss rises by {_by_text(results, costs)}"] if costs else []
+    if nothing:
+        parts.append(f"the change is indistinguishable from 0 in {listed(nothing)}")
     if parts:
         yield (
             "Use of mixing",
-            f"Where H_res is set to I in models trained at {results.model_label(model)}, the loss "
-            f"rises by {listed(parts)}.",
+            f"Where H_res is set to I in models trained at {results.model_label(model)}, "
+            f"{'; '.join(parts)} (±: the wider of the intervals over seeds and over windows of "
+            "text). "
+            "It is what a trained model loses, not what mixing gains in training.",
         )
 
 
-def _over_depth(findings: Sequence[Finding]) -> Iterator[Entry]:
-    """Claims of growth with depth that are decided."""
-    parts = [
-        f"{short(one.claim.statement)} ({effect_text(claim_rows(one)[0])}): {one.verdict}"
-        for one in findings
-        if one.claim.kind == "trend" and one.verdict in DECIDED
-    ]
+def _over_depth(results: Results, corpus: str, findings: Sequence[Finding]) -> Iterator[Entry]:
+    """Claims of growth with depth that are decided, with the values at each depth."""
+    models = deepest_first(results)[::-1]
+    depths = [str(results.n_layer(model)) for model in models]
+    parts = []
+    for one in findings:
+        claim = one.claim
+        if claim.kind != "trend" or one.verdict not in DECIDED:
+            continue
+        parts.append(f"{short(claim.statement)}: {one.verdict}.")
+        at = [_trend_values(results, corpus, model, claim) for model in models]
+        if not all(at):
+            continue
+        scale = math.exp if claim.log else float
+        means = [significant(scale(sum(values.values()) / len(values))) for values in at]
+        last = difference(at[-1], at[-2], results.confidence)
+        mean, low, high = (
+            math.nan if end is None else scale(end) for end in (last.mean, last.low, last.high)
+        )
+        parts.append(
+            f"At {listed(depths)} layers it is {listed(means)}; from {depths[-2]} to {depths[-1]} "
+            f"layers it changes by {'a factor of ' * claim.log}{with_interval(mean, low, high)}."
+        )
     if parts:
-        yield "Over depth", f"{'; '.join(parts)}."
+        yield "Over depth", " ".join(parts)
+
+
+def _trend_values(results: Results, corpus: str, model: str, claim: Claim) -> dict[int, float]:
+    """seed -> the metric of a trend at one depth, of the runs that have a finite one."""
+    assert claim.metric is not None
+    values = values_by_seed(results, corpus, model, claim.variant, claim.metric)
+    if claim.reference is not None:
+        other = values_by_seed(results, corpus, model, claim.reference, claim.metric)
+        values = {seed: values[seed] - other[seed] for seed in values.keys() & other.keys()}
+    return {seed: value for seed, value in values.items() if math.isfinite(value)}
 
 
 def _critical_rates(results: Results, corpus: str) -> Iterator[Entry]:
@@ -352,7 +349,7 @@ def _critical_rates(results: Results, corpus: str) -> Iterator[Entry]:
         )
     ]
     if beside:
-        said += f" Beside {results.label('mhc')}'s it is {listed(beside)}, paired by seed."
+        said += f" Compared with {results.label('mhc')}'s it is {listed(beside)}, paired by seed."
     yield "Learning rate", said
 
 
@@ -375,9 +372,11 @@ def _cost(results: Results) -> Iterator[Entry]:
         f"At {results.model_label(model)} a training step takes {ends} times as long as the plain "
         "residual's"
     )
-    parts = _of_each(
-        results, ("mhc", "mhc_lite"), lambda v: fixed(timed[v], 2) if v in timed else None
-    )
+    parts = [
+        f"{fixed(timed[variant], 2)} in {results.label(variant)}"
+        for variant in ("mhc", "mhc_lite")
+        if variant in timed and len(timed) > 1
+    ]
     yield "Cost", f"{said}{f': {listed(parts)}' if parts else ''}."
 
 
@@ -421,24 +420,50 @@ def short(statement: str) -> str:
     return re.sub(r" \([^()]*\)", "", statement)
 
 
-def _claims(findings: Sequence[Finding]) -> Iterator[Entry]:
+def _at_shallower(results: Results, findings: Sequence[Finding]) -> str:
+    """What claims that are not reached come to at the deepest model at which they are."""
+    parts = []
+    for one in findings:
+        rows = {row.model: row for row in one.rows}
+        texts = {row["model"]: effect_text(row) for row in claim_rows(one)}
+        for model in deepest_first(results) if one.verdict == "not reached" else ():
+            row = rows.get(model)
+            if row is None or row.missing or row.unmet or row.comparison is None:
+                continue
+            found = row.comparison
+            decided = verdict(found, found.p, found.p_equal, results.confidence)
+            if decided in SHOWN:
+                parts.append(
+                    f"{SHOWN[decided]}: {short(one.claim.statement)} ({texts[model]}, "
+                    f"{results.model_label(model)})"
+                )
+            break
+    if not parts:
+        return ""
+    return (
+        f" Not reached there, but asked at a shallower model (not corrected): {'; '.join(parts)}."
+    )
+
+
+def _claims(results: Results, findings: Sequence[Finding]) -> Iterator[Entry]:
     """The confirmatory claims: those that are decided one by one, the others counted."""
     first = [finding for finding in findings if finding.claim.family == "confirmatory"]
     if not first:
         return
     counts = Counter(finding.verdict for finding in first)
-    order = [verdict for verdict in (*DECIDED, *UNDECIDED) if counts[verdict]]
+    order = [word for word in (*DECIDED, *UNDECIDED) if counts[word]]
     shares = listed([f"{counts[one]} {'is' if counts[one] == 1 else 'are'} {one}" for one in order])
     said = f"Of the paper's {counted(len(first), 'main claim')} {shares}."
-    for verdict in DECIDED:
+    for decided in DECIDED:
         parts = [
             f"{short(one.claim.statement)} ({effect_text(claim_rows(one)[0])})"
             for one in first
-            if one.verdict == verdict
+            if one.verdict == decided
         ]
         if parts:
-            heading = verdict.capitalize() + " at this size" * (verdict == "contradicted")
+            heading = decided.capitalize() + " at this size" * (decided == "contradicted")
             said += f" {heading}: {'; '.join(parts)}."
+    said += _at_shallower(results, first)
     contradicted = [
         f"{short(one.claim.statement)} ({effect_text(claim_rows(one)[0])})"
         for one in findings

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 
 from mhclite.evidence.findings import Finding
@@ -17,7 +17,7 @@ from mhclite.evidence.results import Results
 from mhclite.evidence.statistics import BASELINE
 from mhclite.evidence.table_format import plus_minus
 from mhclite.evidence.values import deepest_first, loss_difference, values_by_seed
-from mhclite.evidence.verdicts import Verdict
+from mhclite.evidence.verdicts import Verdict, gatekeep
 
 NEARLY_ALL = 0.9  # of the steps
 FAR = 3.0  # times the range of the other seeds
@@ -36,6 +36,7 @@ def limits(results: Results, findings: Sequence[Finding], corpus: str) -> list[E
     return [
         *_verdicts(findings),
         *_lowered_bar(findings),
+        *_family(results, findings),
         *_bigram(results, corpus),
         *_one_run(results, corpus),
         *_depth_and_rate(results),
@@ -60,11 +61,25 @@ def _verdicts(findings: Sequence[Finding]) -> Iterator[Entry]:
         kind, count = kinds.most_common(1)[0]
         example = next(reason for unmet in reasons for reason in unmet if _kind(reason) == kind)
         said += (
-            " Not reached: it falls short of what the claim needs, so that a number here, a lower "
-            "loss for instance, is not yet an answer. What falls short most often (in "
-            f"{count} of {len(reasons)}), for example: {example}."
+            " Not reached: the study falls short of what the claim needs, so its numbers are no "
+            f"answer. What falls short most often (in {count} of {len(reasons)}), for example: "
+            f"{example}.{_bigram_alone(reasons)}"
         )
     yield "Verdicts", said
+
+
+def _bigram_alone(reasons: Sequence[Sequence[str]]) -> str:
+    """How many claims fall short of the bigram model and of nothing else, and by how much."""
+    alone = [
+        float(match[1]) - float(match[2])
+        for unmet in reasons
+        if len(unmet) == 1
+        and (match := re.match(r"loss ([\d.]+) .* bigram model's ([\d.]+)\)", unmet[0]))
+    ]
+    if not alone:
+        return ""
+    ends = dict.fromkeys(f"{end:.3f}" for end in (min(alone), max(alone)))
+    return f" In {len(alone)} it is the bigram model's loss alone, by {' to '.join(ends)} nats."
 
 
 def _kind(reason: str) -> str:
@@ -73,10 +88,7 @@ def _kind(reason: str) -> str:
 
 
 def _lowered_bar(findings: Sequence[Finding]) -> Iterator[Entry]:
-    """Verdicts of claims that ask for less than the others, since a study had fallen short.
-
-    In config/claims.yaml these are the claims on mHC's product (`&deep`), and no others.
-    """
+    """Verdicts of claims that ask for less movement of H_res than others do."""
     bars = {f.claim.id: f.claim.requires.start_distance for f in findings}
     highest = max((bar for bar in bars.values() if bar is not None), default=0.0)
     lower = [
@@ -87,15 +99,48 @@ def _lowered_bar(findings: Sequence[Finding]) -> Iterator[Entry]:
     decided = [bar for finding, bar in lower if finding.verdict in ("supported", "contradicted")]
     if decided:
         yield (
-            "A lowered bar",
-            f"{counted(len(decided), 'verdict')} on mHC's product {_are(len(decided))} given where "
-            f"H_res moved by {min(decided):g} or more from its start, not by {highest:g} as for "
-            "others: this was lowered after a study had shown the gap and fallen short.",
+            "A lower bar",
+            f"{counted(len(decided), 'verdict')} {_are(len(decided))} given where H_res moved by "
+            f"{min(decided):g} or more from its start, not by {highest:g} as for other claims.",
+        )
+
+
+def _family(results: Results, findings: Sequence[Finding]) -> Iterator[Entry]:
+    """Verdicts that would not stand if claims that are not reached were corrected for as well."""
+    families: dict[str, dict[str, float]] = {"confirmatory": {}, "secondary": {}}
+    for finding in findings:
+        found = finding.row.comparison
+        if found is not None and found.p is not None and not finding.claim.by_construction:
+            families[finding.claim.family][finding.claim.id] = found.p
+    first, second = families.values()
+    level = 1 - results.confidence
+    corrected = gatekeep([*first.values()], [*second.values()], level)
+    p = dict(zip([*first, *second], [*corrected[0], *corrected[1]], strict=True))
+    decided = [f for f in findings if f.verdict in ("supported", "contradicted")]
+    fallen = [f.claim.statement for f in decided if p[f.claim.id] > level]
+    if fallen:
+        yield (
+            "Which tests are counted",
+            "p values are corrected for the claims that are reached, which are chosen by their "
+            f"results too. Corrected for all {len(p)} that have one, {len(fallen)} of "
+            f"{counted(len(decided), 'verdict')} would not stand: {'; '.join(fallen)}.",
         )
 
 
 def _are(number: int) -> str:
     return "is" if number == 1 else "are"
+
+
+def far_off(losses: Mapping[int, float]) -> int | None:
+    """The seed that ends far from all others, if they are enough and close to each other."""
+    if len(losses) < FEWEST_SEEDS:
+        return None
+    ordered = sorted(losses, key=losses.__getitem__)
+    for far, others in ((ordered[0], ordered[1:]), (ordered[-1], ordered[:-1])):
+        spread = losses[others[-1]] - losses[others[0]]
+        if min(abs(losses[far] - losses[seed]) for seed in others) > FAR * spread:
+            return far
+    return None
 
 
 def _one_run(results: Results, corpus: str) -> Iterator[Entry]:
@@ -104,16 +149,12 @@ def _one_run(results: Results, corpus: str) -> Iterator[Entry]:
     parts = []
     for variant in results.variants:
         found = values_by_seed(results, corpus, model, variant, "validation_loss")
-        losses = sorted(found.values())
-        if len(losses) < FEWEST_SEEDS:
-            continue
-        for far, others in ((losses[0], losses[1:]), (losses[-1], losses[:-1])):
-            spread = others[-1] - others[0]
-            if min(abs(far - other) for other in others) > FAR * spread:
-                parts.append(
-                    f"one run of {results.label(variant)} ends at {far:.3f}, its others at "
-                    f"{others[0]:.3f} to {others[-1]:.3f}"
-                )
+        if (far := far_off(found)) is not None:
+            others = sorted(loss for seed, loss in found.items() if seed != far)
+            parts.append(
+                f"one run of {results.label(variant)} ends at {found[far]:.3f}, its others at "
+                f"{others[0]:.3f} to {others[-1]:.3f}"
+            )
     if parts:
         yield (
             "One seed far off",

@@ -63,8 +63,13 @@ def t_interval(values: Iterable[float], confidence: float = 0.95) -> Interval:
     mean = float(sample.mean())
     if n == 1:
         return Interval(1, mean, None, None)
-    quantile = float(stats.t.ppf((1 + confidence) / 2, df=n - 1))
-    return Interval(n, mean, float(sample.std(ddof=1)), quantile * float(stats.sem(sample)))
+    half_width = student(n, confidence) * float(stats.sem(sample))
+    return Interval(n, mean, float(sample.std(ddof=1)), half_width)
+
+
+def student(n: int, confidence: float) -> float:
+    """Standard errors in the half-width of the t interval of a mean of n > 1 values."""
+    return float(stats.t.ppf((1 + confidence) / 2, df=n - 1))
 
 
 def difference(

@@ -15,14 +15,12 @@ from mhclite.data.corpora import changed
 from mhclite.data.manifest import MANIFEST, load_if_prepared, load_manifest
 from mhclite.errors import UserError
 from mhclite.jobs import PREPARED, PROBE, PROBES, TRAIN
-from mhclite.runs.code import digest_of_modules
 from mhclite.runs.folder import RunFolder, RunRecord
 from mhclite.runs.key import (
     code_digest,
     deciding,
     differences,
     module_digests,
-    modules_of,
     run_key,
     settings_digest,
 )

@@ -415,7 +415,6 @@ class Condition(Settings):
         "that variant, to within one hidden unit a layer",
     )
 
-
     @field_validator("match_parameters")
     @classmethod
     def _of_a_known_variant(cls, value: str | None) -> str | None:

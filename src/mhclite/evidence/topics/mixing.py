@@ -227,7 +227,7 @@ def sinkhorn_histogram(probes: Iterable[Mixing]) -> tuple[FloatArray, FloatArray
 )
 def sinkhorn_inputs(results: Results) -> Figure:
     """Histograms of log(1/nu) of the inputs of the variants that iterate."""
-    iterated = [variant for variant in results.variants if exhibits.iterates(variant)]
+    iterated = [variant for variant in results.variants if VARIANTS[variant].iterates]
     cells = [
         (corpus, model, variant)
         for variant in iterated
