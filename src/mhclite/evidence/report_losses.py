@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from mhclite.connections.registry import VARIANTS
 from mhclite.evidence.findings import claims_of
 from mhclite.evidence.metrics import METRICS
 from mhclite.evidence.report_limits import far_off

@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from mhclite.connections.registry import VARIANTS
 from mhclite.evidence import exhibits
 from mhclite.evidence.results import Results
 from mhclite.evidence.statistics import BASELINE
