@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,3 +47,13 @@ def test_no_file_that_we_call_json_holds_nan(value: Any, tmp_path: Path) -> None
 def test_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf{}")
     assert read_json(tmp_path / "a.json") == {}
+
+
+@pytest.mark.parametrize("value", ["x" * 10**6, "a\nb", "\x1b[31m", "\udcff", "a\u2028b\r\n c"])
+def test_the_line_of_an_error_is_one_visible_and_bounded(value: str) -> None:
+    error = UserError(f"{value} is no number: correct it")
+    for line in (str(error), str(pickle.loads(pickle.dumps(error)))):
+        assert line.endswith("is no number: correct it")
+        assert line.isprintable()
+        assert len(line) < 1500
+    assert str(UserError("a  b – é")) == "a  b – é"

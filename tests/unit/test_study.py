@@ -135,6 +135,18 @@ BAD = {
 }
 
 
+def test_several_mistakes_are_named_at_once() -> None:
+    study = smoke(name="own-txt", models={f"m{i}": {} for i in range(50)})
+    with pytest.raises(UserError) as error:
+        parse_study(study)
+    for what in ("'own-txt' may have only", "models.m0.n_layer: ", "more)"):
+        assert what in str(error.value)
+    with pytest.raises(UserError) as error:
+        parse_study(smoke(name="own-txt", seeds=["y" * 10**6] * 2))
+    assert str(error.value).count("seeds.") == 2
+    assert len(str(error.value)) < 600
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_bad_study_is_one_line_that_names_the_key(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

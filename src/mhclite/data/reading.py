@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import unicodedata
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -24,6 +25,10 @@ REMOTE = "hf://"
 BUFFER = 1 << 22  # bytes of a parquet column read at once; bounds the memory
 MARK = "\ufeff"  # the byte-order mark that some programs begin a text with; no part of it
 ROWS = 256  # of a parquet file made into text at once
+RECORDS = (
+    "a .json file is an array of records, or an object of which each value is one (pandas: "
+    '`to_json(path, orient="records")`); a .jsonl file has a record a line'
+)
 
 
 @dataclass(frozen=True)
@@ -161,9 +166,9 @@ def _entries(path: str) -> Iterator[tuple[int, Any]]:
     try:
         content = json.loads(_decoded(Path(path).read_bytes(), path).removeprefix(MARK))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
+        raise UserError(f"{path} is not JSON: {error}; {RECORDS}") from None
     if not isinstance(content, list | dict):
-        raise UserError(f"{path} holds {content!r:.60}, expected an array or an object of records")
+        raise UserError(f"{path} holds {content!r:.60}: {RECORDS}")
     yield from enumerate(content.values() if isinstance(content, dict) else content, start=1)
 
 
@@ -171,22 +176,17 @@ def _record(line: bytes, where: str) -> Any:
     try:
         return json.loads(_decoded(line, where))
     except (ValueError, RecursionError) as error:  # also an integer of thousands of digits
-        raise UserError(f"{where} is not JSON: {error}; expected one object per line") from None
+        raise UserError(f"{where} is not JSON: {error}; {RECORDS}") from None
 
 
 def _text_of(record: Any, text_field: str, where: str) -> str:
-    if isinstance(record, list):
-        raise UserError(
-            f"{where}: an array, expected an object with a field {text_field!r}; a file that is "
-            "one array is named .json"
-        )
     if not isinstance(record, dict):
-        raise UserError(f"{where}: {record!r:.60}, expected an object with a field {text_field!r}")
-    if text_field not in record:
+        shown = "an array" if isinstance(record, list) else f"{record!r:.60}"
         raise UserError(
-            f"{where}: no text in field {text_field!r}; it has {', '.join(record)}: set "
-            "`text_field` to one of them, or correct the file"
+            f"{where}: {shown}, expected an object with a field {text_field!r}: {RECORDS}"
         )
+    if text_field not in record:
+        raise UserError(f"{where}: no text in field {text_field!r}; {_instead(text_field, record)}")
     text = record[text_field]
     if not isinstance(text, str):
         shown = json.dumps(text)[:60]
@@ -201,6 +201,27 @@ def _text_of(record: Any, text_field: str, where: str) -> str:
             f"{where}: half of a surrogate pair, which is no character: correct the file"
         ) from None
     return text
+
+
+def _instead(text_field: str, names: Collection[str]) -> str:
+    """What there is, and the way out, where a field is not among the names."""
+    if not names:
+        return "it has none at all: correct the file"
+    listed = f"it has {', '.join(names)}"
+    outer = text_field.partition(".")[0]
+    if outer in names:
+        return f"what is within {outer!r} is not read: write it into a field of its own"
+    for name in names:
+        if _folded(name) == _folded(text_field):
+            return f"it has {name!r}, which is spelled otherwise: `text_field: {json.dumps(name)}`"
+    if all(map(str.isdigit, names)):  # numbers of rows: by columns, as pandas writes it
+        return f"{listed}: {RECORDS}"
+    return f"{listed}: set `text_field` to one of them, or correct the file"
+
+
+def _folded(name: str) -> str:
+    """What is alike to the eye: accents as characters of their own, capitals, invisible marks."""
+    return "".join(filter(str.isprintable, unicodedata.normalize("NFKC", name))).casefold().strip()
 
 
 # --- parquet ------------------------------------------------------------------------------------
@@ -228,7 +249,10 @@ def _parquet_file(path: str) -> Iterator[Any]:
             isinstance(error, OSError) and not error.errno and not path.startswith(REMOTE)
         )
         if damaged:
-            raise UserError(f"{path} {_not_parquet(error)}") from None
+            raise UserError(
+                f"{path} {_in_short(error)}: it is damaged, encrypted or of another kind; copy it "
+                "again, or write it anew"
+            ) from None
         if not path.startswith(REMOTE):
             raise
         from mhclite.data.hub import in_short
@@ -239,9 +263,8 @@ def _parquet_file(path: str) -> Iterator[Any]:
         ) from error
 
 
-def _not_parquet(error: Exception) -> str:
-    what = " ".join(str(error).split())[:200]
-    return f"cannot be read as parquet ({what}): it is damaged; copy it again"
+def _in_short(error: Exception) -> str:
+    return f"cannot be read as parquet ({' '.join(str(error).split())[:200]})"
 
 
 def _is_text(kind: Any) -> bool:
@@ -267,15 +290,17 @@ def _row_groups(path: str, text_field: str) -> list[Piece]:
     with _parquet_file(path) as file:
         names = file.schema_arrow.names
         if text_field not in names:
+            raise UserError(f"{path}: no column {text_field!r}; {_instead(text_field, names)}")
+        if names.count(text_field) > 1:
             raise UserError(
-                f"{path}: no column {text_field!r}; it has {', '.join(names)}: set `text_field` "
-                "to one of them"
+                f"{path} has {names.count(text_field)} columns {text_field!r}, and which is meant "
+                "cannot be said: write it anew with other names"
             )
         kind = file.schema_arrow.field(text_field).type
         if not _is_text(kind):
             raise UserError(
-                f"{path}: column {text_field!r} holds {kind}, expected text; the file has "
-                f"{', '.join(names)}: set `text_field` to another of them"
+                f"{path}: column {text_field!r} holds {kind}, expected text: set `text_field` to "
+                f"another of {', '.join(names)}, or write the text into a column of its own"
             )
         pieces = []
         for index in range(file.num_row_groups):
@@ -306,17 +331,20 @@ def _column(file: Any, path: str, group: int, text_field: str) -> Iterator[Any]:
     """The values of a column in one row group, a few at a time."""
     import pyarrow as pa
 
+    # What is within a column `a` is read with a column `a.b`, if there are both.
     batches = file.iter_batches(
         batch_size=ROWS, row_groups=[group], columns=[text_field], use_threads=False
     )
     while True:
         try:
             batch = next(batches, None)
-            values = [] if batch is None else batch.column(0).to_pylist()
+            values = [] if batch is None else batch.column(text_field).to_pylist()
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             if isinstance(error, OSError) and (path.startswith(REMOTE) or error.errno):
                 raise
-            raise UserError(f"{path} row group {group} {_not_parquet(error)}") from None
+            raise UserError(
+                f"{path} row group {group} {_in_short(error)}: it is damaged; copy it again"
+            ) from None
         if batch is None:
             return
         yield from values

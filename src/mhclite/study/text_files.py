@@ -6,9 +6,16 @@ import glob
 import os
 import re
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 SUFFIXES = (".txt", ".json", ".jsonl", ".jsonl.gz", ".parquet")
+READABLE = ", ".join(SUFFIXES)
+MAKE_IT_SO = (
+    "name plain text .txt, unpack what is packed, and write tables as parquet (datasets: "
+    '`dataset.to_parquet("x.parquet")`, pandas: `frame.to_parquet("x.parquet")`)'
+)
+LOOKED_AT = 10_000  # files in a folder
 
 
 def matching(pattern: str) -> list[Path]:
@@ -44,10 +51,7 @@ def readable(paths: Iterable[Path], chosen_by: str) -> None:
         if not path.is_file():
             raise ValueError(f"{path} is no regular file: narrow {chosen_by}")
         if not path.name.endswith(SUFFIXES):
-            raise ValueError(
-                f"{path} is none of {', '.join(SUFFIXES)}: narrow {chosen_by}, or rename or "
-                "convert the file"
-            )
+            raise ValueError(f"{path} is none of {READABLE}: narrow {chosen_by}, or {MAKE_IT_SO}")
         if not os.access(path, os.R_OK):
             raise ValueError(f"{path} may not be read by this user: change its permissions")
 
@@ -65,11 +69,13 @@ def _globbed(pattern: str) -> list[Path]:
 def _why_none(pattern: str, folders: list[Path]) -> str:
     """What to tell somebody whose glob matches no file."""
     if folders:
-        inside = f"{pattern.rstrip('/')}/**/*.txt"
-        return (
-            f"no file matches {pattern!r}, only a folder: name the files in it, for example "
-            f"{inside!r}"
-        )
+        inside = [path.name for path in islice(Path(folders[0]).rglob("*.*"), LOOKED_AT)]
+        suffix = next((end for end in SUFFIXES if any(n.endswith(end) for n in inside)), None)
+        what = f"no file matches {pattern!r}, only a folder"
+        if inside and not suffix:
+            return f"{what}, with {inside[0]!r} in it and none of {READABLE}: {MAKE_IT_SO}"
+        example = f"{pattern.rstrip('/')}/**/*{suffix or SUFFIXES[0]}"
+        return f"{what}: name the files in it, for example {example!r}"
     unset = re.search(r"\$\{?(\w+)", os.path.expandvars(pattern))
     if unset:
         return f"no file matches {pattern!r}: the environment has no variable {unset[1]}"

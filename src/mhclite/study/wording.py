@@ -7,44 +7,49 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+SHOWN = 3  # problems that are named
+
 
 def one_line(error: ValidationError, root: type[BaseModel]) -> str:
-    """The first problem of a validation, as `where: what`, and how many more there are.
+    """The first problems of a validation, as `where: what`, and how many more there are.
 
     Args:
         root: the settings class that was validated, for the keys that are known at each place.
     """
     problems = error.errors()
-    first = problems[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
+    more = f" (and {len(problems) - SHOWN} more)" if len(problems) > SHOWN else ""
+    line = "; ".join(_problem(problem, root) for problem in problems[:SHOWN]) + more
+    return " ".join(line.split())
+
+
+def _problem(problem: Any, root: type[BaseModel]) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
         owner: Any = root
-        for part in first["loc"][:-1]:
+        for part in problem["loc"][:-1]:
             field = owner.model_fields.get(part) if hasattr(owner, "model_fields") else None
             owner = settings_in(field.annotation) if field is not None else owner
         known = list(getattr(owner, "model_fields", {}))
-        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
         what = "unknown key" + (f"; did you mean {close[0]!r}?" if close else "")
         if not close and known:
             what += f"; known are {', '.join(known)}"
-    elif first["type"] == "missing":
+    elif problem["type"] == "missing":
         what = "this key is missing"
-    elif first["type"] == "value_error":
-        what = str(first["ctx"]["error"])
-    elif first["loc"][-1:] == ("uri",):
-        what = f"{first['input']!r} is neither sqlite:///FILE nor http(s)://HOST"
-    elif first["type"] == "string_pattern_mismatch":
+    elif problem["type"] == "value_error":
+        what = str(problem["ctx"]["error"])
+    elif problem["loc"][-1:] == ("uri",):
+        what = f"{problem['input']!r:.60} is neither sqlite:///FILE nor http(s)://HOST"
+    elif problem["type"] == "string_pattern_mismatch":
         what = (
-            f"{first['input']!r} may have only lower-case letters, digits and _ (not first), at "
-            "most 40"
+            f"{problem['input']!r:.60} may have only lower-case letters, digits and _ (not first), "
+            "at most 40"
         )
     else:
-        what = f"{first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}"
-        if first["type"] == "string_type" and isinstance(first["input"], bool | int | float):
+        what = f"{problem['msg'][0].lower()}{problem['msg'][1:]}, not {problem['input']!r:.60}"
+        if problem["type"] == "string_type" and isinstance(problem["input"], bool | int | float):
             what += ": write it in quotes"
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    line = f"{where}: {what}{more}" if where else f"{what}{more}"
-    return " ".join(line.split())
+    return f"{where}: {what}" if where else what
 
 
 def settings_in(annotation: Any) -> Any:

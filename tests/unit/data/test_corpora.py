@@ -137,11 +137,11 @@ def content(data: bytes) -> Callable[[Path], None]:
         ("a.jsonl.gz", content(b'{"text": "x"}\n'), "gzip"),
         ("a.parquet", table(body=["x"], id=[1]), "no column 'text'; it has body, id"),
         ("a.parquet", table(text=["x", None]), "row 2: column 'text' holds None"),
-        ("a.parquet", table(text=[1], body=["x"]), "column 'text' holds int64, expected text; "
-         "the file has text, body: set `text_field` to another of them"),
+        ("a.parquet", table(text=[1], body=["x"]), "column 'text' holds int64, expected text: "
+         "set `text_field` to another of text, body"),
         ("a.parquet", content(b"PAR1 but no more"), "cannot be read as parquet"),
         ("a.json", content(b'[{"text": "x"}'), "a.json is not JSON"),
-        ("a.json", content(b"7"), "holds 7, expected an array or an object of records"),
+        ("a.json", content(b"7"), "holds 7: a .json file is an array of records"),
         ("a.json", content(b'[{"text": "x"}, {"body": "y"}]'),
          "entry 2: no text in field 'text'; it has body"),
         ("a.csv", content(b"text\nx\n"),

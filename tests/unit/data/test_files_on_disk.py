@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyarrow.parquet.encryption as encryption
 import pytest
 from small_corpora import documents, settings
 
@@ -153,6 +156,97 @@ def test_text_is_read_however_its_column_is_stored(tmp_path: Path, kind: pa.Data
     assert texts_of(tmp_path / "a.parquet") == ["é", "b", "é"]
 
 
+def write_encrypted(path: Path) -> None:
+    class Keys(encryption.KmsClient):  # type: ignore[misc]
+        def wrap_key(self, key: bytes, _: str) -> bytes:
+            return base64.b64encode(key)
+
+    factory = encryption.CryptoFactory(lambda _: Keys())
+    how = encryption.EncryptionConfiguration(footer_key="a", column_keys={"b": ["text"]})
+    keys = factory.file_encryption_properties(encryption.KmsConnectionConfig(), how)
+    table = pa.table({"text": ["a"]})
+    with pq.ParquetWriter(path, table.schema, encryption_properties=keys) as writer:
+        writer.write_table(table)
+
+
+@pytest.mark.parametrize(
+    ("columns", "field", "what"),
+    [
+        ([("text", ["a"]), ("text", ["b"])], "text", "has 2 columns 'text'"),
+        ([("text", ["a"]), ("text", [1])], "text", "has 2 columns 'text'"),
+        ([("text", [{"content": "a"}])], "text.content", "within 'text' is not read"),
+        ([("text", [{"content": "a"}])], "text", "holds struct"),
+        ([("text", [["a"]])], "text", "holds list"),
+        ([("text", pa.nulls(1))], "text", "holds null"),
+        ([("text", pa.array([b"ab"], pa.binary(2)))], "text", "holds fixed_size_binary"),
+        ([], "text", "it has none at all"),
+        ([("te\u0301xt", ["a"])], "t\u00e9xt", r'`text_field: "te\\u0301xt"`'),
+        ([("\ufefftext", ["a"])], "text", r'`text_field: "\\ufefftext"`'),
+        ([("Text ", ["a"])], "text", '`text_field: "Text "`'),
+    ],
+)
+def test_a_column_that_is_no_text_is_named(
+    tmp_path: Path, columns: list[tuple[str, Any]], field: str, what: str
+) -> None:
+    path = tmp_path / "a.parquet"
+    arrays = [pa.array(values) for _, values in columns]
+    pq.write_table(pa.Table.from_arrays(arrays, [name for name, _ in columns]), path)
+    with pytest.raises(UserError, match=what):
+        examine(str(path), field)
+
+
+def test_columns_beside_the_text_are_of_no_matter(tmp_path: Path) -> None:
+    """Doubled names; a column that is named as one within another; row groups without a row."""
+    path = tmp_path / "a.parquet"
+    text, other = pa.array(["a", "b"]), pa.array([{"b": "c"}, {"b": "d"}])
+    names = ["o", "o", "a", "a.b", "a.b.c"]
+    table = pa.Table.from_arrays([other, other, other, text, other], names)
+    with pq.ParquetWriter(path, table.schema) as writer:
+        for part in (table[:1], table[:0], table[1:]):
+            writer.write_table(part)
+    found = [t for piece in examine(str(path), "a.b").pieces for t in read(piece, "a.b")]
+    assert found == ["a", "b"]
+
+
+def test_what_is_no_plain_parquet_does_not_only_say_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    for write in (write_encrypted, lambda path: path.write_bytes(b"ARROW1\0\0" + bytes(99))):
+        write(path)
+        with pytest.raises(UserError, match="encrypted or of another kind"):
+            texts_of(path)
+
+
+COLUMNS = {str(i): "x" * 9 for i in range(200_000)}
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ({"text": COLUMNS}, 'orient="records"'),  # pandas' to_json
+        ({"columns": ["text"], "data": [["a"]]}, 'orient="records"'),
+        ({"version": "1.1", "data": [{"text": "a"}]}, "an array of records"),
+        ({"data": [{"text": "a"}]}, "an array of records"),
+        (["a"], "an array of records"),
+        ({"text": "a"}, "an array of records"),
+        ([{"te\u0301": "a", "text": 1}], r'`text_field: "te\\u0301"`'),
+        ([{"t\u00e9": ["a" * 10**6]}], "expected text"),
+        ([{"k" * 10**6: "a"}], "correct the file"),
+        ([{"a\nb\x1b[31m\r": "a"}], "correct the file"),
+        ("x" * 10**6, "an array of records"),
+    ],
+)
+def test_other_json_is_one_short_line_with_a_way_out(
+    tmp_path: Path, content: Any, what: str
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=what) as error:
+        list(read(examine(str(path), "t\u00e9").pieces[0], "t\u00e9"))
+    assert str(error.value).isprintable()
+    assert str(path) in str(error.value)
+    assert len(str(error.value)) < 1500
+
+
 @pytest.mark.parametrize(
     ("name", "data"),
     [
@@ -263,11 +357,16 @@ def test_what_matches_nothing_says_why(tmp_path: Path, monkeypatch: pytest.Monke
         matching(f"{tmp_path}/*.txt")
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.TXT", "a.jsonl.zst"])
+@pytest.mark.parametrize("name", ["a.csv", "a.TXT", "a.jsonl.zst", "a.arrow", "a.txt.gz", "a.md"])
 def test_a_suffix_that_nobody_reads(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("a")
-    with pytest.raises(ValueError, match=rf"{name} is none of \.txt"):
+    with pytest.raises(ValueError, match=rf"{name} is none of \.txt.*to_parquet"):
         matching(f"{tmp_path}/*")
+    with pytest.raises(ValueError, match=rf"only a folder, with '{name}' in it and none of \.txt"):
+        matching(str(tmp_path))
+    (tmp_path / "b.jsonl").write_text("a")
+    with pytest.raises(ValueError, match=r"only a folder: .* for example '.*/\*\*/\*\.jsonl'"):
+        matching(str(tmp_path))
 
 
 def test_what_is_no_file_is_named(tmp_path: Path) -> None:
