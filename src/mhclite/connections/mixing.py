@@ -51,6 +51,16 @@ def permutation_matrices(n: int) -> Tensor:
     return torch.nn.functional.one_hot(permutations, n).transpose(-1, -2).double()
 
 
+def cyclic_matrices(n: int) -> Tensor:
+    """The n cyclic shifts C^r, r = 0 to n - 1, as operators: stream s goes to stream s + r.
+
+    Returns:
+        (n, n, n) of 0 and 1: matrix r has a 1 at [(s + r) mod n, s].
+    """
+    identity = torch.eye(n, dtype=torch.float64)
+    return torch.stack([identity.roll(shift, 0) for shift in range(n)])
+
+
 def kronecker_factors(p: Tensor) -> Tensor:
     """Kronecker product of the 2 x 2 factors [[p, 1 - p], [1 - p, p]] (KromHC, arXiv 2601.21579).
 

@@ -12,7 +12,8 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from types import NoneType
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -66,11 +67,11 @@ def make(
             ("home_stream", home_stream, 0),
         )
     )
-    check_streams(variant, n)
+    check_streams(variant, n, options.get("permutations", "all"))
     if home >= n:
         raise ValueError(f"home_stream = {home} is not one of the {n} streams")
     made = connection_class(variant)
-    known = inspect.signature(made).parameters
+    known = inspect.signature(made, eval_str=True).parameters
     connection = made(n, C, home, **{k: _option(known, variant, k, v) for k, v in options.items()})
     connection.reset_parameters()
     return connection
@@ -86,15 +87,20 @@ def _whole(name: str, value: Any, least: int) -> int:
 
 def _option(
     known: Mapping[str, inspect.Parameter], variant: str, name: str, value: Any
-) -> int | float | None:
-    """An option's value, as its constructor declares it: `int` is positive, `float` finite."""
+) -> int | float | str | None:
+    """An option's value, as its constructor declares it: `int` is positive, `float` finite, of a
+    `Literal` one of its values."""
     own = [key for key in known if key not in ("n_streams", "n_embd", "home_stream")]
     if name not in own:
         raise TypeError(f"{variant} has no option {name!r}; it has {', '.join(own) or 'none'}")
-    kind = known[name].annotation
-    if value is None and kind.endswith("| None"):
+    kind, parts = known[name].annotation, get_args(known[name].annotation)
+    if get_origin(kind) is Literal:
+        if value not in parts:
+            raise ValueError(f"{name} = {value!r} is none of {', '.join(map(repr, parts))}")
+        return str(value)
+    if value is None and NoneType in parts:
         return None
-    if kind.startswith("int"):
+    if kind is int or int in parts:
         return _whole(name, value, 1)
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} = {value!r} is not a number")

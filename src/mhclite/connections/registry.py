@@ -28,7 +28,8 @@ class Variant:
     label: str  # in figures and tables
     note: str  # what it is, for readers of the report
     options: tuple[str, ...] = ()  # keys of study.Connections that it reads
-    mixes: Literal["never", "doubly_stochastic", "freely"] = "freely"  # what its H_res can be
+    # What its H_res can be.
+    mixes: Literal["never", "doubly_stochastic", "one_sided", "freely"] = "freely"
     own_reads: bool = False  # whether its H_pre and H_post are made otherwise than `identity`'s
 
     @property
@@ -70,7 +71,7 @@ VARIANTS = {
         "mHC-lite",
         "The method replicated here (arXiv 2601.05732): H_res is a convex combination of all "
         "permutation matrices, and so exactly doubly stochastic.",
-        (*MIXING_OPTIONS, "home_stream", "decay_logits", "initial_logit"),
+        (*MIXING_OPTIONS, "home_stream", "decay_logits", "initial_logit", "permutations"),
         mixes="doubly_stochastic",
     ),
     "kromhc": Variant(
@@ -108,11 +109,22 @@ VARIANTS = {
         mixes="never",
         own_reads=True,
     ),
+    "oshc": Variant(
+        "osHC",
+        "The rows of H_res, or its columns, are positive and sum to 1 by a softmax; the other sums "
+        "are free (OpenReview 1BC0eYN2uS).",
+        (*MIXING_OPTIONS, "home_stream", "decay_logits", "initial_logit", "stochastic_axis"),
+        mixes="one_sided",
+    ),
 }
 
 
-def check_streams(variant: str, n_streams: int) -> None:
-    """Raise `ValueError` if the variant cannot have this many streams."""
+def check_streams(variant: str, n_streams: int, permutations: str = "all") -> None:
+    """Raise `ValueError` if the variant cannot have this many streams.
+
+    Args:
+        permutations: those of mhc_lite.
+    """
     if not 1 <= n_streams <= MAX_STREAMS:
         raise ValueError(f"n_streams = {n_streams} is not between 1 and {MAX_STREAMS}")
     if variant == "residual" and n_streams != 1:
@@ -127,12 +139,14 @@ def check_streams(variant: str, n_streams: int) -> None:
             f"n_streams = {n_streams}: ohc rotates four streams by two quaternions; set n_streams: "
             "4, or use jpmhc, which is orthogonal for any number"
         )
-    if variant == "mhc_lite" and n_streams > MAX_PERMUTATION_STREAMS:
+    every = variant == "mhc_lite" and permutations == "all"
+    if every and n_streams > MAX_PERMUTATION_STREAMS:
         raise ValueError(
             f"n_streams = {n_streams}: mhc_lite would mix {n_streams}! = "
             f"{math.factorial(n_streams):,} permutations, one projection column of n_streams * "
             f"n_embd weights each in every sub-layer; at most {MAX_PERMUTATION_STREAMS} streams "
-            f"({math.factorial(MAX_PERMUTATION_STREAMS)} permutations), or use kromhc"
+            f"({math.factorial(MAX_PERMUTATION_STREAMS)} permutations); set permutations: cyclic, "
+            "or use kromhc"
         )
 
 
@@ -145,7 +159,9 @@ def has_streams(variant: str, n_streams: int) -> bool:
     return True
 
 
-def functional_mixing(variant: str, n_layer: int, final_norm: str) -> int:
+def functional_mixing(
+    variant: str, n_layer: int, final_norm: str, stochastic_axis: str = "rows"
+) -> int:
     """Sub-layers whose H_res can change what the model computes, by algebra.
 
     All streams are equal before the first sub-layer, so a matrix whose rows sum to 1 does nothing
@@ -157,4 +173,6 @@ def functional_mixing(variant: str, n_layer: int, final_norm: str) -> int:
         return 0
     if mixes == "freely":
         return 2 * n_layer
-    return 2 * n_layer - 1 - (final_norm == "after_sum")
+    rows = mixes == "doubly_stochastic" or stochastic_axis == "rows"
+    columns = mixes == "doubly_stochastic" or stochastic_axis == "columns"
+    return 2 * n_layer - rows - (columns and final_norm == "after_sum")

@@ -106,7 +106,8 @@ def mixing_that_counts(config: RunConfig) -> int:
     connection = config.connection
     if connection.freeze_mixing:
         return 0
-    return functional_mixing(connection.variant, config.model.n_layer, connection.final_norm)
+    axis = connection.options.get("stochastic_axis", "rows")
+    return functional_mixing(connection.variant, config.model.n_layer, connection.final_norm, axis)
 
 
 def mixing_columns(mixing: Mixing | None) -> dict[str, float | None]:

@@ -26,7 +26,7 @@ def deepest_first(results: Results) -> list[str]:
 
 def keeps_sums(variant: str) -> bool:
     """Whether the rows and columns of its H_res are meant to sum to 1."""
-    return VARIANTS[variant].mixes != "freely"
+    return VARIANTS[variant].mixes in ("never", "doubly_stochastic")
 
 
 def conditions_that_change(results: Results, setting: str) -> list[str]:

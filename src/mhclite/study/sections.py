@@ -271,8 +271,18 @@ class Connections(Settings):
     )
     initial_logit: float = Field(
         -8.0,
-        description="mhc, mhc_lite, kromhc: residual logits of all but the identity at first, "
-        "whose own are 0",
+        description="mhc, mhc_lite, kromhc, oshc: residual logits of all but the identity at "
+        "first, whose own are 0",
+    )
+    permutations: Literal["all", "cyclic"] = Field(
+        "all",
+        description="mhc_lite: permutations that H_res is a convex combination of; `cyclic`: the n "
+        "cyclic shifts, n coefficients in place of n!",
+    )
+    stochastic_axis: Literal["rows", "columns"] = Field(
+        "rows",
+        description="oshc: which sums of H_res are 1; `rows`: each output stream is a weighted "
+        "mean; `columns`: the sum over streams is kept",
     )
     gate_rank: PositiveInt | None = Field(
         None,

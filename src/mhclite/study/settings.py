@@ -118,7 +118,8 @@ class Study(Settings):
             if len(set(map(str, values))) < len(values):
                 raise ValueError(f"{what} has an entry twice: {values}")
         for variant in self.variants:
-            check_streams(variant, n_streams(variant, self.connections))
+            n = n_streams(variant, self.connections)
+            check_streams(variant, n, self.connections.permutations)
         if BASE in self.conditions:
             raise ValueError(f"conditions: {BASE!r} names the study's own settings; choose another")
         for name, condition in self.conditions.items():
