@@ -19,7 +19,7 @@ os.environ[MARKER] = OF_THIS_PROCESS
 # told so for that alone: other tests, and the processes that they start, compute as a user's do.
 with pytest.MonkeyPatch.context() as patch:
     patch.setenv("TRITON_INTERPRET", "1")
-    from mhclite.connections import kernels, sinkhorn_kernels  # noqa: F401
+    from mhclite.connections.fast import kernels, sinkhorn_kernels  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parent / "unit"))  # tiny.py, for all folders
 

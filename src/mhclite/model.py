@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.connections import connection_class
-from mhclite.connections.availability import Choice, choose
-from mhclite.connections.base import Connection, Frozen
+from mhclite.connections.base import Connection
+from mhclite.connections.fast.availability import Choice, choose
+from mhclite.connections.frozen import Frozen
 from mhclite.connections.head import Head
 from mhclite.seeding import generator_for
 
@@ -141,6 +142,7 @@ class GPT(nn.Module):
         self.block_size = model.block_size
         make = connection_class(connection.variant)
         if connection.freeze_mixing:
+            # A class of its own, since what is frozen is a method: H_res is never asked for.
             make = type(f"Frozen{make.__name__}", (Frozen, make), {})
         self.decay_logits = connection.decay_logits
         self.stream_dtype = connection.stream_dtype
@@ -277,10 +279,11 @@ class GPT(nn.Module):
         # The meta device, on which FLOPs are counted, knows no autocast.
         choice = self.choice(kind != "meta" and torch.is_autocast_enabled(kind))
         if choice.implementation == "fused":
-            from mhclite.connections import fused
+            from mhclite.connections.fast import fused  # here: Triton need not be installed
+            from mhclite.connections.fast.projected import projected
 
             parts = [s for s in self.sublayers if isinstance(s, SubLayer)]
-            steps = [fused.Step(s.connection, s.norm.weight, s.body) for s in parts]
+            steps = [fused.Step(projected(s.connection), s.norm.weight, s.body) for s in parts]
             x = fused.connect(x, steps, self.stream_dtype)
         else:
             for sublayer in self.sublayers:

@@ -11,7 +11,7 @@ from triton.language.core import is_builtin
 from triton.runtime import interpreter
 
 from mhclite.bench.interpreter import round_to_nearest
-from mhclite.connections import launch
+from mhclite.connections.fast import launch
 
 
 @cache

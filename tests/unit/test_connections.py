@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mhclite.connections import connection_class
 from mhclite.connections.base import Connection
+from mhclite.connections.matrices import cayley, permutation_matrices, sinkhorn_knopp
 from mhclite.connections.mhc_v4 import shipped_sinkhorn
-from mhclite.connections.mixing import cayley, permutation_matrices, sinkhorn_knopp
 from mhclite.connections.ohc import rotation
 from mhclite.connections.registry import check_streams
 

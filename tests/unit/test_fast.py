@@ -14,12 +14,14 @@ from torch import Tensor
 
 from mhclite.config import ModelConfig
 from mhclite.connections import connection_class
-from mhclite.connections.base import Connection, DynamicConnection
+from mhclite.connections.base import Connection
+from mhclite.connections.dynamic import DynamicConnection
+from mhclite.connections.fast.projected import Projected
+from mhclite.connections.fast.sinkhorn_operator import sinkhorn
+from mhclite.connections.fast.sinkhorn_v4 import sinkhorn_v4
+from mhclite.connections.matrices import sinkhorn_knopp
 from mhclite.connections.mhc_v4 import shipped_sinkhorn
-from mhclite.connections.mixing import sinkhorn_knopp
 from mhclite.connections.registry import has_streams
-from mhclite.connections.sinkhorn import sinkhorn
-from mhclite.connections.sinkhorn_v4 import sinkhorn_v4
 from mhclite.model import GPT
 
 OPTIONS = {v: dict(connection(v).options) for v in VARIANTS if v != "residual"}
@@ -121,7 +123,7 @@ class RowsOnTheSimplex(DynamicConnection):
 class ByItself(RowsOnTheSimplex):
     """A variant without a fast implementation."""
 
-    projection = Connection.projection
+    projection = Projected.projection
 
 
 @pytest.mark.parametrize("make", [RowsOnTheSimplex, ByItself])
@@ -195,7 +197,7 @@ def test_is_one_graph_for_the_compiler(variant: str) -> None:
 
 WITHOUT_KERNELS = """
 import sys
-import mhclite.connections.launch
+import mhclite.connections.fast.launch
 assert "torch" not in sys.modules  # read where there is none
 import torch
 from mhclite.config import ConnectionConfig, ModelConfig

@@ -20,13 +20,14 @@ from mhclite.authors.conformance import FUSED_TOLERANCE, check_file, read_golden
 from mhclite.bench.parity import Case, cases, connection_of, error_of, gradient
 from mhclite.bench.session.plan import has_kernels
 from mhclite.config import ConnectionConfig, ModelConfig
-from mhclite.connections import availability, connection_class, fused
-from mhclite.connections.availability import Choice
+from mhclite.connections import connection_class
 from mhclite.connections.base import Connection
+from mhclite.connections.fast import availability, fused
+from mhclite.connections.fast.availability import Choice
+from mhclite.connections.fast.sinkhorn_operator import sinkhorn
+from mhclite.connections.fast.sinkhorn_v4 import sinkhorn_v4
+from mhclite.connections.matrices import sinkhorn_knopp
 from mhclite.connections.mhc_v4 import shipped_sinkhorn
-from mhclite.connections.mixing import sinkhorn_knopp
-from mhclite.connections.sinkhorn import sinkhorn
-from mhclite.connections.sinkhorn_v4 import sinkhorn_v4
 from mhclite.errors import UserError
 from mhclite.model import GPT
 from mhclite.training.loop import train
@@ -275,7 +276,7 @@ def test_more_sub_layers_take_no_more_operations(variant: str) -> None:
             torch.autograd.grad(parts, parameters, gradients, allow_unused=True)
         return forward + counted.count
 
-    offset, _ = drawn(variant, 0).read_affine()  # one that is no parameter is filled for each
+    offset, _ = drawn(variant, 0).read_offset_and_scale()  # one that is no parameter is filled for each
     per_sublayer = int(offset is not None and not offset.requires_grad)
     assert operations(5) - operations(2) == 3 * per_sublayer
 

@@ -18,10 +18,11 @@ from triton.runtime import interpreter
 
 from mhclite.bench.parity import Case, connection_of, error_of
 from mhclite.config import ModelConfig
-from mhclite.connections import connection_class, fast, fused
+from mhclite.connections import connection_class
 from mhclite.connections.base import Connection
-from mhclite.connections.mixing import sinkhorn_knopp
-from mhclite.connections.sinkhorn import sinkhorn
+from mhclite.connections.fast import functions, fused
+from mhclite.connections.fast.sinkhorn_operator import sinkhorn
+from mhclite.connections.matrices import sinkhorn_knopp
 from mhclite.model import GPT
 
 TOKENS = 37  # two programs, the second not full
@@ -70,10 +71,10 @@ def by_formula(it: Given) -> list[Tensor]:
     y, H_res, H_post = it.written
     x = it.x if H_res is None else torch.einsum("nts,nsc->ntc", H_res, it.x)
     x = x + H_post.unsqueeze(2) * y.unsqueeze(1)
-    a, _ = fast.project(x, it.connection.projection())
+    a, _ = functions.project(x, it.connection.projection())
     H_pre, _, _ = it.connection.from_projection(a)
     h = torch.einsum("ns,nsc->nc", H_pre, x)
-    b = torch.nn.functional.layer_norm(h, h.shape[-1:], it.gain, eps=fast.LAYER_NORM_EPS)
+    b = torch.nn.functional.layer_norm(h, h.shape[-1:], it.gain, eps=functions.LAYER_NORM_EPS)
     a = a.transpose(1, 2).flatten(1) if a.dim() == 3 else a
     return with_gradients(it, x, a, b)
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import MODEL, connection
 
-from mhclite.connections.mixing import cyclic_matrices, permutation_matrices
+from mhclite.connections.matrices import cyclic_matrices, permutation_matrices
 from mhclite.connections.public import make
 from mhclite.connections.registry import check_streams, functional_mixing
 from mhclite.model import GPT

@@ -12,7 +12,8 @@ from mhclite.bench.parity import Case, connection_of
 from mhclite.bench.session.plan import PAPER
 from mhclite.config import MODEL_FIELDS
 from mhclite.connections import connection_class
-from mhclite.connections.base import Connection, DynamicConnection
+from mhclite.connections.base import Connection
+from mhclite.connections.dynamic import DynamicConnection
 from mhclite.connections.registry import VARIANTS as REGISTRY
 from mhclite.study.sections import Connections
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mhclite.connections import launch, public
+from mhclite.connections import public
+from mhclite.connections.fast import launch
 from mhclite.connections.public import SubLayer, connect, make
 
 PAGE = Path(__file__).parents[2] / "docs" / "use-elsewhere.md"

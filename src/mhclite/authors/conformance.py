@@ -31,8 +31,9 @@ from mhclite.authors import names
 from mhclite.authors.checkpoint import SIZES
 from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.connections import connection_class
-from mhclite.connections.availability import interpreted
 from mhclite.connections.base import Connection
+from mhclite.connections.fast.availability import interpreted
+from mhclite.connections.fast.projected import projected
 from mhclite.connections.head import Head
 from mhclite.connections.registry import VARIANTS, check_streams
 from mhclite.errors import UserError
@@ -187,7 +188,8 @@ def connection_errors(
         (objective + (out * tensor("input.grad_out")).sum()).backward()
         # Without a projection, what is fast is the formula itself.
         formula = reference or not connection.has_projection
-        found = (connection.coefficients if formula else connection.fast_coefficients)(x)._asdict()
+        ask = connection.coefficients if formula else projected(connection).fast_coefficients
+        found = ask(x)._asdict()
         # A file holds neither an H_pre by channel nor the H_res of streams that are never mixed.
         compared = ["H_pre"] * (found["H_pre"].dim() == 3) + ["H_post"]
         compared += ["H_res"] * (VARIANTS[meta["variant"]].mixes != "never")
@@ -297,14 +299,15 @@ def trajectory_errors(
     return errors
 
 
-def fused_outputs(connection: Connection, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+def fused_outputs(given: Connection, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     """A connection's outputs by the fused operators, for streams (B, T, n, C) and y (B, T, C).
 
     Their read ends in the branch's LayerNorm, so that what it is given, h, does not show.
     """
-    from mhclite.connections import fused
+    from mhclite.connections.fast import fused
 
     B, T, n, C = x.shape
+    connection = projected(given)
     read = fused.reading(connection, torch.ones_like(x[0, 0, 0]), x.dtype)
     streams, a, _, _ = fused.boundary(x.reshape(-1, n, C), None, read, x.dtype)
     H_pre, H_post, H_res = connection.from_projection(fused.coefficient_inputs(a, read, n))

@@ -24,8 +24,8 @@ from torch import Tensor
 from mhclite.arguments import file_path, folder_path, positive_int
 from mhclite.bench.parity import TIMES_REFERENCE, Case, connection_of
 from mhclite.config import ConnectionConfig, ModelConfig
-from mhclite.connections import launch
-from mhclite.connections.availability import interpreted
+from mhclite.connections.fast import launch
+from mhclite.connections.fast.availability import interpreted
 from mhclite.connections.registry import VARIANTS
 from mhclite.data.batches import batch_starts
 from mhclite.data.manifest import open_split

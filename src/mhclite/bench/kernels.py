@@ -13,10 +13,11 @@ from torch import Tensor
 
 from mhclite.bench.parity import Case, connection_of
 from mhclite.bench.timing import timed
-from mhclite.connections import connection_class, fast, fused
-from mhclite.connections.base import Connection
+from mhclite.connections import connection_class
+from mhclite.connections.fast import functions, fused
+from mhclite.connections.fast.projected import Projected, projected
+from mhclite.connections.fast.sinkhorn_operator import sinkhorn, sinkhorn_backward
 from mhclite.connections.registry import VARIANTS
-from mhclite.connections.sinkhorn import sinkhorn, sinkhorn_backward
 
 Kernel = tuple[Callable[[], Any], int]  # the work, and its bytes
 
@@ -30,9 +31,9 @@ def bytes_of(tensors: Iterable[Any]) -> int:
     return sum(sizes.values())
 
 
-def _connection(variant: str, C: int, device: torch.device) -> Connection:
+def _connection(variant: str, C: int, device: torch.device) -> Projected:
     options = connection_of(Case(variant)).options
-    return connection_class(variant)(4, C, 0, **options).to(device)
+    return projected(connection_class(variant)(4, C, 0, **options)).to(device)
 
 
 def fused_kernels(variant: str, N: int, C: int, device: torch.device) -> dict[str, Kernel]:
@@ -81,7 +82,7 @@ def fast_kernels(variant: str, N: int, C: int, device: torch.device) -> dict[str
     x, y = torch.randn(N, 4, C, device=device), torch.randn(N, C, device=device)
     with torch.no_grad():
         projection = connection.projection()
-        a, _ = fast.project(x, projection)
+        a, _ = functions.project(x, projection)
         H_pre, H_post, H_res = connection.from_projection(a)
     H_pre, H_post = H_pre.contiguous(), H_post.contiguous()
     kernels: dict[str, Kernel] = {}
@@ -101,15 +102,15 @@ def fast_kernels(variant: str, N: int, C: int, device: torch.device) -> dict[str
     add(
         "project",
         (x.detach(), weight),
-        lambda x, w: fast.project(x, projection._replace(weight=w))[0],
+        lambda x, w: functions.project(x, projection._replace(weight=w))[0],
     )
-    add("read", (x.detach(), H_pre), lambda x, H: fast.read(x, H)[0])
+    add("read", (x.detach(), H_pre), lambda x, H: functions.read(x, H)[0])
     if H_res is not None:
         H_res = H_res.contiguous()
     add(
         "write",
         (x.detach(), H_res, H_post, y),
-        lambda x, H_res, H_post, y: fast.combine(x, H_res, H_post, y, torch.float32),
+        lambda x, H_res, H_post, y: functions.combine(x, H_res, H_post, y, torch.float32),
     )
     return kernels
 

@@ -24,16 +24,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mhclite.bench.parity import Case, connection_of
-from mhclite.connections import (
-    connection_class,
+from mhclite.connections import connection_class
+from mhclite.connections.fast import (
     fused,
     kernels,
     kernels_backward,
     operators,
-    sinkhorn,
     sinkhorn_kernels,
+    sinkhorn_operator,
     sinkhorn_v4,
 )
+from mhclite.connections.fast.projected import projected
 
 TARGET = GPUTarget("cuda", 90, 32)
 TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -102,7 +103,7 @@ def recorded(work: Callable[[], object]) -> list[Launched]:
     """The launches of our kernels that this makes, none of which runs."""
     found: list[Launched] = []
     with ExitStack() as stack:
-        stack.enter_context(patch.object(sinkhorn, "by_kernel", lambda _: True))
+        stack.enter_context(patch.object(sinkhorn_operator, "by_kernel", lambda _: True))
         stack.enter_context(patch.object(sinkhorn_v4, "by_kernel", lambda _: True))
         for module, name in KERNELS:
             recorder = _Recorder(getattr(module, name), found)
@@ -116,7 +117,7 @@ def boundary_launches(shape: Shape) -> list[Launched]:
     """Of a boundary, forward and backward."""
     variant, C, n, streams, branch, part = shape
     options = connection_of(Case(variant)).options
-    connection = connection_class(variant)(n, C, 0, **options)
+    connection = projected(connection_class(variant)(n, C, 0, **options))
     x = torch.zeros(TOKENS, n, C, dtype=streams)
     if part == "first":
         x = x[:, :1].expand(-1, n, -1)
@@ -142,8 +143,8 @@ def sinkhorn_launches(n: int) -> list[Launched]:
     M = torch.zeros(TOKENS, n, n)
 
     def work() -> None:
-        sinkhorn.sinkhorn(M, 20)
-        sinkhorn.sinkhorn_backward(M, M, 20)
+        sinkhorn_operator.sinkhorn(M, 20)
+        sinkhorn_operator.sinkhorn_backward(M, M, 20)
         sinkhorn_v4.sinkhorn_v4(M, 20, 1e-6)
         sinkhorn_v4.sinkhorn_v4_backward(M, M, 20, 1e-6)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mhclite.arguments import file_path
 from mhclite.bench.implementations import BATCH_SIZE, SEVERAL, SIZES
 from mhclite.config import ModelConfig
-from mhclite.connections.availability import INSTALLED, interpreted
+from mhclite.connections.fast.availability import INSTALLED, interpreted
 from mhclite.errors import UserError
 from mhclite.files import write_json
 

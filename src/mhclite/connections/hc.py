@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mhclite.connections.base import Coefficients, Connection
-from mhclite.connections.fast import Projection
-from mhclite.connections.mixing import rms_norm
+from mhclite.connections.base import Coefficients
+from mhclite.connections.fast.functions import Projection
+from mhclite.connections.fast.projected import Projected
+from mhclite.connections.matrices import rms_norm
 
 
-class HyperConnection(Connection):
+class HyperConnection(Projected):
     """Dynamic hyper-connections (arXiv 2409.19606, section 2.3), unconstrained.
 
     With u[s] = RMSNorm(x[s]) in R^C of each stream by itself:
@@ -51,7 +52,7 @@ class HyperConnection(Connection):
         weight = torch.cat((self.w_pre.unsqueeze(1), self.w_post.unsqueeze(1), self.w_res), dim=1)
         return Projection(weight * (1 + self.norm_gain).unsqueeze(1), None, "rms_stream")
 
-    def read_affine(self) -> tuple[Tensor, Tensor]:
+    def read_offset_and_scale(self) -> tuple[Tensor, Tensor]:
         return self.b_pre, self.scale_alpha
 
     def from_projection(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:

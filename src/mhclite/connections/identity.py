@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mhclite.connections.base import Branch, Coefficients, DynamicConnection
+from mhclite.connections.base import Branch, Coefficients
+from mhclite.connections.dynamic import DynamicConnection
 
 
 class IdentityHC(DynamicConnection):

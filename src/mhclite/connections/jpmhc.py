@@ -7,12 +7,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mhclite.connections.base import Coefficients, Connection
-from mhclite.connections.fast import Projection
-from mhclite.connections.mixing import cayley
+from mhclite.connections.base import Coefficients
+from mhclite.connections.fast.functions import Projection
+from mhclite.connections.fast.projected import Projected
+from mhclite.connections.matrices import cayley
 
 
-class OrthogonalHC(Connection):
+class OrthogonalHC(Projected):
     """JPmHC's Cayley arm (arXiv 2602.18308).
 
     One linear map without bias takes u = LayerNorm(vec x) in R^{nC} to three n x n blocks
@@ -29,26 +30,26 @@ class OrthogonalHC(Connection):
 
     decayed = frozenset({"w_pre", "w_post", "w_res"})
     read_activation = "softmax"
-    BLOCKS: ClassVar = ("w_pre", "w_post", "w_res")  # of the linear map, side by side
     CAYLEY_ITERATIONS: ClassVar = 2  # the paper's; H_res is then only nearly orthogonal
 
     def __init__(self, n_streams: int, n_embd: int, home_stream: int) -> None:
         super().__init__(n_streams, n_embd, home_stream)
         width = n_streams * n_embd
         self.norm = nn.LayerNorm(width)
-        for name in self.BLOCKS:
-            self.register_parameter(name, nn.Parameter(torch.zeros(width, n_streams**2)))
+        self.w_pre = nn.Parameter(torch.zeros(width, n_streams**2))
+        self.w_post = nn.Parameter(torch.zeros(width, n_streams**2))
+        self.w_res = nn.Parameter(torch.zeros(width, n_streams**2))
 
     def initialise(self, generator: torch.Generator) -> None:
         super().initialise(generator)
         drawn = nn.init.normal_(self.weight().detach(), std=0.02, generator=generator)
         with torch.no_grad():
-            for name, block in zip(self.BLOCKS, drawn.chunk(3, dim=1)):
-                self.get_parameter(name).copy_(block)
+            for own, block in zip((self.w_pre, self.w_post, self.w_res), drawn.chunk(3, dim=1)):
+                own.copy_(block)
 
     def weight(self) -> Tensor:
         """The linear map, (nC, 3 n^2): [pre | post | res]."""
-        return torch.cat([getattr(self, name) for name in self.BLOCKS], dim=1)
+        return torch.cat((self.w_pre, self.w_post, self.w_res), dim=1)
 
     def coefficients(self, x: Tensor) -> Coefficients:
         n = self.n_streams

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mhclite.connections.base import DynamicConnection
-from mhclite.connections.mixing import kronecker_factors
+from mhclite.connections.dynamic import DynamicConnection
+from mhclite.connections.matrices import kronecker_factors
 
 
 class KroneckerHC(DynamicConnection):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mhclite.connections.base import DynamicConnection
-from mhclite.connections.mixing import sinkhorn_knopp
-from mhclite.connections.sinkhorn import sinkhorn
+from mhclite.connections.dynamic import DynamicConnection
+from mhclite.connections.fast.sinkhorn_operator import sinkhorn
+from mhclite.connections.matrices import sinkhorn_knopp
 
 
 class ManifoldHC(DynamicConnection):

@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mhclite.connections.base import DynamicConnection
-from mhclite.connections.mixing import cyclic_matrices, permutation_matrices
+from mhclite.connections.dynamic import DynamicConnection
+from mhclite.connections.matrices import cyclic_matrices, permutation_matrices
 
 
 class LiteHC(DynamicConnection):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mhclite.connections.base import Coefficients, Connection
-from mhclite.connections.fast import Projection
+from mhclite.connections.base import Coefficients
+from mhclite.connections.fast.functions import Projection
+from mhclite.connections.fast.projected import Projected
+from mhclite.connections.fast.sinkhorn_v4 import sinkhorn_v4
 from mhclite.connections.head import EPS, full_precision, unit_rms
-from mhclite.connections.sinkhorn_v4 import sinkhorn_v4
 
 
 def shipped_sinkhorn(logits: Tensor, iterations: int, eps: float) -> Tensor:
@@ -33,7 +34,7 @@ def shipped_sinkhorn(logits: Tensor, iterations: int, eps: float) -> Tensor:
     return M
 
 
-class ShippedHC(Connection):
+class ShippedHC(Projected):
     """Manifold-constrained hyper-connections (arXiv 2512.24880) as shipped in 2026.
 
     As the package transformers (5.24.0) computes them for DeepSeek V4 and GLM-5.3-Flash. With
@@ -112,7 +113,7 @@ class ShippedHC(Connection):
         bias = torch.cat((self.b_pre, self.b_post, self.b_res.flatten()))
         return Projection(torch.cat(weights, dim=1), bias, "rms", self.norm_eps)
 
-    def read_affine(self) -> tuple[Tensor, None]:
+    def read_offset_and_scale(self) -> tuple[Tensor, None]:
         return self.b_pre.new_full((self.n_streams,), self.hc_eps, dtype=torch.float32), None
 
     def from_projection(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:

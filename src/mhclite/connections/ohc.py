@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mhclite.connections.base import DynamicConnection
+from mhclite.connections.dynamic import DynamicConnection
 
 # Below its root a quaternion's length counts as this. The paper names no number, but says that
 # 1 + eps is 1 in float32.
@@ -49,10 +49,7 @@ class QuaternionHC(DynamicConnection):
 
     def __init__(self, n_streams: int, n_embd: int, home_stream: int) -> None:
         assert n_streams == 4
-        super().__init__(n_streams, n_embd, home_stream, torch.zeros(8))
-        fixed = self.scale_res.detach()
-        del self.scale_res
-        self.register_buffer("scale_res", fixed, persistent=False)
+        super().__init__(n_streams, n_embd, home_stream, torch.zeros(8), learned_scale=False)
         one = torch.zeros(2, 4)
         one[:, 0] = 1.0
         self.register_buffer("one", one, persistent=False)

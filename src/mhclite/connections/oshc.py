@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mhclite.connections.base import DynamicConnection
+from mhclite.connections.dynamic import DynamicConnection
 
 
 class OneSidedHC(DynamicConnection):

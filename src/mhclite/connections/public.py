@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.functional import layer_norm
 
 from mhclite.connections import connection_class
-from mhclite.connections.availability import choose
 from mhclite.connections.base import Coefficients, Connection
+from mhclite.connections.fast.availability import choose
 from mhclite.connections.registry import VARIANTS, check_streams
 
 __all__ = ["VARIANTS", "Coefficients", "Connection", "SubLayer", "connect", "make"]
@@ -146,9 +146,12 @@ def connect(x: Tensor, sublayers: Iterable[SubLayer], implementation: str = "aut
     if implementation == "fused" and chosen != "fused":
         raise ValueError(f"fused does not run here: {obstacle or 'one stream needs no kernels'}")
     if chosen == "fused":
-        from mhclite.connections import fused
+        from mhclite.connections.fast import fused  # here: Triton need not be installed
+        from mhclite.connections.fast.projected import projected
 
-        steps = [fused.Step(part.connection, part.gain, _contiguous(part)) for part in parts]
+        steps = [
+            fused.Step(projected(part.connection), part.gain, _contiguous(part)) for part in parts
+        ]
         return fused.connect(x, steps, "authors")
     for part in parts:
         connection = part.connection

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mhclite.arguments import file_path, json_argument, positive_int
-from mhclite.connections.mixing import sinkhorn_knopp
+from mhclite.connections.matrices import sinkhorn_knopp
 from mhclite.errors import UserError
 from mhclite.files import write_json
 from mhclite.seeding import generator_for

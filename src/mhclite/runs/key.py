@@ -18,11 +18,13 @@ from mhclite.runs.code import PACKAGE, digest_of_modules, imported_modules
 # The code of every run. tests/unit/runs/test_key.py compares it with what the trainer imports.
 MODULES = (
     "connections",
-    "connections.availability",
+    "connections.fast.availability",
     "connections.base",
-    "connections.fast",
+    "connections.fast.functions",
+    "connections.fast.projected",
+    "connections.frozen",
     "connections.head",
-    "connections.mixing",
+    "connections.matrices",
     "data.batches",
     "data.tokens",
     "model",
@@ -36,13 +38,13 @@ MODULES = (
 )
 # Besides, of runs whose connections may be computed by Triton kernels.
 FUSED_MODULES = (
-    "connections.fused",
-    "connections.kernel_parts",
-    "connections.kernels",
-    "connections.kernels_backward",
-    "connections.launch",
-    "connections.operators",
-    "connections.sinkhorn_kernels",
+    "connections.fast.fused",
+    "connections.fast.kernel_parts",
+    "connections.fast.kernels",
+    "connections.fast.kernels_backward",
+    "connections.fast.launch",
+    "connections.fast.operators",
+    "connections.fast.sinkhorn_kernels",
 )
 
 # Settings that do not decide the numbers: names, and how training is carried out.

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import IO, Any
 
 from mhclite.config import RunConfig
-from mhclite.connections import launch
+from mhclite.connections.fast import launch
 from mhclite.data.manifest import Manifest, load_manifest, open_split
 from mhclite.errors import Interrupted, UserError
 from mhclite.files import read_jsonl, sha256_of

@@ -15,7 +15,7 @@ from mhclite.bench.__main__ import main
 from mhclite.bench.kernels import kernel_rows
 from mhclite.bench.parity import Case, connection_of
 from mhclite.config import ModelConfig
-from mhclite.connections import fused
+from mhclite.connections.fast import fused
 from mhclite.measure.steps import Stepper
 from mhclite.model import GPT
 

@@ -59,7 +59,7 @@ def test_error_falls_with_iterations_and_grows_with_range() -> None:
 @pytest.mark.slow
 def test_both_domains_agree_where_nothing_is_lost() -> None:
     logits = torch.randn(100, 4, 4, dtype=torch.float64)
-    from mhclite.connections.mixing import sinkhorn_knopp
+    from mhclite.connections.matrices import sinkhorn_knopp
 
     torch.testing.assert_close(
         sinkhorn_knopp_exp(logits, 20), sinkhorn_knopp(logits, 20), rtol=1e-10, atol=1e-10

@@ -81,7 +81,7 @@ def test_kernels_count_only_where_they_may_run() -> None:
     assert not key.may_be_fused(plain)
     assert not key.may_be_fused(residual)
     assert key.may_be_fused(gpu)
-    kernels = "mhclite.connections.kernels"
+    kernels = "mhclite.connections.fast.kernels"
     assert kernels in key.modules_of(gpu)
     assert kernels not in key.modules_of(plain)
 
@@ -145,7 +145,7 @@ EDITS: dict[str, tuple[str, str, str, str, str]] = {
         "training/checkpoint.py", '"schema": 1', '"schema": 2', NOTHING, NOTHING,
     ),
     "the launch size of a kernel": (
-        "connections/launch.py", "tokens=16", "tokens=32", FUSED, "throughput",
+        "connections/fast/launch.py", "tokens=16", "tokens=32", FUSED, "throughput",
     ),
     "eps of the optimizer": (
         "training/optimizer.py", "eps=1e-8", "eps=1e-9", ALL, "throughput",

@@ -28,7 +28,7 @@ from mhclite.bench.session.engine import Stage, in_a_child, run_stage
 from mhclite.bench.session.plan import DRY, PAPER
 from mhclite.bench.session.records import LOG, Session, open_session
 from mhclite.cli import EXIT_INTERRUPTED
-from mhclite.connections.availability import INSTALLED, interpreted
+from mhclite.connections.fast.availability import INSTALLED, interpreted
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import Interrupted, UserError
 from mhclite.files import write_json
@@ -143,7 +143,7 @@ def load() -> None:
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     importlib.import_module("torch._inductor.config")  # that of deterministic algorithms: seconds
     if INSTALLED:
-        importlib.import_module("mhclite.connections.kernels")
+        importlib.import_module("mhclite.connections.fast.kernels")
     if interpreted():
         from mhclite.bench.interpreter import round_to_nearest
 

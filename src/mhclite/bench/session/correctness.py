@@ -25,9 +25,10 @@ from mhclite.bench.parity import Case, cases, connection_of, error_of, gradient
 from mhclite.bench.session.engine import Item, plain
 from mhclite.bench.session.plan import Plan, has_kernels
 from mhclite.bench.session.records import Result, Session
-from mhclite.connections import connection_class, fused, launch
-from mhclite.connections.availability import SMALLEST_CHUNK
-from mhclite.connections.base import Connection
+from mhclite.connections import connection_class
+from mhclite.connections.fast import fused, launch
+from mhclite.connections.fast.availability import SMALLEST_CHUNK
+from mhclite.connections.fast.projected import Projected, projected
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
 from mhclite.training.group import deterministic
@@ -45,7 +46,7 @@ SLICE = 4096  # tokens that are computed in float64 at a time
 class Boundary(NamedTuple):
     """What a boundary is given, and gradients of what it returns."""
 
-    connection: Connection
+    connection: Projected
     leaves: dict[str, Tensor]  # x, y, H_res (unless that is the identity), H_post
     gradients: dict[str, Tensor]  # of out, b, H_post and H_res of what reads
     gain: Tensor
@@ -61,7 +62,7 @@ def boundary_of(
     streams, branch, _ = KINDS[kind]
     torch.manual_seed(0)
     options = connection_of(Case(variant, n)).options
-    connection = connection_class(variant)(n, C, 0, **options).to(device)
+    connection = projected(connection_class(variant)(n, C, 0, **options)).to(device)
     with torch.no_grad():
         for parameter in connection.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))

@@ -18,7 +18,7 @@ from mhclite.bench.session.engine import Item, in_a_child
 from mhclite.bench.session.plan import FIRST, Plan
 from mhclite.bench.session.records import Result, Session
 from mhclite.bench.timing import limits, timed
-from mhclite.connections import launch
+from mhclite.connections.fast import launch
 from mhclite.measure import memory
 from mhclite.measure.steps import Stepper
 from mhclite.records import to_json

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mhclite.connections import launch
-from mhclite.connections.availability import KERNEL_STREAMS, interpreted, no_kernels
+from mhclite.connections.fast import launch
+from mhclite.connections.fast.availability import KERNEL_STREAMS, interpreted, no_kernels
 
 Context = Any  # what torch passes as ctx: a FunctionCtx with attributes of our own
 BLOCKS = 16  # of tokens, enough for the threads of a laptop
@@ -91,7 +91,7 @@ def _backward_in_torch(logits: Tensor, dM: Tensor, iterations: int) -> Tensor:
 def _sinkhorn(logits: Tensor, iterations: int) -> Tensor:
     if not by_kernel(logits):
         return _forward_in_torch(logits, iterations)
-    from mhclite.connections import sinkhorn_kernels  # here: Triton need not be installed
+    from mhclite.connections.fast import sinkhorn_kernels  # here: Triton need not be installed
 
     N, n, _ = logits.shape
     M = like(logits)
@@ -107,7 +107,7 @@ def sinkhorn_backward(logits: Tensor, dM: Tensor, iterations: int) -> Tensor:
     """Gradient of `sinkhorn` in its logits, from that in its result, dM (N, n, n)."""
     if not by_kernel(logits):
         return _backward_in_torch(logits, dM, iterations)
-    from mhclite.connections import sinkhorn_kernels
+    from mhclite.connections.fast import sinkhorn_kernels
 
     N, n, _ = logits.shape
     dlogits = like(logits)

@@ -2,7 +2,7 @@
 
 The write of a sub-layer and the read of the next are one operator, `boundary`: the streams are read
 and written once forward, and once backward. What is computed from a token's few coefficients alone
-stays in torch (`Connection.from_projection`), so that a variant needs nothing here.
+stays in torch (`Projected.from_projection`), so that a variant needs nothing here.
 
 The gradient of the streams is a single tensor that each boundary hands to the one before it: what a
 boundary returns goes to the next boundary alone, so that autograd has nothing to add up.
@@ -17,12 +17,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch._functorch.config
-from torch import Tensor
-from torch.nn.utils.stateless import _reparametrize_module
+from torch import Tensor, nn
 
-from mhclite.connections import operators
-from mhclite.connections.availability import SMALLEST_CHUNK
-from mhclite.connections.base import Connection
+from mhclite.connections.fast import operators
+from mhclite.connections.fast.availability import SMALLEST_CHUNK
+from mhclite.connections.fast.projected import Projected
 
 # Without this torch.compile traces the backward pass under the autocast of the forward pass, and
 # products of the coefficients' gradients, which are float32, would be taken in bf16. Eagerly the
@@ -91,7 +90,7 @@ class _Constants(NamedTuple):
     columns: int
 
 
-def _folded(connection: Connection, dtype: torch.dtype) -> tuple[Tensor, Tensor, _Constants]:
+def _folded(connection: Projected, dtype: torch.dtype) -> tuple[Tensor, Tensor, _Constants]:
     """Weight and bias of a `Reading`, and its constants."""
     n = connection.n_streams
     weight, bias, norm, eps = connection.projection()
@@ -117,7 +116,7 @@ def _folded(connection: Connection, dtype: torch.dtype) -> tuple[Tensor, Tensor,
 
 
 def readings(
-    connections: Sequence[Connection], gains: Sequence[Tensor], dtype: torch.dtype
+    connections: Sequence[Projected], gains: Sequence[Tensor], dtype: torch.dtype
 ) -> list[Reading]:
     """Each connection's parameters as one padded projection.
 
@@ -140,12 +139,12 @@ def readings(
         stacked = {name: torch.stack([own[name] for own in tensors]) for name in tensors[0]}
         weights, biases, constants = _folded_together(connections[places[0]], stacked, dtype)
         for place, weight, bias in zip(places, weights.unbind(), biases.unbind(), strict=True):
-            offset, scale = connections[place].read_affine()
+            offset, scale = connections[place].read_offset_and_scale()
             found[place] = Reading(weight, bias, gains[place], offset, scale, *constants)
     return [found[place] for place in range(len(connections))]
 
 
-def _kind(connection: Connection) -> Any:
+def _kind(connection: Projected) -> Any:
     """What its projection may depend on besides tensors; where that is not plain, itself."""
     own = {
         name: value
@@ -158,28 +157,39 @@ def _kind(connection: Connection) -> Any:
 
 
 def _folded_together(
-    connection: Connection, stacked: dict[str, Tensor], dtype: torch.dtype
+    connection: Projected, stacked: dict[str, Tensor], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, _Constants]:
     """`_folded` with each of these tensors in place of the connection's: results stacked too."""
     constants: list[_Constants] = []
 
-    def fold(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        with _reparametrize_module(connection, tensors):
+    class Fold(nn.Module):  # `functional_call` takes a module, and calls its `forward`
+        def __init__(self) -> None:
+            super().__init__()
+            self.connection = connection
+
+        def forward(self) -> tuple[Tensor, Tensor]:
             weight, bias, same = _folded(connection, dtype)
-        constants.append(same)
-        return weight, bias
+            constants.append(same)
+            return weight, bias
+
+    module = Fold()
+
+    def fold(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        named = {f"connection.{name}": tensor for name, tensor in tensors.items()}
+        found: tuple[Tensor, Tensor] = torch.func.functional_call(module, named, ())
+        return found
 
     weights, biases = torch.func.vmap(fold)(stacked)
     return weights, biases, constants[0]
 
 
-def reading(connection: Connection, gain: Tensor, dtype: torch.dtype) -> Reading:
+def reading(connection: Projected, gain: Tensor, dtype: torch.dtype) -> Reading:
     """`readings` of one."""
     return readings([connection], [gain], dtype)[0]
 
 
 def coefficient_inputs(a: Tensor, read: Reading, n: int) -> Tensor:
-    """What `Connection.from_projection` takes: (N, columns), or (N, n, K) for `rms_stream`.
+    """What `Projected.from_projection` takes: (N, columns), or (N, n, K) for `rms_stream`.
 
     Args:
         a: (N, K padded), of a boundary.
@@ -248,7 +258,7 @@ def write(x: Tensor, written: Write) -> Tensor:
 class Step(NamedTuple):
     """A sub-layer: its connection, the gain (C) of its LayerNorm, and what follows the norm."""
 
-    connection: Connection
+    connection: Projected
     gain: Tensor
     body: Callable[[Tensor], Tensor]  # (B, T, C) -> (B, T, C)
 

@@ -37,7 +37,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mhclite.connections.kernel_parts import (
+from mhclite.connections.fast.kernel_parts import (
     LAYER,
     RMS_STREAM,
     SIGMOID,

@@ -22,6 +22,7 @@ from torch.autograd.function import Function, once_differentiable
 
 Context = Any  # what torch passes as ctx: a FunctionCtx with attributes of our own
 LAYER_NORM_EPS = 1e-5  # of the branches
+FEW = 8  # streams: for more, one product is faster than a multiplication each
 SMALLEST = 1e-12  # length of a row, of torch.nn.functional.normalize
 
 
@@ -140,20 +141,36 @@ def read(x: Tensor, H_pre: Tensor) -> tuple[Tensor, Tensor]:
     return h, x
 
 
+def weighted_sum(weights: Tensor, x: Tensor) -> Tensor:
+    """sum_s weights[s] x[s], (N, C), of streams x (N, n, C) with weights (N, n).
+
+    For a product of one row torch's CPU code calls no library below 400 multiplications (4 streams
+    of 64): n fused multiplications take a fifth of its time. Not in half precision, where each
+    would round.
+    """
+    n = x.shape[1]
+    if x.device.type != "cpu" or x.dtype.itemsize < 4 or n > FEW:
+        return torch.bmm(weights.unsqueeze(1), x).squeeze(1)
+    total = weights[:, :1] * x[:, 0]
+    for s in range(1, n):
+        total.addcmul_(weights[:, s : s + 1], x[:, s])
+    return total
+
+
 class _Read(Function):
     """h = H_pre x; backward dH_pre[s] = dh . x[s], and H_pre dh^T is added to dx in place."""
 
     @staticmethod
     def forward(ctx: Context, x: Tensor, H_pre: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x, H_pre)
-        return torch.bmm(H_pre.unsqueeze(1), x).squeeze(1), x.view_as(x)
+        return weighted_sum(H_pre, x), x.view_as(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Context, dh: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
         x, H_pre = ctx.saved_tensors
         dH_pre = torch.bmm(dh.unsqueeze(1), x.transpose(1, 2)).squeeze(1)
-        dx.baddbmm_(H_pre.unsqueeze(-1), dh.unsqueeze(1))
+        dx.addcmul_(H_pre.unsqueeze(-1), dh.unsqueeze(1))
         return dx, dH_pre
 
 
@@ -199,7 +216,7 @@ class _Combine(Function):
     def backward(ctx: Context, dout: Tensor) -> tuple[Tensor | None, ...]:
         x, H_res, H_post, y = ctx.saved_tensors
         dH_post = torch.bmm(y.unsqueeze(1), dout.transpose(1, 2)).squeeze(1)
-        dy = torch.bmm(H_post.unsqueeze(1), dout).squeeze(1)
+        dy = weighted_sum(H_post, dout)
         if H_res is None:
             # A tensor of its own: what reads x adds to its gradient in place.
             return dout.to(x.dtype, copy=True), None, dH_post, dy, None

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mhclite.connections import launch
-from mhclite.connections.sinkhorn import by_kernel, innermost, like, outermost
+from mhclite.connections.fast import launch
+from mhclite.connections.fast.sinkhorn_operator import by_kernel, innermost, like, outermost
 
 Context = Any  # what torch passes as ctx: a FunctionCtx with attributes of our own
 
@@ -68,7 +68,7 @@ def _backward_in_torch(logits: Tensor, dM: Tensor, iterations: int, eps: float) 
 def _sinkhorn_v4(logits: Tensor, iterations: int, eps: float) -> Tensor:
     if not by_kernel(logits):
         return _forward_in_torch(logits, iterations, eps)
-    from mhclite.connections import sinkhorn_kernels  # here: Triton need not be installed
+    from mhclite.connections.fast import sinkhorn_kernels  # here: Triton need not be installed
 
     N, n, _ = logits.shape
     M = like(logits)
@@ -84,7 +84,7 @@ def sinkhorn_v4_backward(logits: Tensor, dM: Tensor, iterations: int, eps: float
     """Gradient of `sinkhorn_v4` in its logits, from that in its result, dM (N, n, n)."""
     if not by_kernel(logits):
         return _backward_in_torch(logits, dM, iterations, eps)
-    from mhclite.connections import sinkhorn_kernels
+    from mhclite.connections.fast import sinkhorn_kernels
 
     N, n, _ = logits.shape
     dlogits = like(logits)

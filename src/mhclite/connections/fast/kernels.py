@@ -21,7 +21,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mhclite.connections.kernel_parts import (
+from mhclite.connections.fast.kernel_parts import (
     chunks,
     dot,
     inverse_norm,

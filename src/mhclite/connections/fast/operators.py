@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mhclite.connections import launch
-from mhclite.connections.availability import SMALLEST_CHUNK, interpreted
-from mhclite.connections.fast import LAYER_NORM_EPS
+from mhclite.connections.fast import launch
+from mhclite.connections.fast.availability import SMALLEST_CHUNK, interpreted
+from mhclite.connections.fast.functions import LAYER_NORM_EPS
 
 Context = Any  # what torch passes as ctx
 
@@ -74,7 +74,7 @@ NO_READING = {
 
 def _kernels() -> SimpleNamespace:
     """Imported where they run: Triton need not be installed."""
-    from mhclite.connections import kernels, kernels_backward
+    from mhclite.connections.fast import kernels, kernels_backward
 
     return SimpleNamespace(
         forward=kernels.boundary_forward, backward=kernels_backward.boundary_backward
