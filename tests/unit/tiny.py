@@ -142,17 +142,21 @@ def write_shards(
     return tuple(shards)
 
 
-def write_corpus(folder: Path) -> Path:
-    """A prepared corpus of random tokens that follow one another more often than by chance."""
+def write_corpus(folder: Path, size: int = MODEL.vocab_size, sha256: str = "0" * 64) -> Path:
+    """A prepared corpus of random tokens that follow one another more often than by chance.
+
+    Args:
+        size: ids of its tokenizer.
+        sha256: of its tokenizer.
+    """
     generator = np.random.default_rng(0)
-    size = MODEL.vocab_size
     folder.mkdir(parents=True, exist_ok=True)
 
     def entry(split: Split, count: int) -> SplitEntry:
         ids = np.cumsum(generator.integers(1, 4, size=count)) % size
         return SplitEntry(1, 3 * count, count, write_shards(folder, split, ids, 700))
 
-    tokenizer = TokenizerEntry("bpe", vocab_size=size, n_tokens=size, sha256="0" * 64, eot_id=0)
+    tokenizer = TokenizerEntry("bpe", vocab_size=size, n_tokens=size, sha256=sha256, eot_id=0)
     train, validation = entry("train", 2000), entry("validation", 300)
     manifest = Manifest(
         schema=1,

@@ -7,6 +7,7 @@ imported where tokens are read: `status` and the start of the DAG do without.
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -24,7 +25,18 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+BEGINNING = 1 << 16  # tokens of a foreign file that are looked at
 VERIFIED = "verified.json"  # which shards were compared with the manifest, and their state then
+# What files begin with that are no raw tokens.
+MAGIC = {
+    b"\x93NUMPY": "a .npy file (write its array with .astype('<u2').tofile)",
+    b"\x1f\x8b\x08": "compressed by gzip",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd",
+    b"\xfd7zXZ": "compressed by xz",
+    b"PK\x03\x04": "a zip file",
+    b"PAR1": "a parquet file",
+    b"ARROW1": "an Arrow file",
+}
 SHARD_NAME = re.compile(r"(train|validation)-\d{5}\.bin")
 
 Split = Literal["train", "validation"]
@@ -229,7 +241,7 @@ def open_tokens(path: Path, vocab_size: int) -> TokenSplit:
     """A file of raw little-endian uint16 tokens from elsewhere, such as nanoGPT's `val.bin`.
 
     Raises:
-        UserError: missing, empty, not whole tokens, or with ids beyond the vocabulary.
+        UserError: missing, empty, not such tokens, or with ids beyond the vocabulary.
     """
     import numpy as np
 
@@ -240,13 +252,31 @@ def open_tokens(path: Path, vocab_size: int) -> TokenSplit:
     size = path.stat().st_size
     if size == 0 or size % SHARD_DTYPE.itemsize:
         raise UserError(f"{path} has {size} bytes: it is not a file of 2-byte tokens")
-    largest = int(np.memmap(path, SHARD_DTYPE, mode="r").max())
+    tokens = np.memmap(path, SHARD_DTYPE, mode="r")
+    if problem := _no_tokens(tokens[:BEGINNING].tobytes()):
+        raise UserError(f"{path} is {problem}, not a file of raw little-endian 2-byte tokens")
+    if len(tokens) >= 8 and not (tokens[::2].any() and tokens[1::2].any()):
+        raise UserError(f"{path}: every second 2-byte token is 0: its tokens have 4 bytes or more")
+    largest = int(tokens.max())
     if largest >= vocab_size:
         raise UserError(
             f"{path} has token {largest}, but the model's vocabulary ends at {vocab_size - 1}: the "
-            "file was made with another tokenizer"
+            "file was made with another tokenizer, or is not raw little-endian 2-byte tokens"
         )
     return TokenSplit([path])
+
+
+def _no_tokens(beginning: bytes) -> str | None:
+    """What a file is instead of tokens, by how it begins; None if nothing says so."""
+    for magic, what in MAGIC.items():
+        if beginning.startswith(magic):
+            return what
+    try:
+        # A character may be cut at the end. Small tokens are text but for their zeros.
+        text = codecs.getincrementaldecoder("utf-8")().decode(beginning)
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in text else "text"
 
 
 def verify_split(folder: Path, split: SplitEntry) -> None:

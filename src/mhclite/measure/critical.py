@@ -116,7 +116,7 @@ def measure(
 ) -> Critical:
     """Search the critical rate of one run; the finished tries survive a kill."""
     manifest = load_manifest(corpus)
-    text = open_text(corpus, manifest, config.model.block_size + 1, verify=True)
+    text = open_text(corpus, manifest, config.model, verify=True)
     bar = manifest.baselines.unigram - settings.below_unigram
     made_of = digest_of(
         {

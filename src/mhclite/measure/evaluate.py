@@ -31,7 +31,7 @@ def evaluate(folder: Path, text: Path, sequences: int) -> dict[str, Any]:
     if not trained.has_weights:
         raise UserError(f"{folder} diverged: it has no final weights")
     model, device = load_trained(trained)
-    split = held_out(text, trained.model.vocab_size)
+    split = held_out(text, trained)
     windows = windows_of(split, sequences, trained.model.block_size + 1)
     total = 0.0
     for first in range(0, sequences, CHUNK):

@@ -145,7 +145,7 @@ def probe(task: Task) -> Probe:
     if not trained.has_weights:
         return replace(result, skipped="the run diverged: it has no final weights")
     model, device = load_trained(trained)
-    split = held_out(task.text, trained.model.vocab_size)
+    split = held_out(task.text, trained)
     windows = windows_of(split, task.settings.sequences, trained.model.block_size + 1)
     result = replace(
         result,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import torch
 from mhclite.arguments import file_path, folder_path
 from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.data.batches import Tokens, evaluation_starts
-from mhclite.data.manifest import open_split, open_tokens
+from mhclite.data.manifest import TokenizerEntry, load_manifest, open_split, open_tokens
 from mhclite.data.tokens import TokenSplit
 from mhclite.errors import UserError
 from mhclite.files import sha256_of
@@ -20,6 +22,8 @@ from mhclite.records import read_record
 from mhclite.runs.folder import WEIGHTS, CorpusRecord, RunFolder
 from mhclite.training.group import deterministic
 from mhclite.training.processes import choose_device
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 1  # of imported.json
 IMPORTED = "imported.json"
@@ -109,11 +113,41 @@ def load_trained(trained: Trained) -> tuple[GPT, torch.device]:
     return model.to(device).eval(), device
 
 
-def held_out(text: Path, vocab_size: int) -> TokenSplit:
-    """Validation split of a prepared corpus (a folder), or a file of raw tokens."""
-    if text.is_dir():
-        return open_split(text, "validation", verify=True)
-    return open_tokens(text, vocab_size)
+def held_out(text: Path, trained: Trained) -> TokenSplit:
+    """Validation split of a prepared corpus (a folder), or a file of raw tokens.
+
+    Raises:
+        UserError: not there, damaged, or made with another tokenizer than the model's.
+    """
+    if not text.is_dir():
+        return open_tokens(text, trained.model.vocab_size)
+    theirs, own = load_manifest(text).tokenizer, tokenizer_of(trained)
+    if own is None:  # nanoGPT rounds the vocabulary up, or does not
+        same = trained.model.vocab_size in (theirs.n_tokens, theirs.vocab_size)
+    else:
+        same = own.sha256 == theirs.sha256
+    if not same:
+        raise UserError(
+            f"{text} has tokens of another tokenizer ({theirs.kind}, {theirs.vocab_size} ids) than "
+            f"{trained.folder} was trained on ({own.kind if own else 'unknown'}, "
+            f"{trained.model.vocab_size} ids): prepare that text with the model's tokenizer"
+        )
+    if own is None:
+        log.warning(
+            "the tokenizer of %s is not known: that of %s is believed", trained.folder, text
+        )
+    return open_split(text, "validation", verify=True)
+
+
+def tokenizer_of(trained: Trained) -> TokenizerEntry | None:
+    """The tokenizer of the corpus that a model was trained on; None where it is not there."""
+    if trained.corpus is None:
+        return None
+    with suppress(UserError):
+        manifest = load_manifest(Path(trained.corpus.manifest).parent)
+        if manifest.digest == trained.corpus.digest:
+            return manifest.tokenizer
+    return None
 
 
 def windows_of(split: TokenSplit, count: int, length: int) -> Tokens:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-from mhclite.config import RunConfig
+from mhclite.config import ModelConfig, RunConfig
 from mhclite.connections.fast import launch
 from mhclite.data.manifest import Manifest, load_manifest, open_split
 from mhclite.errors import Interrupted, UserError
@@ -107,17 +107,24 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def open_text(corpus: Path, manifest: Manifest, length: int, verify: bool) -> Text:
+def open_text(corpus: Path, manifest: Manifest, model: ModelConfig, verify: bool) -> Text:
     """Both splits of a prepared corpus.
 
     Args:
         corpus: its folder.
-        length: tokens of a window, block_size + 1.
+        model: that is to read them, in windows of block_size + 1 tokens.
         verify: compare the shards with the manifest; one of several processes does it.
 
     Raises:
-        UserError: the corpus is damaged, or a split is shorter than a window.
+        UserError: the corpus is damaged, has ids that the model does not have, or a split is
+            shorter than a window.
     """
+    length, ids = model.block_size + 1, manifest.tokenizer.n_tokens
+    if ids > model.vocab_size:
+        raise UserError(
+            f"{corpus} was made with a tokenizer of {ids} ids, but the model's vocabulary ends at "
+            f"{model.vocab_size - 1}: name the corpus of this run's study"
+        )
     train, validation = (open_split(corpus, split, verify) for split in ("train", "validation"))
     for split, tokens in (("train", train), ("validation", validation)):
         if len(tokens) < length:
@@ -311,7 +318,7 @@ def _train(
     begun: Callable[[str], None],
 ) -> None:
     """The part of `train` for a run that is not finished yet."""
-    text = open_text(corpus, manifest, config.model.block_size + 1, verify=group.is_main)
+    text = open_text(corpus, manifest, config.model, verify=group.is_main)
     trainer = Trainer(config, text, group)
     attempts = 0
     if group.is_main:

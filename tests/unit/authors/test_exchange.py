@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+import lzma
 import math
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +25,7 @@ from mhclite.authors.conformance import golden_model, read_golden
 from mhclite.authors.exchange import _check_same
 from mhclite.cli import main
 from mhclite.config import RunConfig
-from mhclite.data.manifest import load_manifest
+from mhclite.data.manifest import BEGINNING, load_manifest, open_tokens
 from mhclite.errors import UserError
 from mhclite.files import read_json, read_jsonl
 from mhclite.measure.files import StabilitySettings
@@ -104,8 +108,7 @@ def test_an_imported_model_computes_their_loss(
 
 def ours_as_theirs(config: RunConfig, corpus: Path, steps: int, path: Path) -> None:
     """Our run of mhc, stopped after so many steps, with its optimizer as a ckpt.pt of theirs."""
-    length = config.model.block_size + 1
-    text = open_text(corpus, load_manifest(corpus), length, verify=True)
+    text = open_text(corpus, load_manifest(corpus), config.model, verify=True)
     with processes("cpu", 1) as group:
         trainer = Trainer(config, text, group)
         for record in trainer.records(0):
@@ -368,6 +371,59 @@ def test_a_learned_read_has_no_counterpart(
     changed = replace(config, model=theirs.model, connection=ours)
     with pytest.raises(UserError, match=r"connection\.final_norm = 'per_stream', .* 'head'"):
         _check_same(tmp_path / "ckpt.pt", theirs, changed)
+
+
+GPT2 = 50257
+
+
+def as_bytes(write: Callable[[io.BytesIO], object]) -> bytes:
+    file = io.BytesIO()
+    write(file)
+    return file.getvalue()
+
+
+def gpt2_tokens(count: int = 500) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, GPT2, count)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"To be, or not to be: that is the question. ", "is text"),
+        ("Être ou ne pas être, là est la question; ça".encode(), "is text"),
+        (("x" * (2 * BEGINNING - 1) + "é ").encode()[: 2 * BEGINNING + 2], "is text"),  # cut
+        (b'{"text": "one document to a line"}\n', "is text"),
+        (as_bytes(lambda f: np.save(f, gpt2_tokens().astype("<u2"))), "is a .npy file"),
+        (as_bytes(lambda f: np.savez(f, gpt2_tokens().astype("<u2"))), "is a zip file"),
+        (as_bytes(lambda f: torch.save(torch.arange(5), f)), "is a zip file"),
+        (gzip.compress(gpt2_tokens().astype("<u2").tobytes()), "compressed by gzip"),
+        (lzma.compress(gpt2_tokens().astype("<u2").tobytes()), "compressed by xz"),
+        (b"PAR1" + gpt2_tokens().astype("<u2").tobytes(), "is a parquet file"),
+        (gpt2_tokens().astype("<u4").tobytes(), "4 bytes or more"),
+        (gpt2_tokens().astype(">u4").tobytes(), "4 bytes or more"),
+        (gpt2_tokens().astype("<i8").tobytes(), "4 bytes or more"),
+        (gpt2_tokens().astype(">u2").tobytes(), "not raw little-endian"),
+        (gpt2_tokens().astype("<f4").tobytes(), "not raw little-endian"),
+        (np.array([20240520, 1, 4], "<i4").tobytes() * 99, "not raw little-endian"),  # llm.c
+    ],
+)
+def test_what_is_not_raw_tokens_is_one_line(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "val.bin"
+    path.write_bytes(content + b" " * (len(content) % 2))
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        open_tokens(path, GPT2)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("vocab_size", [2, 31, 256, 384, GPT2, 65536])
+def test_raw_tokens_of_any_vocabulary_are_read(vocab_size: int, tmp_path: Path) -> None:
+    """Also where every byte could be text."""
+    for seed in range(20):
+        tokens = np.random.default_rng(seed).integers(0, vocab_size, 200)
+        tokens.astype("<u2").tofile(tmp_path / "val.bin")
+        assert (
+            open_tokens(tmp_path / "val.bin", vocab_size).read(0, 200).tolist() == tokens.tolist()
+        )
 
 
 def test_token_files_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,10 +18,12 @@ from mhclite.connections.registry import check_streams
 from mhclite.data.tokens import TokenSplit
 from mhclite.errors import UserError
 from mhclite.measure import probe as step
+from mhclite.measure.evaluate import evaluate
 from mhclite.measure.files import Probe, read_probe
 from mhclite.measure.mixing import QUANTILE_LEVELS, effective_rank, mixing
 from mhclite.measure.probe import ProbeSettings, probe, probe_runs, task_of
 from mhclite.measure.split import evaluation
+from mhclite.measure.trained import held_out, read_trained
 from mhclite.measure.use import cost_of, mixed_by, use
 from mhclite.measure.within import weight_entropy, within
 from mhclite.model import GPT
@@ -513,6 +515,60 @@ def test_a_corpus_that_was_prepared_again_is_refused(study: Path, tmp_path: Path
             task_of(study / "runs/kromhc", SETTINGS, tmp_path)
     finally:
         record.write_text(before)
+
+
+OTHERS = {  # tokenizers: ids and digest
+    "more ids": (60, "1" * 64),
+    "fewer ids": (20, "2" * 64),
+    "as many ids, of other text": (MODEL.vocab_size, "3" * 64),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_corpus_of_another_tokenizer_is_one_line(
+    other: str, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For evaluate, probe and train."""
+    text = write_corpus(tmp_path / "other", *OTHERS[other])
+    commands = [
+        ["evaluate", "--run", str(study / "runs/kromhc"), "--corpus", str(text)],
+        [
+            *("probe", "--runs", str(study / "runs"), "--run", "kromhc", "--corpus", str(text)),
+            *("--sequences", "2", "--out", str(tmp_path / "probes")),
+        ],
+    ]
+    for command in commands:
+        assert cli.main([*command]) == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+        assert len(lines) == 1
+        assert "another tokenizer" in lines[0]
+    assert not list((tmp_path / "probes").glob("*"))
+    if OTHERS[other][0] > MODEL.vocab_size:
+        with pytest.raises(UserError, match="60 ids, but the model's vocabulary ends at 30"):
+            train(configuration("residual"), text, tmp_path / "run")
+
+
+def test_other_text_of_the_same_tokenizer_is_measured(study: Path, tmp_path: Path) -> None:
+    text = write_corpus(tmp_path / "same")
+    (text / "manifest.json").write_text(
+        (text / "manifest.json").read_text().replace('"name": "tiny"', '"name": "another"')
+    )
+    assert evaluate(study / "runs/kromhc", text, 2)["loss"] > 0
+
+
+@pytest.mark.parametrize(("size", "fits"), [(MODEL.vocab_size, True), (60, False), (20, False)])
+def test_where_nobody_knows_the_tokenizer_its_size_must_fit(
+    size: int, fits: bool, study: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As of an imported checkpoint, or of a run whose corpus is gone."""
+    text = write_corpus(tmp_path / "other", size, "4" * 64)
+    trained = replace(read_trained(study / "runs/kromhc"), corpus=None)
+    if fits:
+        assert len(held_out(text, trained)) == 300
+        assert "is not known" in caplog.text
+        return
+    with pytest.raises(UserError, match="another tokenizer"):
+        held_out(text, trained)
 
 
 def test_text_from_elsewhere_is_one_document(study: Path, tmp_path: Path) -> None:
