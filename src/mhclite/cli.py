@@ -13,6 +13,7 @@ import importlib
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -98,6 +99,8 @@ STORAGE = {
     errno.EIO: "have the storage checked",
     errno.ESTALE: "have the storage mounted again",
 }
+# What torch's allocators say; its own error is a RuntimeError too, and torch is not imported here.
+NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")
 PLAIN = {"±": "+-", "×": "x", "–": "-", "−": "-", "≤": "<=", "≥": ">="}
 EXIT_USER_ERROR = 2
 EXIT_STORAGE = 74  # EX_IOERR
@@ -193,6 +196,18 @@ def run_step(step: Step, prog: str, argv: list[str]) -> int:
     except BrokenPipeError:  # the reader of our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (MemoryError, RuntimeError) as error:
+        lacks = isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
+        if not lacks:
+            raise
+        found = re.search(r"to allocate (\d\S* \w+)", str(error))
+        asked = f" ({found[1]} were asked for)" if found else ""
+        print(
+            f"error: out of memory{asked}: free some, or run fewer jobs at once; a model needs "
+            "less with a lower training.micro_batch_size, n_embd or block_size",
+            file=sys.stderr,
+        )
+        return EXIT_USER_ERROR
     except OSError as error:
         if error.errno not in STORAGE:
             raise

@@ -517,6 +517,57 @@ def test_a_corpus_that_was_prepared_again_is_refused(study: Path, tmp_path: Path
         record.write_text(before)
 
 
+def cuda() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a ...")
+
+
+def cublas() -> None:
+    raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
+OUT_OF_MEMORY = {  # beyond any address space: the allocators' own words
+    "torch on a CPU": lambda: torch.empty(2**52),
+    "numpy": lambda: np.empty(2**58),
+    "torch on a GPU": cuda,
+    "a library of a GPU": cublas,
+}
+
+
+@pytest.mark.parametrize("allocator", OUT_OF_MEMORY)
+@pytest.mark.parametrize("step", ["train", "evaluate", "probe", "probe by two"])
+def test_out_of_memory_is_one_line(
+    allocator: str,
+    step: str,
+    study: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    corpus, config = str(study / "corpus"), json.dumps(configuration("hc").to_json())
+    probes = ["probe", "--runs", str(study / "runs"), "--run", "residual", "kromhc"]
+    probes += ["--sequences", "2", "--out", str(tmp_path)]
+    command = {
+        "train": ["train", "--config", config, "--corpus", corpus, "--out", str(tmp_path / "run")],
+        "evaluate": ["evaluate", "--run", str(study / "runs/kromhc"), "--corpus", corpus],
+        "probe": probes,
+        "probe by two": [*probes, "--processes", "2"],
+    }[step]
+    monkeypatch.setattr(GPT, "forward", lambda *_: OUT_OF_MEMORY[allocator]())
+    assert cli.main(command) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "error" in line.lower())
+    assert all(name in line for name in ("micro_batch_size", "n_embd", "block_size"))
+
+
+def test_another_error_of_torch_is_no_lack_of_memory(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GPT, "forward", lambda *_: torch.ones(2, 3) @ torch.ones(2, 3))
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        cli.main(
+            ["evaluate", "--run", str(study / "runs/kromhc"), "--corpus", str(study / "corpus")]
+        )
+
+
 OTHERS = {  # tokenizers: ids and digest
     "more ids": (60, "1" * 64),
     "fewer ids": (20, "2" * 64),
