@@ -25,7 +25,7 @@ from mhclite.errors import UserError
 from mhclite.evidence.claims import load_claims
 from mhclite.evidence.exhibits import HEADINGS, declared
 from mhclite.files import digest_of, read_json, write_json, write_text
-from mhclite.planning.check import check_machine
+from mhclite.planning.check import check_machine, check_windows
 from mhclite.planning.keys import (
     lost_files,
     lost_in_words,
@@ -47,6 +47,7 @@ try:
         # Snakemake has read it and dropped keys given twice
         update_config(FILE, read_yaml(path, "study file") or {})
     STUDY = parse_study(config)
+    check_windows(STUDY)
     CLAIMS = load_claims(ROOT / "config/claims.yaml")
     # Snakemake knows what a result was made with only as long as its own records are there: not in
     # another clone, not without .snakemake, not after --touch. The run folders know it themselves.

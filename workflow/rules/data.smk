@@ -12,6 +12,11 @@ rule resolve:
         write_text(output.runs, "\n".join(RUNS) + "\n")
 
 
+BLOCK_SIZE = (
+    STUDY.longest_context()
+)  # not a parameter: the corpus does not depend on it
+
+
 # All cores: every run of the corpus waits for it. What is declared is a copy of the manifest:
 # Snakemake deletes it when the job fails, even one that no cluster took, and before it runs again.
 rule prepare:
@@ -29,5 +34,6 @@ rule prepare:
         lock=str(LOCK_FILE),
     shell:
         "python -m mhclite prepare --settings {params.settings:q} --out {params.folder:q}"
-        " --lock {params.lock:q} --processes {threads} > {log:q} 2>&1"
+        " --lock {params.lock:q} --processes {threads}"
+        " --block-size {BLOCK_SIZE} > {log:q} 2>&1"
         " && cp {params.folder:q}/manifest.json {output:q}"

@@ -212,6 +212,21 @@ def _problem(manifest: Manifest) -> str | None:
     return None
 
 
+def expect_window(splits: Mapping[Split, SplitEntry], corpus: str, block_size: int) -> None:
+    """See that each split has at least the tokens of one step: a context and what follows it.
+
+    Raises:
+        UserError: a split is shorter.
+    """
+    for name, split in splits.items():
+        if split.tokens <= block_size:
+            raise UserError(
+                f"the {name} split of {corpus} has {split.tokens:,} tokens, fewer than one window "
+                f"of block_size + 1 = {block_size + 1:,}: lower `block_size`, or take more text or "
+                "another `validation_fraction`"
+            )
+
+
 def shard_paths(folder: Path, split: SplitEntry) -> list[Path]:
     """The files of a split, in order."""
     return [Path(folder) / shard.file for shard in split.shards]

@@ -38,6 +38,7 @@ from mhclite.data.manifest import (
     SplitEntry,
     TokenizerEntry,
     content_digest,
+    expect_window,
     load_manifest,
     remember_verified,
     shard_paths,
@@ -94,6 +95,7 @@ def prepare(
     lock: Path,
     processes: int = 1,
     part_bytes: int = PART_BYTES,
+    block_size: int = 1,
 ) -> Manifest:
     """Prepare a corpus, unless the folder already holds it whole; goes on with what was begun.
 
@@ -104,15 +106,18 @@ def prepare(
         lock: the corpora lock file.
         processes: number of processes that tokenize side by side.
         part_bytes: about how much text a part has. Where shards end depends on it.
+        block_size: the longest context that will be trained on it, in tokens.
 
     Returns:
         The manifest.
 
     Raises:
-        UserError: the corpus cannot be read, is another than before, or has an empty split.
+        UserError: the corpus cannot be read, is another than before, or has an empty split, or one
+            that is shorter than a window.
     """
     done = _already_prepared(settings, folder, lock)
     if done:
+        expect_window(done.splits, f"corpus {settings['name']!r}", block_size)
         log.info("%s is already prepared and whole: nothing to do", folder)
         shutil.rmtree(folder / WORK, ignore_errors=True)
         return done
@@ -133,6 +138,8 @@ def prepare(
     ]
     tokenizer = _tokenizer(settings, folder, jobs, documents)
     splits = _tokenized(settings, jobs, processes)
+    # Before there is a manifest: Snakemake would remove it with the failed job.
+    expect_window(splits, f"corpus {settings['name']!r}", block_size)
     source.accept(documents, sum(splits[split].bytes for split in SPLITS))
 
     log.info("counting unigrams and bigrams")
@@ -360,12 +367,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--processes", type=positive_int, default=usable_cores(), help="default: one per core"
     )
+    parser.add_argument(
+        "--block-size",
+        type=positive_int,
+        default=1,
+        help="the longest context that will be trained on it: each split must be longer",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Prepare a corpus and print what it holds."""
     settings = parse_settings(args.settings)
-    manifest = prepare(settings, args.out, args.lock, args.processes)
+    manifest = prepare(settings, args.out, args.lock, args.processes, block_size=args.block_size)
     train, validation = manifest.train, manifest.validation
     print(
         f"{args.out}: {train.documents:,} + {validation.documents:,} documents, "

@@ -11,9 +11,11 @@ import sys
 import time
 
 from mhclite.arguments import file_path
+from mhclite.data.manifest import expect_window, load_if_prepared
 from mhclite.data.reading import look_into
 from mhclite.errors import UserError
 from mhclite.study.reading import load_study
+from mhclite.study.sections import RESULTS
 from mhclite.study.settings import Study
 from mhclite.study.text_files import matching
 
@@ -35,6 +37,18 @@ def check_files(study: Study) -> None:
                 look_into(path.as_posix(), corpus.text_field)
             except UserError as problem:
                 raise UserError(f"corpora.{name}: {problem}") from None
+
+
+def check_windows(study: Study) -> None:
+    """Whether the contexts of all models fit into the corpora that are prepared already.
+
+    Raises:
+        UserError: a split is shorter.
+    """
+    for name in study.corpora:
+        manifest = load_if_prepared(RESULTS / study.corpus_folder(name))
+        if manifest is not None:
+            expect_window(manifest.splits, f"corpus {name!r}", study.longest_context())
 
 
 def check_nodes(study: Study) -> None:
@@ -93,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
         study = load_study(path)
         check_files(study)
         check_nodes(study)
+        check_windows(study)
         if args.runs:
             for config in study.runs().values():
                 print(json.dumps(config.to_json()))

@@ -188,6 +188,10 @@ class Study(Settings):
             "tokenizer": self.tokenizer.model_dump(mode="json"),
         }
 
+    def longest_context(self) -> int:
+        """The largest `block_size`: each split of a corpus must have more tokens."""
+        return max(model.block_size for model in self.models.values())
+
     def corpus_folder(self, corpus: str) -> str:
         """Folder of a prepared corpus under results/: its name and a digest of its settings."""
         return f"corpora/{corpus}-{digest_of(self.corpus_settings(corpus))[:8]}"

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from mhclite.config import ModelConfig, RunConfig
 from mhclite.connections.fast import launch
-from mhclite.data.manifest import Manifest, load_manifest, open_split
+from mhclite.data.manifest import Manifest, expect_window, load_manifest, open_split
 from mhclite.errors import Interrupted, UserError
 from mhclite.files import read_jsonl, sha256_of
 from mhclite.model import GPT
@@ -119,19 +119,14 @@ def open_text(corpus: Path, manifest: Manifest, model: ModelConfig, verify: bool
         UserError: the corpus is damaged, has ids that the model does not have, or a split is
             shorter than a window.
     """
-    length, ids = model.block_size + 1, manifest.tokenizer.n_tokens
+    ids = manifest.tokenizer.n_tokens
     if ids > model.vocab_size:
         raise UserError(
             f"{corpus} was made with a tokenizer of {ids} ids, but the model's vocabulary ends at "
             f"{model.vocab_size - 1}: name the corpus of this run's study"
         )
+    expect_window(manifest.splits, str(corpus), model.block_size)
     train, validation = (open_split(corpus, split, verify) for split in ("train", "validation"))
-    for split, tokens in (("train", train), ("validation", validation)):
-        if len(tokens) < length:
-            raise UserError(
-                f"the {split} split of {corpus} has {len(tokens)} tokens, fewer than one window of "
-                f"block_size + 1 = {length}"
-            )
     return Text(train, validation, (manifest.validation.tokens, manifest.validation.bytes))
 
 

@@ -341,3 +341,19 @@ def test_a_folder_that_cannot_be_made_is_one_clear_line(
         cli.main(["prepare", "--settings", json.dumps(EMBEDDED), *options])
     *_, said = capsys.readouterr().err.splitlines()
     assert f"{str(tmp_path / 'file')!r} is a file: name a folder" in said
+
+
+def test_a_split_shorter_than_a_window_stops_before_there_is_a_manifest(
+    tmp_path: Path, texts: Path
+) -> None:
+    chosen, out = settings(f"{texts}/*.txt"), tmp_path / "out"
+    with pytest.raises(UserError, match=r"the (train|validation) split .* block_size"):
+        prepare(chosen, out, tmp_path / "lock.json", block_size=10**6)
+    assert not (out / "manifest.json").exists()
+    # With another context it goes on, and the shortest split tells the longest.
+    manifest = prepare(chosen, out, tmp_path / "lock.json", block_size=2)
+    tokens = min(split.tokens for split in manifest.splits.values())
+    prepare(chosen, out, tmp_path / "lock.json", block_size=tokens - 1)
+    with pytest.raises(UserError, match=f"block_size \\+ 1 = {tokens + 1}"):
+        prepare(chosen, out, tmp_path / "lock.json", block_size=tokens)
+    assert load_manifest(out) == manifest

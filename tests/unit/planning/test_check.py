@@ -13,6 +13,9 @@ import pytest
 import yaml
 
 from mhclite.cli import main
+from mhclite.data.prepare import prepare
+from mhclite.study.reading import load_study
+from mhclite.study.sections import RESULTS
 
 SMOKE = Path(__file__).parents[3] / "config/smoke.yaml"
 
@@ -91,3 +94,25 @@ def test_many_files_take_no_longer(tmp_path: Path) -> None:
     began = time.process_time()
     assert main(["check", str(study_of(tmp_path, f"{tmp_path}/d/*.txt"))]) == 0
     assert time.process_time() - began < 5
+
+
+def test_a_context_longer_than_a_prepared_corpus_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d").mkdir()
+    for i in range(60):
+        (tmp_path / "d" / f"{i}.txt").write_text(f"{i} some text " * 9)
+    path = study_of(tmp_path, "d/*.txt")
+    assert main(["check", str(path)]) == 0  # what it has is not known yet
+    study = load_study(path)
+    folder = RESULTS / study.corpus_folder("own")
+    manifest = prepare(study.corpus_settings("own"), folder, tmp_path / "lock.json")
+    document = yaml.safe_load(path.read_text())
+    tokens = manifest.validation.tokens
+    for block_size, code in ((tokens - 1, 0), (tokens, 2)):
+        next(iter(document["models"].values()))["block_size"] = block_size
+        path.write_text(yaml.safe_dump(document))
+        assert main(["check", str(path)]) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"validation split of corpus 'own' has {tokens} tokens" in line
