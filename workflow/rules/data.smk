@@ -12,13 +12,13 @@ rule resolve:
         write_text(output.runs, "\n".join(RUNS) + "\n")
 
 
-BLOCK_SIZE = (
-    STUDY.longest_context()
-)  # not a parameter: the corpus does not depend on it
+# Not a parameter of the rule: the corpus does not depend on it.
+BLOCK_SIZE = STUDY.longest_context()
 
 
-# All cores: every run of the corpus waits for it. What is declared is a copy of the manifest:
-# Snakemake deletes it when the job fails, even one that no cluster took, and before it runs again.
+# All cores, and first: every run of the corpus waits for it, and what it finds ends the rest. What is
+# declared is a copy of the manifest: Snakemake deletes it when the job fails, even one that no
+# cluster took, and before it runs again.
 rule prepare:
     input:
         asked,
@@ -26,6 +26,7 @@ rule prepare:
         f"results/corpora/{{corpus}}/{jobs.PREPARED}",
     log:
         "results/corpora/logs/{corpus}.log",
+    priority: 1
     threads: workflow.resource_settings.cores or 1  # `snakemake --report` has none
     params:
         settings=lambda w, output: as_json(STUDY.corpus_settings(CORPORA[w.corpus])),
