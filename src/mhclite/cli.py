@@ -83,7 +83,7 @@ GROUPS: Groups = {
 }
 STEPS: dict[str, Step] = {name: step for group in GROUPS.values() for name, step in group.items()}
 
-# Storage failures that are not bugs, and what the user can do about them.
+# What the system answers, and what the user can do about it.
 STORAGE = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room within your quota",
@@ -98,9 +98,21 @@ STORAGE = {
     errno.ENOTDIR: "a folder must be there: move the file away",
     errno.EIO: "have the storage checked",
     errno.ESTALE: "have the storage mounted again",
+    errno.ENOTCONN: "have the storage mounted again",
+    errno.ENXIO: "have the storage mounted again",
+    errno.ETIMEDOUT: "see whether the storage or the server answers",
+    errno.EFBIG: "allow larger files (`ulimit -f`), or use storage that does",
+    errno.EMFILE: "allow more open files (`ulimit -n`)",
+    errno.ENFILE: "end programs that hold many files open",
+    errno.ENOMEM: "free memory, or use a machine with more",
+    errno.EBUSY: "end the program that uses it",
+    errno.ENOTEMPTY: "end the program that has a file in it open",
 }
 # What torch's allocators say; its own error is a RuntimeError too, and torch is not imported here.
 NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")
+OTHERWISE = "see what keeps the system from it"  # for the rest of the numbers
+# Of these a mistake of our own is more likely the cause: they end with a traceback.
+BUGS = (errno.EINVAL, errno.EBADF, errno.EFAULT, errno.ENOTTY, errno.ESPIPE, errno.ENOTSOCK)
 PLAIN = {"±": "+-", "×": "x", "–": "-", "−": "-", "≤": "<=", "≥": ">="}
 EXIT_USER_ERROR = 2
 EXIT_STORAGE = 74  # EX_IOERR
@@ -209,12 +221,12 @@ def run_step(step: Step, prog: str, argv: list[str]) -> int:
         )
         return EXIT_USER_ERROR
     except OSError as error:
-        if error.errno not in STORAGE:
+        if error.errno is None or error.errno in BUGS:
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(
-            f"error: {error.strerror}{where}: {STORAGE[error.errno]}, then run the same command "
-            "again: it goes on from what is saved",
+            f"error: {error.strerror}{where}: {STORAGE.get(error.errno, OTHERWISE)}, then run the "
+            "same command again: it goes on from what is saved",
             file=sys.stderr,
         )
         return EXIT_STORAGE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -12,6 +13,20 @@ from pathlib import Path
 from typing import IO, Any
 
 from mhclite.errors import UserError
+
+# What a file system answers that has no locks, or cannot sync; 524 is Linux's own ENOTSUPP.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, 524)
+NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, 524)
+
+
+def sync(file: IO[Any]) -> None:
+    """Force what was written to disk, where the file system can do that."""
+    file.flush()
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
 
 
 @contextmanager
@@ -24,17 +39,35 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
+def lock(file: IO[Any], how: int = fcntl.LOCK_EX) -> None:
+    """Lock an open file; the lock falls with the process, however it ends.
+
+    Raises:
+        BlockingIOError: another process has it, and `how` includes LOCK_NB.
+        UserError: the file system has no locks.
+    """
+    try:
+        fcntl.flock(file, how)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise UserError(
+            f"the file system of {Path(file.name).resolve()} cannot lock files ({error.strerror}), "
+            "and results are written on one that can (flock): have it mounted so (Lustre: `-o "
+            "flock`; NFS: with lockd), or use a checkout on another"
+        ) from None
+
+
 @contextmanager
 def locked(path: Path, held: Callable[[IO[str]], None] = lambda file: None) -> Iterator[IO[str]]:
-    """Hold `path` as a lock file, and yield it; the lock falls with the process, however it ends.
+    """Hold `path` as a lock file, and yield it.
 
     Where another process holds it, `held` is called with the open file before it is waited for.
     """
@@ -42,10 +75,10 @@ def locked(path: Path, held: Callable[[IO[str]], None] = lambda file: None) -> I
     while True:
         with path.open("a+") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 held(file)
-                fcntl.flock(file, fcntl.LOCK_EX)
+                lock(file)
             # The former holder may have replaced the file (`atomic_write`): lock the new one then.
             if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
                 yield file

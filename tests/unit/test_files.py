@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import configuration, write_corpus
 
+from mhclite import cli, files
+from mhclite.cli import main
+from mhclite.data.lock import CorporaLock
 from mhclite.errors import UserError
-from mhclite.files import read_json, read_jsonl, write_json
+from mhclite.files import is_locked, locked, read_json, read_jsonl, write_json
+from mhclite.planning import check
 from mhclite.records import read_record
+from mhclite.training.loop import train
 
 
 @dataclass(frozen=True)
@@ -57,3 +67,67 @@ def test_the_line_of_an_error_is_one_visible_and_bounded(value: str) -> None:
         assert line.isprintable()
         assert len(line) < 1500
     assert str(UserError("a  b – é")) == "a  b – é"
+
+
+# --- what a file system cannot -------------------------------------------------------------------
+
+
+def answering(number: int) -> Callable[..., Any]:
+    def call(*_: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+@pytest.mark.parametrize("number", files.NO_LOCKS)
+def test_a_file_system_without_locks_is_one_line(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, corpus = configuration(), write_corpus(tmp_path / "corpus")
+    monkeypatch.setattr(files.fcntl, "flock", answering(number))
+    out = tmp_path / "run"
+    arguments = ["--config", json.dumps(config.to_json()), "--corpus", str(corpus)]
+    assert main(["train", *arguments, "--out", str(out)]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert str(out) in line
+    assert "flock" in line
+    with pytest.raises(UserError, match="cannot lock files"):
+        CorporaLock(tmp_path / "lock.json").record("a/b", None, revision="1")
+    with pytest.raises(UserError, match="cannot lock files"), locked(tmp_path / "x"):
+        pass
+    assert not is_locked(tmp_path / "x")
+
+
+@pytest.mark.parametrize("number", files.NO_SYNC)
+def test_a_file_system_that_cannot_sync_is_written_to(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, corpus = configuration(), write_corpus(tmp_path / "corpus")
+    monkeypatch.setattr(files.os, "fsync", answering(number))
+    train(config, corpus, tmp_path / "run")
+    assert (tmp_path / "run" / "summary.json").is_file()
+    monkeypatch.setattr(files.os, "fsync", answering(errno.EIO))  # a disk that fails is no such
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        write_json(tmp_path / "a.json", 1)
+    assert not list(tmp_path.glob("*a.json*"))
+
+
+# Of a pipe whose reader has gone nothing is said.
+SAID = set(errno.errorcode) - {*cli.BUGS, errno.EPIPE, errno.ESHUTDOWN}
+
+
+@pytest.mark.parametrize("number", sorted(SAID))
+def test_what_the_system_answers_is_one_line(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check, "run", answering(number))
+    assert main(["check", "study.yaml"]) == cli.EXIT_STORAGE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {os.strerror(number)}")
+
+
+def test_what_is_rather_our_mistake_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in cli.BUGS:
+        monkeypatch.setattr(check, "run", answering(number))
+        with pytest.raises(OSError, match=os.strerror(number)):
+            main(["check", "study.yaml"])

@@ -24,7 +24,7 @@ from mhclite.data.prepare import PREPARATION
 from mhclite.errors import UserError
 from mhclite.evidence.claims import load_claims
 from mhclite.evidence.exhibits import HEADINGS, declared
-from mhclite.files import digest_of, read_json, write_json, write_text
+from mhclite.files import digest_of, lock, read_json, write_json, write_text
 from mhclite.planning.check import check_machine, check_windows
 from mhclite.planning.keys import (
     lost_files,
@@ -258,11 +258,13 @@ onstart:
     os.makedirs(".snakemake", exist_ok=True)
     HELD.append(open(".snakemake/mhclite.lock", "a"))
     try:
-        fcntl.flock(HELD[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(HELD[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise WorkflowError(
             f"another snakemake is working in {os.getcwd()}: wait for it to end, or stop it"
         )
+    except UserError as error:
+        raise WorkflowError(str(error))
     if workflow.local_exec:
         try:
             check_machine(

@@ -22,7 +22,7 @@ from mhclite.config import ModelConfig, RunConfig
 from mhclite.connections.fast import launch
 from mhclite.data.manifest import Manifest, expect_window, load_manifest, open_split
 from mhclite.errors import Interrupted, UserError
-from mhclite.files import read_jsonl, sha256_of
+from mhclite.files import read_jsonl, sha256_of, sync
 from mhclite.model import GPT
 from mhclite.runs.folder import (
     CHECKPOINTS,
@@ -80,7 +80,7 @@ class StepFiles:
     def sync(self) -> dict[str, int]:
         """Force to disk; returns the sizes in bytes."""
         for file in self._files.values():
-            os.fsync(file.fileno())
+            sync(file)
         return {name: file.tell() for name, file in self._files.items()}
 
     def __enter__(self) -> StepFiles:
