@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 
-from mhclite.evidence.findings import Finding
+from mhclite.evidence.findings import Finding, findings_of
 from mhclite.evidence.report_methods import Entry, counted, listed, tokens_per_run
 from mhclite.evidence.results import Results
 from mhclite.evidence.statistics import BASELINE
@@ -107,17 +107,17 @@ def _lowered_bar(findings: Sequence[Finding]) -> Iterator[Entry]:
 
 def _family(results: Results, findings: Sequence[Finding]) -> Iterator[Entry]:
     """Verdicts that would not stand if claims that are not reached were corrected for as well."""
-    families: dict[str, dict[str, float]] = {"confirmatory": {}, "secondary": {}}
-    for finding in findings:
+    families: dict[str, dict[tuple[str, str], float]] = {"confirmatory": {}, "secondary": {}}
+    for finding in findings_of(results) if findings else ():
         found = finding.row.comparison
         if found is not None and found.p is not None and not finding.claim.by_construction:
-            families[finding.claim.family][finding.claim.id] = found.p
+            families[finding.claim.family][finding.corpus, finding.claim.id] = found.p
     first, second = families.values()
     level = 1 - results.confidence
     corrected = gatekeep([*first.values()], [*second.values()], level)
     p = dict(zip([*first, *second], [*corrected[0], *corrected[1]], strict=True))
     decided = [f for f in findings if f.verdict in ("supported", "contradicted")]
-    fallen = [f.claim.statement for f in decided if p[f.claim.id] > level]
+    fallen = [f.claim.statement for f in decided if p.get((f.corpus, f.claim.id), 0) > level]
     if fallen:
         yield (
             "Which tests are counted",

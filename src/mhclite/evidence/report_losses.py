@@ -264,7 +264,8 @@ def _words(against: Sequence[Compared], each: bool = False) -> str:
     if alike:
         parts.append(f"indistinguishable {listed(alike)}")
     said = [f"the loss is {listed(parts)}."] if parts else []
-    said += [text for one in same if (text := _signs(one))]
+    said += [_signs(close, side) for side in ("lower", "higher")]
+    said += [_without(one) for one in same if one.far is not None]
     if short := sides["short"]:
         why = " or ".join(dict.fromkeys(one.short for one in short))
         the = "The" if said else "the"
@@ -272,7 +273,7 @@ def _words(against: Sequence[Compared], each: bool = False) -> str:
             f"{the} difference is {_range(short)} nats in {_labels(short)}: no verdict, since "
             f"{why}."
         )
-    return " ".join(said)
+    return " ".join(filter(None, said))
 
 
 def _labels(members: Sequence[Compared]) -> str:
@@ -288,17 +289,25 @@ def _range(members: Sequence[Compared], of: Callable[[float], float] = float) ->
     return " to ".join(dict.fromkeys(fixed(end, 3) for end in (means[0], means[-1])))
 
 
-def _signs(one: Compared) -> str:
-    """What mean and interval hide: one sign in all seeds but for chance, or one run far off."""
+def _signs(members: Sequence[Compared], side: str) -> str:
+    """Which of them have one sign in all seeds, where that says more than chance."""
+    alike = [
+        one
+        for one in members
+        if len(one.differences) >= FEWEST_SIGNS
+        and all((value < 0) == (side == "lower") and value for value in one.differences.values())
+    ]
+    return f"It is {side} in every seed of {_labels(alike)}." if alike else ""
+
+
+def _without(one: Compared) -> str:
+    """What one run far off hides."""
     higher = sum(value > 0 for value in one.differences.values())
-    n, side = len(one.differences), "higher" if 2 * higher > len(one.differences) else "lower"
-    count = max(higher, n - higher)
-    rest = {seed: value for seed, value in one.differences.items() if seed != one.far}
-    if n < FEWEST_SIGNS or (count < n and len(rest) == n):
-        return ""
-    said = f"{one.label} is {side} in {count} of {n} seeds"
-    if len(rest) < n:
-        without = t_interval(rest.values(), 1 - one.level)
-        size = plus_minus(without.mean, without.half_width, 3)
-        said += f"; without seed {one.far}, which ends far from all others, it differs by {size}"
-    return f"{said}."
+    n = len(one.differences)
+    side, count = ("higher", higher) if 2 * higher > n else ("lower", n - higher)
+    rest = [value for seed, value in one.differences.items() if seed != one.far]
+    without = t_interval(rest, 1 - one.level)
+    return (
+        f"{one.label} is {side} in {count} of {n} seeds; without seed {one.far}, which ends far "
+        f"from all others, it differs by {plus_minus(without.mean, without.half_width, 3)}."
+    )

@@ -307,6 +307,8 @@ def _columns(letter: str) -> int:
 def _fonts_for(text: str) -> tuple[str, ...] | None:
     """Fonts that together have the letters that `FONT` lacks; None if some are in none."""
     missing = set(text) - _letters(font_manager.findfont(FONT))
+    if any(unicodedata.category(letter).startswith("M") for letter in missing):
+        return None  # a mark is drawn with its letter, in one font
     found: list[str] = []
     for font in sorted(font_manager.fontManager.ttflist, key=lambda font: (font.name, font.fname)):
         if not missing:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from mhclite.config import RunConfig
+from mhclite.connections.registry import VARIANTS
 from mhclite.data.manifest import SPLITS, SplitEntry, TokenizerEntry, content_digest
 from mhclite.evidence.claims import load_claims
 from mhclite.evidence.collect import collect
@@ -128,7 +129,7 @@ def final_loss(corpus: str, n_layer: int, variant: str, seed: int) -> float:
     return (
         3.6
         - 0.1 * math.log2(n_layer)
-        - ADVANTAGE[variant]
+        - ADVANTAGE.get(variant, 0.015)
         + 0.03 * noise(corpus, seed)  # shared by the variants of a seed
         + 0.004 * noise(corpus, n_layer, variant, seed)
     )
@@ -225,7 +226,8 @@ def summary_of(run: dict[str, Any], metrics: list[dict[str, Any]]) -> dict[str, 
 
 def parameters_of(n_layer: int, variant: str) -> dict[str, int]:
     """Parameters of the whole model and of its residual connections."""
-    connection = 0 if variant == "residual" else n_layer * 1000 * (1 + ALL_VARIANTS.index(variant))
+    place = list(VARIANTS).index(variant)
+    connection = n_layer * 1000 * (1 + place) if place else 0
     return {"total": 100_000 * n_layer + connection, "connection": connection}
 
 
@@ -272,7 +274,7 @@ def probe_of(run: dict[str, Any], diverged: bool) -> dict[str, Any]:
     growing = [single + (product - single) * i / (sublayers - 1) for i in range(sublayers)]
     forward = [gain(variant, layer + 1) for layer in range(sublayers)]
     sinkhorn = None
-    if variant == "mhc":
+    if variant in ("mhc", "mhc_v4"):
         sinkhorn = {
             "bin_edges": [0, 10, 20, 30, 40],  # left edges: the last bin is open
             "counts": [100, 300, 250, 40, 10],
@@ -315,7 +317,7 @@ def probe_of(run: dict[str, Any], diverged: bool) -> dict[str, Any]:
             "start_distance": [0.05 * (layer + 1) for layer in range(sublayers)],
             "mean_matrix": [np.eye(4).tolist()] * sublayers,
             "mean_product": np.eye(4).tolist(),
-            "log_inverse_nu": QUANTILE_LEVELS if variant == "mhc" else None,
+            "log_inverse_nu": QUANTILE_LEVELS if sinkhorn else None,
         },
     }
     return {**head, "mixing": mixing, "use": use_of(run["run"], loss, variant, sublayers)}
@@ -350,7 +352,7 @@ def critical_of(study: Study, config: RunConfig) -> Critical:
     section = study.critical_rate
     assert section is not None
     settings = build(CriticalSettings, section.model_dump())
-    threshold = CRITICAL[config.connection.variant] + 0.2 * noise("critical", config.seed)
+    threshold = CRITICAL.get(config.connection.variant, 4.0) + 0.2 * noise("critical", config.seed)
     bar = UNIGRAM - section.below_unigram
 
     def make(factor: float) -> Try:

@@ -97,7 +97,7 @@ def test_exhibits_follow_the_headings() -> None:
 
 
 def test_what_a_study_lacks_is_not_shown() -> None:
-    bare = make_study(models={"d1": 1}).model_dump()
+    bare = make_study(models={"d1": 1}, variants=("hc", "mhc_lite")).model_dump()
     lacking = {exhibit.name for exhibit in EXHIBITS if not exhibit.shown_in(bare)}
     assert lacking == {exhibit.name for exhibit in EXHIBITS if exhibit.needs}
 

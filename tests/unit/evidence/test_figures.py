@@ -297,12 +297,12 @@ def test_diverged_runs_are_named(results: Results) -> None:
         (
             {"seeds": (7,), "variants": ("residual", "hc", "mhc_lite")},
             False,
-            {"sinkhorn_inputs": "mHC is not in this study"},
+            {"identity_distance": "sub-layer"},
         ),
         (
             {"variants": ("mhc", "mhc_lite")},
             False,
-            {"loss_vs_depth": "no completed plain residual", "validation_loss": "minus mHC"},
+            {"loss_vs_depth": "not in this study", "validation_loss": "minus mHC"},
         ),
         (
             {"variants": ("residual",)},
@@ -319,7 +319,7 @@ def test_diverged_runs_are_named(results: Results) -> None:
             True,
             {
                 "loss_vs_depth": "No run reached its last step",
-                "sinkhorn_inputs": "No mHC run reached its last step",
+                "sinkhorn_inputs": "No run of mHC reached its last step",
                 "row_sums": "No multi-stream run reached its last step",
                 "composite_gain": "No multi-stream run reached its last step",
                 "identity_distance": "No multi-stream run reached its last step",

@@ -467,18 +467,19 @@ def test_origin_names_the_first_of_many_runs(tmp_path: Path) -> None:
     assert ["Commit", "f" * 40, f"7 of 8: {first} and 3 more"] in rows
 
 
-@pytest.mark.slow
-def test_dates_of_training_come_from_the_timing_files(tmp_path: Path) -> None:
+def test_days_of_training_are_known_without_timing_files(tmp_path: Path) -> None:
+    """Published studies have none."""
     folder = build_results(tmp_path, make_study(**SMALL), diverged=())
-    results = load_results(folder)
-    assert training_dates(results) == "2023-11-14"  # 1.7e9 seconds after 1970
-    timings = sorted(folder.glob("runs/*/timing.jsonl"))
-    write_text(timings[0], '{"step": 1, "seconds": 1, "wall": 1700100000}\n')
-    assert training_dates(results) == "2023-11-14 to 2023-11-16"
-    for path in timings:
+    for path in folder.glob("runs/*/timing.jsonl"):
         path.unlink()
-    assert training_dates(results) == ""
-    assert "Trained (UTC)" not in page_of(with_drawings(folder))
+    results = load_results(folder)
+    assert training_dates(results) == "2026-01-01"
+    path = folder / "runs" / "sotu-d1-mhc-s1" / "run.json"
+    run = read_json(path)
+    run["attempts"].append({**run["attempts"][0], "started": "2026-01-03T23:30:00-02:00"})
+    write_json(path, run)
+    assert training_dates(results) == "2026-01-01 to 2026-01-04"
+    assert ["Training begun (UTC)", "2026-01-01 to 2026-01-04", "all 14"] in origin_rows(results)[1]
 
 
 def test_commands_to_rerun_exist(results: Results) -> None:

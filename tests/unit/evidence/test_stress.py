@@ -150,7 +150,7 @@ def test_what_was_found_says_the_critical_rates(results: Results) -> None:
     row = stress_data(results).set_index(["condition", "variant"]).loc[("base", "hc")]
     mean, low, high = (f"{2 ** row[end]:.2f}" for end in ("critical_rate", "low", "high"))
     assert f"{mean} [{low}, {high}] in HC" in said
-    assert "Beside mHC's it is lower in " in said
+    assert "mHC's it is lower in " in said
 
 
 def test_nothing_is_ranked_where_no_run_is_unstable(results: Results, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.style import save, style
 from mhclite.evidence.table_format import escaped, html_table, latex, latex_table, markdown
 from mhclite.evidence.topics.conditions import changes, conditions_table
+from mhclite.evidence.topics.stress import stress_rates
 from mhclite.study.sections import Condition
 
 TITLES = (
@@ -54,6 +55,49 @@ def test_titles_are_text_in_figures(results: Results, tmp_path: Path) -> None:
     labels = figure.axes[0].get_yticklabels()
     shown = [label._preprocess_math(label.get_text()) for label in labels]
     assert shown == [(title, False) for title in TITLES]
+
+
+NOWHERE = "\U00010fff"  # no letter: no font has it
+STRANGE = (
+    f"half the rate {NOWHERE}",
+    f"half the rate {NOWHERE}{NOWHERE}",
+    "x" * 400,
+    "x" * 399 + "y",
+    "W" * 400,
+    "⅓ of the rate — половина шага",
+    "as ᶁ in another font",
+    "as ⃝ around a letter",
+)
+
+
+def test_titles_without_letters_or_room_are_told_apart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No box, nothing cut off at the side, one line for each title that is replaced."""
+    rates = {"factors": [2, 8], "halvings": 1, "below_unigram": 0.1}
+    study = make_study(
+        models={"d1": 1},
+        variants=("residual", "mhc"),
+        seeds=(0, 1),
+        conditions=conditions(*STRANGE),
+        critical_rate=rates,
+    )
+    results = load_results(build_results(tmp_path, study, diverged=()))
+    with style():
+        figure = changes(results)
+        save(figure, tmp_path / "figure")  # warnings are errors: of glyphs, and of no room
+        shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        places = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+        save(stress_rates(results), tmp_path / "stress")
+    assert shown[:2] == ["c0", "c1"]
+    assert len(set(shown)) == len(shown)
+    assert all(text.endswith(f"… (c{at})") for at, text in enumerate(shown[2:5], start=2))
+    assert (*shown[5:7], shown[7]) == (*STRANGE[5:7], "c7")
+    assert min(place.x0 for place in places) >= 0
+    assert min(axes.get_window_extent().width for axes in figure.axes) > 100
+    lines = [record.getMessage() for record in caplog.records if "no font" in record.getMessage()]
+    replaced = (*STRANGE[:2], STRANGE[7])
+    assert all(repr(title) in line for title, line in zip(replaced, lines, strict=True))
 
 
 def unescaped(text: str) -> str:

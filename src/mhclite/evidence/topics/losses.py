@@ -312,7 +312,9 @@ def loss_vs_depth(results: Results) -> Figure:
             if diverged := results.divergence_note(corpus, model):
                 remark(left, f"{results.model_label(model)}, {diverged}")
         if other.empty:
-            reason = "There is no completed plain residual\nof the same seed to compare with."
+            reason = "The plain residual is not in this study."
+            if BASELINE in results.variants:
+                reason = "There is no completed plain residual\nof the same seed to compare with."
             empty_state(right, reason)
             continue
         _against_depth(right, results, compared, other, of(differences, corpus), "difference")
