@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -436,3 +437,16 @@ def test_missing_table_and_throughput(small: Path) -> None:
     (small / "runs.csv").unlink()
     with pytest.raises(UserError, match=r"runs\.csv does not exist; .*collect"):
         load_results(small)
+
+
+@pytest.mark.parametrize(
+    ("file", "columns"), [("runs.csv", RUN_COLUMNS), ("curves.csv", CURVE_COLUMNS)]
+)
+def test_every_column_is_named_in_the_docs(file: str, columns: dict[str, str]) -> None:
+    """Each once, with what it means, and no other."""
+    page = (Path(__file__).parents[3] / "docs" / "results.md").read_text(encoding="utf-8")
+    section = page.split(f"**{file}**", 1)[1].split("|---|---|---|\n", 1)[1].split("\n\n")[0]
+    rows = [re.split(r"(?<!\\)\|", row)[1:-1] for row in section.splitlines()]
+    assert all(len(row) == 3 and row[2].strip() for row in rows)
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row[0])]
+    assert sorted(named) == sorted(columns)
