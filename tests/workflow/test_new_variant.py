@@ -1,0 +1,187 @@
+"""A variant that is added to a copy of the checkout by docs/adding-a-variant.md and nothing else.
+
+The page's own code is taken, so that the page cannot be out of date.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from checkout import ROOT, Checkout
+
+from mhclite.connections.registry import VARIANTS
+
+pytestmark = pytest.mark.slow
+
+PAGE = ROOT / "docs" / "adding-a-variant.md"
+LABEL = "Softmax HC"
+STUDY = "config/mine.yaml"
+OUT = Path("results/mine")
+# Not like the page's: four streams that are never mixed, without a projection, with an option of
+# its own, and with reads and writes of its own.
+PAIRED = """
+import torch
+from torch import Tensor, nn
+from mhclite.connections.base import Coefficients, Connection
+
+
+class Paired(Connection):
+    def __init__(self, n_streams: int, n_embd: int, home_stream: int, slope: float = 1.0) -> None:
+        super().__init__(n_streams, n_embd, home_stream)
+        assert n_streams == 4
+        self.reads = nn.Parameter(torch.ones(4) / 4)
+        self.writes = nn.Parameter(torch.ones(4))
+        self.slope = slope
+
+    def coefficients(self, x: Tensor) -> Coefficients:
+        H_res = torch.eye(4, dtype=x.dtype, device=x.device).expand(*x.shape[:2], -1, -1)
+        H_pre, H_post = (p.expand(*x.shape[:2], -1) for p in (self.reads, self.writes))
+        return Coefficients(self.slope * H_pre, H_post, H_res)
+
+
+ConnectionClass = Paired
+"""
+PAIRED_ENTRY = """
+    "paired": Variant(
+        "Paired", "x", (*COMMON_OPTIONS, "slope"), mixes="never", own_reads=True
+    ),
+"""
+
+
+def put(path: Path, before: str, text: str) -> None:
+    """Insert text before the first place that is so."""
+    content = path.read_text()
+    assert before in content, (path, before)
+    path.write_text(content.replace(before, text + before, 1))
+
+
+def add(checkout: Checkout, variant: str, source: str, entry: str) -> None:
+    """As the page says: the file, and the entry at the end of the registry."""
+    connections = checkout.folder / "src/mhclite/connections"
+    (connections / f"{variant}.py").write_text(source)
+    put(connections / "registry.py", "}\n\n\ndef check_streams", entry)
+
+
+def python(checkout: Checkout, *arguments: str) -> str:
+    """What Python prints, with the copy's package; it must succeed."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=checkout.folder,
+        env=checkout.environment | {"PYTHONPATH": "src", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def steps(checkout: Checkout, *commands: tuple[str, ...]) -> list[str]:
+    """What steps print, in one process; each must succeed."""
+    script = "import sys; from mhclite.cli import main\n"
+    for command in commands:
+        script += f"if main({list(command)}): sys.exit({command[0]!r})\nprint('\\f')\n"
+    return python(checkout, "-c", script).split("\f")
+
+
+def passed(checkout: Checkout, *arguments: str) -> int:
+    """Tests of the copy that pass; none may fail."""
+    files = [f"tests/unit/test_{name}.py" for name in ("connections", "model", "fast", "registry")]
+    options = ("-q", "-n", "0", "-p", "no:cacheprovider", "-m", "not slow")
+    said = python(checkout, "-m", "pytest", *options, *files, *arguments)
+    return int(re.search(r"(\d+) passed", said)[1])  # type: ignore[index]
+
+
+def study_of(path: Path, **changes: object) -> None:
+    """config/smoke.yaml in small, with other variants."""
+    content = yaml.safe_load((ROOT / "config/smoke.yaml").read_text()) | changes
+    content["training"] |= {"steps": 20, "evaluation_interval": 10}
+    content["stability"] = {"spike_window": 8, "fluctuation_window": 8}
+    del content["sinkhorn"], content["conditions"]
+    path.write_text(yaml.safe_dump(content))
+
+
+def keys(printed: str) -> dict[str, list[str]]:
+    """Run -> digests of its settings and its code, from what `keys` prints."""
+    rows = [line.split() for line in printed.splitlines()]
+    return {row[0]: row[1:3] for row in rows if row and "-s0" in row[0]}
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A copy with the page's variant, in which its study has run; `before` are keys without it."""
+    made = Checkout(tmp_path_factory.mktemp("new"))
+    shutil.copy2(ROOT / "pyproject.toml", made.folder)
+    ignored = shutil.ignore_patterns("__pycache__", "workflow", "cluster", "fuzz", "faults")
+    shutil.copytree(ROOT / "tests", made.folder / "tests", ignore=ignored)
+    study_of(made.folder / "config/all.yaml", variants=list(VARIANTS), seeds=[0])
+    before = keys(steps(made, ("keys", "config/all.yaml"))[0])
+    assert len(before) == len(VARIANTS)
+    (made.folder / "before.json").write_text(json.dumps(before))
+    page = PAGE.read_text()
+    source, entry = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    (variant,) = set(re.findall(r"`src/mhclite/connections/(\w+)\.py`", page))
+    assert re.match(rf'\s+"{variant}": Variant\(\s+"{LABEL}"', entry)
+    add(made, variant, source, entry)
+    study_of(made.folder / STUDY, name="mine", variants=["residual", variant], seeds=[0, 1])
+    return made
+
+
+def test_no_other_runs_key_changes_and_a_gpu_session_measures_it(checkout: Checkout) -> None:
+    commands = (("check", STUDY), ("describe", STUDY), ("keys", STUDY), ("keys", "config/all.yaml"))
+    _, described, own, others = steps(checkout, *commands)[:4]
+    assert "softmax_hc" in described
+    before = json.loads((checkout.folder / "before.json").read_text())
+    assert keys(others) == before
+    assert keys(own)["sotu-d2-softmax_hc-s0"][1] not in {code for _, code in before.values()}
+    script = "from mhclite.bench.session.plan import PAPER; print(*PAPER.variants)"
+    assert "softmax_hc" in python(checkout, "-c", script).split()
+    assert "--dry-run" in python(checkout, "-m", "mhclite", "gpu-session", "--help")
+
+
+def test_its_study_runs_from_text_to_report(checkout: Checkout) -> None:
+    """Twenty steps of two seeds, beside the plain residual."""
+    code, output = checkout.snakemake(str(OUT / "report.html"), study=STUDY)
+    assert code == 0, output
+    out = checkout.folder / OUT
+    runs = pd.read_csv(out / "runs.csv").set_index("variant").loc["softmax_hc"]
+    assert (runs["status"] == "completed").all()
+    measured = ["start_distance", "product_deviation_99", "grad_norm_mean"]
+    assert runs[measured].notna().all(axis=None)
+    assert LABEL in (out / "tables/results.md").read_text()
+    page = (out / "report.html").read_text()
+    for point in ("Growth", "Use of mixing"):  # what was found, of each variant that mixes
+        said = re.search(rf"{point}.*?(?=</li>|</p>|</dd>)", page, re.DOTALL)
+        assert said is not None, point
+        assert LABEL in said[0]
+    script = "from mhclite.evidence.style import colour; print(colour('softmax_hc'))"
+    own = python(checkout, "-c", script).strip().lower()
+    drawn = [path.stem for path in out.glob("figures/*.svg") if own in path.read_text()]
+    assert len(drawn) > 5, drawn
+
+
+def test_it_conforms(checkout: Checkout) -> None:
+    assert passed(checkout, "-k", "softmax_hc") > 20
+
+
+def test_one_of_another_kind_is_no_harder(checkout: Checkout) -> None:
+    add(checkout, "paired", PAIRED, PAIRED_ENTRY)
+    package = checkout.folder / "src/mhclite"
+    only_four = (
+        '    if variant == "paired" and n_streams != 4:\n        raise ValueError(variant)\n'
+    )
+    put(package / "connections/registry.py", '    if variant == "kromhc"', only_four)
+    option = '    slope: PositiveFloat = Field(1.0, description="paired: factor of its reads")\n'
+    put(package / "study/sections.py", "    decay_logits: Literal", option)
+    # What the page has one say in tests: how renamed streams change its weights.
+    assert passed(checkout, "-k", "paired and not permuting") > 15
+    script = "from mhclite.bench.session.plan import PAPER; print(*PAPER.variants)"
+    assert "paired" not in python(checkout, "-c", script).split()  # it has no kernels
