@@ -149,9 +149,7 @@ def connect(x: Tensor, sublayers: Iterable[SubLayer], implementation: str = "aut
         from mhclite.connections.fast import fused  # here: Triton need not be installed
         from mhclite.connections.fast.projected import projected
 
-        steps = [
-            fused.Step(projected(part.connection), part.gain, _contiguous(part)) for part in parts
-        ]
+        steps = [fused.Step(projected(part.connection), part.gain, part.body) for part in parts]
         return fused.connect(x, steps, "authors")
     for part in parts:
         connection = part.connection
@@ -162,8 +160,3 @@ def connect(x: Tensor, sublayers: Iterable[SubLayer], implementation: str = "aut
 
 def _branch(part: SubLayer) -> Callable[[Tensor], Tensor]:
     return lambda h: part.body(layer_norm(h, part.gain.shape, part.gain))
-
-
-def _contiguous(part: SubLayer) -> Callable[[Tensor], Tensor]:
-    """The body for the kernels, which take its output as rows of C numbers, side by side."""
-    return lambda b: part.body(b).contiguous()

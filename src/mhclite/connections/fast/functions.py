@@ -7,7 +7,8 @@ it), the norm, H_pre x, and H_res x + H_post^T y. Backward the same: each functi
 on, so that their gradient is one tensor to which each adds its part in place, where autograd would
 write three and add them up.
 
-Under torch.compile the same formulas stand as they are, and the compiler fuses them.
+Under torch.compile the same formulas stand as they are, and the compiler fuses them; under
+torch.func they stand so too.
 
 Shapes: N tokens, n streams, C width, K projection columns.
 """
@@ -41,6 +42,11 @@ class Projection(NamedTuple):
     eps: float = 0.0
 
 
+def _is_traced() -> bool:
+    """Whether the plain formulas are wanted: by torch.compile, or by torch.func's transforms."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
 def project(x: Tensor, projection: Projection) -> tuple[Tensor, Tensor]:
     """Coefficient inputs of streams x (N, n, C): (N, K), or (N, n, K) for each stream; and x.
 
@@ -52,7 +58,7 @@ def project(x: Tensor, projection: Projection) -> tuple[Tensor, Tensor]:
     if norm == "layer":
         weight = centred(weight)
     weight = weight.to(x.dtype)
-    if torch.compiler.is_compiling():
+    if _is_traced():
         z = (rows @ weight).to(torch.promote_types(x.dtype, torch.float32))
         a = z * _inverse_norm(rows, z, norm, eps)
     else:
@@ -77,7 +83,7 @@ def centred(weight: Tensor) -> Tensor:
 def _inverse_norm(rows: Tensor, z: Tensor, norm: str, eps: float) -> Tensor:
     """1 / the norm of each row, (rows, 1)."""
     width = rows.shape[1]
-    if torch.compiler.is_compiling():
+    if _is_traced():
         # Bounded before the root, whose gradient at 0 is infinite.
         squares = rows.to(z.dtype).square().sum(-1, keepdim=True).clamp_min(SMALLEST**2)
         length = squares.sqrt()
@@ -98,7 +104,6 @@ class _Project(Function):
     Backward, per row v: dz = r da. Through the norm, dr/dv = -r^3 v / D, so that v gets pull v with
     pull = -(da . z) r^3 / D. With a LayerNorm dr/dv = -r^3 (v - mean) / D: the mean's part goes by
     the last column of the weight, which measures it with weights 1 / D, as dz[-1] -= pull mean D.
-    Rows below SMALLEST have no pull.
     Together dv = dx + dz weight^T + pull v, added in place to dx, the gradient of the rows from
     whatever used them afterwards.
     """
@@ -123,8 +128,9 @@ class _Project(Function):
         # By a power of two and back, which is exact: r^3 is up to 1e36 D^1.5.
         cube = (inverse * 2**-10).pow(3)
         pull = (da * z).sum(-1, keepdim=True) * cube / -width * 2**30
-        if ctx.eps == 0:
-            pull = torch.where(inverse < (1 - 1e-6) * width**0.5 / SMALLEST, pull, 0)
+        # None where squares are more than float32 holds (r = 0), nor below SMALLEST.
+        largest = float("inf") if ctx.eps else (1 - 1e-6) * width**0.5 / SMALLEST
+        pull = torch.where((inverse > 0) & (inverse < largest), pull, 0)
         if ctx.norm == "layer":
             dz[:, -1:] -= pull * z[:, -1:] * width
         dz = dz.to(rows.dtype)
@@ -135,7 +141,7 @@ class _Project(Function):
 
 def read(x: Tensor, H_pre: Tensor) -> tuple[Tensor, Tensor]:
     """h = H_pre x, (N, C), of streams x (N, n, C) with H_pre (N, n); and x."""
-    if torch.compiler.is_compiling():
+    if _is_traced():
         return (H_pre.unsqueeze(-1) * x).sum(-2).to(x.dtype), x
     h, x = _Read.apply(x, H_pre.to(x.dtype))
     return h, x
@@ -183,7 +189,7 @@ def combine(x: Tensor, H_res: Tensor | None, H_post: Tensor, y: Tensor, dtype: A
         H_post: (N, n).
         y: (N, C).
     """
-    if torch.compiler.is_compiling():
+    if _is_traced():
         # Sums over few streams, which the compiler unrolls.
         carried = x if H_res is None else (H_res.unsqueeze(-1) * x.unsqueeze(-3)).sum(-2)
         return (carried.to(x.dtype) + H_post.unsqueeze(-1) * y.unsqueeze(-2)).to(dtype)

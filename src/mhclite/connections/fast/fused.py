@@ -289,7 +289,7 @@ def connect(x: Tensor, steps: Iterable[Step], stream_dtype: str) -> Tensor:
             x, a, b, _ = boundary(x, pending, read, dtype)
             a = coefficient_inputs(a, read, n)
             _, H_post, H_res = step.connection.from_projection(a)
-        y = body(b.view(B, T, C)).view(-1, C)
+        y = body(b.view(B, T, C)).reshape(-1, C)
         pending = Write(y, H_res, H_post)
     assert pending is not None
     with torch.autocast(kind, enabled=False):

@@ -1,0 +1,648 @@
+"""Every variant's module in somebody else's program: odd numbers, shapes, values and wrappers."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from interpreted import kernels_are_interpreted  # noqa: F401
+from tiny import MODEL, VARIANTS
+from tiny import connection as connection_config
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.utils.checkpoint import checkpoint
+
+from mhclite.connections import connection_class
+from mhclite.connections.base import Connection, DynamicConnection
+from mhclite.connections.fast import Projection
+from mhclite.connections.head import Head
+from mhclite.connections.public import SubLayer, connect, make
+from mhclite.connections.registry import MAX_STREAMS, check_streams
+from mhclite.model import GPT
+from mhclite.training.optimizer import AdamW
+
+C = 16
+SEVERAL = [v for v in VARIANTS if v != "residual"]
+PROJECTED = [v for v in SEVERAL if connection_class(v)(4, C, 0).has_projection]
+# What computes what: of each variant all that it has.
+COMPUTED = [(v, i) for v in VARIANTS for i in ("reference", "fast")]
+COMPUTED += [(v, "fused") for v in PROJECTED]
+WITHOUT_REFERENCE = [(v, i) for v, i in COMPUTED if v != "residual" and i != "reference"]
+
+
+def streams_of(variant: str) -> list[int]:
+    """Numbers of streams that it can have: 1, 2, the largest, and 4."""
+
+    def possible(n: int) -> bool:
+        try:
+            check_streams(variant, n)
+        except ValueError:
+            return False
+        return True
+
+    numbers = [n for n in range(1, MAX_STREAMS + 1) if possible(n)]
+    return [n for n in numbers if n in (1, 2, 4, numbers[-1])]
+
+
+def perturbed(connection: Connection) -> Connection:
+    """All of its parameters matter."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in connection.parameters():
+            p += 0.3 * torch.randn(p.shape, generator=generator)
+    return connection
+
+
+def n_of(variant: str) -> int:
+    return 1 if variant == "residual" else 4
+
+
+def made(variant: str, n: int | None = None) -> Connection:
+    torch.manual_seed(0)
+    return perturbed(make(variant, n_of(variant) if n is None else n, C))
+
+
+def normal(*shape: int, seed: int = 2) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+WEIGHT = normal(C, C, seed=3) / 4
+
+
+def body(h: Tensor) -> Tensor:
+    return torch.tanh(h @ WEIGHT)
+
+
+Outcome = tuple[Tensor, Tensor, list[Tensor]]
+
+
+def outcome(
+    connection: Connection, x: Tensor, implementation: str, *, autocast: bool = False
+) -> Outcome:
+    """Streams after one sub-layer, and the gradients of those before and of all parameters."""
+    x = x.detach().requires_grad_()
+    part = SubLayer(connection, torch.ones(C), body)
+    compiled = implementation == "compiled"
+
+    def step(x: Tensor) -> Tensor:
+        return connect(x, [part], "fast" if compiled else implementation)
+
+    function: Any = torch.compile(step, backend="aot_eager", fullgraph=True) if compiled else step
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = function(x)
+    weights = torch.linspace(-1, 1, out.numel()).view(out.shape)
+    wanted = [x, *connection.parameters()]
+    dx, *rest = torch.autograd.grad((out.float() * weights).sum(), wanted, materialize_grads=True)
+    return out.detach(), dx, rest
+
+
+def finite(outcome: Outcome) -> bool:
+    out, dx, rest = outcome
+    return all(bool(tensor.isfinite().all()) for tensor in (out, dx, *rest))
+
+
+# --- numbers ------------------------------------------------------------------------------------
+
+# Of a token: all streams 0 (padding), lengths around the norm's smallest (1e-12), one stream 0.
+SIZES = (1.0, 0.0, 1e-30, 1e-16, 1e-14, 6e-14, 1e-12, 1.0)
+
+
+def odd_tokens() -> Tensor:
+    x = normal(1, len(SIZES), 4, C) * torch.tensor(SIZES).view(1, -1, 1, 1)
+    x[0, -1, 2] = 0
+    return x
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(
+    ("variant", "implementation"),
+    [
+        *WITHOUT_REFERENCE,
+        *(pytest.param(v, "compiled", marks=pytest.mark.slow) for v in PROJECTED),
+    ],
+)
+def test_tokens_without_length_have_the_references_gradient(
+    variant: str, implementation: str, autocast: bool
+) -> None:
+    """Token by token: their gradients are 1e12 times those of others."""
+    connection, x = made(variant), odd_tokens()
+    expected = outcome(connection, x, "reference", autocast=autocast)
+    found = outcome(connection, x, implementation, autocast=autocast)
+    assert finite(expected)
+    assert finite(found)
+    for ours, theirs in zip(found[:2], expected[:2], strict=True):
+        largest = theirs.abs().amax((0, 2, 3)).clamp_min(1e-30)
+        error = (ours - theirs).abs().amax((0, 2, 3)) / largest
+        assert error.max() < (0.05 if autocast else 1e-4), error
+
+
+@pytest.mark.parametrize(("variant", "implementation"), WITHOUT_REFERENCE)
+def test_tokens_whose_squares_overflow_are_finite_where_the_references_are(
+    variant: str, implementation: str
+) -> None:
+    connection, x = made(variant), normal(1, 8, 4, C)
+    x[0, 1:7] *= torch.tensor([1e12, 1e16, 1e18, 1e19, 3e19, 1e20]).view(-1, 1, 1)
+    x[0, 7] = 1e19
+    with np.errstate(all="ignore"):  # of the interpreter
+        theirs, ours = (outcome(connection, x, i)[:2] for i in ("reference", implementation))
+    for expected, found in zip(theirs, ours, strict=True):
+        assert expected.isfinite().sum() >= 5 * 4 * C
+        assert bool(found.isfinite()[expected.isfinite()].all())
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_nearly_equal_numbers_leave_no_negative_variance(autocast: bool) -> None:
+    """A mean square less the square of a mean: rounding may leave less than nothing."""
+    connection, size = made("jpmhc"), torch.logspace(0, 4, 64)
+    x = size.view(1, -1, 1, 1) + normal(1, 64, 4, C) * size.view(1, -1, 1, 1) * 1e-4
+    assert finite(outcome(connection, x, "fast", autocast=autocast))
+
+
+@pytest.mark.parametrize("implementation", ["reference", "fast"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_padding_token_leaves_finite_weights(variant: str, implementation: str) -> None:
+    """The whole model: a token without embedding, one step."""
+    model = GPT(MODEL, connection_config(variant, implementation=implementation), seed=0)
+    with torch.no_grad():
+        model.wte.weight[0] = 0
+        model.wpe.weight.zero_()
+    model.loss(torch.tensor([[0, 0, 5, 7, 0, 3, 0]])).backward()
+    AdamW(model, (0.9, 0.95), 0.1).step(1e-2)
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+class Affine(DynamicConnection):
+    """A variant of somebody else's: H_pre = offset + scale f(a), either learned, for any f."""
+
+    def __init__(self, activation: str, offset: bool, scale: bool) -> None:
+        super().__init__(2, C, 0, None)
+        self.read_activation = activation  # type: ignore[misc]
+        self.own_offset = nn.Parameter(torch.zeros(2)) if offset else None
+        self.own_scale = nn.Parameter(torch.ones(1)) if scale else None
+
+    def projection(self) -> Projection:
+        weight, bias, *rest = super().projection()
+        if self.read_activation != "softmax":
+            return Projection(weight, bias, *rest)
+        # (n, n) logits of the read, then those of the write.
+        weight = torch.cat((weight[:, :2], weight[:, :2] ** 2, weight[:, 2:]), 1)
+        assert bias is not None
+        return Projection(weight, torch.cat((bias[:2], bias[:2] ** 2, bias[2:])), *rest)
+
+    def read_affine(self) -> tuple[Tensor | None, Tensor | None]:
+        return self.own_offset, self.own_scale
+
+    def from_projection(self, a: Tensor) -> tuple[Tensor, Tensor, None]:
+        H_post = 2 * torch.sigmoid(a[:, -2:])
+        functions: dict[str, Callable[[Tensor], Tensor]] = {
+            "sigmoid": lambda a: torch.sigmoid(a[:, :2]),
+            "tanh": lambda a: torch.tanh(a[:, :2]),
+            "softmax": lambda a: torch.softmax(a[:, :4].unflatten(1, (2, 2)), 2).mean(1),
+        }
+        H_pre = functions[self.read_activation](a)
+        if self.own_scale is not None:
+            H_pre = H_pre * self.own_scale
+        return H_pre if self.own_offset is None else H_pre + self.own_offset, H_post, None
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "tanh", "softmax"])
+@pytest.mark.parametrize("offset", [False, True])
+@pytest.mark.parametrize("scale", [False, True])
+def test_a_learned_offset_or_scale_of_the_read_is_learned_by_the_kernels(
+    activation: str, offset: bool, scale: bool
+) -> None:
+    connection, x = perturbed(Affine(activation, offset, scale)), normal(1, 5, 2, C)
+    fast, fused = (outcome(connection, x, i) for i in ("fast", "fused"))
+    torch.testing.assert_close(fused, fast, rtol=1e-4, atol=1e-4)
+
+
+# --- numbers of streams ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variant", "n"),
+    [
+        pytest.param(v, n, marks=[pytest.mark.slow] if n > 4 else [])
+        for v in VARIANTS
+        for n in streams_of(v)
+    ],
+)
+def test_every_number_of_streams_trains(variant: str, n: int) -> None:
+    """In a model, as a study trains it; both implementations agree."""
+    found = []
+    for implementation in ("reference", "fast"):
+        settings = connection_config(variant, n, implementation=implementation)
+        model = GPT(replace(MODEL, n_layer=1), settings, seed=0)
+        loss = model.loss(torch.tensor([[1, 2, 3, 4, 5, 6, 7]]))
+        loss.backward()
+        AdamW(model, (0.9, 0.95), 0.1).step(1e-3)
+        assert all(p.isfinite().all() for p in model.parameters())
+        found.append(loss)
+    torch.testing.assert_close(found[1], found[0])
+    connection, x = made(variant, n).double(), normal(1, 2, n, C).double().requires_grad_()
+    exact, fast = (
+        torch.autograd.grad(
+            connect(x, torch.tanh).sum(), [x, *connection.parameters()], materialize_grads=True
+        )
+        for connect in (connection, connection.fast_forward)
+    )
+    for ours, theirs in zip(fast, exact, strict=True):
+        largest = theirs.abs().amax() if theirs.numel() else 1.0
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9 * (1 + float(largest)))
+
+
+# --- shapes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("variant", "implementation"), COMPUTED)
+@pytest.mark.parametrize(("B", "T"), [(0, 3), (2, 0), (0, 0)])
+def test_nothing_in_nothing_out(variant: str, implementation: str, B: int, T: int) -> None:
+    connection, x = made(variant), normal(B, T, n_of(variant), C)
+    out, dx, rest = outcome(connection, x, implementation)
+    assert out.shape == dx.shape == x.shape
+    assert not any(gradient.any() for gradient in rest)
+
+
+def applied(connection: Connection, x: Tensor, branch: Any, how: str) -> Tensor:
+    if how == "forward":
+        return connection(x, branch)  # type: ignore[no-any-return]
+    if how == "fast_forward":
+        return connection.fast_forward(x, branch)
+    return connect(x, [SubLayer(connection, torch.ones(C), branch)], how)
+
+
+WAYS = ["forward", "fast_forward", "reference", "fast"]
+
+
+@pytest.mark.parametrize(
+    ("variant", "how"), [*((v, how) for v in VARIANTS for how in WAYS), ("mhc_lite", "fused")]
+)
+def test_another_shape_is_refused_and_both_are_said(variant: str, how: str) -> None:
+    connection, n = made(variant), n_of(variant)
+    other_n = 2 if n == 1 else 1
+    for shape in (
+        (2, 3, n * C), (6, n, C), (2, 3, 4, n, C), (2, 3, other_n, C), (2, 3, C, n), (2, 3, n, 1),
+        (C,), (),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="expected") as refused:
+            applied(connection, normal(*shape), body, how)
+        assert str(shape) in str(refused.value)
+        assert f"{n}, {C})" in str(refused.value)
+    x = normal(2, 3, n, C)
+    for branch, came in (
+        (lambda h: h.transpose(0, 1), (3, 2, C)), (lambda h: h[:, :1], (2, 1, C)),
+        (lambda h: h[..., :1], (2, 3, 1)), (lambda h: h[0], (3, C)), (lambda h: h.sum(), ()),
+        (lambda h: h.flatten(0, 1), (6, C)), (lambda h: (h, h), "tuple"), (lambda h: None, "None"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="branch") as refused:
+            applied(connection, x, branch, how)
+        assert str(came) in str(refused.value)
+        assert str((2, 3, C)) in str(refused.value)
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_compiler_does_not_hide_what_is_refused(compiled: bool) -> None:
+    """Nor is the check in its way: sizes may be dynamic."""
+    connection = made("mhc_lite")
+
+    def step(x: Tensor) -> Tensor:
+        return connection.fast_forward(x, body)
+
+    function: Any = torch.compile(step, backend="eager", dynamic=True) if compiled else step
+    for B, T in ((2, 3), (4, 5)):
+        assert function(normal(B, T, 4, C)).shape == (B, T, 4, C)
+    with pytest.raises(ValueError, match=r"shape \(2, 3, 1, 16\), expected \(B, T, 4, 16\)"):
+        function(normal(2, 3, 1, C))
+    torch._dynamo.reset()
+
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("variant", SEVERAL)
+def test_the_formula_is_of_one_dtype_in_float32_or_float64(variant: str) -> None:
+    """`fast` keeps its coefficients in float32 whatever streams and parameters are."""
+    n, dtypes = n_of(variant), (torch.float32, torch.float64, *HALVES)
+    for own in dtypes:
+        for of_streams in dtypes:
+            connection, x = made(variant).to(own), normal(1, 2, n, C).to(of_streams)
+            if own == of_streams and own not in HALVES:
+                assert connection(x, torch.tanh).dtype == own
+            else:
+                with pytest.raises(ValueError, match=f"{of_streams}.*{own}"):
+                    connection(x, torch.tanh)
+    for own in HALVES:
+        with pytest.raises(ValueError, match=str(own)), torch.autocast("cpu", torch.bfloat16):
+            made(variant).to(own)(normal(1, 2, n, C), torch.tanh)
+
+
+@pytest.mark.parametrize("variant", PROJECTED)
+@pytest.mark.parametrize("own", [torch.float32, torch.bfloat16])
+def test_fast_takes_streams_of_bfloat16(variant: str, own: torch.dtype) -> None:
+    connection, x = made(variant), normal(1, 2, 4, C)
+    exact = connection(x, torch.tanh)
+    found = connection.to(own).fast_forward(x.bfloat16(), torch.tanh)
+    torch.testing.assert_close(found.float(), exact, rtol=0.1, atol=0.1)
+
+
+# --- values -------------------------------------------------------------------------------------
+
+NOT_NUMBERS = st.sampled_from(["4", "", True, False, [4], (4,), 2j, b"4"])
+NOT_WHOLE = NOT_NUMBERS | st.floats() | st.none()
+NOT_FINITE = NOT_NUMBERS | st.sampled_from([float("nan"), float("inf"), -float("inf")])
+ARGUMENTS = [
+    (variant, name, str(parameter.annotation))
+    for variant in VARIANTS
+    for name, parameter in inspect.signature(connection_class(variant)).parameters.items()
+]
+
+
+@pytest.mark.parametrize(("variant", "name", "kind"), ARGUMENTS)
+@settings(max_examples=30, deadline=None, database=None)
+@given(data=st.data())
+def test_a_value_that_cannot_be_is_one_line_that_names_it(
+    variant: str, name: str, kind: str, data: st.DataObject
+) -> None:
+    least = -1 if name == "home_stream" else 0
+    wrong: st.SearchStrategy[Any] = NOT_FINITE
+    if kind.startswith("int"):
+        wrong = NOT_WHOLE.filter(lambda v: v is not None or "None" not in kind)
+        wrong |= st.integers(max_value=least)
+    elif name.endswith("eps"):
+        wrong |= st.floats(max_value=-1e-300)
+    value = data.draw(wrong)
+    arguments = {"n_streams": n_of(variant), "n_embd": C, name: value}
+    with pytest.raises((ValueError, TypeError)) as refused:
+        make(variant, **arguments)
+    assert str(refused.value).startswith((f"{name} = {value!r} ", f"{name} = {value} "))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_option_that_it_has_not_is_named(variant: str) -> None:
+    with pytest.raises(TypeError, match=f"{variant} has no option 'iterations'"):
+        make(variant, n_of(variant), C, iterations=20)
+    with pytest.raises(ValueError, match="n_streams = 65"):
+        make(variant, 65, C)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_defaults_are_those_of_a_study(variant: str) -> None:
+    ours = make(variant, n_of(variant), C)
+    theirs = connection_class(variant)(n_of(variant), C, 0, **connection_config(variant).options)
+    plain = {k: v for k, v in vars(theirs).items() if isinstance(v, int | float)}
+    assert plain.items() <= vars(ours).items()
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {
+        k: v.shape for k, v in theirs.state_dict().items()
+    }
+
+
+# --- states and devices -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def empty_is_nan() -> Iterator[None]:
+    """What is not set is NaN: else it may be right by chance."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def alike(connection: Connection, expected: Connection) -> None:
+    x = normal(2, 3, expected.n_streams, C)
+    assert torch.equal(connection(x, body), expected(x, body))
+    assert torch.equal(connection.fast_forward(x, body), expected.fast_forward(x, body))
+
+
+def on_meta(variant: str) -> Connection:
+    with torch.device("meta"):
+        return make(variant, n_of(variant), C)
+
+
+@pytest.mark.usefixtures("empty_is_nan")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_module_without_memory_gets_all_of_its_values(variant: str) -> None:
+    expected = made(variant)
+    state = expected.state_dict()
+    for empty in (on_meta(variant), make(variant, n_of(variant), C)):
+        empty.to_empty(device="cpu").load_state_dict(state)
+        alike(empty, expected)
+    assigned = on_meta(variant)
+    assigned.load_state_dict(state, assign=True)
+    alike(assigned, expected)
+    stack = nn.ModuleList([on_meta(variant)]).double().to_empty(device="cpu")
+    stack.load_state_dict({f"0.{name}": value for name, value in state.items()})
+    alike(stack[0].float(), expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("empty_is_nan")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_module_without_memory_can_be_initialised(variant: str) -> None:
+    torch.manual_seed(5)
+    expected = make(variant, n_of(variant), C)
+    for again in ("initialise", "reset_parameters"):
+        empty = on_meta(variant).to_empty(device="cpu")
+        torch.manual_seed(5)
+        if again == "initialise":
+            empty.initialise(torch.default_generator)
+        else:
+            empty.reset_parameters()
+        alike(empty, expected)
+
+
+@pytest.mark.usefixtures("empty_is_nan")
+def test_the_learned_read_can_be_initialised() -> None:
+    with torch.device("meta"):
+        head = Head(4, C)
+    head.to_empty(device="cpu").initialise(torch.Generator().manual_seed(0))
+    expected = Head(4, C)
+    expected.initialise(torch.Generator().manual_seed(0))
+    assert torch.equal(head(normal(1, 2, 4, C)), expected(normal(1, 2, 4, C)))
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, "head"])
+def test_scales_without_a_dimension_are_read(variant: str) -> None:
+    """As older versions wrote them, and the authors do."""
+    module: nn.Module = Head(4, C) if variant == "head" else made(variant)
+    state = {f"it.{name}": value for name, value in module.state_dict().items()}
+    assert all(value.dim() > 0 for value in state.values())
+    old = {k: v.reshape(()) if v.shape == (1,) else v for k, v in state.items()}
+    holder = nn.ModuleDict({"it": copy.deepcopy(module)})
+    with torch.no_grad():
+        for parameter in holder.parameters():
+            parameter.zero_()
+    holder.load_state_dict(old, strict=True)
+    assert all(torch.equal(value, state[name]) for name, value in holder.state_dict().items())
+    assert all(value.dim() == 0 for name, value in old.items() if "scale" in name)  # as given
+
+
+# --- what programs do with modules ----------------------------------------------------------------
+
+
+class Layer(nn.Module):
+    """One sub-layer."""
+
+    def __init__(self, variant: str, implementation: str) -> None:
+        super().__init__()
+        self.connection, self.implementation = made(variant), implementation
+        self.body = nn.Linear(C, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fast = self.implementation == "fast"
+        return (self.connection.fast_forward if fast else self.connection)(x, self.body)
+
+
+TWO = [(v, i) for v, i in COMPUTED if i != "fused"]
+
+
+@pytest.mark.parametrize(("variant", "implementation"), TWO)
+def test_copies_compute_the_same(variant: str, implementation: str) -> None:
+    layer, x = Layer(variant, implementation), normal(2, 3, n_of(variant), C)
+    stored = io.BytesIO()
+    torch.save(layer, stored)
+    stored.seek(0)
+    for again in (
+        copy.deepcopy(layer),
+        pickle.loads(pickle.dumps(layer)),
+        torch.load(stored, weights_only=False),
+    ):
+        assert torch.equal(again(x), layer(x))
+        again.connection.reset_parameters()  # it still knows how it was made
+
+
+@pytest.mark.parametrize(("variant", "implementation"), TWO)
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activations_can_be_computed_again(
+    variant: str, implementation: str, reentrant: bool
+) -> None:
+    layer, x = Layer(variant, implementation), normal(2, 3, n_of(variant), C).requires_grad_()
+    found = []
+    for again in (False, True):
+        layer.zero_grad()
+        x.grad = None
+        out = checkpoint(layer, x, use_reentrant=reentrant) if again else layer(x)
+        out.square().sum().backward()
+        found.append([p.grad for p in (x, *layer.parameters()) if p.grad is not None])
+    assert len(found[0]) == len(found[1])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variant", "implementation"), TWO)
+def test_can_be_exported_and_compiled(variant: str, implementation: str) -> None:
+    layer = Layer(variant, implementation)
+    x, other = normal(2, 3, n_of(variant), C), normal(3, 5, n_of(variant), C)
+    sizes = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+    exported = torch.export.export(layer, (x,), dynamic_shapes=(sizes,)).module()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    for function in (exported, compiled):
+        torch.testing.assert_close(function(x), layer(x))
+    torch.testing.assert_close(exported(other), layer(other))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(("variant", "implementation"), TWO)
+def test_gradients_of_each_token_by_torch_func(variant: str, implementation: str) -> None:
+    layer, x = Layer(variant, implementation), normal(2, 3, n_of(variant), C)
+    parameters = dict(layer.named_parameters())
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        out: Tensor = torch.func.functional_call(layer, parameters, (x,))
+        return out.square().sum()
+
+    found = torch.func.grad(loss)(parameters, x)
+    wanted = torch.autograd.grad(layer(x).square().sum(), list(parameters.values()))
+    for (name, ours), theirs in zip(found.items(), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4, msg=name)
+
+
+class Sharded:
+    """What a process of `test_sharded_and_replicated` runs, on its share of the batch."""
+
+    SCRIPT: ClassVar[str] = """
+import copy, sys, warnings
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from mhclite.connections.public import VARIANTS, make
+
+rank, size, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+dist.init_process_group("gloo", store=dist.FileStore(store, size), rank=rank, world_size=size)
+mesh = init_device_mesh("cpu", (size,))
+
+class Layer(nn.Module):
+    def __init__(self, variant, n):
+        super().__init__()
+        self.connection, self.body = make(variant, n, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.connection.fast_forward(x, self.body)
+
+for variant in VARIANTS:
+    torch.manual_seed(0)
+    n = 1 if variant == "residual" else 4
+    alone = Layer(variant, n)
+    with torch.no_grad():
+        for p in alone.parameters():
+            p += 0.3 * torch.randn(p.shape)
+    sharded = copy.deepcopy(alone)
+    fully_shard(sharded, mesh=mesh)
+    replicated = DistributedDataParallel(copy.deepcopy(alone))
+    x, states = torch.randn(2 * size, 3, n, 8), []
+    for model in (alone, sharded, replicated):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        own = x if model is alone else x.chunk(size)[rank]
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(own).square().mean().backward()
+            optimizer.step()
+        states.append([p.full_tensor() if hasattr(p, "full_tensor") else p
+                       for p in model.state_dict().values()])
+    for other in states[1:]:
+        torch.testing.assert_close(other, states[0], rtol=1e-4, atol=1e-5)
+    print(variant)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2])
+def test_sharded_and_replicated(size: int, tmp_path: Path) -> None:
+    """`fully_shard` and DistributedDataParallel: two steps, as by one process."""
+    command = [sys.executable, "-c", Sharded.SCRIPT]
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank), str(size), str(tmp_path / "store")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(size)
+    ]
+    try:
+        outputs = [process.communicate(timeout=500) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    for process, (printed, said) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, said[-3000:]
+        assert tuple(printed.split()) == VARIANTS
