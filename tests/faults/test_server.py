@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,7 +16,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,129 @@ def test_a_training_run_is_seen_live(server: MlflowServer, tmp_path: Path) -> No
     assert run.data.tags["status"] == "training"
     history = client(server).get_metric_history(run.info.run_id, "train/loss")
     assert [metric.step for metric in history] == list(range(1, 31))
+
+
+PAGE = f"<!DOCTYPE html><style>{'x { color: red }' * 200}</style><h1>Sign in</h1>{'words ' * 500}"
+
+
+def http(status: str, body: str, *headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", "Connection: close", *headers]
+    return "\r\n".join([*lines, "", body]).encode()
+
+
+# What a server answers to everything, and what is said of it.
+ODD = {
+    "busy": (http("429 Too Many Requests", "slow down", "Retry-After: 3600"), "429"),
+    "down for hours": (http("503 Service Unavailable", PAGE, "Retry-After: 3600"), "503"),
+    "down until 2100": (
+        http("503 Unavailable", "", "Retry-After: Fri, 31 Dec 2100 23:59:59 GMT"),
+        "503",
+    ),
+    "redirects for ever": (http("302 Found", "", "Location: /again"), "redirect"),
+    "redirects what is sent": (http("307 Temporary Redirect", "", "Location: /x"), "edirect"),
+    "a sign-in page": (http("200 OK", PAGE, "Content-Type: text/html"), "Sign in words"),
+    "a sign-in page, 401": (http("401 Unauthorized", PAGE), "401"),
+    "of several lines": (http("500 Internal Server Error", "Traceback:\n" * 500), "500"),
+    "nothing": (http("200 OK", "{}"), "answer"),
+    "no object": (http("200 OK", "[1]"), "[1]"),
+    "another protocol": (b"SSH-2.0-OpenSSH_9.6\r\n", "SSH-2.0-OpenSSH_9.6"),
+    "cut off": (http("200 OK", "{}").replace(b": 2\r", b": 200\r"), "answer|Incomplete"),
+}
+# What comes byte by byte without an end.
+SLOW = {
+    "slow content": b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n",
+    "slow header": b"HTTP/1.1 200 OK\r\nX-Name: ",
+}
+
+
+class Odd:
+    """A server that answers everything with the same bytes, and then drips if it is slow."""
+
+    def __init__(self, answer: bytes, slow: bool = False) -> None:
+        self.answer, self.slow, self.heard = answer, slow, [b""]
+
+    def __enter__(self) -> Odd:
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.uri = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        self.over = threading.Event()
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                connection, _ = self.socket.accept()
+                threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+
+    def _talk(self, connection: socket.socket) -> None:
+        with suppress(OSError), connection:
+            connection.settimeout(5)
+            self.heard.append(connection.recv(100_000))
+            connection.sendall(self.answer)
+            while self.slow and not self.over.wait(0.1):
+                connection.sendall(b" ")
+            connection.shutdown(socket.SHUT_WR)
+            connection.recv(100_000)
+
+    def __exit__(self, *exception: object) -> None:
+        self.over.set()
+        self.socket.close()
+
+
+@pytest.mark.parametrize("name", [*ODD, *SLOW])
+def test_an_odd_server_is_one_line_while_training_goes_on(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(live, "TIMEOUT", 1.0)
+    monkeypatch.setattr(live, "LAST_SECONDS", 1.0)
+    answer, said = ODD.get(name, (SLOW.get(name, b""), "an answer without end"))
+    with Odd(answer, name in SLOW) as server:
+        sender = sender_on(server.uri, tmp_path / "run", 5)
+        sender.thread.start()
+        sender.begin("key")
+        deadline = time.monotonic() + (3 if name == "slow header" else 60)
+        while sender.reachable and time.monotonic() < deadline:
+            time.sleep(0.01)
+        sender.end()  # is not waited for, whatever the thread still reads
+    if name == "slow header":  # each byte comes in time: only the thread waits
+        return
+    (line,) = caplog.messages
+    assert re.search(said, line) or said in line
+    assert len(line) < 300
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("name", [*ODD, *SLOW])
+def test_an_odd_server_is_one_line_of_track(
+    name: str, complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it says of when to come again."""
+    monkeypatch.setattr(tracking_store, "CALL_SECONDS", 3 if name in SLOW else 100)
+    answer, said = ODD.get(name, (SLOW.get(name, b""), "no whole answer in 3 seconds"))
+    receipt = tmp_path / "receipt.json"
+    with Odd(answer, name in SLOW) as server, pytest.raises(UserError) as caught:
+        tracking.track(complete / "synthetic", server.uri, receipt)
+    line = str(caught.value)
+    assert server.uri in line
+    assert re.search(said, line) or said in line
+    assert len(line) < 500
+    assert "\n" not in line
+    assert not receipt.exists()
+    assert signal.alarm(0) == 0  # none is left behind
+
+
+def test_what_is_secret_does_not_follow_a_redirect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t0ken")
+    with Odd(http("200 OK", PAGE)) as other:
+        there = http("302 Found", "", f"Location: {other.uri}")
+        with Odd(there) as server, pytest.raises(ValueError, match="Sign in"):
+            live.Server(server.uri).call("experiments/create", name="x")
+    assert b"Bearer t0ken" in server.heard[-1]
+    assert b"GET / " in other.heard[-1]
+    assert b"t0ken" not in other.heard[-1]
 
 
 class Deaf:

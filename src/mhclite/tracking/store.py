@@ -18,19 +18,22 @@ import logging
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from http.client import HTTPException
 from pathlib import Path
+from types import FrameType
 from typing import IO, TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mhclite import files
 from mhclite.errors import UserError
 from mhclite.study.sections import NO_PASSWORD, has_password
+from mhclite.training.live import first_words
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,7 +41,8 @@ if TYPE_CHECKING:
 
 DEFAULT_URI = "sqlite:///results/mlflow.db"
 
-# The last two are short: MLflow would wait minutes for a server that is down.
+# The last three: MLflow would wait minutes for a server that is down, and as long as one says that
+# is busy, which may be hours.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -47,7 +51,9 @@ ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
 }
+CALL_SECONDS = 120  # that a server has for one call in all, however slowly its answer comes
 CONNECT_SECONDS = 5
 BUSY = (
     "{} is locked by another program that writes to it; the results are complete without it: run "
@@ -82,17 +88,20 @@ def database_of(uri: str) -> Path | None:
 
 def check_server(uri: str) -> None:
     """`UserError` within seconds if nothing answers at a server's URI."""
+    signal.alarm(CALL_SECONDS)
     try:
         urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=CONNECT_SECONDS).close()
     except urllib.error.HTTPError as error:
         error.close()  # it answers; what it thinks of the request shows when it is used
-    except (OSError, ValueError, HTTPException) as error:
-        reason = getattr(error, "reason", error)
+    except (OSError, ValueError, HTTPException, UserError) as error:
+        reason = first_words(str(getattr(error, "reason", error)))
         raise UserError(
             f"the MLflow server {uri} cannot be reached ({reason}); the results are complete "
             "without it: run the same command again when it is up, or leave out tracking.uri to "
             "use SQLite under results/"
         ) from None
+    finally:
+        signal.alarm(0)
 
 
 @contextmanager
@@ -175,12 +184,21 @@ class Store:
 
     def __init__(self, uri: str, client: MlflowClient, database: Path | None) -> None:
         self.uri = uri
-        self.client = client
+        self._client = client
         self.database = database
+
+    @property
+    def client(self) -> MlflowClient:
+        """MLflow's client, for one call: a server has `CALL_SECONDS` for it."""
+        if self.database is None:
+            signal.alarm(CALL_SECONDS)
+        return self._client
 
     def experiment(self, name: str, tags: dict[str, str]) -> str:
         """Id of the experiment, which is made, or taken back from the trash, where needed."""
         found = self.client.get_experiment_by_name(name)
+        if found is not None and not found.experiment_id:
+            raise UserError(f"{self.uri} answers, but not as an MLflow server does")
         if found is None:
             location = None
             if self.database is not None:
@@ -257,6 +275,24 @@ def _open(uri: str, database: Path | None) -> Store:
 
 
 @contextmanager
+def bounded_calls() -> Iterator[None]:
+    """Within it `signal.alarm` ends a call to a server with an error.
+
+    The timeouts of HTTP clients are for each part of an answer, of which there may be many.
+    """
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise UserError(f"no whole answer in {CALL_SECONDS} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
 def open_store(uri: str, lock: Path) -> Iterator[Store]:
     """The store at `uri`, for this process alone; made if it is a file that does not exist yet.
 
@@ -264,11 +300,12 @@ def open_store(uri: str, lock: Path) -> Iterator[Store]:
     """
     prepare_environment()
     database = database_of(uri)
-    if database is None:
-        check_server(uri)
-    with locked(lock if database is None else lock_of(database)):
-        store = _open(uri, database)
-        try:
-            yield store
-        finally:
-            store.close()
+    with bounded_calls() if database is None else nullcontext():
+        if database is None:
+            check_server(uri)
+        with locked(lock if database is None else lock_of(database)):
+            store = _open(uri, database)
+            try:
+                yield store
+            finally:
+                store.close()

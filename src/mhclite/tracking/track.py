@@ -29,7 +29,7 @@ from mhclite.tracking.store import (
 )
 from mhclite.tracking.study import tracked_runs
 from mhclite.tracking.view import experiment_tags
-from mhclite.training.live import RUN_TAG
+from mhclite.training.live import RUN_TAG, first_words
 
 SCHEMA = 1
 DIGEST_TAG = "mhclite.digest"  # set last: a run without it was not imported to its end
@@ -43,20 +43,19 @@ def import_run(store: Store, experiment: str, run: TrackedRun) -> str:
     """Make the MLflow run of `run`; returns its id."""
     from mlflow.entities import Metric, Param, RunTag
 
-    client = store.client
     tags = {RUN_TAG: run.name, "mlflow.user": "mhclite", **run.tags}
-    run_id = str(client.create_run(experiment, run.start, tags, run.name).info.run_id)
+    run_id = str(store.client.create_run(experiment, run.start, tags, run.name).info.run_id)
     params = [Param(key, value) for key, value in run.params.items()]
     metrics = [Metric(name, value, at, step) for name, value, at, step in run.metrics]
     for first in range(0, len(metrics), BATCH):
-        client.log_batch(run_id, metrics[first : first + BATCH], params)
+        store.client.log_batch(run_id, metrics[first : first + BATCH], params)
         params = []
     for path, file in run.artifacts.items():
         folder = Path(path).parent.as_posix()
-        client.log_artifact(run_id, str(file), None if folder == "." else folder)
+        store.client.log_artifact(run_id, str(file), None if folder == "." else folder)
     # FINISHED also if it diverged: that is a result. The tag `status` says so.
-    client.set_terminated(run_id, "FINISHED", run.end)
-    client.log_batch(run_id, tags=[RunTag(DIGEST_TAG, run.digest)])
+    store.client.set_terminated(run_id, "FINISHED", run.end)
+    store.client.log_batch(run_id, tags=[RunTag(DIGEST_TAG, run.digest)])
     return run_id
 
 
@@ -124,7 +123,8 @@ def track(folder: Path, uri: str, receipt: Path) -> None:
                 if is_busy(error):
                     raise UserError(BUSY.format(store.database)) from None
                 raise
-            reason = str(error).strip().splitlines()[0]
+            # Of requests that were tried again the cause is said last.
+            reason = first_words(str(error).rpartition("(Caused by ")[2].removesuffix(")"))
             raise UserError(
                 f"the MLflow server {uri} failed ({reason}); the results are "
                 "complete without it: run the same command again, it goes on where it stopped"

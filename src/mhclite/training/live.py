@@ -16,14 +16,16 @@ import base64
 import json
 import logging
 import os
+import re
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from mhclite.training import torchrun
@@ -50,6 +52,8 @@ BATCH = 900  # metrics in one message: MLflow takes 1000
 SECONDS = 5.0  # between two messages
 RETRY_SECONDS = 30.0  # after a failure
 TIMEOUT = 10.0  # of one request
+ANSWER_BYTES = 2**24  # of one answer; MLflow's are far smaller
+WORDS = 200  # characters shown of an answer
 LAST_SECONDS = 5.0  # that the end of a job waits at most, if the server was there until then
 
 log = logging.getLogger(__name__)
@@ -67,24 +71,30 @@ class Server:
         self.uri = uri.rstrip("/")
 
     def call(self, path: str, **content: Any) -> dict[str, Any]:
-        """The answer; OSError or HTTPException if there is none, ValueError if it is not JSON."""
+        """The answer; OSError or HTTPException if there is none, ValueError for no JSON object."""
         request = urllib.request.Request(
             f"{self.uri}/api/2.0/mlflow/{path}",
             json.dumps(content).encode(),
-            {"Content-Type": "application/json", **credentials()},
+            {"Content-Type": "application/json"},
         )
+        for name, value in credentials().items():
+            request.add_unredirected_header(name, value)  # not for where a server sends us
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            found: dict[str, Any] = json.loads(answer.read() or b"{}")
-            return found
+            text = _read(answer)
+            with suppress(ValueError):
+                found = json.loads(text or "{}")
+                if isinstance(found, dict):
+                    return found
+            raise ValueError(f"{answer.status}, but not from MLflow: {text}")
 
     def experiment(self, name: str) -> str:
         """Id of an experiment, which is made if need be: of several jobs, one makes it."""
         try:
             return str(self.call("experiments/create", name=name)["experiment_id"])
         except urllib.error.HTTPError as error:
-            error.close()
             if error.code != 400:  # it exists already
                 raise
+            error.close()
         found = self.call("experiments/search", filter=f"name = '{name}'", max_results=1)
         for experiment in found.get("experiments", []):
             return str(experiment["experiment_id"])
@@ -114,6 +124,31 @@ class Server:
             tags=[{"key": tag, "value": value} for tag, value in tags.items()],
         )
         return str(made["run"]["info"]["run_id"]), -1
+
+
+def _read(answer: Any) -> str:
+    """The content of an HTTP answer; OSError for one that does not end."""
+    end, content = time.monotonic() + TIMEOUT, b""
+    while chunk := answer.read1(2**16):
+        content += chunk
+        if len(content) > ANSWER_BYTES or time.monotonic() > end:
+            raise OSError("an answer without end")
+    return content.decode(errors="replace")
+
+
+def first_words(text: str) -> str:
+    """What an answer begins with, as part of a line: without the tags of a page."""
+    plain = re.sub(r"(?s)<(style|script)\b.*?</\1>|<[^>]*>", " ", text)
+    return shorten(plain, WORDS, placeholder=" ...")
+
+
+def _reason(error: Exception) -> str:
+    """Why a call failed: of an answer its status and first words."""
+    said = f"an answer without {error}" if isinstance(error, KeyError) else str(error)
+    if isinstance(error, urllib.error.HTTPError):
+        with suppress(OSError, HTTPException):
+            said += f": {_read(error)}"
+    return first_words(said)
 
 
 def credentials() -> dict[str, str]:
@@ -164,12 +199,11 @@ class Sender:
                     self._close()
                 self.reachable = True
             except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
+                if self.reachable:
+                    log.info("no live metrics for now (%s); training goes on", _reason(error))
+                self.reachable = False
                 if isinstance(error, urllib.error.HTTPError):
                     error.close()
-                if self.reachable:
-                    reason = getattr(error, "reason", error)
-                    log.info("no live metrics for now (%s); training goes on", reason)
-                self.reachable = False
                 # A message may have arrived though its answer did not: ask again what is there.
                 self._run_id = ""
             if last:
