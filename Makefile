@@ -91,7 +91,7 @@ gpu-check:
 		--golden tests/golden/*.npz --stages limits compile parity shapes kernels
 
 ui: $(READY)
-	$(BIN)/python -m mhclite ui
+	$(BIN)/python -m mhclite ui$(if $(PORT), --port '$(PORT)')
 
 # Preparation against the tokenizer alone, two processes against one, memory, waits (docs/data.md).
 bench-data: $(READY)

@@ -150,6 +150,7 @@ def make(folder: Path, *words: str, **environment: str) -> str:
 
 def test_an_environment_that_is_ready_is_used(checkout: Path) -> None:
     assert make(checkout, "-n", "ui") == ".venv/bin/python -m mhclite ui\n"
+    assert make(checkout, "-n", "ui", "PORT=5001").endswith("mhclite ui --port '5001'\n")
 
 
 @pytest.mark.parametrize("how", ["rename", "copytree"])

@@ -140,7 +140,7 @@ def test_rest_api_has_the_artifacts(running: Running) -> None:
 
 
 def test_port_of_a_running_ui_is_refused(running: Running) -> None:
-    with pytest.raises(UserError, match=f"port {running.port} cannot be used .*--port 5001"):
+    with pytest.raises(UserError, match=f"port {running.port} cannot be used .*--port"):
         ui.serve(running.results / "mlflow.db", running.port)
 
 
@@ -183,6 +183,20 @@ def test_ctrl_c_leaves_no_process_behind(running: Running) -> None:
 
 
 # --- without a server --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("taken", [5000, 5001])
+def test_another_port_is_named_as_it_is_typed(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port that is taken is never the advice. No port of that number is used here."""
+
+    class Taken(socket.socket):
+        def bind(self, address: Any) -> None:
+            raise OSError(98, "Address already in use")
+
+    monkeypatch.setattr(ui.socket, "socket", Taken)
+    with pytest.raises(UserError, match=f"port {taken} .*`make ui PORT=.*--port") as caught:
+        ui.check_port(taken)
+    assert f"PORT={taken}" not in str(caught.value)
 
 
 def test_no_store_yet_says_what_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
