@@ -161,6 +161,26 @@ def print_anywhere() -> None:
             stream.reconfigure(errors=__package__)
 
 
+def torchs_words(error: Exception) -> str | None:
+    """One line for what torch found wrong with the machine; None where it is something else."""
+    if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
+        found = re.search(r"to allocate (\d\S* \w+)", str(error))
+        asked = f" ({found[1]} were asked for)" if found else ""
+        return (
+            f"out of memory{asked}: free some, or run fewer jobs at once; a model needs less with "
+            "a lower training.micro_batch_size, n_embd or block_size"
+        )
+    # By name: torch is imported by the steps that compute, and by no other.
+    if "BackendCompilerFailed" not in (kind.__name__ for kind in type(error).__mro__):
+        return None
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    why = next((line for line in lines if "error:" in line), lines[0])
+    return (
+        f"torch.compile failed: {why[:200]}; see whether a C++ compiler works here (CXX names "
+        "another), or set training.compile to false"
+    )
+
+
 def run_step(step: Step, prog: str, argv: list[str]) -> int:
     """Run one step with its own arguments; what the user can mend ends in one line, no traceback.
 
@@ -193,32 +213,14 @@ def run_step(step: Step, prog: str, argv: list[str]) -> int:
     except (Interrupted, KeyboardInterrupt) as error:
         print(f"interrupted: {error or 'stopped by the user'}", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except RuntimeError as error:
-        # By name: torch is imported by the steps that compute, and by no other.
-        if "BackendCompilerFailed" not in (kind.__name__ for kind in type(error).__mro__):
-            raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        why = next((line for line in lines if "error:" in line), lines[0])
-        print(
-            f"error: torch.compile failed: {why[:200]}; see whether a C++ compiler works here (CXX "
-            "names another), or set training.compile to false",
-            file=sys.stderr,
-        )
-        return EXIT_USER_ERROR
     except BrokenPipeError:  # the reader of our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (MemoryError, RuntimeError) as error:
-        lacks = isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
-        if not lacks:
+        what = torchs_words(error)
+        if what is None:
             raise
-        found = re.search(r"to allocate (\d\S* \w+)", str(error))
-        asked = f" ({found[1]} were asked for)" if found else ""
-        print(
-            f"error: out of memory{asked}: free some, or run fewer jobs at once; a model needs "
-            "less with a lower training.micro_batch_size, n_embd or block_size",
-            file=sys.stderr,
-        )
+        print(f"error: {what}", file=sys.stderr)
         return EXIT_USER_ERROR
     except OSError as error:
         if error.errno is None or error.errno in BUGS:

@@ -21,4 +21,4 @@ class UserError(Exception):
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the run is saved and can go on
-    """The process was asked to stop (SIGTERM, SIGUSR1, Ctrl-C) and has saved its state."""
+    """The process was asked to stop (SIGTERM, Ctrl-C and the like) and has saved its state."""

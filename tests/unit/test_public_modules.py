@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mhclite.connections import connection_class
 from mhclite.connections.base import Connection, DynamicConnection
-from mhclite.connections.fast import Projection
+from mhclite.connections.fast.functions import Projection
 from mhclite.connections.head import Head
 from mhclite.connections.public import SubLayer, connect, make
 from mhclite.connections.registry import MAX_STREAMS, check_streams
@@ -203,7 +203,7 @@ class Affine(DynamicConnection):
         assert bias is not None
         return Projection(weight, torch.cat((bias[:2], bias[:2] ** 2, bias[2:])), *rest)
 
-    def read_affine(self) -> tuple[Tensor | None, Tensor | None]:
+    def read_offset_and_scale(self) -> tuple[Tensor | None, Tensor | None]:
         return self.own_offset, self.own_scale
 
     def from_projection(self, a: Tensor) -> tuple[Tensor, Tensor, None]:

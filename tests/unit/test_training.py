@@ -33,7 +33,7 @@ from mhclite.model import GPT
 from mhclite.runs.folder import RunFolder
 from mhclite.runs.key import run_key
 from mhclite.runs.status import status_of
-from mhclite.training import checkpoint, loop
+from mhclite.training import checkpoint, loop, torchrun
 from mhclite.training.checkpoint import Saver, load_checkpoint, save_checkpoint
 from mhclite.training.loop import train
 from mhclite.training.optimizer import AdamW, clip_divisor, learning_rate
@@ -427,6 +427,39 @@ def test_interrupted_runs_end_as_undisturbed_ones(corpus: Path, tmp_path: Path) 
     assert [line["step"] for line in read_jsonl(folder / "timing.jsonl")] == list(
         range(1, STEPS + 1)
     )
+
+
+@pytest.mark.parametrize("name", [*torchrun.STOPS, "ignored"])
+def test_every_signal_that_stops_saves_first(
+    name: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Handlers are as before afterwards. SIGHUP that is ignored, as under nohup, stops nothing."""
+    config = configuration(steps=8, checkpoint_interval=100)
+    number = signal.SIGHUP if name == "ignored" else signal.Signals[name]
+    before = signal.SIG_IGN if name == "ignored" else signal.getsignal(number)
+    write = loop.StepFiles.write
+
+    def stopping(files: Any, file: str, record: dict[str, Any]) -> None:
+        write(files, file, record)
+        if file == "metrics" and record["step"] == 3:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(loop.StepFiles, "write", stopping)
+    kept = signal.signal(number, before)
+    try:
+        if name != "ignored":
+            with pytest.raises(Interrupted, match=f"{name} after step . of 8; saved"):
+                train(config, corpus, tmp_path)
+            assert list((tmp_path / "checkpoints").glob("*.pt"))
+            monkeypatch.undo()
+            assert name in torchrun.environment()["PET_SIGNALS_TO_HANDLE"].split(",")
+        else:
+            assert "SIGHUP" not in torchrun.environment()["PET_SIGNALS_TO_HANDLE"]
+        train(config, corpus, tmp_path)
+        assert signal.getsignal(number) == before
+    finally:
+        signal.signal(number, kept)
+    assert read_json(tmp_path / "summary.json")["status"] == "completed"
 
 
 def test_divergence_is_a_result(corpus: Path, tmp_path: Path) -> None:

@@ -38,8 +38,7 @@ from mhclite.runs.code import digest_of_modules, step_digest
 from mhclite.study.reading import parse_study, read_yaml
 from mhclite.study.resolved import resolve
 from mhclite.study.sections import RESULTS
-from mhclite.training import compiled, live
-from mhclite.training.torchrun import launcher
+from mhclite.training import compiled, live, torchrun
 
 FILE = {}  # the study without what --config sets
 try:
@@ -73,6 +72,7 @@ GPUS = 0 if STUDY.training.device == "cpu" else 1  # of a measuring job
 JOB_ENVIRONMENT = (
     {"PYTHONPATH": str(SOURCE)}
     | live.environment(STUDY.tracking.uri, STUDY.name)
+    | torchrun.environment()
     | (compiled.environment(Path(OUT)) if GPUS else {})
 )
 JOB_PREFIX = (
@@ -221,7 +221,9 @@ def cpus_of(wildcards):
 def torchrun_of(wildcards):
     """What starts the processes of a training job."""
     training = training_of(wildcards)
-    return " ".join(launcher(training.processes, nodes_of(wildcards), training.threads))
+    return " ".join(
+        torchrun.launcher(training.processes, nodes_of(wildcards), training.threads)
+    )
 
 
 def gpus_of(wildcards):

@@ -26,8 +26,7 @@ from mhclite.records import read_record
 from mhclite.runs import status
 from mhclite.runs.folder import RunFolder
 from mhclite.runs.key import run_key
-from mhclite.training import compiled
-from mhclite.training.torchrun import launcher
+from mhclite.training import compiled, torchrun
 
 RESULTS = Path("results")
 Chain = list[PackedJob]  # done one after the other
@@ -127,13 +126,14 @@ class Driver:
                 self._start(slot, job)
 
     def _start(self, slot: Slot, job: PackedJob) -> None:
-        command = [sys.executable, "-m", *launcher(job.processes)]
+        command = [sys.executable, "-m", *torchrun.launcher(job.processes)]
         command += ["mhclite", job.step, *job.arguments]
         if job.step == "throughput":
             command += ["--threads", str(len(os.sched_getaffinity(0)))]
         environment = {
             **os.environ,
             "PYTHONPATH": str(self.folder / "src"),
+            **torchrun.environment(),
             **compiled.environment(self.folder),  # kept for the next allocation
         }
         if slot.gpus:

@@ -43,6 +43,7 @@ from mhclite.runs.provenance import provenance
 from mhclite.training.checkpoint import Saver, load_checkpoint, save_tensors
 from mhclite.training.group import Group
 from mhclite.training.processes import processes
+from mhclite.training.torchrun import stops
 from mhclite.training.trainer import StepRecord, Text, Trainer
 
 TRAIN_LOSS_STEPS = 50  # the summary's train_loss is the mean over the last so many steps
@@ -92,14 +93,13 @@ class StepFiles:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM, SIGUSR1 and SIGINT instead of dying, so that a step can be finished."""
+    """Collect SIGTERM and the like instead of dying, so that a step can be finished."""
     received: list[int] = []
 
     def note(number: int, _frame: FrameType | None) -> None:
         received.append(number)
 
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    before = {number: signal.signal(number, note) for number in numbers}
+    before = {number: signal.signal(number, note) for number in stops()}
     try:
         yield received
     finally:

@@ -9,12 +9,15 @@ bundles read it too.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 LOOPBACK = "127.0.0.1"
+# Asks to stop: of people and schedulers, a connection that is lost, submitit, a limit of CPU time.
+STOPS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,17 @@ def stay_on_this_machine() -> None:
         "GLOO_SOCKET_IFNAME": interface,
         "NCCL_SOCKET_IFNAME": interface,
     }
+
+
+def stops() -> list[signal.Signals]:
+    """The signals that stop a run, which saves first; what `nohup` has ignored stays so."""
+    ignored = {"SIGHUP"} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    return [signal.Signals[name] for name in STOPS if name not in ignored]
+
+
+def environment() -> dict[str, str]:
+    """Environment of torchrun: the signals that it hands on to its processes."""
+    return {"PET_SIGNALS_TO_HANDLE": ",".join(["SIGQUIT", *(stop.name for stop in stops())])}
 
 
 def launcher(processes: int, nodes: int = 1, threads: int = 1) -> list[str]:
