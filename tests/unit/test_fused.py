@@ -276,9 +276,8 @@ def test_more_sub_layers_take_no_more_operations(variant: str) -> None:
             torch.autograd.grad(parts, parameters, gradients, allow_unused=True)
         return forward + counted.count
 
-    offset, _ = drawn(
-        variant, 0
-    ).read_offset_and_scale()  # one that is no parameter is filled for each
+    # One that is no parameter is filled for each.
+    offset, _ = drawn(variant, 0).read_offset_and_scale()
     per_sublayer = int(offset is not None and not offset.requires_grad)
     assert operations(5) - operations(2) == 3 * per_sublayer
 
