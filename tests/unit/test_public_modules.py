@@ -27,7 +27,8 @@ from torch.export import Dim
 from torch.utils.checkpoint import checkpoint
 
 from mhclite.connections import connection_class
-from mhclite.connections.base import Connection, DynamicConnection
+from mhclite.connections.base import Connection
+from mhclite.connections.dynamic import DynamicConnection
 from mhclite.connections.fast.functions import Projection
 from mhclite.connections.head import Head
 from mhclite.connections.public import SubLayer, connect, make
