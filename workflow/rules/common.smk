@@ -80,6 +80,9 @@ JOB_PREFIX = (
     + " ".join(f"{key}={shlex.quote(value)}" for key, value in JOB_ENVIRONMENT.items())
     + "; "
 )
+# Of jobs that train or time training: glibc keeps freed memory instead of giving it back to the system
+# and asking again in every step. The same bits; up to a tenth of a step on a CPU (docs/performance.md).
+KEEP_MEMORY = "MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_THRESHOLD_=4294967296"
 shell.prefix(JOB_PREFIX.replace("{", "{{").replace("}", "}}"))  # Snakemake formats it
 
 

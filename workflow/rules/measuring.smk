@@ -56,7 +56,7 @@ rule critical:
         arguments=lambda w, output: quoted(jobs.critical(STUDY, RUNS[w.run])),
         made_of=lambda w: made_of(jobs.critical(STUDY, RUNS[w.run])),
     shell:
-        "python -m mhclite critical {params.arguments} > {log:q} 2>&1"
+        "{KEEP_MEMORY} python -m mhclite critical {params.arguments} > {log:q} 2>&1"
 
 
 # All cores: on one machine nothing else runs beside it.
@@ -74,7 +74,7 @@ rule throughput:
         arguments=lambda w, output: quoted(jobs.throughput(STUDY, w.model)),
         made_of=lambda w: made_of(jobs.throughput(STUDY, w.model)),
     shell:
-        "python -m mhclite throughput {params.arguments} --threads {threads} > {log:q} 2>&1"
+        "{KEEP_MEMORY} python -m mhclite throughput {params.arguments} --threads {threads} > {log:q} 2>&1"
 
 
 STABILITY = STUDY.stability.model_dump(mode="json")

@@ -26,4 +26,4 @@ rule train:
         made_of=lambda w: made_of(jobs.train(STUDY, RUNS[w.run])),
         torchrun=torchrun_of,
     shell:
-        "exec python -m {params.torchrun} mhclite train {params.arguments} > {log:q} 2>&1"
+        "{KEEP_MEMORY} exec python -m {params.torchrun} mhclite train {params.arguments} > {log:q} 2>&1"
