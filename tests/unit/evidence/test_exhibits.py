@@ -147,9 +147,9 @@ def test_captions_say_only_what_is_drawn(results: Results) -> None:
     caption = about.caption_for(with_settings(results, conditions={"a": after, "b": faster}))
     assert "; hollow: with the final LayerNorm after the sum of the streams. Largest" in caption
     assert "above 30; hollow where the mixing learns faster; star" in caption
-    assert "mHC (V4)" not in about.caption_for(results)
-    v4 = with_settings(results, variants=["residual", "mhc_v4"])
-    assert "mHC (V4) has exact rows" in about.caption_for(v4)
+    assert "stands for 0" not in about.caption_for(results)
+    exact = replace(results, all_runs=results.all_runs.assign(product_max_deviation=0.0))
+    assert "stands for 0" in about.caption_for(exact)
     norms = FIGURES["gradient_norm"][0]
     assert "a cross is where a run diverged" in norms.caption_for(results)
     completed = replace(results, all_runs=results.all_runs.assign(status="completed"))
