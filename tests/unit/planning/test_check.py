@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from tiny import write_corpus
 
 from mhclite.cli import main
+from mhclite.connections.public import make
+from mhclite.connections.registry import VARIANTS
 from mhclite.data.prepare import prepare
+from mhclite.runs.folder import RunFolder
 from mhclite.study.reading import load_study
 from mhclite.study.sections import RESULTS
+from mhclite.training.loop import train
 
 SMOKE = Path(__file__).parents[3] / "config/smoke.yaml"
 
@@ -48,6 +54,33 @@ def test_several_nodes_need_slurm(
     assert "no srun here" in line
     (tmp_path / "srun").touch(mode=0o755)
     assert main(["check", str(tmp_path / "study.yaml")]) == 0
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_check_accepts_what_can_be_trained_and_nothing_else(
+    variant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every variant with 1 to 8 streams, made and trained for a step."""
+    study: dict[str, Any] = yaml.safe_load(SMOKE.read_text())
+    path, corpus = tmp_path / "study.yaml", write_corpus(tmp_path / "corpus")
+    study |= {"variants": [variant], "conditions": {}, "seeds": [0]}
+    study["models"]["d2"] |= {"n_layer": 1, "n_embd": 8, "block_size": 6}
+    for n in range(1, 9):
+        study["connections"] = {"n_streams": n, "implementation": "fast"}
+        path.write_text(yaml.safe_dump(study))
+        if main(["check", str(path)]) == 0:
+            (config,) = load_study(path).runs().values()
+            config = replace(
+                config,
+                model=replace(config.model, vocab_size=31),
+                training=replace(config.training, steps=1, warmup_steps=0),
+            )
+            train(config, corpus, tmp_path / str(n))
+            assert RunFolder(tmp_path / str(n)).summary().status == "completed"
+        else:
+            assert f"n_streams = {n}: " in capsys.readouterr().err
+            with pytest.raises(ValueError, match=f"n_streams = {n}: "):
+                make(variant, n, 8)
 
 
 def parquet(path: Path) -> None:
