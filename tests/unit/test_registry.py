@@ -27,7 +27,7 @@ def made(variant: str) -> Connection:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in found.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
     return found
 
 
