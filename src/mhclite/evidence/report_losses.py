@@ -264,7 +264,7 @@ def _words(against: Sequence[Compared], each: bool = False) -> str:
     if alike:
         parts.append(f"indistinguishable {listed(alike)}")
     said = [f"the loss is {listed(parts)}."] if parts else []
-    said += [_signs(close, side) for side in ("lower", "higher")]
+    said += [text for side in ("lower", "higher") if (text := _signs(close, side))]
     said += [_without(one) for one in same if one.far is not None]
     if short := sides["short"]:
         why = " or ".join(dict.fromkeys(one.short for one in short))
@@ -273,7 +273,7 @@ def _words(against: Sequence[Compared], each: bool = False) -> str:
             f"{the} difference is {_range(short)} nats in {_labels(short)}: no verdict, since "
             f"{why}."
         )
-    return " ".join(filter(None, said))
+    return " ".join(said)
 
 
 def _labels(members: Sequence[Compared]) -> str:

@@ -97,8 +97,7 @@ def style() -> Iterator[None]:
         # matplotlib's own, not those of a matplotlibrc in the folder where this runs
         **{name: value for name, value in mpl.rcParamsDefault.items() if name != "backend"},
         **sns.axes_style("ticks"),
-        "font.family": "sans-serif",
-        "font.sans-serif": [FONT],
+        "font.family": [FONT],
         "font.size": 8,
         "axes.titlesize": 8,
         "axes.titleweight": "bold",
@@ -281,15 +280,16 @@ def title_of(results: Results, condition: str) -> str:
     """A condition's title as a figure of `style` can show it, different from all others.
 
     A dollar sign begins no formula. One that is too long ends in an ellipsis and the condition's
-    name; one with letters that no font here has is replaced by that name, and a line says so.
+    name; one with letters that no font here has is replaced by that name, and a line says so. To be
+    called before the figure is made: its texts take their fonts, which this adds to, when they are.
     """
     title = str(results.settings["conditions"][condition]["title"])
     fonts = _fonts_for(title)
     if fonts is None:
         _warn_of(title, condition)
         return condition
-    known = mpl.rcParams["font.sans-serif"]
-    mpl.rcParams["font.sans-serif"] = [*known, *(font for font in fonts if font not in known)]
+    known = mpl.rcParams["font.family"]
+    mpl.rcParams["font.family"] = [*known, *(font for font in fonts if font not in known)]
     if sum(map(_columns, title)) > LONGEST:
         widths = itertools.accumulate(map(_columns, title))
         room = LONGEST - len(condition) - 4  # for what follows
@@ -306,27 +306,33 @@ def _columns(letter: str) -> int:
 @lru_cache
 def _fonts_for(text: str) -> tuple[str, ...] | None:
     """Fonts that together have the letters that `FONT` lacks; None if some are in none."""
-    missing = set(text) - _letters(font_manager.findfont(FONT))
+    missing = set(text) - _letters(FONT)
     if any(unicodedata.category(letter).startswith("M") for letter in missing):
         return None  # a mark is drawn with its letter, in one font
     found: list[str] = []
-    for font in sorted(font_manager.fontManager.ttflist, key=lambda font: (font.name, font.fname)):
+    for name in sorted({font.name for font in font_manager.fontManager.ttflist}):
         if not missing:
             break
         # That of last resort has boxes for everything.
-        if missing & (letters := _letters(font.fname)) and "Last Resort" not in font.name:
-            found.append(font.name)
-            missing -= letters
+        if "Last Resort" not in name and missing & _letters(name):
+            found.append(name)
+            missing -= _letters(name)
     return None if missing else tuple(found)
 
 
 @lru_cache
-def _letters(path: str) -> frozenset[str]:
-    """The letters of a font; none of one that cannot be read."""
+def _letters(name: str) -> frozenset[str]:
+    """The letters of all upright faces of a font; none of one that cannot be read."""
+    faces = [
+        font.fname
+        for font in font_manager.fontManager.ttflist
+        if font.name == name and font.style == "normal"
+    ]
     try:
-        return frozenset(map(chr, font_manager.get_font(path).get_charmap()))
+        letters = [set(map(chr, font_manager.get_font(face).get_charmap())) for face in faces]
     except (OSError, RuntimeError):
         return frozenset()
+    return frozenset(set.intersection(*letters)) if letters else frozenset()
 
 
 @lru_cache

@@ -99,7 +99,7 @@ def said(results: Results) -> Iterator[tuple[str, str]]:
             figure = draw(results)
             figure.draw_without_rendering()
             write_text(results.folder / "figures" / f"{exhibit.name}.svg", "<svg/>")
-        yield exhibit.name, " | ".join(text.get_text() for text in figure.findobj(Text))  # type: ignore[attr-defined]
+        yield exhibit.name, " | ".join(text.get_text() for text in figure.findobj(Text))
 
 
 def named(text: str) -> set[str]:

@@ -291,7 +291,7 @@ def test_what_a_gain_hides_is_said(bare: Results, values: list[float], expected:
     probes = dict(bare.probes)
     for run, probe in probes.items():
         if "-jpmhc-" in run and probe.mixing is not None:
-            geometry = replace(probe.mixing.geometry, singular_values=[values] * 8)  # type: ignore[type-var]
+            geometry = replace(probe.mixing.geometry, singular_values=[values] * 8)
             probes[run] = replace(probe, mixing=replace(probe.mixing, geometry=geometry))
     text = said(replace(bare, probes=probes))["Growth"]
     assert expected in text

@@ -209,6 +209,7 @@ def changes(results: Results) -> Figure:
     settings = comparable(results)
     lines = [(name, variant) for name, one in settings.items() for variant in one["variants"]]
     panels = [cell for cell in results.panels() if len(of(data, *cell))]
+    names = {name: title_of(results, name) for name in settings}
     height = 0.7 + ROW * (len(lines) + len(settings))
     figure, axes = grid(1, len(panels), height, sharey=True, sharex=True)
     places: dict[tuple[str, str], float] = {}
@@ -235,7 +236,7 @@ def changes(results: Results) -> Figure:
         for name, one in settings.items()
     }
     first = axes[0][0]
-    first.set_yticks(list(titles), [title_of(results, name) for name in titles.values()])
+    first.set_yticks(list(titles), [names[name] for name in titles.values()])
     first.tick_params(axis="y", length=0)
     first.set_ylim(max(places.values()) + 0.8, -0.8)
     touched = {variant for _, variant in lines}

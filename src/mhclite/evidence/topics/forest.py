@@ -75,6 +75,7 @@ def forest(results: Results) -> Figure:
         return empty_figure("No claim compares the final losses of variants in this study.")
     claims = list({finding.claim.id: finding.claim for finding in findings}.values())
     place = {claim.id: at for at, claim in enumerate(claims)}
+    labels = [label_of(results, claim) for claim in claims]
     panels = results.panels()
     height = 0.8 + ROW * len(claims)
     figure, axes = grid(1, len(panels), height, sharey=True)
@@ -117,7 +118,6 @@ def forest(results: Results) -> Figure:
                 )
         panel.grid(visible=False, axis="y")
         panel.set(title=results.panel_title(corpus, model), xlabel="nats/token")
-    labels = [label_of(results, claim) for claim in claims]
     axes[0][0].set_yticks(range(len(claims)), [textwrap.fill(label, LABEL) for label in labels])
     axes[0][0].tick_params(axis="y", length=0)
     axes[0][0].set_ylim(len(claims) - 0.4, -0.6)

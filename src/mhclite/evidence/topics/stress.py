@@ -271,6 +271,7 @@ def stress_rates(results: Results) -> Figure:
         for condition in [BASE, *results.settings["conditions"]]
         if (of(rates, corpus, model)["condition"] == condition).any()
     ]
+    titles = {name: style.title_of(results, name) for name in results.settings["conditions"]}
     figure, axes = grid(len(places), 2, 2.8)
     octave = FuncFormatter(lambda value, _: f"x {2**value:g}")
     for (left, right), (corpus, model, condition) in zip(axes, places, strict=True):
@@ -318,7 +319,7 @@ def stress_rates(results: Results) -> Figure:
         left.axhline(unigram, color=FAINT, linewidth=0.8, ls=":")
         title = results.panel_title(corpus, model)
         if condition != BASE:
-            title += f", {style.title_of(results, condition)}"
+            title += f", {titles[condition]}"
         rate = f"learning rate ({results.settings['models'][model]['learning_rate']:g} x)"
         left.set(title=title, xlabel=rate, ylabel="final validation loss (nats/token)")
         right.set(title="critical rate", xlabel=rate, ylim=(len(shown) - 0.5, -0.5))
