@@ -29,6 +29,7 @@ from mhclite.planning import costs
 from mhclite.study.docs import settings_classes
 from mhclite.study.reading import load_study, parse_study, read_yaml
 from mhclite.study.sections import TAKEN, Settings, leaves
+from mhclite.study.settings import Study
 from mhclite.tracking.store import artifact_root
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -133,6 +134,24 @@ BAD = {
         ["sinkhorn.logit_ranges.1", "nan"],
     ),
 }
+
+
+def test_files_are_looked_for_once_and_not_by_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study holds wherever its files are: under its conditions, in another folder, as JSON."""
+    monkeypatch.chdir(tmp_path)
+    study = smoke(
+        corpora={"own": {"source": "files", "files": "*.txt"}},
+        conditions={"more": {"title": "More", "variants": ["mhc"], "training": {"steps": 50}}},
+    )
+    with pytest.raises(UserError, match=r"corpora\.own: no file matches"):
+        parse_study(study)
+    (tmp_path / "a.txt").write_text("a")
+    found = parse_study(study)
+    (tmp_path / "a.txt").unlink()
+    assert len(found.runs()) > len(found.under("more").runs())
+    assert Study.model_validate(found.model_dump(mode="json")) == found
 
 
 def test_several_mistakes_are_named_at_once() -> None:

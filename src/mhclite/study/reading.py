@@ -13,17 +13,29 @@ from pydantic import ValidationError
 from mhclite.errors import UserError
 from mhclite.study.sections import DECIMAL
 from mhclite.study.settings import Study
+from mhclite.study.text_files import matching
 from mhclite.study.wording import one_line
 
 
 def parse_study(config: Any, source: str = "study") -> Study:
-    """Validate a study given as a dictionary; `UserError` in one line if it is not possible."""
+    """Validate a study given as a dictionary, and find the local files that it names.
+
+    Raises:
+        UserError: in one line, what is not possible.
+    """
     if not isinstance(config, dict):
         raise UserError(f"{source}: a study is a mapping of keys to values, not {config!r:.60}")
     try:
-        return Study.model_validate(config)
+        study = Study.model_validate(config)
     except ValidationError as error:
         raise UserError(f"{source}: {one_line(error, Study)}") from None
+    for name, corpus in study.corpora.items():
+        try:
+            if corpus.files is not None:
+                matching(corpus.files)
+        except ValueError as problem:
+            raise UserError(f"{source}: corpora.{name}: {problem}") from None
+    return study
 
 
 class _Refused(Exception):  # noqa: N818 - becomes a UserError in `read_yaml`

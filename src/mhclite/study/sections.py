@@ -22,7 +22,6 @@ from pydantic import (
 )
 
 from mhclite.connections.registry import MAX_STREAMS, VARIANTS
-from mhclite.study.text_files import matching
 
 # Names become folder names, tags and axis labels. No hyphen: it separates the parts of a run's id.
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,39}$")]
@@ -165,17 +164,6 @@ class Corpus(Settings):
             raise ValueError(f"`license`: source `{self.source}` states the licence itself")
         if self.source != "hub" and (self.subset or self.revision):
             raise ValueError("`subset` and `revision` belong to source `hub`")
-        if self.source == "files":
-            own = [
-                path
-                for path in matching(str(self.files))
-                if path.resolve().is_relative_to(RESULTS.resolve())
-            ]
-            if own:
-                raise ValueError(
-                    f"{self.files!r} matches {str(own[0])!r}: a corpus cannot be made of results/, "
-                    "which studies write; move the files elsewhere"
-                )
         return self
 
     @field_validator("archive")

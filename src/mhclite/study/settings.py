@@ -166,7 +166,6 @@ class Study(Settings):
         """A study of one condition: its settings, variants, models and seeds alone."""
         change = self.conditions[condition]
         settings = self.model_dump() | {"conditions": {}, "variants": change.variants}
-        settings["corpora"] = self.corpora  # checked already: many files need not be found again
         settings["connections"] |= change.connections
         settings["training"] |= change.training
         if change.models is not None:

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
+from mhclite.study.sections import RESULTS
+
 SUFFIXES = (".txt", ".json", ".jsonl", ".jsonl.gz", ".parquet")
 READABLE = ", ".join(SUFFIXES)
 MAKE_IT_SO = (
@@ -38,7 +40,7 @@ def matching(pattern: str) -> list[Path]:
     if not files:
         raise ValueError(_why_none(pattern, found))
     readable(files, f"the glob {pattern!r}")
-    return _once(files)
+    return _once(files, pattern)
 
 
 def readable(paths: Iterable[Path], chosen_by: str) -> None:
@@ -82,15 +84,20 @@ def _why_none(pattern: str, folders: list[Path]) -> str:
     return f"no file matches {pattern!r} (looked in {Path.cwd()})"
 
 
-def _once(paths: list[Path]) -> list[Path]:
+def _once(paths: list[Path], pattern: str) -> list[Path]:
     """Without further links to a file that is among them; hard links are files of their own."""
-    seen: dict[tuple[int, int], set[str]] = {}
+    results = RESULTS.resolve()
+    seen: dict[tuple[int, int], set[Path]] = {}
     kept = []
     for path in paths:
-        state = path.stat()
-        real = seen.setdefault((state.st_dev, state.st_ino), set())
-        before = len(real)
-        real.add(os.path.realpath(path))
-        if len(real) > before:
+        state, real = path.stat(), path.resolve()
+        if real.is_relative_to(results):
+            raise ValueError(
+                f"{pattern!r} matches {str(path)!r}: a corpus cannot be made of results/, which "
+                "studies write; move the files elsewhere"
+            )
+        names = seen.setdefault((state.st_dev, state.st_ino), set())
+        if real not in names:
+            names.add(real)
             kept.append(path)
     return kept
