@@ -249,6 +249,23 @@ def test_a_large_bundle_says_what_is_large(
     assert (found.study, *counts) == ("smoke", 1, len(study.runs()))
 
 
+def test_a_bundle_says_what_it_leaves_out_and_what_cannot_train(
+    study: Study, caplog: pytest.LogCaptureFixture
+) -> None:
+    pack.pack(Path("study.yaml"), Path("all"))
+    assert "not packed" not in caplog.text
+    document = yaml.safe_load(Path("study.yaml").read_text())
+    document["critical_rate"] = {"factors": [1, 2], "halvings": 1, "below_unigram": 0.1}
+    Path("study.yaml").write_text(yaml.safe_dump(document))
+    pack.pack(Path("study.yaml"), Path("some"))
+    assert "critical learning rates is not packed" in caplog.text
+    document["models"]["d2"]["block_size"] = 10**6
+    Path("study.yaml").write_text(yaml.safe_dump(document))
+    with pytest.raises(UserError, match="fewer than one window"):
+        pack.pack(Path("study.yaml"), Path("none"))
+    assert not Path("none").exists()
+
+
 def test_packing_prepares_nothing_outside_the_project(
     study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from mhclite import jobs
 from mhclite.bundle.jobs import BUNDLE, SCHEMA, Bundle, PackedJob
 from mhclite.bundle.pipeline import snakemake
-from mhclite.data.manifest import MANIFEST, SPLITS, load_manifest, verify_split
+from mhclite.data.manifest import MANIFEST, SPLITS, expect_window, load_manifest, verify_split
 from mhclite.errors import UserError
 from mhclite.files import write_json, write_text
 from mhclite.records import to_json
@@ -78,6 +78,11 @@ def pack(study_file: Path, out: Path) -> None:
         name = out.name.partition(".tar")[0].removesuffix(".tgz") if archive else out.name
         folder = Path(work) / name
         _fill(folder, study, corpora)
+        if study.critical_rate:
+            log.warning(
+                "the search for critical learning rates is not packed: after `bundle merge`, "
+                "snakemake makes it on the machine that it runs on"
+            )
         _say_if_large(folder)
         if archive:
             with tarfile.open(Path(work) / out.name, "w:gz") as tar:
@@ -124,6 +129,7 @@ def _fill(folder: Path, study: Study, corpora: list[Path]) -> None:
     write_json(package / PACKED, to_json(git_state()))
     for corpus in corpora:
         manifest = load_manifest(corpus)
+        expect_window(manifest.splits, str(corpus), study.longest_context())
         names = [MANIFEST]
         for split in SPLITS:
             verify_split(corpus, manifest.splits[split])
