@@ -128,13 +128,15 @@ def read_record(kind: type[T], path: Path, what: str, schema: int, again: str) -
         path: the file.
         what: what it is, for messages.
         schema: the number that this version writes.
-        again: the way out, where the file is damaged or of another version.
+        again: the way out, where the file is damaged or of another version: `delete X and Y`, or
+            `Y` alone. Where it is missing, Y.
 
     Raises:
         UserError: missing, damaged, of another schema, or not what was written.
     """
     if not Path(path).is_file():
-        raise UserError(f"{what} is missing: {path} does not exist; {again}")
+        made = again.rpartition(" and ")[2]  # there is nothing to delete
+        raise UserError(f"{what} is missing: {path} does not exist; {made}")
     try:
         value = read_json(path, what)
     except UserError as error:

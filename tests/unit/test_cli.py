@@ -144,3 +144,31 @@ def test_a_terminal_that_lacks_a_character_shows_another(encoding: str) -> None:
 
 if __name__ == "__main__":
     FROZEN.write_text(command_line())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", ["nowhere/g++", "fails"])
+def test_what_cannot_be_compiled_is_one_line(compiler: str, tmp_path: Path) -> None:
+    """No compiler, and one that does not work: it is there, but its files or libraries are not."""
+    (tmp_path / "fails").write_text("#!/bin/sh\necho fatal error: no such header >&2\nexit 1\n")
+    (tmp_path / "fails").chmod(0o755)
+    (tmp_path / "compiles.py").write_text(
+        "import torch\n"
+        "def configure(parser): pass\n"
+        "def run(args): torch.compile(lambda x: (x.sin() + 1).sum())(torch.randn(9))\n"
+    )
+    script = (
+        "import sys; from mhclite.cli import *; sys.exit(run_step(Step('compiles', ''), '', []))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=os.environ
+        | {"CXX": str(tmp_path / compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: torch.compile failed: ")
+    assert "training.compile" in line

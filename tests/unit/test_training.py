@@ -475,6 +475,32 @@ def test_divergence_is_a_result(corpus: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "weights.pt").exists()
 
 
+@pytest.mark.parametrize("name", ["summary.json", "run.json", "metrics.jsonl", "mixing.jsonl"])
+def test_what_a_finished_run_lost_is_trained_again(name: str, corpus: Path, tmp_path: Path) -> None:
+    config = configuration("hc", steps=8)
+    train(config, corpus, tmp_path)
+    before = sha256_of(tmp_path / "metrics.jsonl")
+    (tmp_path / name).unlink()
+    train(config, corpus, tmp_path)
+    assert RunFolder(tmp_path).lost() == []
+    assert sha256_of(tmp_path / "metrics.jsonl") == before
+    assert len(read_jsonl(tmp_path / "mixing.jsonl")) > 1
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "timing.jsonl", "result.json"])
+def test_what_no_result_is_made_from_may_be_lost(name: str, corpus: Path, tmp_path: Path) -> None:
+    """As weights left where they were trained; nor if Snakemake deletes what is declared."""
+    config = configuration("hc", steps=8)
+    train(config, corpus, tmp_path)
+    before = (tmp_path / "run.json").read_bytes()
+    (tmp_path / name).unlink()
+    if name != "result.json":
+        (tmp_path / "summary.json").unlink()
+    train(config, corpus, tmp_path)
+    assert (tmp_path / "run.json").read_bytes() == before, "it was trained again"
+    assert RunFolder(tmp_path).summary().status == "completed"
+
+
 class Ahead(Trainer):
     """Reads the numbers of a step after the next one was launched, as on a GPU."""
 

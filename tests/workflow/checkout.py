@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from copy import copy
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +28,13 @@ class Checkout:
         # Captions are read by path; the editable install must not win over this copy.
         path = [str(Path(sys.executable).parent), os.environ["PATH"]]
         self.environment = {**os.environ, "PATH": os.pathsep.join(path)}
+
+    def copy(self, folder: Path) -> Checkout:
+        """Another with everything that is in this one, results and Snakemake's records."""
+        shutil.copytree(self.folder, folder)
+        copied = copy(self)
+        copied.folder = folder
+        return copied
 
     def command(self, *arguments: str, study: str = "config/smoke.yaml") -> list[str]:
         # --configfile takes all words up to the next option, so it comes last.

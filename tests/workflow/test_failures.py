@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from checkout import ROOT, Checkout
 
 from mhclite.errors import UserError
 from mhclite.files import is_locked, locked, sha256_of
+from mhclite.jobs import PREPARED
 from mhclite.study.reading import load_study
 from mhclite.training.loop import train
 
@@ -158,6 +161,75 @@ def test_snakemake_lint_has_two_complaints() -> None:
     }
 
 
+UNKNOWN = {
+    "run": ("smoke/runs/sotu-d2-mhc-s7/summary.json", "sotu-d2-mhc-s1"),
+    "critical run": ("smoke/critical/nosuch.json", "sotu-d2-residual-s0"),
+    "model": ("smoke/throughput/d9.json", "d2"),
+    "corpus": (f"corpora/other-12345678/{PREPARED}", "sotu-"),
+    "digest of a corpus": (f"corpora/sotu-12345678/{PREPARED}", "sotu-"),
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_a_target_that_the_study_does_not_have(kind: str, tmp_path: Path) -> None:
+    """Typed by hand; one line says what there is."""
+    target, there = UNKNOWN[kind]
+    checkout = Checkout(tmp_path)
+    code, output = checkout.snakemake(f"results/{target}")
+    assert code != 0
+    assert "Traceback" not in output
+    assert "InputFunctionException" not in output
+    (line,) = (line for line in output.splitlines() if line.startswith("error: "))
+    assert target.split("/")[1 if "corpora" in target else 2].removesuffix(".json") in line
+    assert there in line.split("of its")[1]
+
+
+def write_importer(folder: Path, checkout: Checkout, more: str = "") -> Checkout:
+    """Another workflow that imports this one."""
+    importer = Checkout(folder / "importer")
+    shutil.rmtree(importer.folder)
+    importer.folder.mkdir()
+    (importer.folder / "Snakefile").write_text(
+        f"module mhclite:\n    snakefile: {str(checkout.folder / 'Snakefile')!r}\n"
+        f"    config: config\n{more}"
+        "use rule * from mhclite as mhclite_*\n"
+        "rule all:\n    default_target: True\n    input: rules.mhclite_all.input\n"
+    )
+    return importer
+
+
+def test_imported_as_a_module(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path / "checkout")
+    study = str(checkout.folder / "config/smoke.yaml")
+    importer = write_importer(tmp_path, checkout)
+    assert importer.planned(study=study)["mhclite_train"] == 16
+    code, output = importer.snakemake("--until", "mhclite_prepare", study=study)
+    assert code == 0, output
+    assert list((importer.folder / "results/corpora").glob("*/manifest.json"))
+
+
+@pytest.mark.parametrize("how", ["prefix: 'sub'", "replace_prefix: {'results': 'sub'}"])
+def test_a_module_keeps_its_place(how: str, tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path / "checkout")
+    importer = write_importer(tmp_path, checkout, f"    {how}\n")
+    code, output = importer.snakemake("-n", study=str(checkout.folder / "config/smoke.yaml"))
+    assert code != 0
+    (line,) = (line for line in output.splitlines() if line.startswith("error: "))
+    assert "prefix" in line
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_known_before_the_first_job(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path)
+    training = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())["training"]
+    write_study(tmp_path / "gpu.yaml", training={**training, "device": "cuda"})
+    code, output = checkout.snakemake(study="gpu.yaml")
+    assert code != 0
+    (line,) = (line for line in output.splitlines() if line.startswith("error: "))
+    assert "torch sees no GPU" in line
+    assert not (tmp_path / "results").exists()
+
+
 def test_two_workflows_in_one_folder(tmp_path: Path) -> None:
     checkout = Checkout(tmp_path)
     lock = tmp_path / ".snakemake/mhclite.lock"
@@ -185,7 +257,7 @@ def test_local_files_that_change_are_prepared_again(tmp_path: Path) -> None:
     corpora = {"own": {"source": "files", "files": f"{texts}/*.txt", "validation_fraction": 0.3}}
     study = checkout.folder / "config/own.yaml"
     write_study(study, name="own", corpora=corpora, tokenizer={"kind": "bpe", "vocab_size": 300})
-    target = f"results/{load_study(study).corpus_folder('own')}/manifest.json"
+    target = f"results/{load_study(study).corpus_folder('own')}/{PREPARED}"
 
     def planned() -> dict[str, int]:
         return checkout.planned(target, study="config/own.yaml")

@@ -9,12 +9,15 @@ import json
 import re
 import shutil
 import sqlite3
+from pathlib import Path
 
 import pandas as pd
+import pytest
 import yaml
 from checkout import ROOT, Checkout
 
 from mhclite.files import read_jsonl, sha256_of
+from mhclite.jobs import PREPARED
 
 OUT = "results/smoke"
 VARIANTS = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())["variants"]
@@ -157,6 +160,133 @@ def test_outdated_runs_are_trained_again_without_snakemakes_records(finished: Ch
     finally:
         shutil.rmtree(records, ignore_errors=True)
         (finished.folder / "records").rename(records)
+
+
+RUN = "sotu-d2-mhc-s0"
+AFTER_TRAINING = {"probe", "stability", *EVIDENCE}
+MISSED = {
+    "results/smoke/throughput/d2.json": {"throughput", "evidence", "track", "all"},
+    f"results/smoke/probes/{RUN}.json": {"probe", *EVIDENCE},
+    "results/smoke/stability.json": {"stability", *EVIDENCE},
+    "results/smoke/curves.csv": set(EVIDENCE),
+    "results/smoke/resolved.json": {"resolve", *AFTER_TRAINING},
+    f"results/smoke/runs/{RUN}": {"train", *AFTER_TRAINING},
+    f"results/smoke/runs/{RUN}/summary.json": {"train", *AFTER_TRAINING},
+    f"results/smoke/runs/{RUN}/run.json": {"train", *AFTER_TRAINING},
+    "results/smoke/captions": {"evidence", "track", "all"},
+    "results/corpora/*/validation-00000.bin": {"prepare", "train", *AFTER_TRAINING},
+    "results/corpora": {"prepare", "train", *AFTER_TRAINING},
+}
+
+
+@pytest.mark.parametrize("pattern", MISSED)
+def test_what_is_lost_of_a_finished_study_is_missed(
+    pattern: str, finished: Checkout, tmp_path: Path
+) -> None:
+    """Of the kinds of files, one for each rule; tests/unit/planning/test_keys.py has the others."""
+    (path,) = finished.folder.glob(pattern)
+    path.rename(tmp_path / "lost")
+    try:
+        code, output = finished.snakemake("--dry-run")
+        planned = finished.planned()
+        alone = finished.planned(f"{OUT}/report.html")  # nothing else is asked for
+    finally:
+        (tmp_path / "lost").rename(path)
+    assert code == 0, output
+    (said,) = (line for line in output.splitlines() if line.startswith("missing, and made again"))
+    assert str(path.relative_to(finished.folder)) in said
+    assert set(planned) == MISSED[pattern]
+    assert set(alone) == MISSED[pattern] - {"track", "all"}
+    if "train" in planned and "prepare" not in planned:
+        assert planned["train"] == 1
+
+
+def test_what_no_result_is_made_from_is_not_missed(finished: Checkout, tmp_path: Path) -> None:
+    run = f"{OUT}/runs/{RUN}"
+    places = [f"{run}/weights.pt", f"{run}/timing.jsonl", f"{run}/result.json", f"{OUT}/logs"]
+    for i, place in enumerate(places):
+        (finished.folder / place).rename(tmp_path / str(i))
+    try:
+        assert finished.planned() == {}
+    finally:
+        shutil.rmtree(finished.folder / OUT / "logs", ignore_errors=True)
+        for i, place in enumerate(places):
+            (tmp_path / str(i)).rename(finished.folder / place)
+
+
+def test_what_is_lost_is_made_again(finished: Checkout, tmp_path: Path) -> None:
+    checkout = finished.copy(tmp_path / "copy")
+    runs = checkout.folder / OUT / "runs"
+    before = sha256_of(runs / RUN / "metrics.jsonl")
+    (runs / RUN / "mixing.jsonl").unlink()
+    shutil.rmtree(runs / "sotu-d2-identity-s1")
+    code, output = checkout.snakemake("--until", "train")
+    assert code == 0, output
+    assert (runs / RUN / "mixing.jsonl").is_file()
+    assert sha256_of(runs / RUN / "metrics.jsonl") == before
+    assert (runs / "sotu-d2-identity-s1" / "summary.json").is_file()
+    assert re.search(r"train\s+2", output)
+    # And what is made from them, by the next command.
+    planned = checkout.planned()
+    assert "train" not in planned
+    assert set(planned) == AFTER_TRAINING
+
+
+def test_a_step_that_fails_after_an_update_is_done_by_the_same_command(
+    finished: Checkout, tmp_path: Path
+) -> None:
+    """Snakemake has deleted what it would have replaced, and the report is there and newer."""
+    checkout = finished.copy(tmp_path / "copy")
+    module = checkout.folder / "src/mhclite/measure/throughput.py"
+    before = module.read_text()
+    module.write_text(before + "\nimport os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    code, output = checkout.snakemake("--forcerun", "stability", "--keep-going")
+    assert code != 0, output
+    assert not (checkout.folder / OUT / "throughput/d2.json").exists()
+    module.write_text(before)
+    assert "throughput" in checkout.planned()
+
+
+def test_a_job_that_no_cluster_takes_costs_no_corpus(finished: Checkout, tmp_path: Path) -> None:
+    """Snakemake deletes the declared output of a job that failed: one that never began, here."""
+    checkout = finished.copy(tmp_path / "copy")
+    (manifest,) = checkout.folder.glob("results/corpora/*/manifest.json")
+    receipt = str((manifest.parent / PREPARED).relative_to(checkout.folder))
+    before = manifest.stat()
+    path = checkout.environment["PATH"]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/sbatch").write_text("#!/bin/sh\necho invalid account >&2\nexit 1\n")
+    (tmp_path / "bin/sbatch").chmod(0o755)
+    checkout.environment = {**checkout.environment, "PATH": f"{tmp_path}/bin:{path}"}
+    slurm = ("--forcerun", "prepare", "--executor", "slurm", "--jobs", "1")
+    code, output = checkout.snakemake(receipt, *slurm)
+    assert code != 0, output
+    assert not (checkout.folder / receipt).exists()
+    checkout.environment["PATH"] = path
+    code, output = checkout.snakemake(receipt)
+    assert code == 0, output
+    assert manifest.stat() == before, "it was prepared from the start"
+
+
+def test_no_line_holds_the_settings(finished: Checkout) -> None:
+    """Snakemake prints parameters that changed, before and after."""
+    for change in ("seeds=[0, 1, 2]", "training={steps: 41}", "stability={spike_sigmas: 5.0}"):
+        code, output = finished.snakemake("--dry-run", "--config", change)
+        assert code == 0, output
+        assert max(map(len, output.splitlines())) < 1200  # names of all runs
+
+
+def test_config_on_the_command_line_replaces_no_results(finished: Checkout) -> None:
+    report = (finished.folder / OUT / "report.html").stat()
+    for change in ("seeds=[0]", "training={steps: 41}", "stability={spike_sigmas: 5.0}"):
+        code, output = finished.snakemake("--config", change)
+        assert code != 0
+        (line,) = (line for line in output.splitlines() if line.startswith("error: "))
+        assert "name=" in line
+        assert "Job stats" not in output
+    assert (finished.folder / OUT / "report.html").stat() == report
+    assert finished.planned("--config", "name=apart", "seeds=[0]")["train"] == len(VARIANTS) + 1
+    assert "train" not in finished.planned("--config", "tracking={uri: 'http://127.0.0.1:9'}")
 
 
 def test_mlflow_store_is_rebuilt_from_results(finished: Checkout) -> None:

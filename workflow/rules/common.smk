@@ -8,7 +8,6 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import RerunTrigger
 from snakemake.utils import update_config
 
@@ -16,6 +15,12 @@ from snakemake.utils import update_config
 ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parents[1]
 SOURCE = ROOT / "src"
 sys.path.insert(0, str(SOURCE))
+modifier = workflow.modifier.path_modifier
+if modifier.prefix or modifier.modifies_prefixes:
+    sys.exit(
+        "error: mhclite as a module: `prefix` and `replace_prefix` are not supported, since results "
+        "name files below results/; leave them out, or set `workdir`"
+    )
 
 from mhclite import jobs
 from mhclite.data.corpora import content
@@ -265,8 +270,8 @@ onstart:
     try:
         lock(HELD[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise WorkflowError(
-            f"another snakemake is working in {os.getcwd()}: wait for it to end, or stop it"
+        sys.exit(
+            f"error: another snakemake is working in {os.getcwd()}: wait for it to end, or stop it"
         )
     except UserError as error:
         raise WorkflowError(str(error))
@@ -276,4 +281,4 @@ onstart:
                 STUDY, {job.rule.name for job in workflow.dag.needrun_jobs()}
             )
         except UserError as error:
-            raise WorkflowError(str(error))
+            sys.exit(f"error: {error}")

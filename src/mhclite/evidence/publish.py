@@ -11,8 +11,11 @@ import logging
 from pathlib import Path
 
 from mhclite.arguments import folder_path
+from mhclite.errors import UserError
 from mhclite.evidence.pages import write_pages
 from mhclite.evidence.published import publish, rebuild
+
+STUDY = "resolved.json"  # what is not a study has none
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +50,20 @@ def run(args: argparse.Namespace) -> None:
         changed = write_pages(args.root, args.published)
         log.info("%s", ", ".join(map(str, changed)) + " written" if changed else "nothing changed")
     elif args.action == "make":
+        if not (args.results / STUDY).is_file():
+            raise UserError(f"{args.results} holds no study; `snakemake --cores all` makes one")
         publish(args.results, args.out)
         log.info("published in %s", args.out)
     else:
-        rebuild(args.published, args.out)
+        if not (args.published / STUDY).is_file():
+            found = sorted(path.parent.name for path in args.published.parent.glob(f"*/{STUDY}"))
+            there = f"published are {', '.join(found)}" if found else "nothing is published there"
+            raise UserError(f"{args.published} holds no published study; {there}")
+        try:
+            rebuild(args.published, args.out)
+        except UserError as error:  # its way out is for studies that were made here
+            problem = str(error).partition("; delete")[0]
+            raise UserError(
+                f"{problem}; the files of {args.published} come from version control: restore them"
+            ) from None
         log.info("rebuilt in %s", args.out)

@@ -96,9 +96,10 @@ def lost_files(study: Study, results: Path) -> dict[str, str]:
     found, out = {}, results / study.name
     for run in study.runs():
         summary = out / TRAIN.output.format(run=run)
-        if summary.is_file():
-            for name in RunFolder(summary.parent).lost():
-                found[str(summary.with_name(name))] = str(summary)
+        if not summary.is_file():
+            continue
+        for name in RunFolder(summary.parent).lost():
+            found[str(summary.with_name(name))] = str(summary)
         probe = out / PROBE.output.format(run=run)
         if (out / PROBES.output).is_file() and not probe.is_file():
             found[str(probe)] = str(out / PROBES.output)

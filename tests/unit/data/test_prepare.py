@@ -269,6 +269,28 @@ def test_changed_files_are_prepared_again(prepared: Path, tmp_path: Path, texts:
     ]  # fmt: skip
 
 
+def test_other_code_prepares_again(
+    prepared: Path, tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks for it, and not only when Snakemake has removed something before."""
+
+    def again() -> bool:
+        before = (prepared / "manifest.json").stat().st_mtime_ns
+        prepare(settings(f"{texts}/*.txt"), prepared, tmp_path / "lock.json", part_bytes=400)
+        return (prepared / "manifest.json").stat().st_mtime_ns != before
+
+    assert not again()
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "digest_of_modules", lambda names: "another")
+        assert again()
+    assert again()
+    assert not again()
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    del manifest["code"]  # as those were that are older than it
+    (prepared / "manifest.json").write_text(json.dumps(manifest))
+    assert not again()
+
+
 def test_other_settings_do_not_overwrite(prepared: Path, tmp_path: Path, texts: Path) -> None:
     before = content(prepared)
     with pytest.raises(UserError, match="prepared with other settings"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,8 +19,10 @@ from mhclite.cli import main
 from mhclite.connections.public import make
 from mhclite.connections.registry import VARIANTS
 from mhclite.data.prepare import prepare
+from mhclite.errors import UserError
+from mhclite.planning import check
 from mhclite.runs.folder import RunFolder
-from mhclite.study.reading import load_study
+from mhclite.study.reading import load_study, parse_study
 from mhclite.study.sections import RESULTS
 from mhclite.training.loop import train
 
@@ -81,6 +84,50 @@ def test_check_accepts_what_can_be_trained_and_nothing_else(
             assert f"n_streams = {n}: " in capsys.readouterr().err
             with pytest.raises(ValueError, match=f"n_streams = {n}: "):
                 make(variant, n, 8)
+
+
+TRAINING = {"train", "probe", "resolve"}
+DRAWING = {"collect", "evidence", "track"}
+
+
+@pytest.mark.parametrize(
+    ("training", "steps", "gpu", "lacks"),
+    [
+        ({"device": "cuda"}, TRAINING, False, "training.device is cuda"),
+        ({"device": "cuda"}, {"probe"}, False, "training.device is cuda"),
+        ({"device": "cuda"}, DRAWING, False, None),  # results that came home
+        ({"device": "cuda", "compile": True}, TRAINING, True, None),  # Triton has its own
+        ({"device": "cpu", "compile": True}, TRAINING, False, "training.compile is true"),
+        ({"device": "cpu", "compile": True}, {"throughput"}, True, "training.compile is true"),
+        ({"device": "auto", "compile": True}, TRAINING, False, "training.compile is true"),
+        ({"device": "auto", "compile": True}, TRAINING, True, None),
+        ({"device": "cpu", "compile": True}, DRAWING | {"probe"}, False, None),
+    ],
+)
+@pytest.mark.parametrize("condition", [False, True])
+def test_what_a_machine_lacks_is_known_before_the_first_job(
+    training: dict[str, Any],
+    steps: set[str],
+    gpu: bool,
+    lacks: str | None,
+    condition: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study: dict[str, Any] = yaml.safe_load(SMOKE.read_text())
+    if condition:
+        study["conditions"]["changed"] = {"title": "Changed", "training": training}
+    else:
+        study["training"] |= training
+    monkeypatch.setenv("CXX", "/nowhere/g++ -O1")
+    monkeypatch.setattr(check, "sees_gpu", lambda: gpu)
+    if lacks is None:
+        check.check_machine(parse_study(study), steps)
+    else:
+        with pytest.raises(UserError, match=lacks):
+            check.check_machine(parse_study(study), steps)
+    monkeypatch.setenv("CXX", f"{sys.executable} -c")  # one that is there
+    if lacks != "training.device is cuda":
+        check.check_machine(parse_study(study), steps)
 
 
 def parquet(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -66,6 +67,8 @@ def place(study: Path) -> Callable[..., Path]:
             diverged = step if status == "diverged" else None
             summary = run_summary(config, "k", status=status, diverged_step=diverged)
             write_json(folder / "summary.json", to_json(summary))
+            for name in ("metrics.jsonl", "mixing.jsonl"):
+                (folder / name).touch()
         if log is not None:
             (out / "logs" / "train").mkdir(parents=True, exist_ok=True)
             (out / "logs" / "train" / f"{run}.log").write_text(log)
@@ -179,6 +182,26 @@ def test_other_code_or_text_is_outdated(why: str, study: Path, place: Callable[.
         assert status.outdated(config, None, replace(record, code="another")) == why
     else:
         assert status.outdated(config, "another", record) == why
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "mixing.jsonl"])
+def test_a_file_that_a_finished_run_lost(
+    name: str, study: Path, place: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = place("sotu-d2-hc-s0", 100, status="completed")
+    (folder / name).unlink()
+    lines = said(study, capsys)
+    assert "1 damaged" in lines[0]
+    assert lines[1].split() == ["damaged", "sotu-d2-hc-s0", name, "is", "gone"]
+    assert str(folder / name) in lines[-1]  # what the start of the DAG says
+
+
+def test_a_run_whose_folder_is_gone_has_not_failed(
+    study: Path, place: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = "12:00:00 step 100 of 100: loss 4.8034\n"
+    shutil.rmtree(place("sotu-d2-hc-s0", 100, status="completed", log=log))
+    assert "1 damaged" in said(study, capsys)[0]
 
 
 def test_durations() -> None:
