@@ -215,8 +215,7 @@ def introduction(results: Results) -> str:
         f"({listed([results.model_label(model) for model in results.models])}) and "
         f"{counted(len(results.seeds), 'seed')}; {_diverged(runs)} diverged."
         + (
-            f" {counted(len(changed), 'further run')} "
-            f"{'changes' if len(changed) == 1 else 'change'} one setting at a time; "
+            f" {counted(len(changed), 'further run')} with changed settings; "
             f"{_diverged(changed)} of these diverged."
             if len(changed)
             else ""

@@ -238,7 +238,8 @@ def sinkhorn_inputs(results: Results) -> Figure:
     if not cells:
         names = " or ".join(map(results.label, iterated))
         return empty_figure(f"No run of {names} reached its last step.")
-    figure, panels = wrapped_grid(len(cells), 1.9, beside=2 if len(cells) <= 4 else 4)
+    narrow = len(cells) > 4
+    figure, panels = wrapped_grid(len(cells), 1.9, beside=4 if narrow else 2)
     for panel, (corpus, model, variant) in zip(panels, cells, strict=True):
         probes = results.mixing(corpus, model, variant).values()
         edges, shares, above, highest = sinkhorn_histogram(probes)
@@ -255,17 +256,19 @@ def sinkhorn_inputs(results: Results) -> Figure:
         panel.axvline(SINKHORN_LIMIT, color=INK, linewidth=1, linestyle=(0, (3, 2)))
         panel.annotate(
             f"{100 * above:.3g} % above {SINKHORN_LIMIT}\nlargest {highest:.1f}",
-            (SINKHORN_LIMIT, 0.98),
-            xycoords=("data", "axes fraction"),
-            xytext=(4, 0),
+            (1 if narrow else SINKHORN_LIMIT, 0.98),
+            xycoords=("axes fraction" if narrow else "data", "axes fraction"),
+            xytext=(0 if narrow else 4, 0),
             textcoords="offset points",
+            ha="right" if narrow else "left",
             va="top",
             fontsize=7,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1} if narrow else None,
         )
         place = results.panel_title(corpus, model)
         panel.set(
             title=f"{place}, {results.label(variant)}" if len(iterated) > 1 else place,
-            xlabel="log(1/ν) of a Sinkhorn input",
+            xlabel="log(1/ν)" if narrow else "log(1/ν) of a Sinkhorn input",
             ylabel="share of inputs (%)",
             xlim=(0, max(1.4 * SINKHORN_LIMIT, min(highest, edges[-1]) * 1.05)),
             ylim=(0, 130 * shares.max()),  # room for the text above the bars
