@@ -17,20 +17,32 @@ if not workflow.overwrite_configfiles:
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
-include: "workflow/rules/training.smk"
-include: "workflow/rules/measuring.smk"
-include: "workflow/rules/evidence.smk"
-include: "workflow/rules/tracking.smk"
+
+
+if STUDY.sweep:
+
+    include: "workflow/rules/sweep.smk"
+
+else:
+
+    include: "workflow/rules/training.smk"
+    include: "workflow/rules/measuring.smk"
+    include: "workflow/rules/evidence.smk"
+    include: "workflow/rules/tracking.smk"
 
 
 rule all:
     default_target: True
     input:
-        f"{OUT}/report.html",
-        f"{OUT}/mlflow.json",
+        (
+            rules.rates.output
+            if STUDY.sweep
+            else [f"{OUT}/report.html", f"{OUT}/mlflow.json"]
+        ),
 
 
-look_for_what_is_lost(rules.resolve, rules.collect, rules.evidence)
+if not STUDY.sweep:
+    look_for_what_is_lost(rules.resolve, rules.collect, rules.evidence)
 
 
 report: "workflow/report/study.rst"

@@ -43,6 +43,8 @@ GROUPS: Groups = {
         "critical": Step(
             "mhclite.measure.critical", "search the learning rate at which a run ceases to learn"
         ),
+        "sweep": Step("mhclite.measure.sweep", "find the learning rate of one arm"),
+        "rates": Step("mhclite.evidence.rates", "gather the learning rates of all arms"),
         "throughput": Step("mhclite.measure.throughput", "time every variant of one model size"),
         "stability": Step("mhclite.measure.stability", "find spikes and divergence in all runs"),
         "collect": Step("mhclite.evidence.collect", "gather all runs into tidy tables"),

@@ -7,7 +7,7 @@ file that it writes, its log, and a digest of what decides that file.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mhclite.config import RunConfig
@@ -20,10 +20,10 @@ from mhclite.study.settings import Study
 
 @dataclass(frozen=True)
 class Step:
-    """A step that is made once per run, once per model size, or once (no wildcard)."""
+    """A step that is made once per run, per arm, per model size, or once (no wildcard)."""
 
     name: str  # of the command, of the rule and of the folder of its logs
-    output: str  # under results/<study>/, with {run} or {model}
+    output: str  # under results/<study>/, with {run}, {arm} or {model}
 
     @property
     def log(self) -> str:
@@ -34,7 +34,7 @@ class Step:
 
     @property
     def wildcard(self) -> str:
-        """What it is made of: `run` or `model`; empty: everything."""
+        """What it is made of: `run`, `arm` or `model`; empty: everything."""
         return self.output.partition("{")[2].partition("}")[0]
 
 
@@ -44,6 +44,8 @@ TRAIN = Step("train", "runs/{run}/summary.json")
 PROBE = Step("probe", "probes/{run}.json")
 PROBES = Step("probe", "probes.json")  # those of all runs in one process; what each was made of
 CRITICAL = Step("critical", "critical/{run}.json")
+SWEEP = Step("sweep", "sweep/{arm}.json")
+RATES = "learning-rates.yaml"  # under results/<study>/: what a sweep comes to
 THROUGHPUT = Step("throughput", "throughput/{model}.json")
 
 
@@ -129,10 +131,31 @@ def critical(study: Study, config: RunConfig) -> Job:
     )
 
 
+def sweep(study: Study, arm: str) -> Job:
+    """Find the learning rate of an arm."""
+    assert study.sweep is not None
+    runs = study.arms()[arm]
+    settings = study.sweep.model_dump() | {"seeds": [config.seed for config in runs]}
+    config = replace(runs[0], run=arm)
+    output = SWEEP.output.format(arm=arm)
+    return Job(
+        SWEEP.name,
+        output,
+        SWEEP.log.format(arm=arm),
+        [
+            *("--config", json.dumps(config.to_json(), sort_keys=True)),
+            *("--corpus", str(corpus_folder(study, config.corpus))),
+            *("--settings", json.dumps(settings, sort_keys=True)),
+            *("--out", str(results_folder(study) / output)),
+        ],
+        step_digest("measure.sweep", [config.connection.variant]),
+    )
+
+
 def throughput(study: Study, model: str) -> Job:
     """Time training steps of every variant at one model size; `--threads` is up to the caller."""
     output = THROUGHPUT.output.format(model=model)
-    variants = dict.fromkeys(["residual", *study.variants])
+    variants = dict.fromkeys(["residual", *study.variants_of(model)])
     return Job(
         THROUGHPUT.name,
         output,

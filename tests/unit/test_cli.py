@@ -25,7 +25,7 @@ FROZEN = Path(__file__).with_name("command_line.txt")
 
 # What a machine with only torch and numpy (and Triton) lacks.
 MISSING = ["pydantic", "yaml", "pandas", "scipy", "matplotlib", "mlflow", "snakemake", "tabulate"]
-BARE = ("train", "probe", "critical", "throughput", "gpu-session")  # run there
+BARE = ("train", "probe", "critical", "sweep", "throughput", "gpu-session")  # run there
 MISSING += ["tiktoken", "tokenizers", "datasets", "pyarrow", "tqdm"]
 
 

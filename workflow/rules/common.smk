@@ -62,6 +62,7 @@ except UserError as error:
     sys.exit(f"error: {error}")
 
 RUNS = STUDY.runs()
+ARMS = STUDY.arms()
 RESOLVED = to_json(resolve(STUDY, CLAIMS))
 NODES = STUDY.nodes()
 CORPORA = {STUDY.corpus_folder(name).split("/")[1]: name for name in STUDY.corpora}
@@ -98,6 +99,7 @@ resource_scopes:
 
 wildcard_constraints:
     run="[a-z0-9_-]+",
+    arm="[a-z0-9_-]+",
     model="[a-z0-9_]+",
     corpus="[a-z0-9_-]+",
 
@@ -190,7 +192,9 @@ def asked(wildcards):
     """No file. Snakemake asks while it builds the DAG, for each job whose output has a wildcard."""
     begin()
     for kind, name in wildcards.items():
-        names = {"run": RUNS, "model": STUDY.models, "corpus": CORPORA}[kind]
+        names = {"run": RUNS, "arm": ARMS, "model": STUDY.models, "corpus": CORPORA}[
+            kind
+        ]
         if name not in names:
             close = get_close_matches(name, names, n=1) or list(names)[:3]
             # Not an exception: Snakemake's words around it are longer than what it says.

@@ -1,4 +1,7 @@
 rule resolve:
+    input:
+        # Parsed above already: named so that Snakemake knows it, too.
+        (STUDY.learning_rates and STUDY.learning_rates.file) or [],
     output:
         study=f"{OUT}/resolved.json",
         runs=f"{OUT}/runs.txt",

@@ -14,6 +14,7 @@ PROBE_SCHEMA = 3
 THROUGHPUT_SCHEMA = 3
 STABILITY_SCHEMA = 3
 CRITICAL_SCHEMA = 1
+SWEEP_SCHEMA = 1
 
 
 def _again(path: Path) -> str:
@@ -376,3 +377,51 @@ def read_critical(path: Path, run: str) -> Critical:
     return read_record(
         Critical, path, f"the critical rate of run {run}", CRITICAL_SCHEMA, _again(path)
     )
+
+
+# --- sweep of learning rates ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """The section `sweep` of a study, and the seeds of the grid."""
+
+    ratio: float
+    steps: int
+    widest: int
+    finalists: int
+    final_seeds: list[int]
+    band: float  # nats per token
+    seeds: list[int]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a sweep. It belongs to the grid unless its seed is a final one."""
+
+    rate: float
+    seed: int
+    steps: int
+    loss: float | None  # final validation loss, nats per token; None if it diverged
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """sweep/<arm>.json."""
+
+    schema: int
+    corpus: str
+    model: str
+    condition: str
+    variant: str
+    settings: SweepSettings
+    shared_rate: float  # of the model size
+    bracketed: bool  # the best of the grid is inside it
+    rate: float | None  # None: not bracketed, or every finalist diverged
+    band: list[float] | None  # least and largest rate that end so close to the best of the grid
+    trials: list[Trial]
+
+
+def read_sweep(path: Path) -> Sweep:
+    """Sweep of an arm; `UserError` if missing, damaged or of another version."""
+    return read_record(Sweep, path, f"the sweep of {path.stem}", SWEEP_SCHEMA, _again(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from mhclite.errors import UserError
-from mhclite.study.sections import DECIMAL
+from mhclite.study.sections import DECIMAL, LearningRates
 from mhclite.study.settings import Study
 from mhclite.study.text_files import matching
 from mhclite.study.wording import one_line
@@ -20,11 +21,18 @@ from mhclite.study.wording import one_line
 def parse_study(config: Any, source: str = "study") -> Study:
     """Validate a study given as a dictionary, and find the local files that it names.
 
+    A file of learning rates that it names is read, relative to the working folder.
+
     Raises:
         UserError: in one line, what is not possible.
     """
     if not isinstance(config, dict):
         raise UserError(f"{source}: a study is a mapping of keys to values, not {config!r:.60}")
+    rates = config.get("learning_rates")
+    if isinstance(rates, str):
+        config = {**config, "learning_rates": read_learning_rates(rates, source)}
+    elif not (rates is None or isinstance(rates, dict | LearningRates)):
+        raise UserError(f"{source}: learning_rates: the path of a file, not {rates!r:.60}")
     try:
         study = Study.model_validate(config)
     except ValidationError as error:
@@ -117,3 +125,23 @@ def read_yaml(path: str | Path, what: str) -> Any:
 def load_study(path: str | Path) -> Study:
     """Read and validate a study file (YAML)."""
     return parse_study(read_yaml(path, "study file"), str(path))
+
+
+def read_learning_rates(path: str, source: str) -> LearningRates:
+    """A file of learning rates (YAML); `UserError` in one line if it is none.
+
+    Args:
+        source: the study that names it.
+    """
+    if not os.path.isfile(path):
+        raise UserError(
+            f"{source}: learning_rates: there is no file {path!r:.200}: a study with a `sweep` makes "
+            "it (docs/experiments.md), or write it by hand (docs/configuration.md)"
+        )
+    content = read_yaml(path, "learning rates")
+    if not isinstance(content, dict):
+        raise UserError(f"learning rates {path}: a mapping with `arms`, not {content!r:.60}")
+    try:
+        return LearningRates.model_validate({**content, "file": path})
+    except ValidationError as error:
+        raise UserError(f"learning rates {path}: {one_line(error, LearningRates)}") from None

@@ -41,6 +41,7 @@ def as_one_line(text: Any) -> Any:
 OneLine = Annotated[str, BeforeValidator(as_one_line), Field(min_length=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 NO_PASSWORD = (
     "a password does not belong there: it would be written into results; set "
     "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
@@ -220,12 +221,16 @@ class Model(Settings):
     n_embd: PositiveInt = Field(description="width C of a stream")
     block_size: PositiveInt = Field(description="context length T in tokens")
     learning_rate: PositiveFloat = Field(
-        description="peak learning rate of all variants, or where a sweep begins"
+        description="peak learning rate of all variants; where a `sweep` begins; with "
+        "`learning_rates` that of throughput alone"
     )
     qk_norm: bool = Field(
         False,
         description="RMS norm of the queries and keys of each head, with a learned gain: it bounds "
         "the attention's logits",
+    )
+    variants: list[str] | None = Field(
+        None, description="variants trained at this size; left out: all of the study's", min_length=1
     )
 
     @model_validator(mode="after")
@@ -405,7 +410,7 @@ class Condition(Settings):
         {}, description="settings of the model sizes with other values: `qk_norm`"
     )
     learning_rate_factor: PositiveFloat = Field(
-        1.0, description="the model's peak learning rate is multiplied by this"
+        1.0, description="the peak learning rate is multiplied by this"
     )
     match_parameters: str | None = Field(
         None,
@@ -491,6 +496,83 @@ class CriticalRate(Settings):
         if value != sorted(set(value)):
             raise ValueError(f"{value} must rise from one to the next")
         return value
+
+
+class Sweep(Settings):
+    """The search for the learning rate of every arm: of each variant, under the study's own settings
+    and under each condition that tries it, at each size and corpus. Such a study makes a file of
+    learning rates and nothing else; its `seeds` are those of the grid.
+    """
+
+    ratio: Annotated[float, Field(ge=1.1, le=100)] = Field(
+        2.0, description="each rate of the grid over the one below it"
+    )
+    steps: PositiveInt = Field(
+        description="steps of the grid's runs; warm-up and intervals are those of `training` in "
+        "proportion"
+    )
+    widest: Annotated[int, Field(ge=1, le=10)] = Field(
+        4,
+        description="the grid begins with one rate to either side of the size's, and grows where "
+        "the best is at its edge, up to so many to that side",
+    )
+    finalists: Annotated[int, Field(ge=1, le=3)] = Field(
+        2, description="best rates of the grid that are trained for `training.steps`; the best wins"
+    )
+    final_seeds: list[Seed] = Field(
+        description="seeds of these, none of the grid's", min_length=1
+    )
+    band: PositiveFloat = Field(
+        0.02,
+        description="nats per token: also reported are the rates that end so close to the best",
+    )
+
+
+class Trial(Settings):
+    """One training of a sweep."""
+
+    rate: PositiveFloat
+    seed: Seed
+    steps: PositiveInt
+    loss: float | None = Field(description="final validation loss; none if it diverged")
+
+
+class ArmRate(Settings):
+    """The learning rate of one arm, with what it was chosen from."""
+
+    corpus: str
+    model: str
+    condition: str = BASE
+    variant: str
+    rate: PositiveFloat | None = Field(description="none where the sweep could choose none")
+    bracketed: bool | None = Field(
+        None, description="whether the grid's best was inside it; left out: given by hand"
+    )
+    shared_rate: PositiveFloat | None = Field(None, description="the size's, factor 1")
+    band: tuple[PositiveFloat, PositiveFloat] | None = None
+    trials: list[Trial] = []
+
+
+class LearningRates(Settings):
+    """A file of learning rates: what a study with a `sweep` makes, or written by hand."""
+
+    file: str = Field("", description="filled in where it is read")
+    study: str | None = Field(None, description="the sweep's")
+    rule: Sweep | None = Field(None, description="the section `sweep` that they were chosen by")
+    arms: list[ArmRate] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _one_rate_each(self) -> Self:
+        if len(self.by_arm) < len(self.arms):
+            names = [(a.corpus, a.model, a.condition, a.variant) for a in self.arms]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"arms: {', '.join(twice)} is there twice")
+        return self
+
+    @property
+    def by_arm(self) -> dict[tuple[str, str, str, str], ArmRate]:
+        """(corpus, model, condition, variant) -> its entry."""
+        return {(a.corpus, a.model, a.condition, a.variant): a for a in self.arms}
 
 
 class Throughput(Settings):

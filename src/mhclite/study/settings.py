@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import replace
-from itertools import product
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 from pydantic import (
     Field,
@@ -35,13 +34,16 @@ from mhclite.study.sections import (
     Connections,
     Corpus,
     CriticalRate,
+    LearningRates,
     Model,
     Name,
     Probe,
+    Seed,
     Settings,
     Sinkhorn,
     Stability,
     Statistics,
+    Sweep,
     Throughput,
     Tokenizer,
     Tracking,
@@ -61,13 +63,22 @@ class Study(Settings):
     tokenizer: Tokenizer
     models: dict[Name, Model] = Field(description="model sizes by name", min_length=1)
     variants: list[str] = Field(description="residual variants", min_length=1)
-    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
+    seeds: list[Seed] = Field(
         description="each seed fixes backbone and batches, for all variants alike", min_length=1
     )
     connections: Connections = Connections()
     training: Training
     conditions: dict[Name, Condition] = Field(
         {}, description="further runs, each group with some settings changed"
+    )
+    sweep: Sweep | None = Field(
+        None,
+        description="search for the learning rate of every arm, in place of the study's own runs",
+    )
+    learning_rates: LearningRates | None = Field(
+        None,
+        description="a file that a study with a `sweep` made: every run takes the rate of its arm; "
+        "left out: that of its size",
     )
     probe: Probe = Probe()
     sinkhorn: Sinkhorn | None = Field(
@@ -120,11 +131,54 @@ class Study(Settings):
         for variant in self.variants:
             n = n_streams(variant, self.connections)
             check_streams(variant, n, self.connections.permutations)
+        for name, model in self.models.items():
+            own = model.variants or []
+            for variant in own:
+                if variant not in self.variants or own.count(variant) > 1:
+                    raise ValueError(
+                        f"models.{name}.variants: {variant!r} is there twice, or none of the "
+                        f"study's: {', '.join(self.variants)}"
+                    )
+        for variant in self.variants:
+            if not any(variant in self.variants_of(model) for model in self.models):
+                raise ValueError(f"variants: {variant} is trained at no size: see models.*.variants")
+        if self.sweep is not None:
+            self._sweep_is_possible(self.sweep)
+        if self.learning_rates is not None:
+            self._runs(BASE)  # its arms first: conditions have these too
         if BASE in self.conditions:
             raise ValueError(f"conditions: {BASE!r} names the study's own settings; choose another")
         for name, condition in self.conditions.items():
             self._condition_is_possible(name, condition)
+        if self.learning_rates is not None:
+            self.grid()
         return self
+
+    def _sweep_is_possible(self, sweep: Sweep) -> None:
+        for section in ("learning_rates", "critical_rate", "sinkhorn"):
+            if getattr(self, section) is not None:
+                raise ValueError(
+                    f"{section}: a study with a sweep makes learning rates and nothing else; leave "
+                    f"`{section}` or `sweep` out"
+                )
+        if sweep.steps > self.training.steps:
+            raise ValueError(
+                f"sweep.steps = {sweep.steps} must be at most training.steps = "
+                f"{self.training.steps}, for which the best are trained"
+            )
+        if len(set(sweep.final_seeds)) < len(sweep.final_seeds):
+            raise ValueError(f"sweep.final_seeds has an entry twice: {sweep.final_seeds}")
+        if both := set(self.seeds) & set(sweep.final_seeds):
+            raise ValueError(
+                f"sweep.final_seeds: {min(both)} is one of `seeds`, by which the best of the grid "
+                "were found: choose another"
+            )
+        for name, condition in self.conditions.items():
+            if condition.learning_rate_factor != 1:
+                raise ValueError(
+                    f"conditions.{name}.learning_rate_factor: a sweep finds the rate that it "
+                    "multiplies; leave it out here"
+                )
 
     def _condition_is_possible(self, name: str, condition: Condition) -> None:
         for section in ("connections", "training"):
@@ -148,17 +202,21 @@ class Study(Settings):
         except ValidationError as error:
             raise ValueError(f"conditions.{name}: {one_line(error, Study)}") from None
         if condition.match_parameters is not None:
-            for model, variant in product(changed.models, condition.variants):
-                try:
-                    changed.mlp_width(model, variant, condition.match_parameters)
-                except ValueError as error:
-                    raise ValueError(f"conditions.{name}.match_parameters: {error}") from None
+            for model in changed.models:
+                for variant in changed.variants_of(model):
+                    try:
+                        changed.mlp_width(model, variant, condition.match_parameters)
+                    except ValueError as error:
+                        raise ValueError(f"conditions.{name}.match_parameters: {error}") from None
             return
         for variant in condition.variants:
             if (
                 changed.resolved_connection(variant) == self.resolved_connection(variant)
                 and changed.training == self.training
-                and all(size == self.models[model] for model, size in changed.models.items())
+                and all(
+                    changed.resolved_model(model) == self.resolved_model(model)
+                    for model in changed.models
+                )
             ):
                 raise ValueError(f"conditions.{name} changes nothing for {variant}")
 
@@ -166,15 +224,24 @@ class Study(Settings):
         """A study of one condition: its settings, variants, models and seeds alone."""
         change = self.conditions[condition]
         settings = self.model_dump() | {"conditions": {}, "variants": change.variants}
+        settings["learning_rates"] = self.learning_rates
         settings["connections"] |= change.connections
         settings["training"] |= change.training
         if change.models is not None:
             settings["models"] = {model: settings["models"][model] for model in change.models}
         if change.seeds is not None:
             settings["seeds"] = change.seeds
-        for model in settings["models"].values():
+        for name, model in list(settings["models"].items()):
             model |= change.model
             model["learning_rate"] *= change.learning_rate_factor
+            if model["variants"] is not None:
+                model["variants"] = [v for v in change.variants if v in model["variants"]]
+                if not model["variants"]:
+                    del settings["models"][name]
+        if not settings["models"]:
+            raise ValueError(
+                f"conditions.{condition}: no size that it is tried on has one of its variants"
+            )
         return Study.model_validate(settings)
 
     # --- the grid ---------------------------------------------------------------------------
@@ -195,14 +262,58 @@ class Study(Settings):
         """Folder of a prepared corpus under results/: its name and a digest of its settings."""
         return f"corpora/{corpus}-{digest_of(self.corpus_settings(corpus))[:8]}"
 
+    def variants_of(self, model: str) -> list[str]:
+        """Variants that are trained at a size, in the study's order."""
+        own = self.models[model].variants
+        return [variant for variant in self.variants if own is None or variant in own]
+
     def runs(self) -> dict[str, RunConfig]:
-        """Every run of the grid: id -> its resolved configuration."""
+        """Every run of the study: id -> its resolved configuration. A sweep has none of its own."""
+        return {} if self.sweep else self.grid()
+
+    def arms(self) -> dict[str, list[RunConfig]]:
+        """Every arm: its name -> its runs in the grid, which differ in their seed."""
+        found: dict[str, list[RunConfig]] = {}
+        for config in self.grid().values():
+            found.setdefault(config.run.removesuffix(f"-s{config.seed}"), []).append(config)
+        return found
+
+    def grid(self) -> dict[str, RunConfig]:
+        """Corpora x models x variants x seeds, and those of each condition."""
         runs = self._runs(BASE)
-        for name in self.conditions:
-            runs |= self.under(name)._runs(name, self.conditions[name].match_parameters)
+        for name, change in self.conditions.items():
+            of_arm = name
+            if not (change.connections or change.training or change.model or change.match_parameters):
+                of_arm = BASE  # another rate alone: so many times the one that was found
+            runs |= self.under(name)._runs(
+                name, change.match_parameters, of_arm, change.learning_rate_factor
+            )
         return runs
 
-    def _runs(self, condition: str, match: str | None = None) -> dict[str, RunConfig]:
+    def rate_of(self, corpus: str, model: str, condition: str, variant: str) -> float:
+        """Learning rate of an arm; `ValueError` if the study's file has none."""
+        rates = self.learning_rates
+        assert rates is not None
+        found = rates.by_arm.get((corpus, model, condition, variant))
+        if found is not None and found.rate is not None:
+            return found.rate
+        under = "" if condition == BASE else f", condition: {condition}"
+        arm = f"corpus: {corpus}, model: {model}{under}, variant: {variant}"
+        if found is None:
+            raise ValueError(
+                f"learning_rates: {rates.file} has no entry for {arm}: sweep it, or add "
+                f"`- {{{arm}, rate: NUMBER}}` to its `arms` by hand"
+            )
+        ends = ", ".join(f"{trial.rate:g}" for trial in found.trials)
+        why = "every finalist diverged" if found.bracketed else f"not bracketed by {ends}"
+        raise ValueError(
+            f"learning_rates: {rates.file} has no rate for {arm} ({why}): sweep it wider "
+            "(sweep.widest), or write its `rate` there by hand"
+        )
+
+    def _runs(
+        self, condition: str, match: str | None = None, of_arm: str = BASE, factor: float = 1.0
+    ) -> dict[str, RunConfig]:
         place = "" if condition == BASE else f"-{condition}"
         training = self.resolved_training()
         connections = {variant: self.resolved_connection(variant) for variant in self.variants}
@@ -211,7 +322,8 @@ class Study(Settings):
                 self.resolved_model(model),
                 mlp_width=None if match is None else self.mlp_width(model, variant, match),
             )
-            for model, variant in product(self.models, self.variants)
+            for model in self.models
+            for variant in self.variants_of(model)
         }
         runs = [
             RunConfig(
@@ -219,27 +331,35 @@ class Study(Settings):
                 corpus=corpus,
                 condition=condition,
                 seed=seed,
-                model=sizes[model, variant],
+                model=(
+                    sizes[model, variant]
+                    if self.learning_rates is None
+                    else replace(
+                        sizes[model, variant],
+                        learning_rate=factor * self.rate_of(corpus, model, of_arm, variant),
+                    )
+                ),
                 connection=connections[variant],
                 training=training,
             )
             for corpus in self.corpora
             for model in self.models
-            for variant in self.variants
+            for variant in self.variants_of(model)
             for seed in self.seeds
         ]
         return {config.run: config for config in runs}
 
-    def measured_connections(self) -> dict[str, ConnectionConfig]:
-        """Name -> connection of what throughput is measured for.
+    def measured_connections(self, model: str) -> dict[str, ConnectionConfig]:
+        """Name -> connection of what throughput is measured for at one size.
 
-        The variants, and `<variant>-<condition>` where a condition changes the number of streams.
+        Its variants, and `<variant>-<condition>` where a condition changes the number of streams.
         """
-        found = {variant: self.resolved_connection(variant) for variant in self.variants}
+        own = self.variants_of(model)
+        found = {variant: self.resolved_connection(variant) for variant in own}
         for name, condition in self.conditions.items():
             if "n_streams" in condition.connections:
                 changed = self.under(name)
-                for variant in condition.variants:
+                for variant in filter(own.__contains__, condition.variants):
                     found[f"{variant}-{name}"] = changed.resolved_connection(variant)
         return found
 
@@ -247,7 +367,7 @@ class Study(Settings):
         """What `throughput` needs to know of one model size."""
         return ThroughputConfig(
             model=self.resolved_model(model),
-            connections=self.measured_connections(),
+            connections=self.measured_connections(model),
             training=self.resolved_training(),
             rounds=self.throughput.rounds,
             warmup_rounds=self.throughput.warmup_rounds,
@@ -265,7 +385,7 @@ class Study(Settings):
 
     def resolved_model(self, model: str) -> ModelConfig:
         """A model size with its name and vocabulary."""
-        sizes = self.models[model].model_dump()
+        sizes = self.models[model].model_dump(exclude={"variants"})
         return ModelConfig(name=model, vocab_size=self.tokenizer.vocab_size, **sizes)
 
     def mlp_width(self, model: str, variant: str, as_with: str) -> int:

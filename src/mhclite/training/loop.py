@@ -270,8 +270,10 @@ def train(
     corpus: Path,
     path: Path,
     begun: Callable[[str], None] = lambda key: None,
-) -> None:
+) -> list[int]:
     """Train a run to its end, or continue it from its last checkpoint.
+
+    Returns signals that came too late to stop it: whoever has more to do stops there.
 
     Args:
         config: one of `Study.runs()`.
@@ -298,8 +300,9 @@ def train(
             log.info("%s is finished already: nothing to do", config.run)
             if group.is_main:
                 folder.clear()  # a kill may have come before it
-            return
-        _train(config, corpus, manifest, folder, key, group, stopped, begun)
+        else:
+            _train(config, corpus, manifest, folder, key, group, stopped, begun)
+    return stopped
 
 
 def _train(
