@@ -59,9 +59,15 @@ def pack(study_file: Path, out: Path) -> None:
     Corpora that are not prepared yet are prepared first, by the workflow.
 
     Raises:
-        UserError: `out` exists, a corpus cannot be prepared, or runs are spread over nodes.
+        UserError: `out` exists, a corpus cannot be prepared, runs are spread over nodes, or the
+            study is a sweep.
     """
     study = load_study(study_file)
+    if study.sweep is not None:
+        raise UserError(
+            f"study {study.name!r} is a sweep, and a bundle holds runs: sweep with `snakemake`, "
+            "then pack the study that takes its rates"
+        )
     nodes = max(study.nodes().values())
     if nodes > 1:
         raise UserError(f"training.nodes is {nodes}, and a bundle is for one machine: set it to 1")

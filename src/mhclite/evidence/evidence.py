@@ -18,7 +18,15 @@ from mhclite.evidence.exhibits import FIGURES, TABLES, shown
 from mhclite.evidence.report import page
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.style import save, style
-from mhclite.evidence.table_format import Table, fixed, missing, percent_of, plus_minus, write_table
+from mhclite.evidence.table_format import (
+    NONE,
+    Table,
+    fixed,
+    missing,
+    percent_of,
+    plus_minus,
+    write_table,
+)
 from mhclite.evidence.topics.losses import best_rows, results_data
 from mhclite.files import write_text
 
@@ -68,7 +76,8 @@ def terminal_table(results: Results) -> str:
     blocks = []
     for corpus in results.corpora:
         rows = [
-            [results.label(variant)] + [cells[corpus, model, variant] for model in results.models]
+            [results.label(variant)]
+            + [cells.get((corpus, model, variant), NONE) for model in results.models]
             for variant in results.variants
         ]
         headings = [corpus, *(results.model_label(model) for model in results.models)]

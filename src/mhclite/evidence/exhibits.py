@@ -56,6 +56,7 @@ NEEDS: dict[str, Callable[[dict[str, Any]], bool]] = {
     ),
     # A study that was published before there was such a section has no such key.
     "critical_rate": lambda study: bool(study.get("critical_rate")),
+    "learning_rates": lambda study: bool(study.get("learning_rates")),
     "streams": lambda study: any(
         "n_streams" in condition["connections"] for condition in study["conditions"].values()
     ),

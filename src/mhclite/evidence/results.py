@@ -97,6 +97,11 @@ class Results:
         """variant -> its name for readers."""
         return {variant: self.label(variant) for variant in self.variants}
 
+    def variants_of(self, model: str) -> list[str]:
+        """Residual variants of a model size."""
+        own = self.settings["models"][model].get("variants")  # older studies have no such key
+        return [variant for variant in self.variants if own is None or variant in own]
+
     def n_layer(self, model: str) -> int:
         """Blocks of a model size."""
         return int(self.settings["models"][model]["n_layer"])
@@ -150,7 +155,11 @@ class Results:
 
     def cells(self) -> list[tuple[str, str, str]]:
         """(corpus, model, variant): the cells of the grid, whose runs differ in their seed only."""
-        return [(*panel, variant) for panel in self.panels() for variant in self.variants]
+        return [
+            (corpus, model, variant)
+            for corpus, model in self.panels()
+            for variant in self.variants_of(model)
+        ]
 
     def panel_title(self, corpus: str, model: str) -> str:
         """Title of a panel: depth, and the corpus where there are several."""

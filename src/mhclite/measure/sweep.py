@@ -176,7 +176,9 @@ def sweep_settings(text: str) -> SweepSettings:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite sweep`."""
     parser.add_argument(
-        "--config", required=True, help="resolved configuration of a run of the arm (JSON, or @FILE)"
+        "--config",
+        required=True,
+        help="resolved configuration of a run of the arm (JSON, or @FILE)",
     )
     parser.add_argument(
         "--corpus", required=True, type=folder_path, help="folder of a prepared corpus"

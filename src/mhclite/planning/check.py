@@ -77,8 +77,8 @@ def check_machine(study: Study, steps: set[str]) -> None:
     Raises:
         UserError: there is no GPU, or no compiler.
     """
-    settings = [config.training for config in study.runs().values()]
-    on_device = {"train", "probe", "critical", "throughput"} & steps
+    settings = [config.training for config in study.grid().values()]
+    on_device = {"train", "probe", "critical", "sweep", "throughput"} & steps
     if on_device and any(training.device == "cuda" for training in settings) and not sees_gpu():
         raise UserError(
             "training.device is cuda, but torch sees no GPU on this machine: set it to auto or "
@@ -88,7 +88,9 @@ def check_machine(study: Study, steps: set[str]) -> None:
     if shutil.which(compiler.split()[0] if compiler.strip() else "g++") is not None:
         return
     for_cpu = [training.device for training in settings if training.compile]
-    if {"train", "throughput"} & steps and ("cpu" in for_cpu or (for_cpu and not sees_gpu())):
+    if {"train", "sweep", "throughput"} & steps and (
+        "cpu" in for_cpu or (for_cpu and not sees_gpu())
+    ):
         raise UserError(
             f"training.compile is true, but there is no C++ compiler {compiler!r} on this machine: "
             "install it (Debian, Ubuntu: apt install g++), name another in CXX, or set it to false"
@@ -109,8 +111,17 @@ def run(args: argparse.Namespace) -> int:
         check_nodes(study)
         check_windows(study)
         if args.runs:
-            for config in study.runs().values():
+            for config in study.grid().values():
                 print(json.dumps(config.to_json()))
+            continue
+        if study.sweep is not None:
+            (least, most), final = study.sweep.trainings(len(study.seeds))
+            arms = len(study.arms())
+            print(
+                f"{path}: study {study.name!r} is valid: a sweep of {arms} arms, of {least} to "
+                f"{most} trainings of {study.sweep.steps} steps and {final} of "
+                f"{study.training.steps} each"
+            )
             continue
         runs = len(study.runs())
         tokens = [
@@ -118,10 +129,12 @@ def run(args: argparse.Namespace) -> int:
             for m in study.models.values()
         ]
         number = len(study.conditions)
+        counts = sorted({len(study.variants_of(model)) for model in study.models})
+        variants = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
         further = f", and {number} condition{'s' * (number != 1)}" if number else ""
         print(
             f"{path}: study {study.name!r} is valid: {runs} runs ({len(study.corpora)} corpora x "
-            f"{len(study.models)} models x {len(study.variants)} variants x {len(study.seeds)} "
+            f"{len(study.models)} models x {variants} variants x {len(study.seeds)} "
             f"seeds{further}), {study.training.steps} steps and up to {max(tokens):,} tokens each"
         )
     return 0

@@ -256,7 +256,9 @@ def _sum(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "runs": sum(row["runs"] for row in rows),
         "device_hours": hours,
         "days": {gpus: None if hours is None else hours / 24 / gpus for gpus in GPUS},
-        "disk_bytes": sum(row["runs"] * size for row, size in zip(rows, per_run, strict=True)),
+        "disk_bytes": sum(
+            row["runs"] * size + row["trial_bytes"] for row, size in zip(rows, per_run, strict=True)
+        ),
     }
 
 
@@ -265,9 +267,10 @@ def _sum(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def as_text(plan: dict[str, Any]) -> str:
     """Costs and power as text, with what they rest on."""
-    return "\n".join(
-        [*_cost_lines(plan["costs"], plan["speeds"]), "", *_power_lines(plan["power"])]
-    )
+    lines = _cost_lines(plan["costs"], plan["speeds"])
+    if plan["power"] is not None:
+        lines += ["", *_power_lines(plan["power"])]
+    return "\n".join(lines)
 
 
 def time_of(hours: float | None) -> str:
@@ -313,7 +316,7 @@ def _cost_lines(found: dict[str, Any], sources: list[str]) -> list[str]:
     else:
         rests = (
             "Time: no speed was measured. `snakemake` measures it in the study's own throughput "
-            "step; `--throughput FILE` takes one from another study or from "
+            "step (a sweep has none); `--throughput FILE` takes one from another study or from "
             "`python -m mhclite.bench implementations`."
         )
     return [

@@ -38,7 +38,7 @@ def describe(
 
     `hours` in a row is the time of one run on one device, from the measured throughput; None where
     none was measured. `tries` are the trainings, of as many steps, that a search for critical
-    learning rates adds at most.
+    learning rates adds at most, or to which those of a sweep come at most: it has no runs.
 
     Args:
         results: folder in which finished runs, throughput and corpora are looked up.
@@ -47,8 +47,12 @@ def describe(
     """
     training = study.training
     runs = list(study.runs().values())
-    search = study.critical_rate
-    tries = 0 if search is None else len(search.factors) + search.halvings
+    search, sweep = study.critical_rate, study.sweep
+    tries: float = 0 if search is None else len(search.factors) + search.halvings
+    of_arms = [one[0] for one in study.arms().values()] if sweep else []
+    if sweep is not None:
+        (fewest, most), final = sweep.trainings(len(study.seeds))
+        tries = final + most * sweep.steps / training.steps
     rows: list[dict[str, Any]] = []
     sources: list[str] = []
     for model in study.models:
@@ -57,12 +61,13 @@ def describe(
         speeds, source = costs.speeds(study, model, results, throughput)
         sources += [source] * (source not in ("", *sources))
         plain, _ = counts(settings, RESIDUAL)
-        for variant in study.variants:
+        for variant in study.variants_of(model):
             parameters, flops = counts(settings, study.resolved_connection(variant))
             speed = speeds.get(variant)
             hours = None if speed is None else tokens / speed / 3600
             number = sum(
-                run.model.name == model and run.connection.variant == variant for run in runs
+                one.model.name == model and one.connection.variant == variant
+                for one in of_arms or runs
             )
             rows.append(
                 {
@@ -73,8 +78,12 @@ def describe(
                     "flops_per_token": flops,
                     "steps": training.steps,
                     "tokens": tokens,
-                    "runs": number,
+                    "runs": 0 if sweep else number,
+                    "arms": number if sweep else None,
                     "tries": number * tries,
+                    "trial_bytes": (
+                        number * tries * costs.RUN_BYTES_PER_STEP * training.steps if sweep else 0
+                    ),
                     "checkpoint_bytes": BYTES_PER_PARAMETER * parameters,
                     "tokens_per_second": speed,
                     "hours": hours,
@@ -100,14 +109,27 @@ def describe(
         "corpora": corpora,
         "totals": {
             "runs": len(runs),
-            "tries": tries * len(runs),
-            "tokens": sum(run.training.steps * run.tokens_per_step for run in runs),
+            "tries": tries * len(of_arms or runs),
+            "sweep": (
+                None
+                if sweep is None
+                else {
+                    "arms": len(of_arms),
+                    "least": len(of_arms) * (fewest + final),
+                    "most": len(of_arms) * (most + final),
+                }
+            ),
+            "tokens": (
+                round(sum(row["tries"] * row["tokens"] for row in rows))
+                if sweep
+                else sum(run.training.steps * run.tokens_per_step for run in runs)
+            ),
             "device_hours": cost["total"]["device_hours"],
         },
         "plan": {
             "costs": cost,
             "speeds": sources,
-            "power": costs.study_power(study, results, claims),
+            "power": None if sweep else costs.study_power(study, results, claims),
         },
     }
 
@@ -124,14 +146,14 @@ def as_text(found: dict[str, Any]) -> str:
             f"{row['steps']:,}",
             f"{row['tokens']:,}",
             f"{row['checkpoint_bytes'] / 2**20:,.1f}",
-            str(row["runs"]),
+            str(row["runs"] if row["arms"] is None else row["arms"]),
             costs.time_of(row["hours"]),
         ]
         for row in found["rows"]
     ]
     headings = [
         *("model", "variant", "parameters", "extra", "MFLOP/token", "steps", "tokens"),
-        *("checkpoint MiB", "runs", "time/run"),
+        *("checkpoint MiB", "arms" if found["totals"]["sweep"] else "runs", "time/run"),
     ]
     numeric = ["left", "left", *["right"] * (len(headings) - 2)]
     lines = [tabulate(rows, headings, disable_numparse=True, colalign=numeric), ""]
@@ -144,8 +166,15 @@ def as_text(found: dict[str, Any]) -> str:
             known = f"{corpus['train_tokens']:,} train tokens; epochs: {epochs}."
         lines.append(f"Corpus {name}: {known}{revision[:2].upper()}{revision[2:]}")
     totals = found["totals"]
-    lines.append(f"{totals['runs']:,} runs, {totals['tokens']:,} training tokens in total.")
-    if totals["tries"]:
+    if sweep := totals["sweep"]:
+        lines.append(
+            f"A sweep of {sweep['arms']:,} arms: {sweep['least']:,} to {sweep['most']:,} "
+            f"trainings, at most as long as {totals['tries']:,.0f} of {found['rows'][0]['steps']:,} steps "
+            f"({totals['tokens']:,} training tokens), which the times below are of."
+        )
+    else:
+        lines.append(f"{totals['runs']:,} runs, {totals['tokens']:,} training tokens in total.")
+    if totals["tries"] and not sweep:
         lines.append(
             f"The search for critical learning rates trains up to {totals['tries']:,} times more; "
             "it is in the times below."

@@ -200,6 +200,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print the keys of a study, or why one run is what it is."""
     study = load_study(args.study)
+    if study.sweep is not None:
+        raise UserError(
+            f"study {study.name!r} is a sweep and has no runs of its own; `python -m mhclite "
+            f"status {args.study}` shows its arms"
+        )
     corpora = corpus_digests(study, args.results)
     if args.why is None:
         print(table(study, corpora))

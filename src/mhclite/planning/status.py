@@ -7,9 +7,46 @@ import sys
 from pathlib import Path
 
 from mhclite.arguments import file_path, folder_path
+from mhclite.jobs import RATES, SWEEP
+from mhclite.measure.files import read_sweep
 from mhclite.planning.keys import changed_corpora, corpus_digests, lost_files, lost_in_words
-from mhclite.runs.status import report
+from mhclite.runs.folder import RunFolder
+from mhclite.runs.status import last_words, report
 from mhclite.study.reading import load_study
+from mhclite.study.settings import Study
+
+
+def sweep_report(study: Study, out: Path) -> str:
+    """Where the arms of a sweep stand."""
+    arms = study.arms()
+    lines, done = [], 0
+    for arm in arms:
+        path = out / SWEEP.output.format(arm=arm)
+        trials = [RunFolder(folder) for folder in sorted(path.with_suffix("").glob("*-x*-s*"))]
+        finished = [trial for trial in trials if trial.is_finished()]
+        if path.is_file():
+            done += 1
+            found = read_sweep(path)
+            if found.rate is not None:
+                line = f"finished: learning rate {found.rate:g}"
+            elif found.bracketed:
+                line = "finished: no rate, every finalist diverged"
+            else:
+                line = "finished: no rate, not bracketed"
+        elif words := last_words(out / SWEEP.log.format(arm=arm)):
+            if any(trial.is_locked() for trial in trials):
+                line = f"under way: {words}"
+            else:
+                line = f"stopped or between two trials: {words}"
+            line = f"{len(finished)} trials finished; {line}"
+        else:
+            line = "waiting"
+        lines.append(f"  {arm:<{max(map(len, arms))}}  {line}")
+    head = f"study {study.name}: a sweep, {done} of {len(arms)} arms finished"
+    if done == len(arms):
+        written = (out / RATES).is_file()
+        lines.append(f"{'the rates are' if written else 'not gathered yet'}: {out / RATES}")
+    return "\n".join([head, *lines])
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +61,10 @@ def run(args: argparse.Namespace) -> None:
     """Print where the study stands."""
     study = load_study(args.study)
     out, digests = args.results / study.name, corpus_digests(study, args.results)
-    print(report(study.name, study.runs().values(), out, digests))
+    if study.sweep is None:
+        print(report(study.name, study.runs().values(), out, digests))
+    else:
+        print(sweep_report(study, out))
     if lost := lost_files(study, args.results):
         print(lost_in_words(lost))
     for corpus in changed_corpora(study, args.results):

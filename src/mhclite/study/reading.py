@@ -135,8 +135,8 @@ def read_learning_rates(path: str, source: str) -> LearningRates:
     """
     if not os.path.isfile(path):
         raise UserError(
-            f"{source}: learning_rates: there is no file {path!r:.200}: a study with a `sweep` makes "
-            "it (docs/experiments.md), or write it by hand (docs/configuration.md)"
+            f"{source}: learning_rates: there is no file {path!r:.200}: a study with a `sweep` "
+            "makes it (docs/experiments.md), or write it by hand (docs/configuration.md)"
         )
     content = read_yaml(path, "learning rates")
     if not isinstance(content, dict):

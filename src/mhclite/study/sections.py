@@ -68,6 +68,8 @@ def as_it_looks(value: Any, kind: type) -> Any:
 
     Pydantic alone would take true and "1_0" for numbers, and 1, "on" and "y" for true.
     """
+    if value is None:
+        return value
     if isinstance(value, list | tuple):
         return [as_it_looks(entry, kind) for entry in value]
     if kind is bool:
@@ -230,7 +232,9 @@ class Model(Settings):
         "the attention's logits",
     )
     variants: list[str] | None = Field(
-        None, description="variants trained at this size; left out: all of the study's", min_length=1
+        None,
+        description="variants trained at this size; left out: all of the study's",
+        min_length=1,
     )
 
     @model_validator(mode="after")
@@ -499,9 +503,8 @@ class CriticalRate(Settings):
 
 
 class Sweep(Settings):
-    """The search for the learning rate of every arm: of each variant, under the study's own settings
-    and under each condition that tries it, at each size and corpus. Such a study makes a file of
-    learning rates and nothing else; its `seeds` are those of the grid.
+    """The search for the learning rate of every arm: corpus, size, condition (or none) and variant.
+    Such a study makes a file of learning rates and nothing else; its `seeds` are those of the grid.
     """
 
     ratio: Annotated[float, Field(ge=1.1, le=100)] = Field(
@@ -519,13 +522,15 @@ class Sweep(Settings):
     finalists: Annotated[int, Field(ge=1, le=3)] = Field(
         2, description="best rates of the grid that are trained for `training.steps`; the best wins"
     )
-    final_seeds: list[Seed] = Field(
-        description="seeds of these, none of the grid's", min_length=1
-    )
+    final_seeds: list[Seed] = Field(description="seeds of these, none of the grid's", min_length=1)
     band: PositiveFloat = Field(
         0.02,
         description="nats per token: also reported are the rates that end so close to the best",
     )
+
+    def trainings(self, seeds: int) -> tuple[tuple[int, int], int]:
+        """(fewest and most of `steps`, of the whole length) for one arm that is bracketed."""
+        return (3 * seeds, (self.widest + 2) * seeds), self.finalists * len(self.final_seeds)
 
 
 class Trial(Settings):

@@ -141,7 +141,9 @@ class Study(Settings):
                     )
         for variant in self.variants:
             if not any(variant in self.variants_of(model) for model in self.models):
-                raise ValueError(f"variants: {variant} is trained at no size: see models.*.variants")
+                raise ValueError(
+                    f"variants: {variant} is trained at no size: see models.*.variants"
+                )
         if self.sweep is not None:
             self._sweep_is_possible(self.sweep)
         if self.learning_rates is not None:
@@ -283,7 +285,9 @@ class Study(Settings):
         runs = self._runs(BASE)
         for name, change in self.conditions.items():
             of_arm = name
-            if not (change.connections or change.training or change.model or change.match_parameters):
+            if not (
+                change.connections or change.training or change.model or change.match_parameters
+            ):
                 of_arm = BASE  # another rate alone: so many times the one that was found
             runs |= self.under(name)._runs(
                 name, change.match_parameters, of_arm, change.learning_rate_factor

@@ -368,7 +368,7 @@ def throughput_of(study: Study, model: str) -> dict[str, Any]:
     """throughput/<model>.json of one model size."""
     settings = study.models[model]
     variants = {}
-    for position, (name, connection) in enumerate(study.measured_connections().items()):
+    for position, (name, connection) in enumerate(study.measured_connections(model).items()):
         slower = 1 + 0.25 * position
         parameters = parameters_of(settings.n_layer, connection.variant)
         median = 40_000 / slower

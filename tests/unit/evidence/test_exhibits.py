@@ -29,6 +29,16 @@ WHOLE: dict[str, Any] = {
     "statistics": {"confidence": 0.9},
     "sinkhorn": {"matrices": 321},
     "critical_rate": {"factors": [2, 8], "halvings": 1, "below_unigram": 0.1},
+    "learning_rates": {
+        "arms": [
+            {"corpus": "sotu", "model": model, "condition": condition, "variant": v, "rate": 1e-3}
+            for model in ("d1", "d2")
+            for v, condition in (
+                ("residual", "base"),
+                *(("mhc", c) for c in ("base", "n2", "aged")),
+            )
+        ]
+    },
     "conditions": {
         "rate": {"title": "twice", "variants": ["mhc"], "learning_rate_factor": 2.0},
         "n2": {"title": "two", "variants": ["mhc"], "connections": {"n_streams": 2}},

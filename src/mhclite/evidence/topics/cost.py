@@ -71,7 +71,7 @@ def parameters_data(results: Results) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for model in results.models:
         measured = results.throughput[model]
-        for variant in results.variants:
+        for variant in results.variants_of(model):
             counted = measured.counted(variant)
             if counted is None:
                 raise UserError(

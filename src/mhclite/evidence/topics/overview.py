@@ -59,7 +59,7 @@ def overview_data(results: Results) -> pd.DataFrame:
         | _measured(results, corpus, model, variant)
         | _cost(results, model, variant)
         for corpus in results.corpora
-        for variant in results.variants
+        for variant in results.variants_of(model)
     )
 
 

@@ -1,0 +1,190 @@
+"""The learning rate of each arm, and the losses of the sweep that it was chosen from."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
+
+from mhclite.evidence import exhibits, style
+from mhclite.evidence.results import Results
+from mhclite.evidence.style import (
+    INK,
+    colour,
+    empty_state,
+    line_style,
+    marker,
+    variant_legend,
+    wrapped_grid,
+)
+from mhclite.evidence.table_format import NONE, Rows, fixed, significant, sparse
+from mhclite.study.sections import BASE
+
+
+def arms_of(results: Results) -> list[dict[str, Any]]:
+    """The entries of the study's file of learning rates that are arms of the study."""
+    conditions: dict[str, Any] = results.settings["conditions"]
+
+    def is_trained(arm: dict[str, Any]) -> bool:
+        model, variant = arm["model"], arm["variant"]
+        if arm["corpus"] not in results.corpora or model not in results.models:
+            return False
+        change = conditions.get(arm["condition"], {})
+        return (
+            variant in results.variants_of(model)
+            and (arm["condition"] == BASE or arm["condition"] in conditions)
+            and variant in change.get("variants", results.variants)
+            and model in (change.get("models") or results.models)
+        )
+
+    return [arm for arm in results.settings["learning_rates"]["arms"] if is_trained(arm)]
+
+
+def mean_losses(results: Results, arm: dict[str, Any], final: bool) -> dict[float, float | None]:
+    """Rate, rising -> mean loss of the grid, or of the whole length; None where a run diverged."""
+    rule = results.settings["learning_rates"]["rule"]
+    seeds = rule["final_seeds"] if rule else []
+    losses: dict[float, list[float | None]] = {}
+    for trial in arm["trials"]:
+        if (trial["seed"] in seeds) == final:
+            losses.setdefault(trial["rate"], []).append(trial["loss"])
+    found: dict[float, float | None] = {}
+    for rate, values in sorted(losses.items()):
+        finite = [value for value in values if value is not None]
+        found[rate] = statistics.fmean(finite) if len(finite) == len(values) else None
+    return found
+
+
+@exhibits.table(
+    "learning_rates",
+    title="Learning rate of each arm",
+    caption=(
+        "The peak learning rate that each variant is trained with, and the final validation losses "
+        "of the sweep that it was chosen from. Source: the file of learning rates that the study "
+        "names."
+    ),
+    heading="loss",
+    needs="learning_rates",
+)
+def learning_rates(results: Results) -> Rows:
+    """One row per arm."""
+    rows, shown = [], []
+    for arm in arms_of(results):
+        grid, final = (mean_losses(results, arm, final=final) for final in (False, True))
+        rate, shared = arm["rate"], arm["shared_rate"]
+        finite = [loss for loss in grid.values() if loss is not None]
+        row = {
+            "corpus": arm["corpus"],
+            "model": arm["model"],
+            "condition": arm["condition"],
+            "variant": arm["variant"],
+            "rate": rate,
+            "shared_rate": shared,
+            "grid_at_shared_rate": grid.get(shared),
+            "grid_at_rate": grid.get(rate),
+            "grid_best": min(finite, default=None),
+            "band_low": arm["band"][0] if arm["band"] else None,
+            "band_high": arm["band"][1] if arm["band"] else None,
+            "final_loss": final.get(rate),
+            "tried": len(grid),
+            "inside": min(grid) < rate < max(grid) if grid and rate is not None else None,
+        }
+        rows.append(row)
+        changed = NONE if arm["condition"] == BASE else style.title_of(results, arm["condition"])
+        low, high = (significant(row[end]) for end in ("band_low", "band_high"))
+        inside = {None: "by hand", True: "yes", False: "at its edge"}[row["inside"]]
+        shown.append(
+            {
+                "Corpus": arm["corpus"],
+                "Model": results.model_label(arm["model"]),
+                "Changed": changed,
+                "Variant": results.label(arm["variant"]),
+                "Rate": NONE if rate is None else significant(rate),
+                "Inside the grid": inside,
+                "Grid, size's rate": fixed(row["grid_at_shared_rate"]),
+                "Grid, this rate": fixed(row["grid_at_rate"]),
+                "Rates as good": low if low == high else f"{low} to {high}",
+                "Whole length": fixed(row["final_loss"]),
+            }
+        )
+    rule = results.settings["learning_rates"]["rule"]
+    band = f"{rule['band']:g} nats" if rule else "the band"
+    display = pd.DataFrame(shown)
+    return Rows(
+        notes=(
+            "Losses in nats per token, means over the sweep's seeds. Grid: its shorter runs, at "
+            "the rate that all variants of a size began with and at the one chosen. Rates as good: "
+            f"those next to the best of the grid whose loss is at most {band} above it. Whole length: "
+            "runs of all steps with other seeds, by which the rate was chosen. At its edge: the "
+            "best of the grid is inside it, the rate chosen among the best is not. By hand: not "
+            f"swept. {NONE}: none, or a run diverged."
+        ),
+        data=pd.DataFrame(rows),
+        display=sparse(display, ["Corpus", "Model", "Changed"]),
+        numeric=tuple(display.columns[4:]),
+    )
+
+
+@exhibits.figure(
+    "loss_against_rate",
+    title="Final loss against the learning rate, every arm",
+    caption=(
+        "Final validation loss of the sweep's grid at each learning rate tried, mean over its "
+        "seeds; the {seeds} of this study are others. Thin: under a condition. A ring is the rate "
+        "that was chosen; a cross stands where a run diverged. Source: the file of learning rates "
+        "that the study names."
+    ),
+    alt="Curves over the learning rate, one colour, marker and line style for each variant.",
+    heading="loss",
+    needs="learning_rates",
+)
+def loss_against_rate(results: Results) -> Figure:
+    """Losses of the grids, one panel a size."""
+    panels = results.panels()
+    figure, axes = wrapped_grid(len(panels), 2.4)
+    for panel, (corpus, model) in zip(axes, panels, strict=True):
+        own = [a for a in arms_of(results) if (a["corpus"], a["model"]) == (corpus, model)]
+        grids = [mean_losses(results, arm, final=False) for arm in own]
+        finite = [loss for grid in grids for loss in grid.values() if loss is not None]
+        if not finite:
+            empty_state(panel, "The file has no losses: rates were given by hand.")
+            continue
+        for arm, grid in zip(own, grids, strict=True):
+            variant, base = arm["variant"], arm["condition"] == BASE
+            points = {rate: loss for rate, loss in grid.items() if loss is not None}
+            panel.plot(
+                list(points),
+                list(points.values()),
+                color=colour(variant),
+                linestyle=line_style(variant),
+                linewidth=1.2 if base else 0.5,
+                marker=marker(variant),
+                markersize=3.6 if base else 2,
+            )
+            diverged = [rate for rate, loss in grid.items() if loss is None]
+            panel.plot(diverged, [max(finite)] * len(diverged), "x", color=colour(variant))
+            if arm["rate"] in points:
+                panel.plot(
+                    [arm["rate"]],
+                    [points[arm["rate"]]],
+                    "o",
+                    color=colour(variant),
+                    fillstyle="none",
+                    markersize=8,
+                )
+        tried = sorted({rate for grid in grids for rate in grid})
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(tried)
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        panel.set(
+            title=results.panel_title(corpus, model),
+            xlabel="peak learning rate",
+            ylabel="validation loss (nats/token)",
+        )
+    ring = Line2D([], [], color=INK, linestyle="none", marker="o", fillstyle="none", label="chosen")
+    variant_legend(figure, results.variants, results.labels, markers=True, extra=[ring])
+    return figure
