@@ -169,8 +169,9 @@ def as_text(found: dict[str, Any]) -> str:
     if sweep := totals["sweep"]:
         lines.append(
             f"A sweep of {sweep['arms']:,} arms: {sweep['least']:,} to {sweep['most']:,} "
-            f"trainings, at most as long as {totals['tries']:,.0f} of {found['rows'][0]['steps']:,} steps "
-            f"({totals['tokens']:,} training tokens), which the times below are of."
+            f"trainings, at most as long as {totals['tries']:,.0f} of "
+            f"{found['rows'][0]['steps']:,} steps ({totals['tokens']:,} training tokens): "
+            "that is in the times below."
         )
     else:
         lines.append(f"{totals['runs']:,} runs, {totals['tokens']:,} training tokens in total.")

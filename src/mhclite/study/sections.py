@@ -503,9 +503,7 @@ class CriticalRate(Settings):
 
 
 class Sweep(Settings):
-    """The search for the learning rate of every arm: corpus, size, condition (or none) and variant.
-    Such a study makes a file of learning rates and nothing else; its `seeds` are those of the grid.
-    """
+    """The search for each arm's learning rate; such a study makes a file of these and no runs."""
 
     ratio: Annotated[float, Field(ge=1.1, le=100)] = Field(
         2.0, description="each rate of the grid over the one below it"
@@ -559,12 +557,16 @@ class ArmRate(Settings):
 
 
 class LearningRates(Settings):
-    """A file of learning rates: what a study with a `sweep` makes, or written by hand."""
+    """What the file named there holds: made by a study with a `sweep`, or written by hand."""
 
-    file: str = Field("", description="filled in where it is read")
+    file: str | None = Field(None, description="its path; filled in where it is read")
     study: str | None = Field(None, description="the sweep's")
     rule: Sweep | None = Field(None, description="the section `sweep` that they were chosen by")
-    arms: list[ArmRate] = Field(min_length=1)
+    arms: list[ArmRate] = Field(
+        description="an entry for each arm: `corpus`, `model`, `variant`, `rate`, and `condition` "
+        "if it is one's; a sweep adds what the rate was chosen from",
+        min_length=1,
+    )
 
     @model_validator(mode="after")
     def _one_rate_each(self) -> Self:

@@ -73,12 +73,13 @@ class Study(Settings):
     )
     sweep: Sweep | None = Field(
         None,
-        description="search for the learning rate of every arm, in place of the study's own runs",
+        description="search for the learning rate of every arm (corpus, size, condition or none, "
+        "variant) in place of the study's own runs; `seeds` are the grid's",
     )
     learning_rates: LearningRates | None = Field(
         None,
-        description="a file that a study with a `sweep` made: every run takes the rate of its arm; "
-        "left out: that of its size",
+        description="path of the file that a study with a `sweep` made, from the folder in which "
+        "this one is started: every run takes the rate of its arm; left out: that of its size",
     )
     probe: Probe = Probe()
     sinkhorn: Sinkhorn | None = Field(

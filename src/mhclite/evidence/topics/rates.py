@@ -118,10 +118,10 @@ def learning_rates(results: Results) -> Rows:
         notes=(
             "Losses in nats per token, means over the sweep's seeds. Grid: its shorter runs, at "
             "the rate that all variants of a size began with and at the one chosen. Rates as good: "
-            f"those next to the best of the grid whose loss is at most {band} above it. Whole length: "
-            "runs of all steps with other seeds, by which the rate was chosen. At its edge: the "
-            "best of the grid is inside it, the rate chosen among the best is not. By hand: not "
-            f"swept. {NONE}: none, or a run diverged."
+            f"those next to the best of the grid whose loss is at most {band} above it. Whole "
+            "length: all steps, other seeds, by which the rate was chosen. At its edge: "
+            "the best of the grid is inside it, the rate chosen among the best is not. By hand: "
+            f"not swept. {NONE}: none, or a run diverged."
         ),
         data=pd.DataFrame(rows),
         display=sparse(display, ["Corpus", "Model", "Changed"]),
