@@ -20,6 +20,7 @@ import pytest
 from mhclite.bench.__main__ import BENCHMARKS
 from mhclite.bench.__main__ import main as bench_main
 from mhclite.cli import GROUPS, STEPS, Step, main
+from mhclite.training import compiled
 
 FROZEN = Path(__file__).with_name("command_line.txt")
 
@@ -169,6 +170,19 @@ def test_what_cannot_be_compiled_is_one_line(compiler: str, tmp_path: Path) -> N
         text=True,
     )
     assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    *before, line = done.stderr.splitlines()
+    assert len(before) <= 1  # the compiler's own
     assert line.startswith("error: torch.compile failed: ")
     assert "training.compile" in line
+
+
+@pytest.mark.slow
+def test_compiled_code_is_kept_where_a_compiler_finds_it(tmp_path: Path) -> None:
+    """Of several jobs in one folder; below a path that no compiler is given whole, not there."""
+    for name in ("a blank", "an'apostrophe", 'a"quote', "a\ttab", "a;b", "a\\b"):
+        assert compiled.environment(tmp_path / name) == {}
+    kept = compiled.environment(tmp_path / "results" / "study")
+    script = "import torch; torch.compile(lambda x: (x.sin() + 1).sum())(torch.randn(9))"
+    done = subprocess.run([sys.executable, "-c", script], env=os.environ | kept)
+    assert done.returncode == 0
+    assert list((tmp_path / "results/study/compiled").iterdir())

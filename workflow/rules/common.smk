@@ -148,9 +148,9 @@ def look_for_what_is_lost(*made):
     """
     study = Path(OUT, "resolved.json")
     if not study.exists() or read_json(study) == RESOLVED:
-        for rule in made:
-            if any(map(os.path.exists, rule.output)):
-                files = map(str, (*rule.input, *rule.output))
+        for step in made:
+            if any(map(os.path.exists, step.output)):
+                files = map(str, (*step.input, *step.output))
                 LOST.update((file, file) for file in files if not os.path.exists(file))
     if LOST:
         print(lost_in_words(LOST), file=sys.stderr)
