@@ -61,6 +61,11 @@ class Checkout:
         """Jobs that a dry run plans, by rule; empty if there is nothing to do."""
         code, output = self.snakemake("--dry-run", *arguments, study=study)
         assert code == 0, output
+        return self.jobs(output)
+
+    @staticmethod
+    def jobs(output: str) -> dict[str, int]:
+        """Jobs by rule, of what a dry run prints."""
         if "Nothing to be done" in output:
             return {}
         lines = output.split("Job stats:", 1)[1].split("total", 1)[0].splitlines()[3:]

@@ -188,17 +188,27 @@ def test_what_is_lost_of_a_finished_study_is_missed(
     path.rename(tmp_path / "lost")
     try:
         code, output = finished.snakemake("--dry-run")
-        planned = finished.planned()
-        alone = finished.planned(f"{OUT}/report.html")  # nothing else is asked for
     finally:
         (tmp_path / "lost").rename(path)
     assert code == 0, output
+    planned = finished.jobs(output)
     (said,) = (line for line in output.splitlines() if line.startswith("missing, and made again"))
     assert str(path.relative_to(finished.folder)) in said
     assert set(planned) == MISSED[pattern]
-    assert set(alone) == MISSED[pattern] - {"track", "all"}
     if "train" in planned and "prepare" not in planned:
         assert planned["train"] == 1
+
+
+def test_what_is_lost_is_missed_whatever_is_asked_for(finished: Checkout, tmp_path: Path) -> None:
+    paths = (finished.folder / OUT / "throughput/d2.json", finished.folder / OUT / "probes")
+    for path in paths:
+        path.rename(tmp_path / path.name)
+    try:
+        planned = finished.planned(f"{OUT}/report.html")
+    finally:
+        for path in paths:
+            (tmp_path / path.name).rename(path)
+    assert set(planned) == {"throughput", "probe", "collect", "evidence"}
 
 
 def test_what_no_result_is_made_from_is_not_missed(finished: Checkout, tmp_path: Path) -> None:
