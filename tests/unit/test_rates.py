@@ -1,0 +1,370 @@
+"""A study that takes its learning rates from a file: arms, keys, and each mistake in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mhclite import cli
+from mhclite.errors import UserError
+from mhclite.evidence.rates import as_yaml
+from mhclite.files import write_json
+from mhclite.measure.files import SWEEP_SCHEMA, Sweep, SweepSettings, Trial
+from mhclite.planning.describe import describe
+from mhclite.records import to_json
+from mhclite.runs.key import run_key
+from mhclite.study.reading import load_study, parse_study, read_yaml
+from mhclite.study.resolved import resolve
+from mhclite.study.sections import BASE, LearningRates
+from mhclite.study.settings import Study
+
+CONFIG = Path(__file__).parents[2] / "config"
+SMOKE = yaml.safe_load((CONFIG / "smoke.yaml").read_text())
+del SMOKE["sinkhorn"]
+VARIANTS = ["residual", "hc", "mhc_lite"]
+NORM = SMOKE["conditions"]["norm_after_sum"]
+RULE = SweepSettings(2.0, 20, 2, 2, [7], 0.02, [0, 1])
+SWEEP = {key: value for key, value in to_json(RULE).items() if key != "seeds"}
+
+
+def smoke(**changes: Any) -> Study:
+    return parse_study({**SMOKE, "variants": VARIANTS, **changes})
+
+
+def rates_of(study: Study, rate: float = 0.004) -> list[dict[str, Any]]:
+    """An entry for each arm, as a user would write it."""
+    return [
+        {
+            "corpus": runs[0].corpus,
+            "model": runs[0].model.name,
+            "variant": runs[0].connection.variant,
+            "rate": rate,
+            **({} if runs[0].condition == BASE else {"condition": runs[0].condition}),
+        }
+        for runs in study.arms().values()
+    ]
+
+
+def write(path: Path, arms: list[dict[str, Any]], **more: Any) -> str:
+    path.write_text(yaml.safe_dump({"arms": arms, **more}))
+    return str(path)
+
+
+def swept(arm: str = "hc", rate: float | None = 0.004, bracketed: bool = True) -> Sweep:
+    trials = [Trial(0.002 * 2**power, 0, 20, 3.0 + abs(power - 1)) for power in range(3)]
+    trials += [Trial(0.004, 7, 40, None)]
+    return Sweep(
+        SWEEP_SCHEMA, "sotu", "d2", BASE, arm, RULE, 0.004, bracketed, rate, [0.004, 0.004], trials
+    )
+
+
+# --- taken ----------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(1e-6, 1), min_size=4, max_size=4))
+def test_every_run_has_the_rate_of_its_arm(
+    tmp_path_factory: pytest.TempPathFactory, rates: list[float]
+) -> None:
+    arms = rates_of(smoke())
+    for arm, rate in zip(arms, rates, strict=True):
+        arm["rate"] = rate
+    path = write(tmp_path_factory.mktemp("rates") / "r.yaml", arms)
+    study = smoke(learning_rates=path)
+    found = {
+        (c.condition, c.connection.variant): c.model.learning_rate for c in study.runs().values()
+    }
+    assert found == {(arm.get("condition", BASE), arm["variant"]): arm["rate"] for arm in arms}
+    assert study.runs().keys() == smoke().runs().keys()
+    # What is measured at the size's own rate stays.
+    assert study.throughput_config("d2") == smoke().throughput_config("d2")
+    assert parse_study(study.model_dump(mode="json")).runs() == study.runs()
+
+
+def test_a_key_holds_its_own_rate_and_nothing_of_the_file(tmp_path: Path) -> None:
+    arms = rates_of(smoke())
+    path = write(tmp_path / "r.yaml", arms)
+
+    def keys() -> dict[str, str]:
+        runs = smoke(learning_rates=path).runs()
+        return {run: run_key(config, "corpus") for run, config in runs.items()}
+
+    before = keys()
+    losses = [{"rate": 0.004, "seed": 0, "steps": 3, "loss": 3.1}]
+    write(tmp_path / "r.yaml", [{**arm, "trials": losses} for arm in arms], study="another")
+    assert keys() == before
+    arms[1]["rate"] = 0.008
+    write(tmp_path / "r.yaml", [*arms, {**arms[0], "corpus": "elsewhere"}])
+    others = {run for run, key in keys().items() if key != before[run]}
+    variant = arms[1]["variant"]
+    assert others == {run for run in before if f"-{variant}-s" in run}
+    # A rate that is the size's own makes the run that the study has without a file.
+    write(tmp_path / "r.yaml", rates_of(smoke(), SMOKE["models"]["d2"]["learning_rate"]))
+    assert keys() == {run: run_key(config, "corpus") for run, config in smoke().runs().items()}
+
+
+def test_a_condition_has_an_arm_unless_it_only_multiplies_the_rate(tmp_path: Path) -> None:
+    conditions = {
+        "twice": {"title": "twice", "variants": ["hc"], "learning_rate_factor": 2},
+        "both": {**NORM, "variants": ["hc"], "learning_rate_factor": 3},
+    }
+    arms = [
+        {"corpus": "sotu", "model": "d2", "variant": variant, "rate": 0.01} for variant in VARIANTS
+    ]
+    arms.append({**arms[1], "condition": "both", "rate": 0.02})
+    path = write(tmp_path / "r.yaml", arms)
+    runs = smoke(conditions=conditions, learning_rates=path).runs()
+    assert runs["sotu-d2-hc-twice-s0"].model.learning_rate == 0.02
+    assert runs["sotu-d2-hc-both-s0"].model.learning_rate == pytest.approx(0.06)
+    write(tmp_path / "r.yaml", arms[:-1])
+    with pytest.raises(UserError, match="condition: both, variant: hc"):
+        smoke(conditions=conditions, learning_rates=path)
+
+
+def test_the_resolved_study_holds_the_table(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    arms = [swept(variant) for variant in VARIANTS]
+    path.write_text(as_yaml("swept", arms))
+    study = smoke(learning_rates=str(path), conditions={})
+    held = to_json(resolve(study, []))["study"]["learning_rates"]
+    assert held["file"] == str(path)
+    assert [arm["trials"] for arm in held["arms"]] == [to_json(arm.trials) for arm in arms]
+    assert held["rule"] == SWEEP
+
+
+# --- the file -------------------------------------------------------------------------------
+
+
+def test_what_a_sweep_writes_is_what_a_study_reads(tmp_path: Path) -> None:
+    files = []
+    for arm in (swept("hc"), swept("residual", None, bracketed=False)):
+        write_json(tmp_path / f"{arm.variant}.json", to_json(arm))
+        files.append(str(tmp_path / f"{arm.variant}.json"))
+    out = tmp_path / "out" / "learning-rates.yaml"
+    code = cli.main(["rates", "--study", "swept", "--sweep", *files, "--out", str(out)])
+    assert code == 0
+    read = LearningRates.model_validate(read_yaml(out, "rates"))
+    first, second = read.arms
+    assert (first.variant, first.rate, first.bracketed) == ("hc", 0.004, True)
+    assert (second.rate, second.bracketed) == (None, False)
+    assert [trial.loss for trial in first.trials] == [4.0, 3.0, 4.0, None]
+    assert max(map(len, out.read_text().splitlines())) < 110, "for people to read"
+
+
+ENTRY = {"corpus": "sotu", "model": "d2", "variant": "hc", "rate": 0.01}
+TRIALS = [{"rate": r, "seed": 0, "steps": 3, "loss": 3.0} for r in (0.25, 0.5)]
+BAD: dict[str, tuple[Any, list[str]]] = {
+    "a list": ([ENTRY], ["a mapping with `arms`"]),
+    "nothing": (None, ["a mapping with `arms`"]),
+    "no arms": ({"study": "x"}, ["arms: this key is missing"]),
+    "empty": ({"arms": []}, ["arms"]),
+    "unknown key": ({"arms": [{**ENTRY, "rates": 1}]}, ["arms.0.rates", "did you mean 'rate'"]),
+    "no rate": ({"arms": [{k: v for k, v in ENTRY.items() if k != "rate"}]}, ["arms.0.rate"]),
+    "negative": ({"arms": [{**ENTRY, "rate": -1}]}, ["arms.0.rate", "-1"]),
+    "zero": ({"arms": [{**ENTRY, "rate": 0}]}, ["arms.0.rate"]),
+    "infinite": ({"arms": [{**ENTRY, "rate": float("inf")}]}, ["arms.0.rate"]),
+    "not a number": ({"arms": [{**ENTRY, "rate": "fast"}]}, ["arms.0.rate", "fast"]),
+    "a boolean": ({"arms": [{**ENTRY, "rate": True}]}, ["arms.0.rate", "true"]),
+    "twice": ({"arms": [ENTRY, {**ENTRY, "rate": 0.5}]}, ["sotu, d2, base, hc", "twice"]),
+    "missing arm": ({"arms": [ENTRY]}, ["sotu", "d2", "variant: residual", "by hand", "sweep it"]),
+    "other model": ({"arms": [{**ENTRY, "model": "d3"}]}, ["model: d2, variant: residual"]),
+    "not bracketed": (
+        {"arms": [{**ENTRY, "variant": "residual", "rate": None, "bracketed": False,
+                   "trials": TRIALS}]},
+        ["variant: residual", "not bracketed by 0.25, 0.5", "sweep.widest", "by hand"],
+    ),
+    "all diverged": (
+        {"arms": [{**ENTRY, "variant": "residual", "rate": None, "bracketed": True}]},
+        ["variant: residual", "every finalist diverged"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_is_one_line_with_the_way_out(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content, said = BAD[name]
+    rates, study = tmp_path / "r.yaml", tmp_path / "study.yaml"
+    rates.write_text(yaml.safe_dump(content))
+    study.write_text(yaml.safe_dump({**SMOKE, "variants": VARIANTS, "learning_rates": str(rates)}))
+    assert cli.main(["check", str(study)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert str(rates) in line
+    for words in said:
+        assert words in line
+
+
+@pytest.mark.parametrize("value", ["", "nowhere.yaml", ".", "x" * 5000, "a\0b", 3, [1], True])
+def test_what_is_no_file_is_one_line(value: Any) -> None:
+    with pytest.raises(UserError, match="learning_rates") as caught:
+        smoke(learning_rates=value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_rate_by_hand_stands_in_for_one_that_was_not_found(tmp_path: Path) -> None:
+    arms = rates_of(smoke(conditions={}))
+    arms[0] |= {"bracketed": False, "trials": TRIALS}
+    path = write(tmp_path / "r.yaml", arms)
+    assert smoke(conditions={}, learning_rates=path).runs()
+
+
+# --- the sweep ------------------------------------------------------------------------------
+
+BAD_SWEEPS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "no steps": ({"sweep": {"final_seeds": [7]}}, ["sweep.steps", "missing"]),
+    "too long": ({"sweep": {**SWEEP, "steps": 41}}, ["sweep.steps = 41", "training.steps = 40"]),
+    "ratio": ({"sweep": {**SWEEP, "ratio": 1}}, ["sweep.ratio"]),
+    "widest": ({"sweep": {**SWEEP, "widest": 0}}, ["sweep.widest"]),
+    "finalists": ({"sweep": {**SWEEP, "finalists": 4}}, ["sweep.finalists"]),
+    "no seeds": ({"sweep": {**SWEEP, "final_seeds": []}}, ["sweep.final_seeds"]),
+    "seed of the grid": ({"sweep": {**SWEEP, "final_seeds": [1]}}, ["sweep.final_seeds: 1"]),
+    "seed twice": ({"sweep": {**SWEEP, "final_seeds": [7, 7]}}, ["final_seeds", "twice"]),
+    "band": ({"sweep": {**SWEEP, "band": 0}}, ["sweep.band"]),
+    "unknown": ({"sweep": {**SWEEP, "wide": 3}}, ["sweep.wide", "'widest'"]),
+    "factor": (
+        {"conditions": {"c": {"title": "c", "variants": ["hc"], "learning_rate_factor": 2}}},
+        ["conditions.c.learning_rate_factor", "leave it out"],
+    ),
+    "critical": (
+        {"critical_rate": {"factors": [2, 4], "halvings": 1, "below_unigram": 0}},
+        ["critical_rate", "leave"],
+    ),
+    "rates": ({"learning_rates": {"arms": [ENTRY]}}, ["learning_rates", "leave"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SWEEPS)
+def test_a_sweep_that_is_not_possible_is_one_line(name: str) -> None:
+    changes, said = BAD_SWEEPS[name]
+    with pytest.raises(UserError) as caught:
+        smoke(**{"sweep": SWEEP, **changes})
+    for words in (*said,):
+        assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sweep_has_arms_and_no_runs_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = smoke(sweep=SWEEP)
+    assert study.runs() == {}
+    assert list(study.arms()) == [
+        *(f"sotu-d2-{variant}" for variant in VARIANTS),
+        "sotu-d2-mhc_lite-norm_after_sum",
+    ]
+    assert all([run.seed for run in runs] == [0, 1] for runs in study.arms().values())
+    found = describe(study, tmp_path)
+    assert found["totals"]["sweep"] == {"arms": 4, "least": 4 * (6 + 2), "most": 4 * (8 + 2)}
+    assert found["totals"]["tries"] == 4 * (8 * 20 / 40 + 2)
+    path = tmp_path / "s.yaml"
+    path.write_text(yaml.safe_dump({**SMOKE, "variants": VARIANTS, "sweep": SWEEP}))
+    assert cli.main(["describe", str(path), "--results", str(tmp_path)]) == 0
+    assert cli.main(["check", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "32 to 40 trainings" in said
+    assert "4 arms" in said
+    for command in (["keys", str(path)], ["bundle", "pack", str(path), "--out", "nowhere"]):
+        assert cli.main(command) == 2
+        assert "is a sweep" in capsys.readouterr().err
+
+
+def test_status_says_where_each_arm_stands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(yaml.safe_dump({**SMOKE, "variants": VARIANTS, "sweep": SWEEP}))
+    out = tmp_path / "smoke"
+    for arm in (swept("residual"), swept("hc", None, bracketed=False)):
+        write_json(out / "sweep" / f"sotu-d2-{arm.variant}.json", to_json(arm))
+    (out / "sweep/sotu-d2-mhc_lite/grid-x1-s0").mkdir(parents=True)
+    (out / "sweep/sotu-d2-mhc_lite/grid-x1-s0/summary.json").write_text("{}")
+    log = out / "logs/sweep/sotu-d2-mhc_lite.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("12:00:00 step 20 of 40\n")
+    assert cli.main(["status", str(path), "--results", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "2 of 4 arms" in lines[0]
+    for line, words in zip(
+        lines[1:5],
+        ("learning rate 0.004", "not bracketed", "1 trials finished", "waiting"),
+        strict=True,
+    ):
+        assert words in line
+
+
+# --- variants of a size ---------------------------------------------------------------------
+
+
+def sizes(**of_d3: Any) -> dict[str, Any]:
+    d2 = SMOKE["models"]["d2"]
+    return {"d2": d2, "d3": {**d2, "n_layer": 3, **of_d3}}
+
+
+def test_a_size_may_have_fewer_variants() -> None:
+    study = smoke(models=sizes(variants=["mhc_lite", "residual"]), seeds=[0])
+    assert list(study.runs()) == [
+        *(f"sotu-d2-{variant}-s0" for variant in VARIANTS),
+        *(f"sotu-d3-{variant}-s0" for variant in ("residual", "mhc_lite")),
+        *(f"sotu-{model}-mhc_lite-norm_after_sum-s0" for model in ("d2", "d3")),
+    ]
+    assert list(study.throughput_config("d3").connections) == ["residual", "mhc_lite"]
+    whole = smoke(models=sizes(), seeds=[0]).runs()
+    assert all(whole[run] == config for run, config in study.runs().items())
+
+
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        (sizes(variants=[]), "models.d3.variants"),
+        (sizes(variants=["hcc"]), "models.d3.variants: 'hcc'"),
+        (sizes(variants=["mhc"]), "models.d3.variants: 'mhc'"),
+        (sizes(variants=["hc", "hc"]), "models.d3.variants: 'hc'"),
+        ({"d3": sizes(variants=["hc", "residual"])["d3"]}, "mhc_lite is trained at no size"),
+    ],
+)
+def test_variants_of_a_size_that_are_none(models: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        smoke(models=models)
+
+
+def test_a_condition_on_sizes_without_its_variants_is_refused() -> None:
+    with pytest.raises(UserError, match=r"conditions\.n: no size"):
+        smoke(models=sizes(variants=["hc"]), conditions={"n": {**NORM, "models": ["d3"]}})
+
+
+# --- the tuned study ------------------------------------------------------------------------
+
+
+def test_the_tuned_study_takes_what_its_sweep_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its file is published once it is there; until then `check` says what to do."""
+    shutil.copytree(CONFIG, tmp_path / "config")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["check", "config/tuned.yaml"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "learning-rates.yaml" in line
+    assert "sweep" in line
+    sweep = load_study("config/tuned-rates.yaml")
+    published = tmp_path / yaml.safe_load(Path("config/tuned.yaml").read_text())["learning_rates"]
+    published.parent.mkdir(parents=True)
+    write(published, rates_of(sweep))
+    study = load_study("config/tuned.yaml")
+    assert study.arms().keys() == sweep.arms().keys()
+    assert sweep.sweep is not None
+    used = {*sweep.seeds, *sweep.sweep.final_seeds}
+    assert not used & set(study.seeds), "its seeds were used for no choice"
+    for section in ("corpora", "tokenizer", "models", "connections", "training", "conditions"):
+        assert getattr(study, section) == getattr(sweep, section), section
+    rates = {config.model.learning_rate for config in study.runs().values()}
+    assert rates == {0.004}
+    assert cli.main(["check", "config/tuned.yaml"]) == 0
+    assert json.dumps(to_json(resolve(study, [])))
