@@ -2,7 +2,14 @@
 
 import re
 
-HEAD, TAIL = 700, 400  # characters of a longer message that are shown
+
+def bounded(text: str, head: int, tail: int) -> str:
+    """A message without its middle, if it has more characters than its two ends together.
+
+    What it is about stands at its beginning, the way out at its end.
+    """
+    left_out = len(text) - head - tail
+    return text if left_out <= 0 else f"{text[:head]} [{left_out:,} characters] {text[-tail:]}"
 
 
 class UserError(Exception):
@@ -14,10 +21,8 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         line = re.sub(r"\s*[\r\n]\s*", " ", message)
-        if len(line) > HEAD + TAIL:
-            # The middle: what it is about stands at the beginning, the way out at the end.
-            line = f"{line[:HEAD]} [{len(line) - HEAD - TAIL:,} characters] {line[-TAIL:]}"
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
+        visible = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+        super().__init__(bounded(visible, head=700, tail=400))
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the run is saved and can go on

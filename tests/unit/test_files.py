@@ -59,7 +59,9 @@ def test_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
     assert read_json(tmp_path / "a.json") == {}
 
 
-@pytest.mark.parametrize("value", ["x" * 10**6, "a\nb", "\x1b[31m", "\udcff", "a\u2028b\r\n c"])
+@pytest.mark.parametrize(
+    "value", ["x" * 10**6, "\x00" * 1200, "a\nb", "\x1b[31m", "\udcff", "a\u2028b\r\n c"]
+)
 def test_the_line_of_an_error_is_one_visible_and_bounded(value: str) -> None:
     error = UserError(f"{value} is no number: correct it")
     for line in (str(error), str(pickle.loads(pickle.dumps(error)))):

@@ -162,9 +162,9 @@ def test_several_mistakes_are_named_at_once() -> None:
     for what in ("'own-txt' may have only", "models.m0.n_layer: ", "more)"):
         assert what in str(error.value)
     with pytest.raises(UserError) as error:
-        parse_study(smoke(name="own-txt", seeds=["y" * 10**6] * 2))
-    assert str(error.value).count("seeds.") == 2
-    assert len(str(error.value)) < 600
+        parse_study(smoke(name="n" * 10**6, seeds=["y" * 10**6], models="z" * 10**6))
+    for what in ("name: ", "seeds: ", "models: "):
+        assert what in str(error.value)
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from mhclite.errors import bounded
+
 SHOWN = 3  # problems that are named
 
 
@@ -49,7 +51,7 @@ def _problem(problem: Any, root: type[BaseModel]) -> str:
         what = f"{problem['msg'][0].lower()}{problem['msg'][1:]}, not {problem['input']!r:.60}"
         if problem["type"] == "string_type" and isinstance(problem["input"], bool | int | float):
             what += ": write it in quotes"
-    return f"{where}: {what}" if where else what
+    return bounded(f"{where}: {what}" if where else what, head=250, tail=200)
 
 
 def settings_in(annotation: Any) -> Any:
