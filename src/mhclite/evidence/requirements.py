@@ -66,7 +66,9 @@ def _unmixed(
     requires, label = claim.requires, VARIANTS[variant].label
     if requires.functional_mixing is not None:
         norm = setting.get("final_norm", results.settings["connections"]["final_norm"])
-        axis = setting.get("stochastic_axis", results.settings["connections"]["stochastic_axis"])
+        axis = setting.get(
+            "stochastic_axis", results.settings["connections"].get("stochastic_axis", "rows")
+        )
         count = functional_mixing(variant, results.n_layer(model), norm, axis)
         if count < requires.functional_mixing:
             yield f"{count} functional H_res of {label} (needed: {requires.functional_mixing})"
