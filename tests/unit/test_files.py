@@ -133,3 +133,17 @@ def test_what_is_rather_our_mistake_is_none(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(check, "run", answering(number))
         with pytest.raises(OSError, match=os.strerror(number)):
             main(["check", "study.yaml"])
+
+
+def remedy(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        read_record(Number, path, "the number", 1, f"delete {path} and make it again")
+    return str(caught.value)
+
+
+def test_nobody_is_told_to_delete_what_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "this and that.json"
+    assert remedy(path).endswith("does not exist; make it again")
+    for damaged in ("{", '{"schema": 2}', '{"schema": 1, "value": "x"}'):
+        path.write_text(damaged)
+        assert remedy(path).endswith(f"; delete {path} and make it again")

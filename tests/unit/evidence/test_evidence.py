@@ -16,6 +16,7 @@ import matplotlib as mpl
 import pytest
 from builder import build_results, make_study, resolved_of
 
+from mhclite import cli
 from mhclite.errors import UserError
 from mhclite.evidence import style
 from mhclite.evidence.evidence import write
@@ -107,6 +108,42 @@ def test_rebuilt_is_what_was_published(written: Written, tmp_path: Path) -> None
         if path.startswith(("figures/", "tables/")):
             assert (tmp_path / "again" / path).read_bytes() == content, path
     assert (tmp_path / "again/report.html").is_file()
+
+
+@pytest.mark.parametrize("action", ["make", "rebuild"])
+def test_a_study_that_is_not_there(
+    action: str, written: Written, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a name mistyped in `make figures STUDY=` or `make publish STUDY=`."""
+    option = {"make": "--results", "rebuild": "--published"}[action]
+    nowhere = written.folder.parent / "nosuch"
+    command = ["publish", action, option, str(nowhere), "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(nowhere) in line
+    assert "delete" not in line
+    assert action == "make" or written.folder.name in line  # what there is
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["changed", "gone"])
+def test_what_was_published_and_is_damaged_is_not_trained_again(
+    damage: str, written: Written, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(written.folder, tmp_path / "kept")
+    metrics = tmp_path / "kept/runs/sotu-d1-mhc-s0/metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes().replace(b"\n", b"\r\n"))  # a checkout's line ends
+    if damage == "gone":
+        metrics.unlink()
+    out = str(tmp_path / "again")
+    assert (
+        cli.main(["publish", "rebuild", "--published", str(tmp_path / "kept"), "--out", out]) == 2
+    )
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "metrics.jsonl" in line
+    assert "version control" in line
+    assert "delete" not in line
+    assert "snakemake" not in line
 
 
 def test_an_unfinished_study_is_not_published(written: Written, tmp_path: Path) -> None:
