@@ -25,9 +25,10 @@ A study is one YAML file. Unknown keys, impossible values and missing corpora st
 starts, with one line that says what and why: `python -m mhclite check FILE` says it without
 Snakemake. A value can be set on the command line, in a study with a name and so a folder of its
 own: `snakemake --cores all --config name=longer 'training={{steps: 400}}'`. Settings of a section
-are written like that, not as `training.steps=400`, which Snakemake refuses with an error of its own.
-Without a name, `--config` may add runs to the results that are there, or change what decides none
-(`'training={{processes: 2}}'`, `'tracking={{uri: URL}}'`); it stops where it would replace some.
+are written like that, not as `training.steps=400`, which Snakemake refuses with an error of its
+own. Without a name, `--config` may add runs to the results that are there, or change what decides
+none (`'training={{processes: 2}}'`, `'tracking={{uri: URL}}'`); it stops where it would replace
+some.
 
 Names, of the study and of what is in it, have lower-case letters, digits and `_` (not first), at
 most 40. No hyphen: it separates the parts of a run's name. No study has the name of a folder that
