@@ -46,8 +46,8 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         raise
 
 
-def lock(file: IO[Any], how: int = fcntl.LOCK_EX) -> None:
-    """Lock an open file; the lock falls with the process, however it ends.
+def lock(file: IO[Any] | int, how: int = fcntl.LOCK_EX) -> None:
+    """Lock an open file, or one by its number; the lock falls with the process, however it ends.
 
     Raises:
         BlockingIOError: another process has it, and `how` includes LOCK_NB.
@@ -58,8 +58,9 @@ def lock(file: IO[Any], how: int = fcntl.LOCK_EX) -> None:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
+        where = Path.cwd() if isinstance(file, int) else Path(file.name).resolve()
         raise UserError(
-            f"the file system of {Path(file.name).resolve()} cannot lock files ({error.strerror}), "
+            f"the file system of {where} cannot lock files ({error.strerror}), "
             "and results are written on one that can (flock): have it mounted so (Lustre: `-o "
             "flock`; NFS: with lockd), or use a checkout on another"
         ) from None

@@ -261,24 +261,20 @@ def in_report(exhibit):
     )
 
 
-# The file that is locked must stay open: this block is a function, whose own variables are dropped at
-# its end, and the lock with them.
-HELD = []
-
-
 onstart:
     # Snakemake's own lock stays behind when it is killed, and the next invocation fails. This one
-    # falls with the process. profiles/default switches the other off.
+    # falls with the process, which keeps the file open by its number: this block is a function, at
+    # whose end a file object would be closed. profiles/default switches the other off.
     os.makedirs(".snakemake", exist_ok=True)
-    HELD.append(open(".snakemake/mhclite.lock", "a"))
+    held = os.open(".snakemake/mhclite.lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        lock(HELD[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         sys.exit(
             f"error: another snakemake is working in {os.getcwd()}: wait for it to end, or stop it"
         )
     except UserError as error:
-        raise WorkflowError(str(error))
+        sys.exit(f"error: {error}")
     if workflow.local_exec:
         try:
             check_machine(
