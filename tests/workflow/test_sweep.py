@@ -29,6 +29,7 @@ STUDY: dict[str, Any] = {
         "steps": 120,
         "batch_size": 8,
         "warmup_steps": 12,
+        "threads": 2,  # one job at a time: who is killed is all that works
         "device": "cpu",
         "evaluation_interval": 60,
         "evaluation_sequences": 16,
@@ -49,8 +50,8 @@ def wait_for_checkpoint(checkout: Checkout, process: subprocess.Popen[str], done
         assert process.poll() is None, process.communicate()[0]
         finished = [path for path in folder.glob("*/*") if (path / "summary.json").exists()]
         for path in folder.glob("*/*/checkpoints"):
-            under_way = path.parent not in finished and list(path.glob("*.json"))
-            if len(finished) >= done and under_way:
+            under_way = path.parent not in finished and RunFolder(path.parent).is_locked()
+            if len(finished) >= done and under_way and list(path.glob("*.json")):
                 return int((path.parent / "lock").read_text())
         time.sleep(0.02)
     raise AssertionError("no checkpoint in five minutes")
