@@ -72,14 +72,10 @@ def test_the_table_has_each_arm_of_the_study_once(results: Results) -> None:
         for row in table.data.to_dict("records")
     }
     assert len(found) == len(table.data) == len(VARIANTS) + len(SMALL) + 1
-    trained = (
-        {
-            (c["model"]["name"], c["condition"], c["connection"]["variant"]): c["model"]
-            for c in results.study["runs"].values()
-        }
-        if "runs" in results.study
-        else {}
-    )
+    trained = {
+        (c["model"]["name"], c["condition"], c["connection"]["variant"]): c["model"]
+        for c in results.study["runs"].values()
+    }
     for key, model in trained.items():
         if key[1] != "twice":
             assert found[key] == model["learning_rate"]
