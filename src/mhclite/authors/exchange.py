@@ -136,6 +136,8 @@ def export(folder: Path, path: Path) -> None:
         raise UserError(
             f"{folder} has qk_norm or a widened MLP, which the authors' code does not have"
         )
+    if trained.connection.options.get("permutations") == "cyclic":
+        raise UserError(f"{folder} has permutations = 'cyclic'; the authors' code has all of them")
     if not trained.has_weights:
         raise UserError(f"{folder} diverged: it has no final weights")
     state = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
