@@ -137,7 +137,7 @@ def test_words(results: Results) -> None:
     assert "connections.final_norm = after_sum" in text
     assert "learning rate times 2" in text
     assert (
-        "; none diverged. 12 further runs change one setting at a time; 1 of these diverged."
+        "; none diverged. 12 further runs with changed settings; 1 of these diverged."
         in (introduction(results))
     )
 
