@@ -136,9 +136,8 @@ def test_words(results: Results) -> None:
     text = conditions_text(results)
     assert "connections.final_norm = after_sum" in text
     assert "learning rate times 2" in text
-    assert (
-        "; none diverged. 12 further runs with changed settings; 1 of these diverged."
-        in (introduction(results))
+    assert "; none diverged. 12 further runs with changed settings; 1 of these diverged." in (
+        introduction(results)
     )
 
 
