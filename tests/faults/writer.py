@@ -27,11 +27,11 @@ with metrics.open("w") as file:
     file.flush()
     sender.begin("a key of this run")
     for step in range(len(kept), int(steps) + 1):
-        line = {"step": step, "loss": 5 - step / 100, "grad_norm": 1.0, "learning_rate": 0.1}
+        line = {"step": step, "loss": 5 - step / 100, "grad_norm": 1.0}
         if step == 0:
             line = {"step": 0}
         if step % 20 == 0:
-            line |= {"validation_loss": 5.0, "validation_bits_per_byte": 2.0}
+            line |= {"validation_loss": 5.0, "validation_bits_per_byte": 2.0, "attention_logit": 1}
         while step == 100 and not Path(folder).with_name("go").exists():
             time.sleep(0.1)
         file.write(json.dumps(line) + "\n")
