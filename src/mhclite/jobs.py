@@ -7,6 +7,7 @@ file that it writes, its log, and a digest of what decides that file.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -131,10 +132,9 @@ def critical(study: Study, config: RunConfig) -> Job:
     )
 
 
-def sweep(study: Study, arm: str) -> Job:
-    """Find the learning rate of an arm."""
+def sweep(study: Study, arm: str, runs: Sequence[RunConfig]) -> Job:
+    """Find the learning rate of an arm, of which `Study.arms` has the name and the runs."""
     assert study.sweep is not None
-    runs = study.arms()[arm]
     settings = study.sweep.model_dump() | {"seeds": [config.seed for config in runs]}
     config = replace(runs[0], run=arm)
     output = SWEEP.output.format(arm=arm)

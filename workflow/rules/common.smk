@@ -62,7 +62,7 @@ except UserError as error:
     sys.exit(f"error: {error}")
 
 RUNS = STUDY.runs()
-ARMS = STUDY.arms()
+ARMS = STUDY.arms() if STUDY.sweep else {}
 RESOLVED = to_json(resolve(STUDY, CLAIMS))
 NODES = STUDY.nodes()
 CORPORA = {STUDY.corpus_folder(name).split("/")[1]: name for name in STUDY.corpora}

@@ -12,8 +12,8 @@ rule sweep:
     resources:
         gpu=GPUS,
     params:
-        arguments=lambda w, output: quoted(jobs.sweep(STUDY, w.arm)),
-        made_of=lambda w: made_of(jobs.sweep(STUDY, w.arm)),
+        arguments=lambda w, output: quoted(jobs.sweep(STUDY, w.arm, ARMS[w.arm])),
+        made_of=lambda w: made_of(jobs.sweep(STUDY, w.arm, ARMS[w.arm])),
     shell:
         "exec python -m mhclite sweep {params.arguments} > {log:q} 2>&1"
 

@@ -309,7 +309,7 @@ class Study(Settings):
                 f"learning_rates: {rates.file} has no entry for {arm}: sweep it, or add "
                 f"`- {{{arm}, rate: NUMBER}}` to its `arms` by hand"
             )
-        ends = ", ".join(f"{trial.rate:g}" for trial in found.trials)
+        ends = ", ".join(f"{rate:g}" for rate in sorted({trial.rate for trial in found.trials}))
         why = "every finalist diverged" if found.bracketed else f"not bracketed by {ends}"
         raise ValueError(
             f"learning_rates: {rates.file} has no rate for {arm} ({why}): sweep it wider "
