@@ -220,7 +220,8 @@ def test_a_cpu_needs_no_kernels() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr
-    common = {"availability", "base", "fast", "head", "launch", "mixing", "sinkhorn"}
-    common |= {"sinkhorn_v4"}
-    expected = {f"mhclite.connections.{name}" for name in common | OPTIONS.keys()}
+    common = {"base", "dynamic", "fast", "frozen", "head", "matrices"}
+    fast = {"availability", "functions", "launch", "projected", "sinkhorn_operator", "sinkhorn_v4"}
+    names = common | {f"fast.{name}" for name in fast} | OPTIONS.keys()
+    expected = {f"mhclite.connections.{name}" for name in names}
     assert set(done.stdout.split()) == expected

@@ -139,7 +139,7 @@ def test_defaults_are_those_of_the_study_file() -> None:
     known = {name: fields[name] for name in fields if name in Connections.model_fields}
     expected = known | {"implementation": "auto", "n_streams": 4}
     assert Connections().model_dump().items() >= expected.items()
-    assert len(expected) == 8
+    assert len(expected) == 9
 
 
 def test_random_home_streams_are_the_seeds() -> None:

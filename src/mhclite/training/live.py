@@ -148,6 +148,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
         with suppress(OSError, HTTPException):
             said += f": {_read(error)}"
+    elif isinstance(error, urllib.error.URLError):
+        said = str(error.reason)  # its own text stands in angle brackets, as a page's marks do
     return first_words(said)
 
 
