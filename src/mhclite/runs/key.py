@@ -18,13 +18,13 @@ from mhclite.runs.code import PACKAGE, digest_of_modules, imported_modules
 # The code of every run. tests/unit/runs/test_key.py compares it with what the trainer imports.
 MODULES = (
     "connections",
-    "connections.fast.availability",
     "connections.base",
+    "connections.fast",
+    "connections.fast.availability",
     "connections.fast.functions",
     "connections.fast.projected",
     "connections.frozen",
     "connections.head",
-    "connections.matrices",
     "data.batches",
     "data.tokens",
     "model",
