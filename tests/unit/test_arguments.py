@@ -123,7 +123,7 @@ def typed_arguments() -> Iterator[tuple[str, argparse.Action]]:
 
 CHECKED = (positive_int, positive_float, port, any_path, file_path, folder_path)
 # Arguments that are text: names, JSON, URIs. What they hold is checked by what reads them.
-TEXT = {"config", "settings", "run", "uri", "why", "variants", "sizes", "modes", "arms"}
+TEXT = {"config", "settings", "run", "study", "uri", "why", "variants", "sizes", "modes", "arms"}
 
 
 def test_every_number_and_path_is_checked_where_it_is_parsed() -> None:

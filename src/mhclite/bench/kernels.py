@@ -122,7 +122,7 @@ def kernel_rows(
 
     None of one that is computed by its formula alone.
     """
-    if not _connection(variant, C, device).has_projection:
+    if not issubclass(connection_class(variant), Projected):
         return []
     fused_runs = device.type == "cuda"
     kernels = (fused_kernels if fused_runs else fast_kernels)(variant, N, C, device)
