@@ -93,7 +93,7 @@ def test_every_state(
     place("sotu-d2-hc-s1", 20, long_ago, log="12:00:00 step 20\ninterrupted: SIGTERM, saved\n")
     place("sotu-d2-mhc-s0", 10, long_ago, log="error: no GPU\nmore\n")
     assert said(study, capsys) == [
-        "study watched: 6 runs: 1 finished, 1 diverged, 1 under way, 1 failed, 1 stopped, "
+        "study watched: 6 runs: 1 finished, 1 under way, 1 diverged, 1 failed, 1 stopped, "
         "1 waiting",
         "  under way  sotu-d2-hc-s0        step 30 of 100, 2 steps/s, 35 s left",
         "  diverged   sotu-d2-residual-s1  at step 40",
