@@ -15,10 +15,6 @@ rule resolve:
         write_text(output.runs, "\n".join(RUNS) + "\n")
 
 
-# Not a parameter of the rule: the corpus does not depend on it.
-BLOCK_SIZE = STUDY.longest_context()
-
-
 # All cores, and first: every run of the corpus waits for it, and what it finds ends the rest. What is
 # declared is a copy of the manifest: Snakemake deletes it when the job fails, even one that no
 # cluster took, and before it runs again.
@@ -36,8 +32,10 @@ rule prepare:
         made_of=lambda w: made_of_corpus(CORPORA[w.corpus]),
         folder=subpath(output[0], parent=True),
         lock=str(LOCK_FILE),
+        # A function of `output` too: not kept, since the corpus does not depend on it.
+        block_size=lambda w, output: STUDY.longest_context(),
     shell:
         "python -m mhclite prepare --settings {params.settings:q} --out {params.folder:q}"
         " --lock {params.lock:q} --processes {threads}"
-        " --block-size {BLOCK_SIZE} > {log:q} 2>&1"
+        " --block-size {params.block_size} > {log:q} 2>&1"
         " && cp {params.folder:q}/manifest.json {output:q}"

@@ -53,10 +53,11 @@ rule critical:
     resources:
         gpu=GPUS,
     params:
+        memory=lambda w, output: KEEP_MEMORY,
         arguments=lambda w, output: quoted(jobs.critical(STUDY, RUNS[w.run])),
         made_of=lambda w: made_of(jobs.critical(STUDY, RUNS[w.run])),
     shell:
-        "{KEEP_MEMORY} python -m mhclite critical {params.arguments} > {log:q} 2>&1"
+        "{params.memory} python -m mhclite critical {params.arguments} > {log:q} 2>&1"
 
 
 # All cores: on one machine nothing else runs beside it.
@@ -71,10 +72,11 @@ rule throughput:
     resources:
         gpu=GPUS,
     params:
+        memory=lambda w, output: KEEP_MEMORY,
         arguments=lambda w, output: quoted(jobs.throughput(STUDY, w.model)),
         made_of=lambda w: made_of(jobs.throughput(STUDY, w.model)),
     shell:
-        "{KEEP_MEMORY} python -m mhclite throughput {params.arguments} --threads {threads} > {log:q} 2>&1"
+        "{params.memory} python -m mhclite throughput {params.arguments} --threads {threads} > {log:q} 2>&1"
 
 
 STABILITY = STUDY.stability.model_dump(mode="json")

@@ -25,5 +25,6 @@ rule train:
         arguments=lambda w, output: quoted(jobs.train(STUDY, RUNS[w.run])),
         made_of=lambda w: made_of(jobs.train(STUDY, RUNS[w.run])),
         torchrun=torchrun_of,
+        memory=lambda w, output: KEEP_MEMORY,
     shell:
-        "{KEEP_MEMORY} exec python -m {params.torchrun} mhclite train {params.arguments} > {log:q} 2>&1"
+        "{params.memory} exec python -m {params.torchrun} mhclite train {params.arguments} > {log:q} 2>&1"
