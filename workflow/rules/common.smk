@@ -87,7 +87,7 @@ JOB_PREFIX = (
     + "; "
 )
 # Of jobs that train or time training: glibc keeps freed memory instead of giving it back to the system
-# and asking again in every step. The same bits; up to a tenth of a step on a CPU (docs/performance.md).
+# and asking again in every step. The same bits.
 KEEP_MEMORY = "MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_THRESHOLD_=4294967296"
 shell.prefix(JOB_PREFIX.replace("{", "{{").replace("}", "}}"))  # Snakemake formats it
 

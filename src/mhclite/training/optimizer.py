@@ -63,11 +63,12 @@ class AdamW:
         are scaled before it, as the stored results were.
         """
         norms = self.gradient_norms()
-        divisor = clip_divisor(norms.all, grad_clip) if grad_clip > 0 else None
-        if divisor is not None and not norms.all.is_cuda:
+        divisor = None
+        if grad_clip > 0 and norms.all.is_cuda:
+            divisor = clip_divisor(norms.all, grad_clip)
+        elif grad_clip > 0:
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             torch._foreach_mul_(gradients, (grad_clip / (norms.all + 1e-6)).clamp(max=1.0))
-            divisor = None
         self.step(rate, divisor)
         for parameter in self.parameters:
             parameter.grad = None

@@ -151,8 +151,8 @@ def weighted_sum(weights: Tensor, x: Tensor) -> Tensor:
     """sum_s weights[s] x[s], (N, C), of streams x (N, n, C) with weights (N, n).
 
     For a product of one row torch's CPU code calls no library below 400 multiplications (4 streams
-    of 64): n fused multiplications take a fifth of its time. Not in half precision, where each
-    would round.
+    of 64): n fused multiplications are faster there. Not in half precision, where each would
+    round.
     """
     n = x.shape[1]
     if x.device.type != "cpu" or x.dtype.itemsize < 4 or n > FEW:
