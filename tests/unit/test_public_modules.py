@@ -102,7 +102,10 @@ def outcome(
     def step(x: Tensor) -> Tensor:
         return connect(x, [part], "fast" if compiled else implementation)
 
-    function: Any = torch.compile(step, backend="aot_eager", fullgraph=True) if compiled else step
+    function: Any = step
+    if compiled:
+        torch.compiler.reset()  # all variants are traced through one function: more than its limit
+        function = torch.compile(step, backend="aot_eager", fullgraph=True)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         out = function(x)
     weights = torch.linspace(-1, 1, out.numel()).view(out.shape)

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import torch
 import torch._functorch.config
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.utils.stateless import _reparametrize_module
 
 from mhclite.connections.fast import operators
 from mhclite.connections.fast.availability import SMALLEST_CHUNK
@@ -162,22 +163,13 @@ def _folded_together(
     """`_folded` with each of these tensors in place of the connection's: results stacked too."""
     constants: list[_Constants] = []
 
-    class Fold(nn.Module):  # `functional_call` takes a module, and calls its `forward`
-        def __init__(self) -> None:
-            super().__init__()
-            self.connection = connection
-
-        def forward(self) -> tuple[Tensor, Tensor]:
-            weight, bias, same = _folded(connection, dtype)
-            constants.append(same)
-            return weight, bias
-
-    module = Fold()
-
     def fold(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        named = {f"connection.{name}": tensor for name, tensor in tensors.items()}
-        found: tuple[Tensor, Tensor] = torch.func.functional_call(module, named, ())
-        return found
+        # What `functional_call` does before it calls `forward`. It takes a module alone, and one
+        # made here, around `_folded`, the compiler cannot follow.
+        with _reparametrize_module(connection, tensors):
+            weight, bias, same = _folded(connection, dtype)
+        constants.append(same)
+        return weight, bias
 
     weights, biases = torch.func.vmap(fold)(stacked)
     return weights, biases, constants[0]
