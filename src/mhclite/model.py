@@ -11,10 +11,9 @@ Shapes: B batch, T tokens, n streams, C width, V vocabulary.
 
 from __future__ import annotations
 
-import importlib
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -306,17 +305,3 @@ class GPT(nn.Module):
         """
         # Under autocast cross_entropy works in float32, whatever the logits are.
         return F.cross_entropy(self(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
-
-
-def compiled_loss(model: GPT) -> Callable[[Tensor], Tensor]:
-    """`model.loss` through torch.compile, as one graph; compiled at the first call."""
-    for autocast in (False, True):  # before it is traced
-        model.choice(autocast)
-    # Else it is traced under the forward pass's autocast, and takes products of float32 numbers in
-    # bf16 (coefficients). Eagerly the backward pass is called outside of autocast.
-    functorch: Any = importlib.import_module("torch._functorch.config")
-    functorch.backward_pass_autocast = "off"
-    # One graph for each model: several of them share the code in a measurement.
-    torch._dynamo.config.recompile_limit = 64
-    loss: Callable[[Tensor], Tensor] = torch.compile(model.loss, fullgraph=True, dynamic=False)
-    return loss

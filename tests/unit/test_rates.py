@@ -30,7 +30,7 @@ SMOKE = yaml.safe_load((CONFIG / "smoke.yaml").read_text())
 del SMOKE["sinkhorn"]
 VARIANTS = ["residual", "hc", "mhc_lite"]
 NORM = SMOKE["conditions"]["norm_after_sum"]
-RULE = SweepSettings(2.0, 20, 2, 2, [7], 0.02, [0, 1])
+RULE = SweepSettings(2.0, 20, 2, 2, 0.5, [7], 0.02, [0, 1])
 SWEEP = {key: value for key, value in to_json(RULE).items() if key != "seeds"}
 
 

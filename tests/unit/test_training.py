@@ -54,7 +54,7 @@ def test_the_windows_of_a_step_are_asked_for_a_step_ahead(
 ) -> None:
     asked: list[list[int]] = []
     read: list[list[int]] = []
-    windows, expect = TokenSplit.windows, TokenSplit.expect
+    windows, prefetch = TokenSplit.windows, TokenSplit.prefetch
 
     def reading(split: TokenSplit, starts: Any, length: int) -> Any:
         if len(split) == 2000:  # train
@@ -63,10 +63,10 @@ def test_the_windows_of_a_step_are_asked_for_a_step_ahead(
 
     def asking(split: TokenSplit, starts: Any, length: int) -> None:
         asked.append(starts.tolist())
-        expect(split, starts, length)
+        prefetch(split, starts, length)
 
     monkeypatch.setattr(TokenSplit, "windows", reading)
-    monkeypatch.setattr(TokenSplit, "expect", asking)
+    monkeypatch.setattr(TokenSplit, "prefetch", asking)
     train(configuration(steps=4, micro_batch_size=None), corpus, tmp_path / "run")
     assert len(read) == 4
     assert asked[:3] == read[1:]

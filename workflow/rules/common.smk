@@ -73,13 +73,12 @@ OUT = f"results/{STUDY.name}"
 GPUS = 0 if STUDY.training.device == "cpu" else 1  # of a measuring job
 # Jobs run the Python that runs Snakemake, with this checkout's source; those that train send their
 # curves to the study's MLflow server, if it has one. Not as parameters: the results do not depend
-# on these. One folder for what is compiled spares each job of a cluster its minutes; not for CPUs,
-# whose code is compiled for the very processor of a node and would not run on another kind.
+# on these. One folder for what is compiled spares each job its minutes.
 JOB_ENVIRONMENT = (
     {"PYTHONPATH": str(SOURCE)}
     | live.environment(STUDY.tracking.uri, STUDY.name)
     | torchrun.environment()
-    | (compiled.environment(Path(OUT)) if GPUS else {})
+    | (compiled.environment(Path(OUT)) if GPUS or STUDY.training.compile else {})
 )
 JOB_PREFIX = (
     f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH "
@@ -277,8 +276,9 @@ onstart:
         sys.exit(f"error: {error}")
     if workflow.local_exec:
         try:
-            check_machine(
+            if said := check_machine(
                 STUDY, {job.rule.name for job in workflow.dag.needrun_jobs()}
-            )
+            ):
+                print(said, file=sys.stderr)
         except UserError as error:
             sys.exit(f"error: {error}")

@@ -52,7 +52,7 @@ def reading(folder: Path, gigabytes: float) -> dict[str, float]:
             waited = 0.0
             if hint:
                 began = time.perf_counter()
-                split.expect(starts, WINDOW)
+                split.prefetch(starts, WINDOW)
                 waited = time.perf_counter() - began
                 time.sleep(STEP_SECONDS)
             began = time.perf_counter()

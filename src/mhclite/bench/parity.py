@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.connections.registry import VARIANTS, has_streams
-from mhclite.model import GPT, compiled_loss
+from mhclite.model import GPT
+from mhclite.training.compiled import compiled_loss
 
 OPTIONS = {"sinkhorn_iterations": 20}
 # An implementation's error may be as large as the reference's own times this, or this in itself:

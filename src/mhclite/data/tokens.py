@@ -76,7 +76,7 @@ class TokenSplit:
                     yield tokens.astype(np.int64)
                     length -= len(tokens)
 
-    def expect(self, starts: npt.NDArray[np.int64], length: int) -> None:
+    def prefetch(self, starts: npt.NDArray[np.int64], length: int) -> None:
         """Ask the system to load windows that will be read soon; returns at once.
 
         Args:

@@ -45,7 +45,7 @@ from mhclite.training.group import Group
 from mhclite.training.loop import open_text
 from mhclite.training.processes import processes
 from mhclite.training.train import run_config
-from mhclite.training.trainer import Text, Trainer
+from mhclite.training.trainer import TokenSplits, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def unstable_step(losses: Sequence[float | None]) -> int | None:
     return len(finite) + 1 if len(finite) < len(losses) else None
 
 
-def attempt(config: RunConfig, factor: float, text: Text, group: Group, bar: float) -> Try:
+def attempt(config: RunConfig, factor: float, text: TokenSplits, group: Group, bar: float) -> Try:
     """Train a run at `factor` times its learning rate; it fails unless it ends below `bar`."""
     rate = config.model.learning_rate * factor
     training = replace(config.training, evaluation_interval=config.training.steps, processes=1)

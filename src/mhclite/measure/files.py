@@ -135,15 +135,18 @@ class Cost:
 
 @dataclass(frozen=True)
 class Use:
-    """What the loss of a trained model depends on: `measure.use` says what is changed."""
+    """What the loss of a trained model depends on: `measure.knockouts` says what is changed."""
 
-    windows: int
-    loss: float  # of the unchanged model on these windows
+    windows: int  # of the probe
+    loss: float  # of the unchanged model on these
+    # On the windows of the final loss; older probes have these two costs on the probe's own.
     identity: Cost  # every H_res is the identity
     token_mean: Cost  # every H_res is its mean over tokens
     identity_by_sublayer: list[Cost]  # one H_res alone
     token_mean_by_sublayer: list[Cost]
     stream_dropped: list[Cost]  # one stream is left out of the final sum
+    evaluated_windows: int | None = None  # of the first two; None: the probe's own
+    evaluated_loss: float | None = None  # of the unchanged model on these
 
 
 @dataclass(frozen=True)
@@ -294,6 +297,9 @@ class RunStability:
     backbone_grad_norm_fluctuation: float | None
     diverged: bool
     diverged_step: int | None
+    loss_jumps: list[int] | None = None  # these three: None where older code judged
+    jumps_per_10000_steps: float | None = None
+    clipped_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -390,6 +396,7 @@ class SweepSettings:
     steps: int
     widest: int
     finalists: int
+    margin: float  # nats per token
     final_seeds: list[int]
     band: float  # nats per token
     seeds: list[int]

@@ -24,9 +24,11 @@ from mhclite.arguments import file_path, folder_path, positive_int, run_argument
 from mhclite.data.manifest import load_manifest
 from mhclite.errors import UserError
 from mhclite.files import digest_of, sha256_of, write_json
+from mhclite.measure.activations import activations
 from mhclite.measure.files import PROBE_SCHEMA, Probe, read_probe
+from mhclite.measure.knockouts import knockouts
 from mhclite.measure.mixing import mixing
-from mhclite.measure.split import evaluation
+from mhclite.measure.split import evaluation, whole_windows
 from mhclite.measure.trained import (
     Trained,
     add_text_arguments,
@@ -35,8 +37,6 @@ from mhclite.measure.trained import (
     read_trained,
     windows_of,
 )
-from mhclite.measure.use import use
-from mhclite.measure.within import within
 from mhclite.model import GPT
 from mhclite.records import to_json
 from mhclite.runs.code import step_digest
@@ -152,12 +152,14 @@ def probe(task: Task) -> Probe:
         evaluation=evaluation(model, split, task.end, task.settings.evaluation_tokens, device),
     )
 
-    result = replace(result, parameters=within(model, windows, device))
+    result = replace(result, parameters=activations(model, windows, device))
     if model.n_streams == 1:
         return result
     start = GPT(trained.model, trained.connection, trained.seed).to(device).eval()
     found = mixing(model, list(start.connections()), windows[:, :-1], device)
-    return replace(result, mixing=found, use=use(model, found, windows, device))
+    evaluated = whole_windows(split, model.block_size, task.settings.evaluation_tokens)
+    costs = knockouts(model, found, windows, evaluated, device)
+    return replace(result, mixing=found, use=costs)
 
 
 def write_probe(task: Task) -> None:

@@ -34,6 +34,12 @@ def windows_over(split: TokenSplit, length: int, most: int | None) -> Iterator[t
         yield start + 1, split.read(start, min(length + 1, len(split) - start))
 
 
+def whole_windows(split: TokenSplit, length: int, most: int | None) -> Tokens:
+    """Those of `windows_over` that are whole, (count, length + 1)."""
+    found = [window for _, window in windows_over(split, length, most)]
+    return np.stack([window for window in found if len(window) == length + 1])
+
+
 def documents_of(split: TokenSplit, end: int | None) -> Tokens:
     """The document of each token, from 0: (tokens,). The token `end` is the last of its document.
 

@@ -16,6 +16,10 @@ divided by `window`). What the rule leaves open is decided here:
   fluctuation there is no scale to judge by.
 - A value that is not finite is divergence, never a spike, and nothing is judged against a window
   that holds one. Training ends at the first, so only the last value of a run can be one.
+
+Another rule in use (report of Qwen3.8-Next, arXiv 2608.30320) knows no scale: a *jump* is a step
+whose loss lies more than 0.1 above the median of the 201 steps before it. It is counted beside the
+first, on the same terms.
 """
 
 from __future__ import annotations
@@ -38,6 +42,8 @@ from mhclite.runs.folder import FinishedRun, RunFolder
 
 FloatArray = npt.NDArray[np.float64]
 
+JUMP_WINDOW = 201  # steps
+JUMP = 0.1  # nats per token
 FLAT = 1e-10  # a window's deviation over the size of its mean, below which it is flat
 
 
@@ -71,6 +77,18 @@ def spikes(values: Sequence[float] | FloatArray, window: int, sigmas: float) -> 
     with np.errstate(over="ignore", invalid="ignore"):
         above[1:] = judged & (series[1:] > mean + sigmas * deviation)
     return [int(position) for position in np.flatnonzero(above)]
+
+
+def jumps(losses: Sequence[float] | FloatArray) -> tuple[list[int], int]:
+    """Positions (from 0) of the losses that are jumps, and how many could have been one."""
+    series = np.array(losses, dtype=np.float64)
+    if len(series) <= JUMP_WINDOW:
+        return [], 0
+    windows = np.lib.stride_tricks.sliding_window_view(series[:-1], JUMP_WINDOW)
+    finite = np.isfinite(windows).all(1) & np.isfinite(series[JUMP_WINDOW:])
+    medians = np.where(finite, np.median(windows, axis=1), np.inf)
+    above = np.flatnonzero(series[JUMP_WINDOW:] > medians + JUMP)
+    return (above + JUMP_WINDOW).tolist(), int(np.count_nonzero(finite))
 
 
 def series_of(metrics: Sequence[dict[str, Any]], name: str) -> FloatArray:
@@ -121,8 +139,10 @@ def judge(run: FinishedRun, settings: StabilitySettings) -> RunStability:
 
     `spikes_per_1000_steps` counts the steps at which the loss or the gradient norm spiked, out of
     the `judged_steps`, which have a full window after the warm-up before them; None where there are
-    none. Mean and fluctuation of the gradient norm, of all parameters and of the backbone's, are
-    those of `last_window` with `fluctuation_window`. For a diverged run that is the stretch before
+    none; `jumps_per_10000_steps` likewise, out of its own. `clipped_share` is that of the steps
+    after the warm-up whose gradient is longer than `grad_clip`. Mean and fluctuation of the
+    gradient norm, of all parameters and of the backbone's, are those of `last_window` with
+    `fluctuation_window`. For a diverged run that is the stretch before
     its end.
     """
     window, sigmas = settings.spike_window, settings.spike_sigmas
@@ -135,6 +155,9 @@ def judge(run: FinishedRun, settings: StabilitySettings) -> RunStability:
     finite = np.isfinite(loss) & np.isfinite(grad_norm)
     judged = int(np.count_nonzero(finite[warm + window :]))
     spiked = len(set(loss_spikes) | set(grad_norm_spikes))
+
+    jumped, could = jumps(loss[warm:])
+    clip, norms = run.record.config.training.grad_clip, grad_norm[warm:][finite[warm:]]
 
     backbone = series_of(run.metrics, "backbone_grad_norm")
     norm, own = (
@@ -151,6 +174,9 @@ def judge(run: FinishedRun, settings: StabilitySettings) -> RunStability:
         grad_norm_fluctuation=norm[1],
         backbone_grad_norm_mean=own[0],
         backbone_grad_norm_fluctuation=own[1],
+        loss_jumps=[steps[warm + at] for at in jumped],
+        jumps_per_10000_steps=10_000 * len(jumped) / could if could else None,
+        clipped_share=float(np.mean(norms > clip)) if clip and len(norms) else None,
         diverged=run.summary.status == "diverged",
         diverged_step=run.summary.diverged_step,
     )

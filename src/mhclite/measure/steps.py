@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from mhclite.config import ConnectionConfig, ModelConfig, TrainingConfig
 from mhclite.measure import memory
 from mhclite.measure.files import Quartiles, Timing
-from mhclite.model import GPT, compiled_loss
+from mhclite.model import GPT
+from mhclite.training.compiled import compiled_loss
 from mhclite.training.group import deterministic
 from mhclite.training.optimizer import AdamW
 

@@ -2,9 +2,11 @@
 
 The *grid* begins with the size's rate and one to either side. Where the best is at the edge, one
 more rate is tried on that side, until the best is inside (*bracketed*) or `widest` is reached: a
-best rate at the edge is none. Then the best `finalists` are trained for all steps with seeds that
-the grid did not have, and the lowest mean loss wins. A run that diverges is worse than any that
-does not; of equal rates the smaller is the better.
+best rate at the edge is none. Then the best `finalists` within `margin` of the first are trained
+for all steps with seeds that the grid did not have, and the lowest mean loss wins; one that stands
+alone has won. A winner at the edge of all rates that were tried is followed outwards as the grid
+was, at full length. A run that diverges is worse than any that does not; of equal rates the smaller
+is the better.
 
 Each trial is an ordinary run folder beside the output, without its weights: a sweep that was killed
 goes on with the trial that was under way, from its checkpoint.
@@ -66,13 +68,18 @@ def choose(settings: SweepSettings, make: Make) -> Choice:
     while (best := ranked(grid)[0]) in (min(grid), max(grid)) and abs(best) < settings.widest:
         further = best + (1 if best > 0 else -1)
         grid[further] = mean(further, final=False)
-    bracketed = min(grid) < best < max(grid)
     band = _band(grid, best, settings.band)
-    if not bracketed:
+    if not min(grid) < best < max(grid):
         return Choice(False, None, band)
-    finalists = [power for power in ranked(grid) if grid[power] < math.inf][: settings.finalists]
-    final = {power: mean(power, final=True) for power in finalists}
-    winner = ranked(final)[0]
+    near = [power for power in ranked(grid) if grid[power] <= grid[best] + settings.margin]
+    if len(near) == 1 or settings.finalists == 1:
+        return Choice(True, best, band)
+    final = {power: mean(power, final=True) for power in near[: settings.finalists]}
+    while (winner := ranked(final)[0]) in (min(grid | final), max(grid | final)):
+        further = winner + (1 if winner > best else -1)
+        if abs(further) > settings.widest:
+            return Choice(False, None, band)
+        final[further] = mean(further, final=True)
     return Choice(True, winner if final[winner] < math.inf else None, band)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from mhclite.study.reading import load_study
 from mhclite.study.sections import RESULTS
 from mhclite.study.settings import Study
 from mhclite.study.text_files import matching
+from mhclite.training.compiled import no_compiler
 
 SECONDS = 3.0  # spent on local files; the rest of them `prepare` reads as a whole
 
@@ -71,11 +71,14 @@ def sees_gpu() -> bool:
     return subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
 
 
-def check_machine(study: Study, steps: set[str]) -> None:
+def check_machine(study: Study, steps: set[str]) -> str | None:
     """Whether this machine has what steps need that it is about to do itself.
 
+    Returns:
+        A line on what will be done another way than asked, if anything is.
+
     Raises:
-        UserError: there is no GPU, or no compiler.
+        UserError: there is no GPU.
     """
     settings = [config.training for config in study.grid().values()]
     on_device = {"train", "probe", "critical", "sweep", "throughput"} & steps
@@ -84,17 +87,16 @@ def check_machine(study: Study, steps: set[str]) -> None:
             "training.device is cuda, but torch sees no GPU on this machine: set it to auto or "
             "cpu, or start this study where there is one"
         )
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler.split()[0] if compiler.strip() else "g++") is not None:
-        return
+    obstacle = no_compiler("cpu")
     for_cpu = [training.device for training in settings if training.compile]
-    if {"train", "sweep", "throughput"} & steps and (
-        "cpu" in for_cpu or (for_cpu and not sees_gpu())
-    ):
-        raise UserError(
-            f"training.compile is true, but there is no C++ compiler {compiler!r} on this machine: "
-            "install it (Debian, Ubuntu: apt install g++), name another in CXX, or set it to false"
-        )
+    if obstacle is None or not {"train", "sweep", "throughput"} & steps or not for_cpu:
+        return None
+    if "cpu" not in for_cpu and sees_gpu():
+        return None
+    return (
+        f"training.compile is true, but {obstacle}: everything is computed without it, which takes "
+        "half as long again (Debian, Ubuntu: apt install g++)"
+    )
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -119,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
             arms = len(study.arms())
             print(
                 f"{path}: study {study.name!r} is valid: a sweep of {arms} arms, of {least} to "
-                f"{most} trainings of {study.sweep.steps} steps and {final} of "
+                f"{most} trainings of {study.sweep.steps} steps and up to {final} of "
                 f"{study.training.steps} each"
             )
             continue

@@ -30,6 +30,7 @@ MODULES = (
     "model",
     "seeding",
     "training.ahead",
+    "training.compiled",
     "training.group",
     "training.optimizer",
     "training.step",

@@ -518,7 +518,13 @@ class Sweep(Settings):
         "the best is at its edge, up to so many to that side",
     )
     finalists: Annotated[int, Field(ge=1, le=3)] = Field(
-        2, description="best rates of the grid that are trained for `training.steps`; the best wins"
+        2,
+        description="best rates of the grid that are trained for `training.steps`, where there are "
+        "several within `margin`; the best wins",
+    )
+    margin: PositiveFloat = Field(
+        0.05,
+        description="nats per token above the grid's best: a rate that ends higher is no finalist",
     )
     final_seeds: list[Seed] = Field(description="seeds of these, none of the grid's", min_length=1)
     band: PositiveFloat = Field(
@@ -527,8 +533,9 @@ class Sweep(Settings):
     )
 
     def trainings(self, seeds: int) -> tuple[tuple[int, int], int]:
-        """(fewest and most of `steps`, of the whole length) for one arm that is bracketed."""
-        return (3 * seeds, (self.widest + 2) * seeds), self.finalists * len(self.final_seeds)
+        """For one arm that is bracketed: (fewest and most of `steps`, most of the whole length)."""
+        full = self.finalists * len(self.final_seeds) if self.finalists > 1 else 0
+        return (3 * seeds, (self.widest + 2) * seeds), full
 
 
 class Trial(Settings):

@@ -44,7 +44,7 @@ from mhclite.training.checkpoint import Saver, load_checkpoint, save_tensors
 from mhclite.training.group import Group
 from mhclite.training.processes import processes
 from mhclite.training.torchrun import stops
-from mhclite.training.trainer import StepRecord, Text, Trainer
+from mhclite.training.trainer import StepRecord, TokenSplits, Trainer
 
 TRAIN_LOSS_STEPS = 50  # the summary's train_loss is the mean over the last so many steps
 
@@ -107,7 +107,7 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def open_text(corpus: Path, manifest: Manifest, model: ModelConfig, verify: bool) -> Text:
+def open_text(corpus: Path, manifest: Manifest, model: ModelConfig, verify: bool) -> TokenSplits:
     """Both splits of a prepared corpus.
 
     Args:
@@ -127,7 +127,7 @@ def open_text(corpus: Path, manifest: Manifest, model: ModelConfig, verify: bool
         )
     expect_window(manifest.splits, str(corpus), model.block_size)
     train, validation = (open_split(corpus, split, verify) for split in ("train", "validation"))
-    return Text(train, validation, (manifest.validation.tokens, manifest.validation.bytes))
+    return TokenSplits(train, validation, (manifest.validation.tokens, manifest.validation.bytes))
 
 
 def _run(
@@ -166,7 +166,9 @@ def _steps(
             timing = {"step": record.step, "seconds": record.seconds, "wall": time.time()}
             files.write("timing", timing)
         if "validation_loss" in record.metrics:
-            _tell(record, settings.steps, (record.step - first) / (time.perf_counter() - began))
+            log_progress(
+                record, settings.steps, (record.step - first) / (time.perf_counter() - began)
+            )
         last = record.diverged or record.step == settings.steps
         stop = record.stop and record.settled and not last
         due = record.step > 0 and record.step % settings.checkpoint_interval == 0 and not last
@@ -187,7 +189,7 @@ def _steps(
             log.info("diverged at step %d: loss or gradient norm is not finite", record.step)
 
 
-def _tell(record: StepRecord, steps: int, rate: float) -> None:
+def log_progress(record: StepRecord, steps: int, rate: float) -> None:
     """One line on where training stands."""
     if record.step == 0 or record.diverged or record.metrics["validation_loss"] is None:
         return

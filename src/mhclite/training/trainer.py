@@ -18,8 +18,9 @@ from torch import Tensor
 from mhclite.config import RunConfig
 from mhclite.data.batches import Tokens, batch_starts, evaluation_starts
 from mhclite.data.tokens import TokenSplit
-from mhclite.model import GPT, compiled_loss
+from mhclite.model import GPT
 from mhclite.training.ahead import Ahead, Launched
+from mhclite.training.compiled import compiled_loss
 from mhclite.training.group import Group
 from mhclite.training.optimizer import AdamW, learning_rate
 from mhclite.training.step import autocast, train_step
@@ -29,7 +30,7 @@ LOOKED_AT = 4  # evaluation windows from which statistics of streams and attenti
 
 
 @dataclass(frozen=True)
-class Text:
+class TokenSplits:
     """The tokens that a run is trained and evaluated on."""
 
     train: TokenSplit
@@ -69,7 +70,7 @@ class Trainer:
         group: the processes that share the run.
     """
 
-    def __init__(self, config: RunConfig, text: Text, group: Group) -> None:
+    def __init__(self, config: RunConfig, text: TokenSplits, group: Group) -> None:
         self.config = config
         self.settings = config.training
         self.text = text
@@ -131,7 +132,7 @@ class Trainer:
         settings, peak, device = self.settings, self.config.model.learning_rate, self.group.device
         began = time.perf_counter()
         # Disks take longer than the share of a step that data may cost; this step hides it.
-        self.text.train.expect(self._share(self._starts(index + 1)), self.window)
+        self.text.train.prefetch(self._share(self._starts(index + 1)), self.window)
         rate = learning_rate(
             index, peak, peak * settings.min_lr_ratio, settings.warmup_steps, settings.steps
         )

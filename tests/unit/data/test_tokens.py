@@ -39,7 +39,7 @@ def test_reads_across_shards_equal_reads_of_one_array(
         assert read.dtype == np.int64
         np.testing.assert_array_equal(read, flat[start : start + length])
         starts = np.arange(len(flat) - length + 1)[: len(flat)][::-1]
-        split.expect(starts, length)
+        split.prefetch(starts, length)
         windows = split.windows(starts, length)
         assert windows.dtype == np.int64
         assert windows.shape == (len(starts), length)

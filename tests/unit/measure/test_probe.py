@@ -18,14 +18,14 @@ from mhclite.connections.registry import check_streams
 from mhclite.data.tokens import TokenSplit
 from mhclite.errors import UserError
 from mhclite.measure import probe as step
+from mhclite.measure.activations import activations, weight_entropy
 from mhclite.measure.evaluate import evaluate
 from mhclite.measure.files import Probe, read_probe
+from mhclite.measure.knockouts import cost_of, knockouts, mixed_by
 from mhclite.measure.mixing import QUANTILE_LEVELS, effective_rank, mixing
 from mhclite.measure.probe import ProbeSettings, probe, probe_runs, task_of
 from mhclite.measure.split import evaluation
 from mhclite.measure.trained import held_out, read_trained
-from mhclite.measure.use import cost_of, mixed_by, use
-from mhclite.measure.within import weight_entropy, within
 from mhclite.model import GPT
 from mhclite.records import build, to_json
 from mhclite.study.sections import Connections
@@ -120,8 +120,8 @@ def test_nothing_depends_on_how_the_windows_are_cut(monkeypatch: pytest.MonkeyPa
     def measure() -> list[float]:
         found = mixing(model, untrained("mhc_lite"), windows[:, :-1], CPU)
         assert found.geometry is not None
-        costs = use(model, found, windows, CPU)
-        inside = within(model, windows, CPU)
+        costs = knockouts(model, found, windows, windows, CPU)
+        inside = activations(model, windows, CPU)
         assert found.single.max_deviation < 1e-5
         return [
             *found.product.gain_forward,
@@ -190,9 +190,11 @@ def test_knockouts_start_from_the_loss_of_the_evaluation(
     changes |= {"freeze_mixing": True} if frozen else {}
     model, windows = trained_like(variant, **changes), some_windows(4, 7)
     found = mixing(model, untrained(variant), windows[:, :-1], CPU)
-    result = use(model, found, windows, CPU)
-    with torch.no_grad():
-        assert result.loss == pytest.approx(model.loss(torch.from_numpy(windows)).item(), rel=1e-5)
+    result = knockouts(model, found, windows[:3], windows, CPU)
+    for part, loss in ((windows[:3], result.loss), (windows, result.evaluated_loss)):
+        with torch.no_grad():
+            assert loss == pytest.approx(model.loss(torch.from_numpy(part)).item(), rel=1e-5)
+    assert (result.windows, result.evaluated_windows) == (3, 4)
     nothing = [result.identity, result.token_mean]
     nothing += result.identity_by_sublayer + result.token_mean_by_sublayer
     if frozen or variant not in MIXING:
@@ -209,7 +211,7 @@ def test_costs_are_those_of_a_changed_model(variant: str, final_norm: str) -> No
     model, windows = trained_like(variant, final_norm=final_norm), some_windows(4, 6)
     tokens = torch.from_numpy(windows)
     found = mixing(model, untrained(variant), windows[:, :-1], CPU)
-    result = use(model, found, windows, CPU)
+    result = knockouts(model, found, windows, windows, CPU)
 
     def read(x: torch.Tensor) -> torch.Tensor:
         if final_norm == "per_stream":
@@ -265,7 +267,7 @@ def test_sublayers_that_cannot_matter_cost_nothing() -> None:
     for final_norm, last_matters in (("per_stream", True), ("after_sum", False)):
         model, windows = trained_like("mhc_lite", final_norm=final_norm), some_windows(4, 6)
         found = mixing(model, untrained("mhc_lite"), windows[:, :-1], CPU)
-        costs = use(model, found, windows, CPU).identity_by_sublayer
+        costs = knockouts(model, found, windows, windows, CPU).identity_by_sublayer
         sizes = [abs(cost.mean) for cost in costs]
         assert sizes[0] < 1e-6 < 1e-4 < sizes[1]
         assert (sizes[-1] > 1e-4) == last_matters
@@ -317,7 +319,7 @@ NUMBERS = (2, 4, MODEL.n_embd)  # with as many streams as channels, too
 )
 def test_entropies_are_those_of_a_share_of_each_stream(variant: str, n: int) -> None:
     model = trained_like(variant, n_streams=n)
-    found = within(model, some_windows(3, 6), CPU)
+    found = activations(model, some_windows(3, 6), CPU)
     for entropies in (found.read_entropy, found.write_entropy):
         assert entropies is not None
         assert 0 <= min(entropies) <= max(entropies) <= np.log(n) + 1e-6
@@ -326,7 +328,7 @@ def test_entropies_are_those_of_a_share_of_each_stream(variant: str, n: int) -> 
 @pytest.mark.parametrize("variant", ["residual", "hc", "mhc_lite"])
 def test_gradients_and_activations(variant: str) -> None:
     model, windows = trained_like(variant), some_windows(3, 6)
-    found = within(model, windows, CPU)
+    found = activations(model, windows, CPU)
     model.zero_grad()
     model.loss(torch.from_numpy(windows)).backward()
     last = model.sublayers[-1]

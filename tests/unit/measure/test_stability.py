@@ -18,7 +18,7 @@ from mhclite import cli
 from mhclite.errors import UserError
 from mhclite.files import sha256_of
 from mhclite.measure.files import StabilitySettings
-from mhclite.measure.stability import judge, last_window, spikes, trailing
+from mhclite.measure.stability import JUMP_WINDOW, judge, jumps, last_window, spikes, trailing
 from mhclite.records import to_json
 from mhclite.runs.folder import FinishedRun, RunFolder
 
@@ -132,6 +132,16 @@ def test_what_is_not_finite_is_no_spike(value: float) -> None:
 def test_nothing_is_judged_against_a_window_with_a_gap() -> None:
     series = [*WAVE * 4, math.nan, 0.0, 99.0, *WAVE * 4, 99.0]
     assert spikes(series, window=4, sigmas=3) == [19]
+
+
+def test_jumps_are_above_the_median_of_the_window_by_more_than_a_tenth() -> None:
+    assert jumps([3.0, 9.0] * (JUMP_WINDOW // 2) + [9.0]) == ([], 0)
+    quiet = [3.0] * 300
+    quiet[250], quiet[260], quiet[100] = 3.11, 3.09, 9.0
+    assert jumps(quiet) == ([250], 99)
+    assert jumps([*quiet[:250], math.nan, *quiet[251:]]) == ([], 0 + 250 - JUMP_WINDOW)
+    # The median of 201 values in turn is one of the two: the other is no jump above it.
+    assert jumps([*([3.0, 3.05] * 150), 3.12, 3.16])[0] == [301]
 
 
 def test_short_series() -> None:

@@ -23,7 +23,7 @@ from mhclite.study.sections import Sweep
 from mhclite.training.loop import train
 
 RULE = SweepSettings(
-    ratio=2.0, steps=3, widest=3, finalists=2, final_seeds=[1, 2], band=0.02, seeds=[0]
+    ratio=2.0, steps=3, widest=3, finalists=2, margin=0.5, final_seeds=[1, 2], band=0.02, seeds=[0]
 )
 Losses = dict[int, float | None]
 
@@ -69,12 +69,11 @@ def test_a_best_at_the_widest_is_not_bracketed_and_has_no_finals(side: int) -> N
 
 def test_what_diverges_is_worse_than_anything_and_brackets() -> None:
     found, made = follow({-1: 1e9, 0: 9.0, 1: None})
-    assert found.bracketed
-    assert set(powers(made, final=True)) == {0, -1}
-    # The only one that does not diverge is the only finalist.
+    assert found == Choice(True, 0, (0, 0))
+    assert powers(made, final=True) == []
     found, made = follow({-1: None, 0: 9.0, 1: None})
     assert found == Choice(True, 0, (0, 0))
-    assert set(powers(made, final=True)) == {0}
+    assert powers(made, final=True) == []
 
 
 def test_where_all_diverge_smaller_rates_are_tried() -> None:
@@ -95,10 +94,29 @@ def test_one_seed_that_diverges_is_enough() -> None:
 
 def test_the_full_length_decides_among_finalists() -> None:
     grid: Losses = {-1: 3.2, 0: 3.0, 1: 3.1}
-    assert follow(grid, {0: 2.9, 1: 2.8})[0].power == 1
+    assert follow(grid, {0: 2.9, 1: 2.8, 2: 2.9})[0].power == 1
     assert follow(grid, {0: 2.9, 1: None})[0].power == 0
     assert follow(grid, {0: None, 1: None})[0] == Choice(True, None, (0, 0))
     assert follow(grid, {0: 2.9, 1: 2.8}, replace(RULE, finalists=1))[0].power == 0
+
+
+def test_what_is_far_from_the_best_is_no_finalist() -> None:
+    grid: Losses = {-1: 3.2, 0: 3.0, 1: 3.1}
+    for margin, expected in ((0.09, []), (0.11, [0, 0, 1, 1]), (0.3, [0, 0, 1, 1])):
+        found, made = follow(grid, {0: 2.9, 1: 2.95}, replace(RULE, margin=margin))
+        assert found.power == 0
+        assert powers(made, final=True) == expected
+
+
+def test_a_winner_at_the_edge_of_all_that_was_tried_is_followed() -> None:
+    grid: Losses = {-1: 3.2, 0: 3.0, 1: 3.1}
+    final: Losses = {0: 2.9, 1: 2.8, 2: 2.7, 3: 2.75}
+    found, made = follow(grid, final)
+    assert found == Choice(True, 2, (0, 0))
+    assert powers(made, final=True) == [0, 0, 1, 1, 2, 2, 3, 3]
+    found, _ = follow(grid, {**final, 3: 2.6})
+    assert found == Choice(False, None, (0, 0)), "the widest is no bracket"
+    assert follow({-1: 3.1, 0: 3.0, 1: 3.2}, {0: 2.9, -1: 2.8, -2: None})[0].power == -1
 
 
 def test_of_equal_rates_the_smaller_wins() -> None:

@@ -120,14 +120,19 @@ def test_what_a_machine_lacks_is_known_before_the_first_job(
         study["training"] |= training
     monkeypatch.setenv("CXX", "/nowhere/g++ -O1")
     monkeypatch.setattr(check, "sees_gpu", lambda: gpu)
-    if lacks is None:
-        check.check_machine(parse_study(study), steps)
-    else:
+    if lacks == "training.device is cuda":
         with pytest.raises(UserError, match=lacks):
             check.check_machine(parse_study(study), steps)
+        return
+    said = check.check_machine(parse_study(study), steps)
+    if lacks is None:
+        assert said is None
+    else:
+        assert said is not None
+        assert lacks in said
+        assert "/nowhere/g++" in said
     monkeypatch.setenv("CXX", f"{sys.executable} -c")  # one that is there
-    if lacks != "training.device is cuda":
-        check.check_machine(parse_study(study), steps)
+    assert check.check_machine(parse_study(study), steps) is None
 
 
 def parquet(path: Path) -> None:

@@ -37,7 +37,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
     return float(torch.stack(squares).sum().sqrt())
 
 
-def within(model: GPT, windows: Tokens, device: torch.device) -> Parameters:
+def activations(model: GPT, windows: Tokens, device: torch.device) -> Parameters:
     """Statistics of a model on windows (sequences, T + 1); its gradients are overwritten."""
     sublayers = [sublayer for sublayer in model.sublayers if isinstance(sublayer, SubLayer)]
     several = model.n_streams > 1

@@ -8,9 +8,12 @@ as they are may be computed faster.
 - *H_res = I*: streams are read and written as before, and never mixed. By algebra this costs
   nothing in the first sub-layer of a doubly stochastic variant, where all streams are equal, nor in
   the last if the final norm comes after the sum over streams.
-- *H_res = its mean over tokens* (on the same windows): what a static matrix keeps.
+- *H_res = its mean over tokens*, of the probe's windows: what a static matrix keeps.
 - *A stream dropped*: zero after the last sub-layer, which leaves it out of the final sum: the norm
   of zeros is zero. Learned weights of that sum see the zeros too.
+
+The two changes of all sub-layers at once are measured wherever the final loss is, the others on the
+probe's few windows.
 """
 
 from __future__ import annotations
@@ -39,13 +42,13 @@ def mixed_by(sublayer: SubLayer, matrix: Tensor) -> Iterator[None]:
         found = own(x)
         return found._replace(H_res=matrix.to(found.H_res).expand_as(found.H_res))
 
-    # Set beside the method of the class, which it hides until it is deleted.
-    object.__setattr__(connection, "coefficients", changed)
+    # A module's own attributes come before the methods of its class.
+    vars(connection)["coefficients"] = changed
     sublayer.implementation = "reference"
     try:
         yield
     finally:
-        object.__delattr__(connection, "coefficients")
+        del vars(connection)["coefficients"]
         sublayer.implementation = implementation
 
 
@@ -68,13 +71,16 @@ def through(sublayers: Sequence[SubLayer], x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def use(model: GPT, found: Mixing, windows: Tokens, device: torch.device) -> Use:
+def knockouts(
+    model: GPT, found: Mixing, windows: Tokens, evaluated: Tokens, device: torch.device
+) -> Use:
     """What each change costs.
 
     Args:
         model: in evaluation mode on `device`.
-        found: its H_res, on the same windows.
-        windows: (sequences, T + 1) token ids.
+        found: its H_res on the probe's windows.
+        windows: those, (sequences, T + 1) token ids.
+        evaluated: the windows of the final loss, (count, T + 1).
         device: where to compute.
     """
     sublayers = [sublayer for sublayer in model.sublayers if isinstance(sublayer, SubLayer)]
@@ -89,10 +95,15 @@ def use(model: GPT, found: Mixing, windows: Tokens, device: torch.device) -> Use
     def note(what: str, which: int | None, logits: Tensor, targets: Tensor) -> None:
         losses.setdefault((what, which), []).append(window_losses(logits, targets))
 
+    def cost(what: str, which: int | None, start: str) -> Cost:
+        nothing = losses[start, None]
+        changed = losses.get((what, which), nothing)
+        return cost_of(np.concatenate(changed) - np.concatenate(nothing))
+
     for chunk in chunks(windows):
         tokens = torch.from_numpy(chunk).to(device)
         targets = tokens[:, 1:]
-        x = start = model.embed(tokens[:, :-1])
+        x = model.embed(tokens[:, :-1])
         for layer, sublayer in enumerate(sublayers):
             for what, matrices in changes.items() if layer in mixing else ():
                 with mixed_by(sublayer, matrices[layer]):
@@ -104,27 +115,28 @@ def use(model: GPT, found: Mixing, windows: Tokens, device: torch.device) -> Use
         for stream in range(n):
             others = 1 - identity[stream]
             note("stream", stream, logits_of(model, x * others.unsqueeze(-1)), targets)
+
+    for chunk in chunks(evaluated):
+        tokens = torch.from_numpy(chunk).to(device)
+        start, targets = model.embed(tokens[:, :-1]), tokens[:, 1:]
+        note("evaluated", None, logits_of(model, through(sublayers, start)), targets)
         for what, matrices in changes.items() if mixing else ():
             with ExitStack() as stack:
                 for layer in mixing:
                     stack.enter_context(mixed_by(sublayers[layer], matrices[layer]))
                 note(what, None, logits_of(model, through(sublayers, start)), targets)
 
-    nothing = losses["nothing", None]
-    unchanged = np.concatenate(nothing)
-
-    def cost(what: str, which: int | None) -> Cost:
-        return cost_of(np.concatenate(losses.get((what, which), nothing)) - unchanged)
-
     layers = range(len(sublayers))
     return Use(
         windows=len(windows),
-        loss=float(unchanged.mean()),
-        identity=cost("identity", None),
-        token_mean=cost("mean", None),
-        identity_by_sublayer=[cost("identity", layer) for layer in layers],
-        token_mean_by_sublayer=[cost("mean", layer) for layer in layers],
-        stream_dropped=[cost("stream", stream) for stream in range(n)],
+        loss=float(np.concatenate(losses["nothing", None]).mean()),
+        evaluated_windows=len(evaluated),
+        evaluated_loss=float(np.concatenate(losses["evaluated", None]).mean()),
+        identity=cost("identity", None, "evaluated"),
+        token_mean=cost("mean", None, "evaluated"),
+        identity_by_sublayer=[cost("identity", layer, "nothing") for layer in layers],
+        token_mean_by_sublayer=[cost("mean", layer, "nothing") for layer in layers],
+        stream_dropped=[cost("stream", stream, "nothing") for stream in range(n)],
     )
 
 
