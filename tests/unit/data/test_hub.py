@@ -186,7 +186,7 @@ def test_the_first_documents_are_no_fact_about_the_corpus(offline: Path, tmp_pat
     ("field", "what"),
     [
         ("body", "no column 'body'; it has id, text: set `text_field`"),
-        ("id", "column 'id' holds int64, expected text; the file has id, text"),
+        ("id", "column 'id' holds int64, expected text: set `text_field` to"),
     ],
 )
 def test_a_missing_field_is_one_clear_line(
