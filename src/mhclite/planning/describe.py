@@ -115,7 +115,7 @@ def describe(
                 if sweep is None
                 else {
                     "arms": len(of_arms),
-                    "least": len(of_arms) * (fewest + final),
+                    "least": len(of_arms) * fewest,
                     "most": len(of_arms) * (most + final),
                 }
             ),
