@@ -262,7 +262,7 @@ def test_a_sweep_has_arms_and_no_runs_of_its_own(
     ]
     assert all([run.seed for run in runs] == [0, 1] for runs in study.arms().values())
     found = describe(study, tmp_path)
-    assert found["totals"]["sweep"] == {"arms": 4, "least": 4 * (6 + 2), "most": 4 * (8 + 2)}
+    assert found["totals"]["sweep"] == {"arms": 4, "least": 4 * 6, "most": 4 * (8 + 2)}
     assert found["totals"]["tries"] == 4 * (8 * 20 / 40 + 2)
     path = tmp_path / "s.yaml"
     path.write_text(yaml.safe_dump({**SMOKE, "variants": VARIANTS, "sweep": SWEEP}))
