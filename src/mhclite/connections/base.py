@@ -13,6 +13,7 @@ orientation: row t holds the weights that enter output stream t.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -28,6 +29,16 @@ class Coefficients(NamedTuple):
     H_pre: Tensor
     H_post: Tensor  # (B, T, n)
     H_res: Tensor  # (B, T, n, n)
+
+
+def full_precision(device: str) -> AbstractContextManager[None]:
+    """No autocast on this kind of device.
+
+    Nothing where there is none to switch off: torch keeps no compiled graph that does.
+    """
+    # The meta device, on which FLOPs are counted, knows no autocast.
+    off = device == "meta" or not torch.is_autocast_enabled(device)
+    return nullcontext() if off else torch.autocast(device, enabled=False)
 
 
 def read_old_scales(module: nn.Module, state: dict[str, Any], prefix: str) -> None:

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mhclite.connections.base import read_old_scales
+from mhclite.connections.base import full_precision, read_old_scales
 
 EPS = 1e-6  # of the norm and of the weights: both are 1e-6 in DeepSeek V4's configuration
-
-
-def full_precision(x: Tensor) -> AbstractContextManager[None]:
-    """No autocast on the device of x; the meta device, on which FLOPs are counted, knows none."""
-    kind = x.device.type
-    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
 
 def unit_rms(x: Tensor, eps: float) -> Tensor:
@@ -58,7 +51,7 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, n, C) -> (B, T, C), float32 at least."""
-        with full_precision(x):
+        with full_precision(x.device.type):
             u = unit_rms(x.flatten(-2), self.norm_eps)
             weights = torch.sigmoid(self.scale * (u @ self.w) + self.b) + self.hc_eps  # (B, T, n)
             return torch.einsum("bts,btsc->btc", weights, x.to(weights.dtype))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mhclite.connections.base import Coefficients
+from mhclite.connections.base import Coefficients, full_precision
 from mhclite.connections.fast.functions import Projection
 from mhclite.connections.fast.projected import Projected
 from mhclite.connections.fast.sinkhorn_v4 import sinkhorn_v4
-from mhclite.connections.head import EPS, full_precision, unit_rms
+from mhclite.connections.head import EPS, unit_rms
 
 
 def shipped_sinkhorn(logits: Tensor, iterations: int, eps: float) -> Tensor:
@@ -92,7 +92,7 @@ class ShippedHC(Projected):
         return self.scale_res * (u @ self.w_res).unflatten(-1, self.b_res.shape) + self.b_res
 
     def coefficients(self, x: Tensor) -> Coefficients:
-        with full_precision(x):
+        with full_precision(x.device.type):
             u = self.normalised(x)
             H_pre = torch.sigmoid(self.scale_pre * (u @ self.w_pre) + self.b_pre) + self.hc_eps
             H_post = 2 * torch.sigmoid(self.scale_post * (u @ self.w_post) + self.b_post)
@@ -101,7 +101,7 @@ class ShippedHC(Projected):
         return Coefficients(H_pre, H_post, H_res)
 
     def sinkhorn_input(self, x: Tensor) -> Tensor:
-        with full_precision(x):
+        with full_precision(x.device.type):
             return self.residual_logits(self.normalised(x))
 
     def projection(self) -> Projection:

@@ -353,8 +353,8 @@ class Training(Settings):
     threads: PositiveInt = Field(1, description="CPU threads of one process")
     compile: bool = Field(
         False,
-        description="torch.compile for the model and its loss: on a CPU a narrow model's step takes "
-        "two thirds of the time, after half a minute for each variant and size",
+        description="torch.compile for the model and its loss: on a CPU a narrow model's step then "
+        "takes two thirds of the time, after half a minute for each variant and size",
     )
     processes: PositiveInt = Field(1, description="processes of one run, started by torchrun")
     nodes: PositiveInt = Field(

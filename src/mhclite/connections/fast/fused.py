@@ -20,6 +20,7 @@ import torch._functorch.config
 from torch import Tensor
 from torch.nn.utils.stateless import _reparametrize_module
 
+from mhclite.connections.base import full_precision
 from mhclite.connections.fast import operators
 from mhclite.connections.fast.availability import SMALLEST_CHUNK
 from mhclite.connections.fast.projected import Projected
@@ -273,16 +274,16 @@ def connect(x: Tensor, steps: Iterable[Step], stream_dtype: str) -> Tensor:
     autocast = torch.is_autocast_enabled(kind)
     dtype = torch.get_autocast_dtype(kind) if autocast else x.dtype  # of the branches
     x = x.reshape(-1, n, C).to(torch.float32 if stream_dtype == "fp32" else dtype)
-    with torch.autocast(kind, enabled=False):
+    with full_precision(kind):
         reads = readings([s.connection for s in steps], [s.gain for s in steps], x.dtype)
     pending: Write | None = None  # a write waits for the read that it shares a pass with
     for step, body, read in zip(steps, bodies, reads, strict=True):
-        with torch.autocast(kind, enabled=False):
+        with full_precision(kind):
             x, a, b, _ = boundary(x, pending, read, dtype)
             a = coefficient_inputs(a, read, n)
             _, H_post, H_res = step.connection.from_projection(a)
         y = body(b.view(B, T, C)).reshape(-1, C)
         pending = Write(y, H_res, H_post)
     assert pending is not None
-    with torch.autocast(kind, enabled=False):
+    with full_precision(kind):
         return write(x, pending).view(B, T, n, C)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mhclite.connections.base import Branch, Coefficients, Connection
+from mhclite.connections.base import Branch, Coefficients, Connection, full_precision
 from mhclite.connections.fast import functions
 from mhclite.connections.fast.functions import Projection
 
@@ -74,13 +74,13 @@ class Projected(Connection):
         dtype = torch.get_autocast_dtype(kind) if autocast else x.dtype
         # What the reference returns under autocast: the rounded product plus a float32 term.
         stored = torch.promote_types(dtype, torch.float32)
-        with torch.autocast(kind, enabled=False):
+        with full_precision(kind):
             streams = x.reshape(-1, *shape[-2:]).to(dtype)  # (N, n, C)
             a, streams = functions.project(streams, self.projection())
             H_pre, H_post, H_res = self.from_projection(a)
             h, streams = functions.read(streams, H_pre)
         y = branch(h.unflatten(0, shape[:2])).flatten(0, -2)
-        with torch.autocast(kind, enabled=False):
+        with full_precision(kind):
             return functions.combine(streams, H_res, H_post, y, stored).view(shape)
 
 
