@@ -88,24 +88,23 @@ check: $(READY)
 # compiling the reference: BENCH="--arms reference:eager fast:eager fast:compiled" leaves that out,
 # nine minutes on two cores.
 bench: $(READY)
-	$(BIN)/python -m mhclite.bench implementations --out results/bench/bench.json $(BENCH)
+	$(BIN)/python -m benchmarks step --out results/bench/bench.json $(BENCH)
 
 # What the pipeline costs around training: after `make replicate`, in the same checkout.
 bench-pipeline: $(READY)
-	$(BIN)/python -m mhclite.bench pipeline --out results/bench/pipeline.json
+	$(BIN)/python -m benchmarks pipeline --out results/bench/pipeline.json
 
 # On a machine with a GPU, where torch, Triton and numpy are enough: no environment is made. The first
 # stages of a session; docs/gpu.md has the others.
 gpu-check:
-	PYTHONPATH=src $(PYTHON) -m mhclite gpu-session --minutes 9 --out results/gpu-session \
-		--golden tests/golden/*.npz --stages limits compile parity shapes kernels
+	$(PYTHON) -m benchmarks session --minutes 9 --out results/gpu-session --stages limits parity kernels
 
 ui: $(READY)
 	$(BIN)/python -m mhclite ui$(if $(PORT), --port '$(PORT)')
 
-# Preparation against the tokenizer alone, two processes against one, memory, waits (docs/data.md).
+# Preparation against the tokenizer alone, two processes against one, memory (docs/data.md).
 bench-data: $(READY)
-	$(BIN)/python -m mhclite.bench data --out results/bench/data.json
+	$(BIN)/python -m benchmarks data --out results/bench/data.json
 
 # The environment: what pyproject.toml names and what that needs here, every version pinned by
 # requirements.lock. Which packages torch needs depends on its build, so they are resolved, not listed.

@@ -74,10 +74,6 @@ GROUPS: Groups = {
         "conformance": Step(
             "mhclite.authors.conformance", "compare with golden vectors of the authors' code"
         ),
-        "gpu-session": Step(
-            "mhclite.bench.session.command",
-            "check the kernels on this GPU, time them and training, in the minutes there are",
-        ),
         "publish": Step(
             "mhclite.evidence.publish", "publish a study's small files; rebuild from them"
         ),

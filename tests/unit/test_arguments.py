@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from tiny import configuration
 
+from benchmarks.__main__ import BENCHMARKS
 from mhclite.arguments import (
     any_path,
     file_path,
@@ -23,7 +24,6 @@ from mhclite.arguments import (
     positive_int,
     run_arguments,
 )
-from mhclite.bench.__main__ import BENCHMARKS
 from mhclite.cli import STEPS, main
 from mhclite.errors import UserError
 from mhclite.training.train import run_config
@@ -112,7 +112,7 @@ def actions_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 
 def typed_arguments() -> Iterator[tuple[str, argparse.Action]]:
     """Command and action of every argument that is not plain text."""
-    benchmarks = {f"bench {name}": step for name, step in BENCHMARKS["benchmarks"].items()}
+    benchmarks = {f"benchmarks {name}": step for name, step in BENCHMARKS["benchmarks"].items()}
     for name, step in {**STEPS, **benchmarks}.items():
         parser = argparse.ArgumentParser()
         importlib.import_module(step.module).configure(parser)

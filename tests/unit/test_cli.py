@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from mhclite.bench.__main__ import BENCHMARKS
-from mhclite.bench.__main__ import main as bench_main
+from benchmarks.__main__ import BENCHMARKS
+from benchmarks.__main__ import main as bench_main
 from mhclite.cli import GROUPS, STEPS, Step, main
 from mhclite.training import compiled
 
@@ -26,7 +26,8 @@ FROZEN = Path(__file__).with_name("command_line.txt")
 
 # What a machine with only torch and numpy (and Triton) lacks.
 MISSING = ["pydantic", "yaml", "pandas", "scipy", "matplotlib", "mlflow", "snakemake", "tabulate"]
-BARE = ("train", "probe", "critical", "sweep", "throughput", "gpu-session")  # run there
+BARE = ("train", "probe", "critical", "sweep", "throughput")  # run there
+BARE_BENCHMARKS = ("step", "session", "gradients")
 MISSING += ["tiktoken", "tokenizers", "datasets", "pyarrow", "tqdm"]
 
 
@@ -100,7 +101,7 @@ def test_benchmarks_are_no_steps(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as caught:
             bench_main([name, "--help"])
         assert caught.value.code == 0
-        assert f"usage: python -m mhclite.bench {name} " in capsys.readouterr().out
+        assert f"usage: python -m benchmarks {name} " in capsys.readouterr().out
 
 
 def test_an_unknown_step_is_refused_with_the_names(capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +113,7 @@ def test_an_unknown_step_is_refused_with_the_names(capsys: pytest.CaptureFixture
 
 def test_torch_and_numpy_are_enough_where_a_machine_has_no_more() -> None:
     modules = [STEPS[name].module for name in BARE]
-    modules.append(BENCHMARKS["benchmarks"]["implementations"].module)
+    modules += [BENCHMARKS["benchmarks"][name].module for name in BARE_BENCHMARKS]
     code = (
         f"import sys\nsys.modules.update(dict.fromkeys({MISSING!r}))\nimport {', '.join(modules)}"
     )

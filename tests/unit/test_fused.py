@@ -16,9 +16,8 @@ from tiny import REGISTRY, configuration, connection, write_corpus
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.kernels import Case, cases, connection_of, error_of, gradient, has_kernels
 from mhclite.authors.conformance import FUSED_TOLERANCE, check_file, read_golden
-from mhclite.bench.parity import Case, cases, connection_of, error_of, gradient
-from mhclite.bench.session.plan import has_kernels
 from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.connections import connection_class
 from mhclite.connections.base import Connection

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from triton.runtime import interpreter
 
-from mhclite.bench.parity import Case, connection_of, error_of
+from benchmarks.kernels import Case, connection_of, error_of
 from mhclite.config import ModelConfig
 from mhclite.connections import connection_class
 from mhclite.connections.base import Connection
@@ -161,7 +161,7 @@ def tf32(numbers: NDArray[np.float32]) -> NDArray[np.float32]:
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["mhc", "hc", "jpmhc"])
 def test_products_as_three_tf32_products(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`tf32x3` leaves out the product of the small parts. Within the tolerance of gpu-session."""
+    """`tf32x3` leaves out the product of the small parts. Within the tolerance of a session."""
     products = []
 
     def create_dot(self: Any, a: Any, b: Any, d: Any, *_: Any) -> Any:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny import VARIANTS, connection, streams_of
 
-from mhclite.bench.parity import Case, connection_of
-from mhclite.bench.session.plan import PAPER
+from benchmarks.kernels import Case, connection_of
+from benchmarks.session import PAPER
 from mhclite.config import MODEL_FIELDS
 from mhclite.connections import connection_class
 from mhclite.connections.base import Connection

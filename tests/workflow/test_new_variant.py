@@ -120,7 +120,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     made = Checkout(tmp_path_factory.mktemp("new"))
     shutil.copy2(ROOT / "pyproject.toml", made.folder)
     ignored = shutil.ignore_patterns("__pycache__", "workflow", "cluster", "fuzz", "faults")
-    shutil.copytree(ROOT / "tests", made.folder / "tests", ignore=ignored)
+    for name in ("tests", "benchmarks"):
+        shutil.copytree(ROOT / name, made.folder / name, ignore=ignored)
     study_of(made.folder / "config/all.yaml", variants=list(VARIANTS), seeds=[0])
     before = keys(steps(made, ("keys", "config/all.yaml"))[0])
     assert len(before) == len(VARIANTS)
@@ -141,7 +142,7 @@ def test_no_other_runs_key_changes(checkout: Checkout) -> None:
     before = json.loads((checkout.folder / "before.json").read_text())
     assert keys(others) == before
     assert keys(own)["sotu-d2-softmax_hc-s0"][1] not in {code for _, code in before.values()}
-    assert "--dry-run" in python(checkout, "-m", "mhclite", "gpu-session", "--help")
+    assert "--dry-run" in python(checkout, "-m", "benchmarks", "session", "--help")
 
 
 def test_its_study_runs_from_text_to_report(checkout: Checkout) -> None:
@@ -176,7 +177,7 @@ def test_it_and_one_of_another_kind_conform(checkout: Checkout) -> None:
     said = passed(checkout, "-k", "softmax_hc or (paired and not permuting)")
     assert len(re.findall(r"\[.*softmax_hc.*\] PASSED", said)) > 20
     assert len(re.findall(r"\[.*paired.*\] PASSED", said)) > 15
-    script = "from mhclite.bench.session.plan import PAPER; print(*PAPER.variants)"
+    script = "from benchmarks.session import PAPER; print(*PAPER.variants)"
     planned = python(checkout, "-c", script).split()
     assert "softmax_hc" in planned
     assert "paired" not in planned  # it has no kernels

@@ -317,7 +317,7 @@ def _cost_lines(found: dict[str, Any], sources: list[str]) -> list[str]:
         rests = (
             "Time: no speed was measured. `snakemake` measures it in the study's own throughput "
             "step (a sweep has none); `--throughput FILE` takes one from another study or from "
-            "`python -m mhclite.bench implementations`."
+            "a benchmark (docs/performance.md)."
         )
     return [
         tabulate(rows, headings, disable_numparse=True, colalign=align),
