@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels import TIMES_REFERENCE, Case, connection_of
+from benchmarks.step import RESIDUAL
 from mhclite.arguments import file_path, positive_int
 from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.connections.registry import VARIANTS
@@ -30,8 +31,6 @@ from mhclite.records import to_json
 from mhclite.runs.provenance import hardware, provenance
 from mhclite.training.processes import choose_device
 
-RESIDUAL = "residual"
-LAYERS = (2, 6, 12, 24)
 NARROW = ModelConfig("narrow", 61, 2, n_head=4, n_embd=64, block_size=32, learning_rate=1e-3)
 # implementation:stream_dtype. What `fused` stores for the authors' is bf16.
 ARMS = (
@@ -134,7 +133,7 @@ def too_far(row: Row) -> list[str]:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m benchmarks gradients`."""
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
-    parser.add_argument("--layers", nargs="+", type=positive_int, default=LAYERS)
+    parser.add_argument("--layers", nargs="+", type=positive_int, default=(2, 6, 12, 24))
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--seeds", type=positive_int, default=5, help="how many")
     parser.add_argument("--out", required=True, type=file_path, help="file to write")

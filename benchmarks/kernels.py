@@ -82,7 +82,7 @@ def has_kernels(variant: str) -> bool:
 
 
 def gradient(case: Case, implementation: str, device: torch.device) -> Gradient:
-    """Two layers at weights all of which matter; implementation `exact`: reference in float64."""
+    """Two layers at weights all of which matter; implementation `exact`: the formula in float64."""
     exact = implementation == "exact"
     size = ModelConfig("parity", 61, 2, 2, case.n_embd, case.length, 1e-3)
     how = "reference" if exact else implementation

@@ -21,8 +21,7 @@ from mhclite.files import read_json, read_jsonl, write_json
 from mhclite.records import to_json
 from mhclite.runs.provenance import provenance
 
-# The rules that train or measure; all others are the pipeline's own work.
-WORK = frozenset({"train", "probe", "throughput", "sinkhorn"})
+WORK = {"train", "probe", "throughput", "sinkhorn"}  # rules that train or measure
 
 
 def first_step_seconds(results: Path) -> float:

@@ -62,7 +62,7 @@ class Plan(NamedTuple):
     device: str
     sizes: dict[str, ModelConfig]  # in the order in which they tell most
     variants: tuple[str, ...]  # that have kernels
-    mode: str  # in which the kernels' training steps are computed
+    arm: str  # implementation and mode of training steps
     bundle: Path | None = None
 
 
@@ -70,9 +70,9 @@ PAPER = Plan(
     "cuda",
     {name: step.SIZES[name] for name in ("s", "l", "m")},
     (*FIRST, *sorted(_OTHERS, key=lambda variant: VARIANTS[variant].mixes == "never")),
-    "compiled",
+    "fused:compiled",
 )
-DRY = Plan("cpu", {"s": ModelConfig("s", 32, 1, 1, 16, 8, 1e-3)}, FIRST[:1], "eager")
+DRY = Plan("cpu", {"s": ModelConfig("s", 32, 1, 1, 16, 8, 1e-3)}, FIRST[:1], "fast:eager")
 
 
 class NotDone(Exception):  # noqa: N818 - no error: what is left for the next time
@@ -132,7 +132,7 @@ def parity(job: Job, variant: str) -> Result:
 
 def kernels(job: Job, variant: str) -> Result:
     """Each kernel by the GPU's own clock."""
-    tokens, launches = (16, 2) if job.dry else (16384, 50)
+    tokens, launches = (16, 1) if job.dry else (16384, 50)
     bandwidth, rows = job.rates["bytes_per_second"], []
     for size in job.plan.sizes.values():
         rows += kernel_rows(variant, tokens, size.n_embd, job.device, bandwidth, launches)
@@ -143,11 +143,9 @@ def step_keys(plan: Plan) -> list[str]:
     """By the kernels as trained, by the authors' formulas, and without deterministic algorithms."""
     first = [f"{size} {v}" for size in plan.sizes for v in plan.variants if v in FIRST]
     others = [f"{size} {v}" for size in plan.sizes for v in plan.variants if v not in FIRST]
-    ours, theirs = f"fused:{plan.mode} deterministic", "reference:eager free"
+    ours, theirs = f"{plan.arm} deterministic", "reference:eager free"
     todo = [f"{at} {how}" for how in (ours, theirs) for at in first]
-    return (
-        todo + [f"{at} {ours}" for at in others] + [f"{at} fused:{plan.mode} free" for at in first]
-    )
+    return todo + [f"{at} {ours}" for at in others] + [f"{at} {plan.arm} free" for at in first]
 
 
 def steps(job: Job, size: str, variant: str, arm: str, how: str) -> Result:
@@ -208,20 +206,21 @@ def done(job: Job, name: str, key: str, until: float, folder: Path) -> Result | 
         return None
     command = [sys.executable, "-m", "benchmarks.session", json.dumps([*job, name, key])]
     environment = os.environ | ({"TRITON_INTERPRET": "1"} if job.dry else {})
-    with (folder / LOG).open("a") as file:
-        process = subprocess.Popen(
+    with (
+        (folder / LOG).open("a") as file,
+        subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=file,
             start_new_session=True,
-        )  # fmt: skip
-    try:
-        answer, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        late = {"failed": f"not done after {seconds:.0f} s"}
-        return late if seconds == STAGES[name].seconds else None
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        ) as process,
+    ):  # fmt: skip
+        try:
+            answer, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            late = {"failed": f"not done after {seconds:.0f} s"}
+            return late if seconds == STAGES[name].seconds else None
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     if code := process.returncode:
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return {"failed": f"its process was ended by {how}"}
