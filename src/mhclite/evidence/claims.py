@@ -62,6 +62,7 @@ class Claim(Settings):
     threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
     implementation: Literal["reference", "fast", "fused"] | None = None
     by_construction: bool = False
+    equal_parameters: bool = False
     requires: Requires = Requires()
     paper: PaperFigure | None = None
 
@@ -83,11 +84,26 @@ class Claim(Settings):
             raise ValueError(f"kind count is for the metrics {', '.join(COUNTS)}, and they for it")
         if self.by_construction and self.kind != "bound":
             raise ValueError("by_construction is for kind bound: a value against a threshold")
+        if self.equal_parameters and self.kind != "trend":
+            raise ValueError("equal_parameters is for kind trend: it names the model sizes")
         if self.preserve is not None and not (self.metric == "validation_loss" and self.margin):
             raise ValueError("preserve goes with a difference of validation_loss with a margin")
         if self.kind == "bound" and self.log and self.threshold is not None and self.threshold <= 0:
             raise ValueError(f"threshold of {self.metric} is compared by logarithm: above 0")
         return self
+
+    @property
+    def arms(self) -> list[tuple[str, dict[str, Any]]]:
+        """What is compared: variants with their settings; the reference last."""
+        own = (self.variant, self.setting)
+        return [own] if self.reference is None else [own, (self.reference, self.reference_setting)]
+
+    @property
+    def asks_equality(self) -> bool:
+        """Whether *practically equal* may be an answer."""
+        least = self.metric is not None and METRICS[self.metric].equal is not None
+        plain = self.kind == "difference" and least and not self.margin
+        return plain or self.kind == "throughput" or self.preserve is not None
 
     @property
     def log(self) -> bool:

@@ -1,8 +1,7 @@
 """What a study says of each claim: one verdict, and what each of its model sizes shows.
 
-The deepest model decides: the papers speak of depth, and at one or two layers most mixing matrices
-can do nothing (`requirements`). Trends take all model sizes together. The other sizes are shown
-below the verdict and decide nothing.
+The deepest model that meets a claim's requirements decides: the papers speak of depth. Trends take
+model sizes together. The other sizes are shown below the verdict and decide nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ from functools import lru_cache
 from mhclite.evidence.claims import Claim, parse_claims
 from mhclite.evidence.results import Results
 from mhclite.evidence.rows import Row, row_of, trend_row
-from mhclite.evidence.values import runs_of
+from mhclite.evidence.statistics import FEWEST_SEEDS, far_off, t_interval
+from mhclite.evidence.table_format import plus_minus
 from mhclite.evidence.verdicts import (
     Comparison,
     Verdict,
@@ -65,46 +65,39 @@ def evaluate(results: Results, claims: Sequence[Claim]) -> list[Finding]:
                 found.append(Finding(claim, corpus, (trend_row(results, claim, corpus),), 0))
             else:
                 rows = tuple(row_of(results, claim, corpus, model) for model in results.models)
-                found.append(Finding(claim, corpus, rows, _deciding(results, claim, corpus)))
+                found.append(Finding(claim, corpus, rows, _deciding(results, rows)))
     return _decided(results, found)
 
 
-def _deciding(results: Results, claim: Claim, corpus: str) -> int:
-    """Which model size decides: the deepest that has runs of what the claim compares.
-
-    A setting other than the study's own may have been tried on some sizes alone.
+def _deciding(results: Results, rows: Sequence[Row]) -> int:
+    """The deepest model size at which the claim can be asked; of those where it is not reached, or
+    that have no runs of what it compares, if there is no other.
     """
-    arms = [(claim.variant, claim.setting)]
-    if claim.reference is not None:
-        arms.append((claim.reference, claim.reference_setting))
 
-    def rank(at: int) -> tuple[bool, int]:
-        model = results.models[at]
-        there = all(len(runs_of(results, corpus, model, *arm)) for arm in arms)
-        return there, results.n_layer(model)
+    def rank(at: int) -> tuple[bool, bool, int]:
+        row = rows[at]
+        return not row.missing, not row.unmet, results.n_layer(row.model)
 
-    return max(range(len(results.models)), key=rank)
+    return max(range(len(rows)), key=rank)
 
 
 # --- verdicts -------------------------------------------------------------------------------
 
 
-def _tested(finding: Finding) -> Comparison | None:
-    """The comparison, if its p values count among those that are corrected."""
-    row = finding.row
-    return None if row.unmet or finding.claim.by_construction else row.comparison
-
-
 def _decided(results: Results, found: list[Finding]) -> list[Finding]:
-    """The findings with corrected p values and verdicts."""
+    """The findings with corrected p values and verdicts.
+
+    What is corrected for is fixed by the study: a claim that is not reached, or of which nothing
+    can be decided, counts with p = 1.
+    """
     families: dict[str, dict[int, float]] = {"confirmatory": {}, "secondary": {}}
     equal: dict[int, float] = {}
     for at, finding in enumerate(found):
-        comparison = _tested(finding)
-        if comparison is not None and comparison.p is not None:
-            families[finding.claim.family][at] = comparison.p
-        if comparison is not None and comparison.p_equal is not None:
-            equal[at] = comparison.p_equal
+        comparison, claim = finding.row.comparison, finding.claim
+        if comparison is not None and not claim.by_construction:
+            families[claim.family][at] = _or_one(finding, comparison.p)
+            if claim.asks_equality:
+                equal[at] = _or_one(finding, comparison.p_equal)
     first, second = families["confirmatory"], families["secondary"]
     corrected = gatekeep([*first.values()], [*second.values()], 1 - results.confidence)
     p = dict(zip([*first, *second], [*corrected[0], *corrected[1]], strict=True))
@@ -119,33 +112,42 @@ def _decided(results: Results, found: list[Finding]) -> list[Finding]:
     ]
 
 
+def _or_one(finding: Finding, p: float | None) -> float:
+    return 1.0 if p is None or finding.row.unmet else p
+
+
 def _with_verdict(results: Results, finding: Finding, tests: int) -> Finding:
     claim, row = finding.claim, finding.row
+    found = row.comparison
+    if found is None or found.p is None or row.unmet:  # p = 1 is of the family, and not its own
+        finding = replace(finding, p=None)
+    if found is None or found.p_equal is None or row.unmet:
+        finding = replace(finding, p_equal=None)
     if row.missing:
         return replace(finding, verdict="not tested", reason=row.missing)
     if claim.kind == "parameters":
         return replace(finding, verdict="counted", reason=row.numbers)
     if row.unmet:
         return replace(finding, verdict="not reached", reason="; ".join(row.unmet))
-    assert row.comparison is not None
+    assert found is not None
     if claim.by_construction:
-        holds = "holds" if row.comparison.side < 0 else "does not hold"
+        holds = "holds" if found.side < 0 else "does not hold"
         return replace(finding, verdict="by construction", reason=holds)
-    decided = verdict(row.comparison, finding.p, finding.p_equal, results.confidence)
+    decided = verdict(found, finding.p, finding.p_equal, results.confidence)
     reason = ""
     if decided in ("supported", "contradicted") and row.crossed is not None:
         low, high = row.crossed
-        if low <= claim.margin <= high:
-            decided, reason = "inconclusive", "other documents could turn it"
+        if low <= found.margin <= high:
+            decided, reason = "inconclusive", "other text could turn it"
     if decided == "contradicted" and claim.scale is not None:
         reason = f"at this size; it was claimed at {claim.scale}"
     if decided == "inconclusive" and not reason:
-        reason = _undecided(row.comparison)
+        reason = _undecided(found) or _by_seed(results, finding)
     return replace(
         finding,
         verdict=decided,
         reason=reason,
-        detectable=_detectable(results, row.comparison, tests) if claim.kind != "count" else None,
+        detectable=_detectable(results, found, tests) if claim.kind != "count" else None,
     )
 
 
@@ -154,6 +156,23 @@ def _undecided(comparison: Comparison) -> str:
     if comparison.p is not None:
         return ""
     return "one seed" if comparison.interval.n < 2 else "no spread over seeds"
+
+
+def _by_seed(results: Results, finding: Finding) -> str:
+    """What the mean of a loss difference hides: one sign in all seeds, or one run far off."""
+    values = finding.row.values or {}
+    if (finding.claim.kind, finding.claim.metric) != ("difference", "validation_loss"):
+        return ""
+    n, higher = len(values), sum(value > 0 for value in values.values())
+    side, count = ("higher", higher) if 2 * higher > n else ("lower", n - higher)
+    parts = [f"{side} in all {n} seeds"] if count == n >= FEWEST_SEEDS else []
+    if (far := far_off(values)) is not None:
+        rest = t_interval([x for seed, x in values.items() if seed != far], results.confidence)
+        parts = parts or [f"{side} in {count} of {n} seeds"]
+        parts.append(
+            f"without seed {far}, far from all others, {plus_minus(rest.mean, rest.half_width, 4)}"
+        )
+    return "; ".join(parts)
 
 
 def _detectable(results: Results, comparison: Comparison, tests: int) -> float | None:

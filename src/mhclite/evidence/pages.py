@@ -21,10 +21,10 @@ from mhclite.evidence.exhibits import FIGURES, TABLES, shown
 from mhclite.evidence.findings import findings_of
 from mhclite.evidence.published import collect_again
 from mhclite.evidence.report_found import found
-from mhclite.evidence.report_limits import far_off, limits
+from mhclite.evidence.report_limits import limits
 from mhclite.evidence.report_methods import Entry, counted, layers_of, listed
 from mhclite.evidence.results import Results, load_results
-from mhclite.evidence.statistics import BASELINE
+from mhclite.evidence.statistics import BASELINE, far_off
 from mhclite.evidence.style import save, style
 from mhclite.evidence.table_format import fixed, markdown, percent_of, plus_minus
 from mhclite.evidence.topics.losses import results_data

@@ -19,7 +19,6 @@ from mhclite.connections.registry import VARIANTS
 from mhclite.evidence.claims import Claim
 from mhclite.evidence.findings import Finding
 from mhclite.evidence.report_losses import losses, place_of
-from mhclite.evidence.report_matrix import SHOWN
 from mhclite.evidence.report_methods import Entry, counted, listed
 from mhclite.evidence.results import Results
 from mhclite.evidence.statistics import (
@@ -27,20 +26,18 @@ from mhclite.evidence.statistics import (
     CONTROL,
     difference,
     geometric_interval,
-    student,
-    t_interval,
+    knockout_interval,
 )
 from mhclite.evidence.table_format import fixed, missing, plus_minus, significant, with_interval
 from mhclite.evidence.topics.claims import claim_rows, effect_text
 from mhclite.evidence.topics.stress import stress_data
-from mhclite.evidence.topics.use import uses_of
 from mhclite.evidence.values import (
     completed_by_seed,
     conditions_that_change,
     deepest_first,
     values_by_seed,
 )
-from mhclite.evidence.verdicts import Verdict, verdict
+from mhclite.evidence.verdicts import Verdict
 from mhclite.study.sections import BASE
 
 LEFT = 1.2  # the peak of a gain over what is left at the end: below it, they are one number
@@ -69,7 +66,7 @@ def found(results: Results, findings: Sequence[Finding], corpus: str) -> list[En
         *_cost(results),
         *_speed(results, findings),
         *_diverged(results, corpus),
-        *_claims(results, findings),
+        *_claims(findings),
     ]
 
 
@@ -253,20 +250,17 @@ def _use(results: Results, corpus: str) -> Iterator[Entry]:
     costs, nothing = {}, []
     for variant in _mixing_variants(results):
         cell = (results, corpus, model, variant)
-        interval = t_interval(
-            completed_by_seed(*cell, "knockout_identity").values(), results.confidence
+        lost, errors = (
+            list(completed_by_seed(*cell, column).values())
+            for column in ("knockout_identity", "knockout_identity_error")
         )
-        errors = completed_by_seed(*cell, "knockout_identity_error").values()
-        if interval.mean is None or interval.half_width is None or not errors:
+        interval = knockout_interval(lost, errors, results.confidence)
+        if interval.half_width is None:
             continue
-        # All seeds lose on the same windows of text, whose error does not shrink with seeds.
-        windows = min(use.windows for use in uses_of(*cell))
-        text = student(windows, results.confidence) * sum(errors) / len(errors)
-        half_width = max(interval.half_width, text)
-        if abs(interval.mean) <= half_width:
-            nothing.append(results.label(variant))
+        if interval.excludes_zero():
+            costs[variant] = plus_minus(interval.mean, interval.half_width, 4)
         else:
-            costs[variant] = plus_minus(interval.mean, half_width, 4)
+            nothing.append(results.label(variant))
     parts = [f"the loss rises by {_by_text(results, costs)}"] if costs else []
     if nothing:
         parts.append(f"the change is indistinguishable from 0 in {listed(nothing)}")
@@ -274,8 +268,7 @@ def _use(results: Results, corpus: str) -> Iterator[Entry]:
         yield (
             "Use of mixing",
             f"Where H_res is set to I in models trained at {results.model_label(model)}, "
-            f"{'; '.join(parts)} (±: the wider of the intervals over seeds and over windows of "
-            "text). "
+            f"{'; '.join(parts)} (±: over seeds and windows of text). "
             "It is what a trained model loses, not what mixing gains in training.",
         )
 
@@ -420,32 +413,7 @@ def short(statement: str) -> str:
     return re.sub(r" \([^()]*\)", "", statement)
 
 
-def _at_shallower(results: Results, findings: Sequence[Finding]) -> str:
-    """What claims that are not reached come to at the deepest model at which they are."""
-    parts = []
-    for one in findings:
-        rows = {row.model: row for row in one.rows}
-        texts = {row["model"]: effect_text(row) for row in claim_rows(one)}
-        for model in deepest_first(results) if one.verdict == "not reached" else ():
-            row = rows.get(model)
-            if row is None or row.missing or row.unmet or row.comparison is None:
-                continue
-            found = row.comparison
-            decided = verdict(found, found.p, found.p_equal, results.confidence)
-            if decided in SHOWN:
-                parts.append(
-                    f"{SHOWN[decided]}: {short(one.claim.statement)} ({texts[model]}, "
-                    f"{results.model_label(model)})"
-                )
-            break
-    if not parts:
-        return ""
-    return (
-        f" Not reached there, but asked at a shallower model (not corrected): {'; '.join(parts)}."
-    )
-
-
-def _claims(results: Results, findings: Sequence[Finding]) -> Iterator[Entry]:
+def _claims(findings: Sequence[Finding]) -> Iterator[Entry]:
     """The confirmatory claims: those that are decided one by one, the others counted."""
     first = [finding for finding in findings if finding.claim.family == "confirmatory"]
     if not first:
@@ -463,7 +431,6 @@ def _claims(results: Results, findings: Sequence[Finding]) -> Iterator[Entry]:
         if parts:
             heading = decided.capitalize() + " at this size" * (decided == "contradicted")
             said += f" {heading}: {'; '.join(parts)}."
-    said += _at_shallower(results, first)
     contradicted = [
         f"{short(one.claim.statement)} ({effect_text(claim_rows(one)[0])})"
         for one in findings

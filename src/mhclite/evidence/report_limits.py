@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import get_args
 
-from mhclite.evidence.findings import Finding, findings_of
+from mhclite.evidence.findings import Finding
 from mhclite.evidence.report_methods import Entry, counted, listed, tokens_per_run
 from mhclite.evidence.results import Results
-from mhclite.evidence.statistics import BASELINE
+from mhclite.evidence.statistics import BASELINE, far_off
 from mhclite.evidence.table_format import plus_minus
 from mhclite.evidence.values import deepest_first, loss_difference, values_by_seed
-from mhclite.evidence.verdicts import Verdict, gatekeep
+from mhclite.evidence.verdicts import Verdict
 
 NEARLY_ALL = 0.9  # of the steps
-FAR = 3.0  # times the range of the other seeds
-FEWEST_SEEDS = 4  # of which one can be said to be far off
 NOTEWORTHY = 0.1  # by so much of all steps the others are clipped more often
 
 
@@ -36,7 +34,6 @@ def limits(results: Results, findings: Sequence[Finding], corpus: str) -> list[E
     return [
         *_verdicts(findings),
         *_lowered_bar(findings),
-        *_family(results, findings),
         *_bigram(results, corpus),
         *_one_run(results, corpus),
         *_depth_and_rate(results),
@@ -105,42 +102,8 @@ def _lowered_bar(findings: Sequence[Finding]) -> Iterator[Entry]:
         )
 
 
-def _family(results: Results, findings: Sequence[Finding]) -> Iterator[Entry]:
-    """Verdicts that would not stand if claims that are not reached were corrected for as well."""
-    families: dict[str, dict[tuple[str, str], float]] = {"confirmatory": {}, "secondary": {}}
-    for finding in findings_of(results) if findings else ():
-        found = finding.row.comparison
-        if found is not None and found.p is not None and not finding.claim.by_construction:
-            families[finding.claim.family][finding.corpus, finding.claim.id] = found.p
-    first, second = families.values()
-    level = 1 - results.confidence
-    corrected = gatekeep([*first.values()], [*second.values()], level)
-    p = dict(zip([*first, *second], [*corrected[0], *corrected[1]], strict=True))
-    decided = [f for f in findings if f.verdict in ("supported", "contradicted")]
-    fallen = [f.claim.statement for f in decided if p.get((f.corpus, f.claim.id), 0) > level]
-    if fallen:
-        yield (
-            "Which tests are counted",
-            "p values are corrected for the claims that are reached, which are chosen by their "
-            f"results too. Corrected for all {len(p)} that have one, {len(fallen)} of "
-            f"{counted(len(decided), 'verdict')} would not stand: {'; '.join(fallen)}.",
-        )
-
-
 def _are(number: int) -> str:
     return "is" if number == 1 else "are"
-
-
-def far_off(losses: Mapping[int, float]) -> int | None:
-    """The seed that ends far from all others, if they are enough and close to each other."""
-    if len(losses) < FEWEST_SEEDS:
-        return None
-    ordered = sorted(losses, key=losses.__getitem__)
-    for far, others in ((ordered[0], ordered[1:]), (ordered[-1], ordered[:-1])):
-        spread = losses[others[-1]] - losses[others[0]]
-        if min(abs(losses[far] - losses[seed]) for seed in others) > FAR * spread:
-            return far
-    return None
 
 
 def _one_run(results: Results, corpus: str) -> Iterator[Entry]:

@@ -85,7 +85,7 @@ FAMILIES = {"confirmatory": "The paper's main claims", "secondary": "Further cla
 
 
 def matrix(results: Results, findings: Sequence[Finding]) -> Matrix:
-    """The claims in two groups, the deepest model first, which decides.
+    """The claims in two groups, the deepest model first.
 
     With several corpora each claim has a row for each.
     """
@@ -143,7 +143,7 @@ def shown(row: Row, finding: Finding, confidence: float) -> Mark:
     if found is None or finding.claim.by_construction:
         return MARKS["counted" if found is None else "by construction"]
     decided = verdict(found, found.p, found.p_equal, confidence)
-    if row.crossed is not None and row.crossed[0] <= finding.claim.margin <= row.crossed[1]:
+    if row.crossed is not None and row.crossed[0] <= found.margin <= row.crossed[1]:
         decided = "inconclusive" if decided != "practically equal" else decided
     return Mark(MARKS[decided].symbol, SHOWN[decided], MARKS[decided].look)
 

@@ -11,26 +11,37 @@ import numpy as np
 from mhclite.connections.registry import VARIANTS
 from mhclite.evidence.claims import Claim
 from mhclite.evidence.metrics import METRICS
-from mhclite.evidence.requirements import CONTROL, unmet
+from mhclite.evidence.requirements import unmet
 from mhclite.evidence.results import Results, of
 from mhclite.evidence.statistics import (
     BASELINE,
+    CONTROL,
     Interval,
     crossed_interval,
+    knockout_interval,
     t_interval,
     tokens_to_reach,
 )
 from mhclite.evidence.table_format import significant
-from mhclite.evidence.values import condition_of, events, runs_of, values_by_seed
+from mhclite.evidence.values import (
+    condition_of,
+    deepest_first,
+    events,
+    is_measured,
+    runs_of,
+    values_by_seed,
+)
 from mhclite.evidence.verdicts import (
     Comparison,
     compare,
     compare_counts,
+    compare_equal,
     compare_preserved,
     compare_share,
     worst_case,
 )
 from mhclite.measure.files import Throughput, Timing
+from mhclite.study.sections import BASE
 
 FASTER = 0.02  # smallest effect of interest of a step time: 2 %
 FEWEST_EVENTS = 5  # a rate from fewer is no rate
@@ -49,19 +60,19 @@ class Row:
     missing: str = ""  # why there is no comparison
     unmet: tuple[str, ...] = ()  # requirements that fell short
     values: Mapping[int, float] | None = None  # seed -> difference, not turned; of paired claims
-    crossed: tuple[float, float] | None = None  # interval over seeds and documents, turned
+    crossed: tuple[float, float] | None = None  # interval over seeds and text, turned
     tokens: Interval | None = None  # see `token_difference`
     numbers: str = ""  # what was counted, in words
 
 
 def _absent(results: Results, claim: Claim) -> str:
     """Why a claim cannot be tested in this study, in words; empty if it can."""
-    for variant in (claim.variant, claim.reference):
-        if variant is not None and variant not in results.variants:
+    needed = [variant for variant, _ in claim.arms] + [CONTROL] * (claim.preserve is not None)
+    for variant in needed:
+        if variant not in results.variants:
             return f"{VARIANTS[variant].label} is not in this study"
-    arms = ((claim.variant, claim.setting), (claim.reference, claim.reference_setting))
-    for variant, setting in arms:
-        if variant is not None and condition_of(results, variant, setting) is None:
+    for variant, setting in claim.arms:
+        if condition_of(results, variant, setting) is None:
             wanted = ", ".join(f"{key}: {value}" for key, value in setting.items())
             return f"no runs of {VARIANTS[variant].label} with {wanted} alone"
     return ""
@@ -118,8 +129,17 @@ def _throughput(results: Results, claim: Claim, model: str) -> Row:
     return Row(model, compare(ratios, 0.0, results.confidence, FASTER, 1e-4))
 
 
-def _not_measured(metric: str) -> str:
-    return f"{METRICS[metric].words} ({metric}) was not measured"
+def _no_value(results: Results, claim: Claim, corpus: str, model: str) -> Row:
+    """No run has a value: the study measures none, or the runs that would have one diverged.
+
+    The latter is an outcome, and takes no claim out of the family.
+    """
+    assert claim.metric is not None
+    said = f"{METRICS[claim.metric].words} ({claim.metric}) was not measured"
+    ran = all(len(runs_of(results, corpus, model, *arm)) for arm in claim.arms)
+    if ran and is_measured(results, claim.metric):
+        return Row(model, compare([], 0.0, results.confidence), unmet=(said,))
+    return Row(model, missing=said)
 
 
 def _bound(results: Results, claim: Claim, corpus: str, model: str) -> Row:
@@ -127,7 +147,7 @@ def _bound(results: Results, claim: Claim, corpus: str, model: str) -> Row:
     assert claim.threshold is not None
     values = values_by_seed(results, corpus, model, claim.variant, claim.metric, claim.setting)
     if not values:
-        return Row(model, missing=_not_measured(claim.metric))
+        return _no_value(results, claim, corpus, model)
     threshold = math.log(claim.threshold) if claim.log else claim.threshold
     d = {seed: value - threshold for seed, value in values.items()}
     turned = [claim.sign * value for value in d.values()]
@@ -143,7 +163,14 @@ def _bound(results: Results, claim: Claim, corpus: str, model: str) -> Row:
     found = compare(turned, 0.0, results.confidence, resolution=metric.resolution)
     if claim.by_construction:
         found = replace(found, p=None, p_flip=None, flip_floor=None)
-    return Row(model, found, values=d)
+    crossed = None
+    if claim.metric == "knockout_identity":
+        runs = runs_of(results, corpus, model, claim.variant, claim.setting)
+        errors = runs["knockout_identity_error"].dropna()
+        interval = knockout_interval(turned, list(errors), results.confidence)
+        if interval.low is not None and interval.high is not None:
+            crossed = interval.low, interval.high
+    return Row(model, found, values=d, crossed=crossed)
 
 
 def _paired(results: Results, claim: Claim, corpus: str, model: str) -> Row:
@@ -156,11 +183,10 @@ def _paired(results: Results, claim: Claim, corpus: str, model: str) -> Row:
     )
     shared = sorted(own.keys() & other.keys())
     if not shared:
-        return Row(model, missing=_not_measured(claim.metric))
+        return _no_value(results, claim, corpus, model)
     d = {seed: worst_case(own[seed], other[seed]) for seed in shared}
     turned = [claim.sign * value for value in d.values()]
-    arms = ((claim.variant, claim.setting), (claim.reference, claim.reference_setting))
-    tables = [runs_of(results, corpus, model, variant, setting) for variant, setting in arms]
+    tables = [runs_of(results, corpus, model, variant, setting) for variant, setting in claim.arms]
     if claim.kind == "count":
         counts = [events(table, claim.metric) for table in tables]
         return Row(
@@ -175,25 +201,36 @@ def _paired(results: Results, claim: Claim, corpus: str, model: str) -> Row:
     equal = None if any(failed) else METRICS[claim.metric].equal
     resolution = METRICS[claim.metric].resolution
     found = compare(turned, claim.margin, results.confidence, equal, resolution)
-    if claim.preserve is not None and CONTROL in results.variants:
+    words = f"diverged: {failed[0]} against {failed[1]} runs" if any(failed) else ""
+    if claim.preserve is not None:
         control = values_by_seed(
             results, corpus, model, CONTROL, claim.metric, claim.reference_setting
         )
-        # Keeping the share f of r - i means v - r < (1 - f) (i - r).
-        kept = [
-            d[seed] - (1 - claim.preserve) * (control[seed] - other[seed])
-            for seed in shared
-            if seed in control
-        ]
-        found = compare_preserved(
-            found, compare(kept, 0.0, results.confidence, resolution=resolution)
-        )
-    words = f"diverged: {failed[0]} against {failed[1]} runs" if any(failed) else ""
+        lead = {seed: control[seed] - other[seed] for seed in shared if seed in control}
+        low = t_interval(lead.values(), results.confidence).low
+        if low is not None and low > 0:
+            # Keeping the share f of r - i means v - r < (1 - f) (i - r).
+            kept = [d[seed] - (1 - claim.preserve) * ahead for seed, ahead in lead.items()]
+            found = compare_preserved(
+                found, compare(kept, 0.0, results.confidence, resolution=resolution)
+            )
+        else:
+            found = compare_equal(turned, claim.margin, results.confidence, resolution)
+            found = replace(found, p_equal=None) if any(failed) else found
+            words = "; ".join(filter(None, [words, _no_lead(claim)]))
     row = Row(model, found, values=d, numbers=words)
     if claim.metric != "validation_loss":
         return row
     crossed = None if any(failed) else _crossed(results, claim, corpus, model)
     return replace(row, crossed=crossed, tokens=token_difference(results, claim, corpus, model))
+
+
+def _no_lead(claim: Claim) -> str:
+    assert claim.reference is not None
+    return (
+        f"{VARIANTS[claim.reference].label} has no lead over streams that are never mixed, of which"
+        f" a share could be kept: equality within {claim.margin:g} is asked"
+    )
 
 
 def _few(count: int) -> tuple[str, ...]:
@@ -203,11 +240,9 @@ def _few(count: int) -> tuple[str, ...]:
 
 def _crossed(results: Results, claim: Claim, corpus: str, model: str) -> tuple[float, float] | None:
     """Interval of the difference over seeds and documents, where the probe has their losses."""
-    assert claim.reference is not None
-    arms = ((claim.variant, claim.setting), (claim.reference, claim.reference_setting))
     tables = [
         runs_of(results, corpus, model, variant, setting).set_index("seed")["run"]
-        for variant, setting in arms
+        for variant, setting in claim.arms
     ]
     differences = []
     tokens: list[int] = []
@@ -233,7 +268,7 @@ def token_difference(results: Results, claim: Claim, corpus: str, model: str) ->
     save more. Of the study's own settings alone: curves of conditions are not kept.
     """
     assert claim.reference is not None
-    if claim.setting or claim.reference_setting:
+    if any(condition_of(results, *arm) != BASE for arm in claim.arms):
         return None
     cell = of(results.curves.dropna(subset=["validation_loss"]), corpus, model)
     ratios = []
@@ -260,16 +295,29 @@ def token_difference(results: Results, claim: Claim, corpus: str, model: str) ->
 # --- over model sizes -----------------------------------------------------------------------
 
 
+def trend_models(results: Results, claim: Claim) -> list[str]:
+    """The model sizes of a trend, the deepest first."""
+    models = deepest_first(results)
+    settings = results.settings["models"]
+
+    def weights(model: str) -> int:
+        """Weights of the layers: proportional to this."""
+        return int(results.n_layer(model) * settings[model]["n_embd"] ** 2)
+
+    if claim.equal_parameters:
+        models = [model for model in models if weights(model) == weights(models[0])]
+    return models
+
+
 def slopes(results: Results, claim: Claim, corpus: str, variant: str) -> dict[int, float]:
     """seed -> least-squares slope of a metric over the number of layers, per layer.
 
     Of the seeds that have the metric at every model size.
     """
     assert claim.metric is not None
-    layers = [results.n_layer(model) for model in results.models]
-    values = [
-        values_by_seed(results, corpus, model, variant, claim.metric) for model in results.models
-    ]
+    models = trend_models(results, claim)
+    layers = [results.n_layer(model) for model in models]
+    values = [values_by_seed(results, corpus, model, variant, claim.metric) for model in models]
     seeds = set.intersection(*(set(one) for one in values))
     centred = np.array(layers, np.float64) - np.mean(layers)
     found = {}
@@ -286,21 +334,22 @@ def trend_row(results: Results, claim: Claim, corpus: str) -> Row:
     assert claim.metric is not None
     if missing := _absent(results, claim):
         return Row(ALL_MODELS, missing=missing)
-    depths = {results.n_layer(model) for model in results.models}
+    models = trend_models(results, claim)
+    depths = {results.n_layer(model) for model in models}
     if len(depths) < 2:
-        return Row(ALL_MODELS, missing="one depth has no trend: two model sizes are needed")
+        alike = " with as many weights" if claim.equal_parameters else ""
+        return Row(ALL_MODELS, missing=f"one depth has no trend: two model sizes{alike} are needed")
     own = slopes(results, claim, corpus, claim.variant)
     if claim.reference is not None:
         other = slopes(results, claim, corpus, claim.reference)
         own = {s: worst_case(own[s], other[s]) for s in sorted(own.keys() & other.keys())}
     if not own:
-        return Row(ALL_MODELS, missing=_not_measured(claim.metric))
+        return _no_value(results, claim, corpus, models[0])
     found = compare(
         [claim.sign * value for value in own.values()],
         0.0,
         results.confidence,
         resolution=METRICS[claim.metric].resolution / (max(depths) - min(depths)),
     )
-    deepest = max(results.models, key=results.n_layer)
-    short = tuple(unmet(results, claim, corpus, deepest))
+    short = tuple(unmet(results, claim, corpus, models[0]))
     return Row(ALL_MODELS, found, values=own, unmet=short)

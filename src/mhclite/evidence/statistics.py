@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from scipy import stats
 BASELINE = "residual"  # the variant that the others are compared with
 CONTROL = "identity"  # the one whose streams are never mixed
 INTERVAL_COLUMNS = ("n", "mean", "sd", "half_width", "low", "high")
+FAR = 3.0  # times the range of the other seeds
+FEWEST_SEEDS = 4  # of which one can be said to be far off, or one sign in all says something
 CELL = ("corpus", "model", "variant")  # a cell of the grid: runs that differ in their seed only
 
 
@@ -67,6 +69,22 @@ def t_interval(values: Iterable[float], confidence: float = 0.95) -> Interval:
     return Interval(n, mean, float(sample.std(ddof=1)), half_width)
 
 
+def knockout_interval(
+    costs: Sequence[float], errors: Sequence[float], confidence: float
+) -> Interval:
+    """Mean cost of a knock-out, one per seed, with its interval over seeds and windows of text.
+
+    All seeds lose on the same windows, whose error does not shrink with their number: the mean of
+    the seeds' standard errors (of one window there is none) counts beside the t interval's
+    half-width, added in squares.
+    """
+    interval = t_interval(costs, confidence)
+    if interval.half_width is None or not errors:
+        return interval
+    windows = float(stats.norm.ppf((1 + confidence) / 2)) * sum(errors) / len(errors)
+    return replace(interval, half_width=math.hypot(interval.half_width, windows))
+
+
 def student(n: int, confidence: float) -> float:
     """Standard errors in the half-width of the t interval of a mean of n > 1 values."""
     return float(stats.t.ppf((1 + confidence) / 2, df=n - 1))
@@ -78,6 +96,18 @@ def difference(
     """Mean of minuend - subtrahend over the seeds that both have, and its t interval."""
     shared = minuend.keys() & subtrahend.keys()
     return t_interval([minuend[seed] - subtrahend[seed] for seed in sorted(shared)], confidence)
+
+
+def far_off(losses: Mapping[int, float]) -> int | None:
+    """The seed that ends far from all others, if they are enough and close to each other."""
+    if len(losses) < FEWEST_SEEDS:
+        return None
+    ordered = sorted(losses, key=losses.__getitem__)
+    for far, others in ((ordered[0], ordered[1:]), (ordered[-1], ordered[:-1])):
+        spread = losses[others[-1]] - losses[others[0]]
+        if min(abs(losses[far] - losses[seed]) for seed in others) > FAR * spread:
+            return far
+    return None
 
 
 def geometric_interval(values: Iterable[float], confidence: float = 0.95) -> dict[str, float]:

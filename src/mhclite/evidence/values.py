@@ -29,20 +29,23 @@ def keeps_sums(variant: str) -> bool:
     return VARIANTS[variant].mixes in ("never", "doubly_stochastic")
 
 
+def _changes(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a condition sets, by the names that a claim's `setting` has; empty if training too."""
+    if about["training"] or about["learning_rate_factor"] != 1:
+        return {}
+    width = about.get("match_parameters")  # studies of earlier versions have neither
+    matched = {"match_parameters": width} if width else {}
+    return {**about["connections"], **about.get("model", {}), **matched}
+
+
 def conditions_that_change(results: Results, setting: str) -> list[str]:
-    """Conditions that change this setting of the connections and nothing else."""
+    """Conditions that change this setting and nothing else."""
     found = results.settings["conditions"].items()
-    return [
-        name
-        for name, about in found
-        if list(about["connections"]) == [setting]
-        and not about["training"]
-        and about["learning_rate_factor"] == 1
-    ]
+    return [name for name, about in found if list(_changes(about)) == [setting]]
 
 
 def condition_of(results: Results, variant: str, setting: Mapping[str, Any]) -> str | None:
-    """The runs in which `setting` of the connections holds for a variant, and nothing else changes.
+    """The runs in which a claim's `setting` holds for a variant, and nothing else changes.
 
     The study's own runs, if they have it; else the condition that sets just that; else None.
     """
@@ -50,9 +53,7 @@ def condition_of(results: Results, variant: str, setting: Mapping[str, Any]) -> 
     if all(own.get(key) == value for key, value in setting.items()):
         return BASE
     for name, condition in results.settings["conditions"].items():
-        changes_it_alone = condition["connections"] == dict(setting)
-        other = condition["training"] or condition["learning_rate_factor"] != 1
-        if variant in condition["variants"] and changes_it_alone and not other:
+        if variant in condition["variants"] and _changes(condition) == dict(setting):
             return str(name)
     return None
 
@@ -111,10 +112,9 @@ def values_by_seed(
     """
     values: dict[int, float] = {}
     runs = runs_of(results, corpus, model, variant, setting or {})
-    sources = SOURCES.get(metric, (metric,))
-    if metric != "diverged" and not all(_is_measured(results, name) for name in sources):
+    if not is_measured(results, metric):
         return values
-    needed = {"seed", "status", "judged_steps", "unigram", *sources}
+    needed = {"seed", "status", "judged_steps", "unigram", *SOURCES.get(metric, (metric,))}
     for row in runs[[name for name in runs if name in needed]].to_dict("records"):
         value = _value(row, metric)
         if not math.isnan(value):
@@ -122,9 +122,10 @@ def values_by_seed(
     return values
 
 
-def _is_measured(results: Results, column: str) -> bool:
+def is_measured(results: Results, metric: str) -> bool:
     """Whether any run of the study has a value: without one, a diverged run has no worst either."""
-    return column in results.all_runs and bool(results.all_runs[column].notna().any())
+    runs, columns = results.all_runs, SOURCES.get(metric, (metric,))
+    return metric == "diverged" or all(c in runs and runs[c].notna().any() for c in columns)
 
 
 def _value(row: Mapping[Any, Any], metric: str) -> float:

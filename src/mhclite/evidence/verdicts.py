@@ -130,6 +130,18 @@ def compare_preserved(absolute: Comparison, preserved: Comparison) -> Comparison
     return replace(absolute, p=max(absolute.p, preserved.p))
 
 
+def compare_equal(
+    differences: Sequence[float], margin: float, confidence: float, resolution: float
+) -> Comparison:
+    """Whether the mean lies within a margin, or beyond it on either side."""
+    within = compare(differences, 0.0, confidence, margin, resolution)
+    mean = within.interval.mean or 0.0
+    if abs(mean) < margin:
+        return replace(within, p=None if within.p is None else 1.0)
+    beyond = compare(differences, math.copysign(margin, mean), confidence, resolution=resolution)
+    return replace(beyond, p_equal=within.p_equal)
+
+
 def compare_share(holds: Sequence[bool], confidence: float) -> tuple[Comparison, str]:
     """Whether a statement holds in most seeds, and that in words: exact binomial against 1/2."""
     n, k = len(holds), sum(holds)

@@ -25,7 +25,7 @@ from mhclite.evidence.style import save, style
 from mhclite.evidence.table_format import markdown
 from mhclite.evidence.topics.claims import claims_data, claims_table, paper_table
 from mhclite.evidence.topics.forest import forest, label_of, loss_findings
-from mhclite.evidence.values import _value, values_by_seed
+from mhclite.evidence.values import _value, condition_of, values_by_seed
 
 SEEDS = (0, 1, 2, 3, 4)
 FAIR = {
@@ -325,7 +325,7 @@ def test_what_falls_short_is_not_reached_and_says_by_how_much(
     found = judge(short, **claim, requires=requires)
     assert found.verdict == "not reached"
     assert said in found.reason
-    assert found.p is None  # and is no member of a family
+    assert found.p is None
     assert judge(short, **claim).verdict == "supported"
 
 
@@ -360,11 +360,213 @@ def test_no_worse_asks_that_the_reference_leads(results: Results) -> None:
             + wobble(row["seed"], 0.0005) * (1 + values.get(row["variant"], 0.0)),
         )  # fmt: skip
 
-    none = judge(losses(0.0, 0.0), **claim)
-    assert none.verdict == "not reached"
-    assert "mHC minus streams that are never mixed" in none.reason
     assert judge(losses(0.03, 0.01), **claim).verdict == "supported"  # keeps two thirds
     assert judge(losses(0.012, 0.01), **claim).verdict == "inconclusive"  # keeps a sixth
+    # Without a lead there is nothing to keep: equality within the margin is asked.
+    for lead in (0.0, -0.05):
+        for worse, verdict in (
+            (0.0, "practically equal"),
+            (0.015, "practically equal"),
+            (0.02, "inconclusive"),
+            (0.03, "contradicted"),
+            (-0.02, "inconclusive"),
+            (-0.03, "supported"),
+        ):
+            found = judge(losses(lead, worse), **claim)
+            assert (worse, found.verdict) == (worse, verdict)
+            assert "equality within 0.02" in found.row.numbers
+    alone = judge(diverge(losses(0.0, 0.0), "mhc_lite", (0,)), **claim)
+    assert alone.verdict != "practically equal"
+
+
+def test_the_deepest_model_that_meets_the_requirements_decides(results: Results) -> None:
+    """Each in turn; where none does, the deepest is not reached."""
+    claim = {"variant": "mhc_lite", "reference": "residual", "requires": {"start_distance": 0.1}}
+    for far, decides, verdict in (
+        ({2, 4}, "d4", "supported"),
+        ({4}, "d4", "supported"),
+        ({2}, "d2", "supported"),
+        (set(), "d4", "not reached"),
+    ):
+        moved = measured(results, start_distance=lambda row, far=far: float(row["n_layer"] in far))
+        found = judge(moved, **claim)
+        assert (found.row.model, found.verdict) == (decides, verdict)
+
+
+@pytest.mark.parametrize(
+    ("variant", "reference", "asked"),
+    [("mhc", "identity", "mhc"), ("identity", "mhc", "mhc"), ("mhc", "hc", "mhc"),
+     ("hc", "mhc", "hc"), ("identity", "mhc_lite", "mhc_lite")],
+)  # fmt: skip
+def test_the_arm_that_mixes_has_moved_or_is_used(
+    results: Results, variant: str, reference: str, asked: str
+) -> None:
+    claim = {
+        "variant": variant,
+        "reference": reference,
+        "requires": {"start_distance": 0.1, "knockout_errors": 2},
+    }
+
+    def reached(distance: float, cost: float, rival: float) -> bool:
+        study = measured(
+            results,
+            start_distance=lambda row: distance if row["variant"] == asked else rival,
+            knockout_identity=lambda row: cost if row["variant"] == asked else rival / 10,
+        )
+        return judge(study, **claim).verdict != "not reached"
+
+    for rival in (0.0, 1.0):  # which is not asked
+        assert reached(0.2, 0.0, rival)
+        assert reached(0.0, 0.2, rival)
+        assert not reached(0.05, 0.01, rival)
+
+
+def test_the_bigram_bar_does_not_see_the_difference(results: Results) -> None:
+    """Whoever is ahead, and by how much: the mean of the two decides."""
+    for mean, met in ((3.4, True), (3.6, False)):
+        for apart in (0.0, 0.3, -0.3, 1.0, -1.0):
+            study = measured(
+                results,
+                bigram=3.5,
+                validation_loss=lambda row, mean=mean, apart=apart: (
+                    mean
+                    + {"mhc": apart / 2, "hc": -apart / 2}.get(row["variant"], 0.0)
+                    + wobble(row["seed"])
+                ),
+            )
+            assert (judge(study, requires={"below_bigram": True}).verdict != "not reached") == met
+
+
+def test_no_claim_leaves_the_family_for_what_was_found(results: Results) -> None:
+    """Corrected p values are those of all claims that the study can test, reached or not."""
+
+    def ask(*more: dict[str, Any]) -> list[Finding]:
+        first = {**GOOD, "variant": "mhc_lite", "reference": "residual"}
+        claims = [first, *({**GOOD, "id": f"b{at}"} | one for at, one in enumerate(more))]
+        return evaluate(results, parse_claims(claims, "here"))
+
+    def corrected(*more: dict[str, Any]) -> float:
+        p = ask(*more)[0].p
+        assert p is not None
+        return p
+
+    alone = corrected()
+    out = [
+        {"requires": {"functional_mixing": 99}},
+        {"requires": {"below_bigram": True, "tokens_per_parameter": 1e9}},
+        {"kind": "count", "metric": "diverged"},  # no events
+    ]
+    assert {one.verdict for one in ask(*out)[1:]} == {"not reached"}
+    assert all(one.p is None for one in ask(*out)[1:])
+    assert corrected(*out) == pytest.approx(4 * alone)
+    assert corrected({}, {}, {}) == pytest.approx(4 * alone)
+    # What the study's file cannot test is in no family.
+    absent = {"setting": {"final_norm": "head"}}
+    unmeasured = {"metric": "critical_rate"}
+    fixed = {"kind": "bound", "metric": "product_max_deviation", "reference": None,
+             "threshold": 1.0, "by_construction": True}  # fmt: skip
+    counted = {"kind": "parameters", "metric": None}
+    assert corrected(absent, unmeasured, fixed, counted) == pytest.approx(alone)
+    # Nor does it leave where all runs of an arm diverged, and have no value.
+    lost = diverge(results, "mhc", SEEDS)
+    claims = [{**GOOD, "kind": "bound", "metric": "gap_growth", "threshold": 1.0, "id": "b"}
+              | {"reference": None}]  # fmt: skip
+    first, gone = evaluate(
+        lost, parse_claims([{**GOOD, "variant": "mhc_lite", "reference": "residual"}, *claims], "")
+    )
+    assert (gone.verdict, gone.p) == ("not reached", None)
+    assert first.p == pytest.approx(2 * alone)
+
+
+def test_equalities_are_corrected_for_all_that_ask_for_one(results: Results) -> None:
+    same = measured(results, validation_loss=lambda row: 3 + wobble(
+        row["seed"] * (row["variant"] == "mhc"), 0.0001))  # fmt: skip
+    for_one = judge(same).p_equal
+    far = {**GOOD, "id": "b", "requires": {"functional_mixing": 99}}
+    three = evaluate(same, parse_claims([GOOD, far, {**far, "id": "c", "margin": 0.01}], "here"))
+    assert for_one is not None
+    assert three[0].p_equal == pytest.approx(2 * for_one)  # a margin asks for none
+
+
+def test_settings_of_width_and_of_normed_queries(tmp_path: Path) -> None:
+    """Conditions beside the section `connections`; with training changed too it is another one."""
+    conditions = {
+        "wide": {"title": "w", "variants": ["residual"], "match_parameters": "mhc_lite"},
+        "qk": {"title": "q", "variants": ["residual", "mhc"], "model": {"qk_norm": True}},
+        "both": {"title": "b", "variants": ["hc"], "model": {"qk_norm": True},
+                 "connections": {"final_norm": "after_sum"}},
+        "fast": {"title": "f", "variants": ["hc"], "match_parameters": "mhc_lite",
+                 "learning_rate_factor": 2.0},
+    }  # fmt: skip
+    study = make_study(models={"d2": 2}, seeds=SEEDS, conditions=conditions)
+    results = load_results(build_results(tmp_path, study, diverged=()))
+    wide, normed = {"match_parameters": "mhc_lite"}, {"qk_norm": True}
+    assert condition_of(results, "residual", wide) == "wide"
+    assert condition_of(results, "mhc", normed) == "qk"
+    for variant, setting in (("hc", normed), ("hc", wide), ("hc", {"final_norm": "after_sum"})):
+        assert condition_of(results, variant, setting) is None
+    for setting in (wide, normed):
+        found = judge(results, variant="residual", setting=setting, reference="residual")
+        assert found.row.comparison is not None
+        assert found.row.comparison.interval.n == len(SEEDS)
+
+
+def test_a_trend_at_equal_parameters(results: Results) -> None:
+    """Four times the layers at half the width; the size that is no match is left out."""
+    trend = {"kind": "trend", "metric": "validation_loss", "variant": "mhc", "reference": "hc",
+             "equal_parameters": True}  # fmt: skip
+    for deep, shallow, layers in ((64, 64, 2), (64, 128, 2), (64, 91, 2), (128, 64, 1)):
+        sizes = {"d2": {"n_embd": shallow, "n_layer": layers}, "d4": {"n_embd": deep}}
+        assert judge(sized(results, sizes), **trend).verdict == "not tested"
+    matched = sized(results, {"d2": {"n_embd": 128, "n_layer": 1}, "d4": {"n_embd": 64}})
+    found = judge(matched, **trend)
+    assert found.row.values is not None
+    assert set(found.row.values) == set(SEEDS)
+
+
+def sized(results: Results, sizes: Mapping[str, Mapping[str, int]]) -> Results:
+    """The study with other widths and depths of its models."""
+    models = {name: {**m, **sizes[name]} for name, m in results.settings["models"].items()}
+    settings = {**results.settings, "models": models}
+    return replace(results, study={**results.study, "study": settings})
+
+
+def test_signs_and_outliers_are_said(results: Results) -> None:
+    def found(*apart: float) -> Finding:
+        return judge(
+            measured(
+                results,
+                validation_loss=lambda row: 3 + (row["variant"] == "mhc") * apart[row["seed"]],
+            )
+        )
+
+    alike = found(0.01, 0.2, 0.02, 0.03, 0.05)
+    assert alike.verdict == "inconclusive"
+    assert alike.reason == "higher in all 5 seeds; without seed 1, far from all others, " + (
+        "0.0275 ± 0.0272"
+    )
+    assert found(-0.1, -0.11, 0.9, -0.12, -0.1).reason.startswith("lower in 4 of 5 seeds; without")
+    assert found(-0.1, 0.11, 0.1, -0.12, -0.1).reason == ""
+    assert found(-0.1, -0.11, -0.1, -0.12, -0.1).reason == ""  # decided
+
+
+def test_a_cost_that_other_windows_could_turn_is_not_shown(results: Results) -> None:
+    claim = {"kind": "bound", "metric": "knockout_identity", "variant": "mhc", "reference": None,
+             "direction": "higher", "threshold": 0.005}  # fmt: skip
+    for error, verdict in ((0.0001, "supported"), (0.001, "supported"), (0.01, "inconclusive")):
+        study = measured(
+            results,
+            knockout_identity=lambda row: 0.015 + wobble(row["seed"], 0.0005),
+            knockout_identity_error=error,
+        )
+        found = judge(study, **claim)
+        assert (error, found.verdict) == (error, verdict)
+    assert found.reason == "other text could turn it"
+    assert found.row.comparison is not None
+    assert found.row.crossed is not None
+    half, apart = found.row.comparison.interval.half_width, found.row.crossed
+    assert half is not None
+    assert (apart[1] - apart[0]) / 2 == pytest.approx(math.hypot(half, 1.959964 * 0.01))
 
 
 # --- divergence and documents -----------------------------------------------------------------
@@ -443,7 +645,7 @@ def test_a_verdict_that_other_documents_could_turn_is_not_given(results: Results
     mixed = judge(probed([-0.6, 0.4, 0.4, -0.6, 0.4, -0.3]), **claim)
     assert mixed.row.crossed is not None
     assert mixed.row.crossed[0] < 0 < mixed.row.crossed[1]
-    assert (mixed.verdict, mixed.reason) == ("inconclusive", "other documents could turn it")
+    assert (mixed.verdict, mixed.reason) == ("inconclusive", "other text could turn it")
 
 
 # --- for readers ------------------------------------------------------------------------------
@@ -518,6 +720,7 @@ def test_a_study_without_loss_claims_has_an_empty_figure(results: Results) -> No
         ({"id": "A b"}, "pattern"),
         ({"metric": "loss_spikes"}, "kind count is for the metrics loss_spikes"),
         ({"kind": "count"}, "kind count is for the metrics loss_spikes"),
+        ({"equal_parameters": True}, "equal_parameters is for kind trend"),
         ({"by_construction": True}, "by_construction is for kind bound"),
         ({"preserve": 0.5}, "preserve goes with a difference of validation_loss with a margin"),
         ({"requires": {"functional_mixing": 0}}, "requires.functional_mixing"),

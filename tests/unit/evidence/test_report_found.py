@@ -500,23 +500,6 @@ def test_decided_claims_with_a_lowered_bar_are_named(
     assert "study" not in text  # how the bar came about is no result of this study
 
 
-def test_verdicts_that_a_larger_family_would_take_are_named(
-    bare: Results, findings: list[Finding]
-) -> None:
-    def of_p(finding: Finding) -> float:
-        found = finding.row.comparison
-        return 2.0 if found is None or found.p is None else found.p
-
-    weakest = max((f for f in findings if of_p(f) <= 1), key=of_p)
-    strongest = min(
-        (f for f in findings if f.claim.family == "confirmatory" and of_p(f) <= 1), key=of_p
-    )
-    assert of_p(strongest) < 0.001
-    for one, named in ((weakest, True), (strongest, False)):
-        text = unsaid(bare, [replace(one, verdict="supported")]).get("Which tests are counted", "")
-        assert (one.claim.statement in text) == named
-
-
 def test_cost_is_that_of_the_deepest_model(bare: Results) -> None:
     timed = bare.throughput["d4"].variants
     ratios = {variant: one.ratio_quartiles.median for variant, one in timed.items()}

@@ -42,7 +42,7 @@ def claims_data(results: Results) -> pd.DataFrame:
     `effect` is variant minus reference (or minus the threshold), `half_width` that of its interval:
     in the metric's own unit, or natural logarithms where `log`; of a trend, per layer. The test is
     against `margin` on the side that `direction` names. `p_corrected`, verdict and reason stand
-    where the row decides. `other_documents_*`: interval over seeds and documents. `detectable`: the
+    where the row decides. `other_documents_*`: interval over seeds and text. `detectable`: the
     effect that is found with 80 % power, in the unit of `effect`.
     """
     rows = [row for finding in findings_of(results) for row in claim_rows(finding)]
@@ -169,6 +169,7 @@ def claims_table(results: Results) -> Rows:
     for row in data.to_dict("records"):
         if row["decides"]:  # the first of its claim
             said = ": ".join(filter(None, [row["verdict"], row["reason"]]))
+        at = row["threshold"] if row["kind"] == "bound" else 0.0
         rows.append(
             {
                 "Claim": row["statement"] + " (confirmatory)" * (row["family"] == "confirmatory"),
@@ -176,8 +177,8 @@ def claims_table(results: Results) -> Rows:
                 "Verdict": said,
                 "Model": row["model"],
                 "Effect": effect_text(row),
-                "Other documents": _ends(
-                    row["other_documents_low"], row["other_documents_high"], 4
+                "Other text": _ends(
+                    row["other_documents_low"] + at, row["other_documents_high"] + at, 4
                 ),
                 "n": str(row["n"]) if row["n"] else NONE,
                 "p": _p(row["p_corrected"]),
@@ -223,8 +224,8 @@ def _notes(level: str, error: str) -> str:
     return (
         f"Effect: variant minus reference, paired by seed, or its factor (×), with the {level} "
         "Student t interval over n seeds; for a bound the value itself; for throughput over n "
-        "timed rounds; for a trend per layer. The deepest model of which the claim can be asked"
-        " decides, or all of them in a trend. Supported: the t test against the margin (0 "
+        "timed rounds; for a trend per layer. The deepest model at which the claim's requirements "
+        "are met decides, or all of them in a trend. Supported: the t test against the margin (0 "
         "unless the claim says otherwise) rejects on its side; contradicted: on the other; "
         "practically equal: two one-sided tests put the effect below the smallest one of "
         f"interest (p, equal; {METRICS['validation_loss'].equal:g} nats for losses); "
@@ -232,15 +233,16 @@ def _notes(level: str, error: str) -> str:
         "the study lacks what the claim requires, and the number says how far. By construction "
         "and counted need no test. A run that diverged is the worst outcome: it has the unigram"
         " model's loss, and of other metrics the last rank. p values are corrected over the "
-        "confirmatory family and the secondary one behind it together, so that the chance of "
+        "confirmatory family and the secondary one behind it together, with p = 1 for what is not "
+        "reached, so that the chance of "
         f"even one wrong supported or contradicted is at most {error}, of even one wrong "
-        f"practically equal at most {error}; intervals are not corrected. Other documents: "
-        "interval over seeds and validation documents; a verdict that it does not share is not "
-        "given. The sign-flip p value is exact and cannot fall below 2 / 2^n. Tokens: training "
-        "tokens that the variant needs beyond its reference's for the same loss. Detectable: "
-        "the effect found with 80 % power at the spread observed and the level that the "
-        "correction asks of the smallest p value. docs/evidence.md explains the verdicts, "
-        "config/claims.yaml says where each claim is made."
+        f"practically equal at most {error}; intervals are not corrected. Other text: "
+        "interval over seeds and validation documents, or windows for H_res = I; a verdict that "
+        "it does not share is not given. The sign-flip p value is exact and cannot fall below "
+        "2 / 2^n. Tokens: training tokens that the variant needs beyond its reference's for the "
+        "same loss. Detectable: the effect found with 80 % power at the spread observed and the "
+        "level that the correction asks of the smallest p value. docs/evidence.md explains the "
+        "verdicts, config/claims.yaml says where each claim is made."
     )
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from mhclite.evidence import exhibits
 from mhclite.evidence.results import Results
-from mhclite.evidence.statistics import geometric_interval, interval_columns, t_interval
+from mhclite.evidence.statistics import geometric_interval, interval_columns, knockout_interval
 from mhclite.evidence.table_format import (
     NEARLY_EXACT,
     NONE,
@@ -74,7 +74,10 @@ def _measured(results: Results, runs: pd.DataFrame) -> dict[str, Any]:
     for name in FACTORS:
         ends = geometric_interval(done.loc[done[name] > 0, name], results.confidence)
         found |= {f"{name}_{end}": value for end, value in ends.items()}
-    lost = interval_columns(t_interval(done["knockout_identity"].dropna(), results.confidence))
+    costs, errors = (
+        list(done[column].dropna()) for column in ("knockout_identity", "knockout_identity_error")
+    )
+    lost = interval_columns(knockout_interval(costs, errors, results.confidence))
     return found | {f"knockout_identity_{key}": value for key, value in lost.items()}
 
 
@@ -137,7 +140,8 @@ def faster_mixing_table(results: Results) -> Rows:
             "norm, mean over sub-layers. All four are geometric means "
             f"with the {percent_of(results.confidence)} Student t interval of the logarithm, which "
             f"is left out below {NEARLY_EXACT:g}. Lost: nats per "
-            f"token ± half-width. {NONE}: does not apply, or no run completed."
+            f"token ± half-width over seeds and windows of text. {NONE}: does not apply, or no run "
+            "completed."
         ),
         data=data,
         display=sparse(display, ["Corpus", "Model", "Mixing learns"]),

@@ -19,6 +19,7 @@ from mhclite.evidence.statistics import (
     Interval,
     geometric_interval,
     interval_columns,
+    knockout_interval,
     t_interval,
 )
 from mhclite.evidence.table_format import (
@@ -80,7 +81,9 @@ def _measured(results: Results, corpus: str, model: str, variant: str) -> dict[s
         "minus_residual": minus(BASELINE, BASE),
         "minus_fair": minus(BASELINE, None if fair == BASE else fair),
         "minus_control": minus(CONTROL, BASE),
-        "knockout_identity": t_interval(values("knockout_identity"), results.confidence),
+        "knockout_identity": knockout_interval(
+            values("knockout_identity"), values("knockout_identity_error"), results.confidence
+        ),
     }
     found: dict[str, Any] = {}
     for name, interval in intervals.items():
@@ -181,7 +184,8 @@ def overview_table(results: Results) -> Rows:
             "tokens, largest over training; sums off: largest deviation of its row and column sums "
             "from 1 at the end, over tokens, of variants whose sums are meant to be 1; both "
             "geometric means with intervals. Lost: what the trained model's loss rises by where "
-            "every H_res is set to I. Step time: the plain residual's in the same timed round is "
+            "every H_res is set to I, its interval over seeds and windows of text. Step time: the "
+            "plain residual's in the same timed round is "
             "1; median. Extra: parameters beyond the plain residual's. "
             f"{NONE}: does not apply, or not measured."
         ),

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from mhclite.evidence import exhibits
 from mhclite.evidence.results import Results, of
-from mhclite.evidence.statistics import BASELINE, t_interval
+from mhclite.evidence.statistics import BASELINE, knockout_interval
 from mhclite.evidence.style import (
     FAINT,
     INK,
@@ -77,10 +77,14 @@ def use_data(results: Results) -> pd.DataFrame:
         }
         uses = uses_of(results, corpus, model, variant)
         for name, costs in (
-            ("identity", [use.identity.mean for use in uses]),
-            ("token_mean", [use.token_mean.mean for use in uses]),
+            ("identity", [use.identity for use in uses]),
+            ("token_mean", [use.token_mean for use in uses]),
         ):
-            interval = t_interval(costs, results.confidence)
+            interval = knockout_interval(
+                [cost.mean for cost in costs],
+                [cost.error for cost in costs if cost.error is not None],
+                results.confidence,
+            )
             row[name] = math.nan if interval.mean is None else interval.mean
             row[f"{name}_half_width"] = interval.half_width
         by_sublayer = [[cost.mean for cost in use.identity_by_sublayer] for use in uses]
@@ -184,10 +188,11 @@ def mixing_use_table(results: Results) -> Rows:
     return Rows(
         notes=(
             "Nats per token, on the windows of the probe; means over the completed runs, of the "
-            f"first two ± half-width of the {percent_of(results.confidence)} Student t interval "
-            "over seeds. H_res = I: every mixing matrix is the identity; its mean: every H_res is "
-            "the mean over tokens of that sub-layer. One sub-layer: H_res = I in the sub-layer "
-            "where that costs most. Without a stream: it is zero after the last sub-layer. "
+            f"first two ± half-width of the {percent_of(results.confidence)} interval over "
+            "seeds and windows of text. H_res = I: every mixing matrix is the identity; its mean: "
+            "every H_res is the mean over tokens of that sub-layer. One sub-layer: H_res = I in "
+            "the sub-layer where that costs most. Without a stream: it is zero after the last "
+            "sub-layer. "
             f"{NONE}: does not apply, or was not measured."
         ),
         data=data,
