@@ -66,7 +66,7 @@ def found(results: Results, findings: Sequence[Finding], corpus: str) -> list[En
         *_cost(results),
         *_speed(results, findings),
         *_diverged(results, corpus),
-        *_claims(findings),
+        *_claims(results, findings),
     ]
 
 
@@ -413,7 +413,15 @@ def short(statement: str) -> str:
     return re.sub(r" \([^()]*\)", "", statement)
 
 
-def _claims(findings: Sequence[Finding]) -> Iterator[Entry]:
+def _told(results: Results, finding: Finding) -> str:
+    """A claim with its effect, and the model size that decides where it is not the deepest."""
+    model = finding.row.model
+    shallower = model in deepest_first(results)[1:]
+    at = f", {results.model_label(model)}" if shallower else ""
+    return f"{short(finding.claim.statement)} ({effect_text(claim_rows(finding)[0])}{at})"
+
+
+def _claims(results: Results, findings: Sequence[Finding]) -> Iterator[Entry]:
     """The confirmatory claims: those that are decided one by one, the others counted."""
     first = [finding for finding in findings if finding.claim.family == "confirmatory"]
     if not first:
@@ -423,16 +431,12 @@ def _claims(findings: Sequence[Finding]) -> Iterator[Entry]:
     shares = listed([f"{counts[one]} {'is' if counts[one] == 1 else 'are'} {one}" for one in order])
     said = f"Of the paper's {counted(len(first), 'main claim')} {shares}."
     for decided in DECIDED:
-        parts = [
-            f"{short(one.claim.statement)} ({effect_text(claim_rows(one)[0])})"
-            for one in first
-            if one.verdict == decided
-        ]
+        parts = [_told(results, one) for one in first if one.verdict == decided]
         if parts:
             heading = decided.capitalize() + " at this size" * (decided == "contradicted")
             said += f" {heading}: {'; '.join(parts)}."
     contradicted = [
-        f"{short(one.claim.statement)} ({effect_text(claim_rows(one)[0])})"
+        _told(results, one)
         for one in findings
         if one.claim.family != "confirmatory" and one.verdict == "contradicted"
     ]

@@ -234,7 +234,7 @@ def _short_of(
     asks = {"variant": variant, "setting": setting, "reference_setting": {}}
     short = unmet(results, like.model_copy(update=asks), corpus, model)
     if any(reason.startswith("loss") for reason in short):
-        return "their mean is not below the bigram model's loss"
+        return "the mean of the two losses is not below the bigram model's"
     if any(reason.startswith("tokens") for reason in short):
         return "there are too few tokens for each parameter"
     return "H_res has hardly moved and does hardly anything" if short else ""

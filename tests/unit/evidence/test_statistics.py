@@ -14,6 +14,7 @@ from scipy import stats
 from mhclite.evidence.statistics import (
     by_cell,
     differences_by_seed,
+    knockout_interval,
     paired_differences,
     summarise,
     t_interval,
@@ -31,6 +32,17 @@ def grid(rows: list[tuple[str, str, int, str, float]]) -> pd.DataFrame:
         runs["variant"], categories=["residual", "mhc", "hc"], ordered=True
     )
     return runs
+
+
+def test_the_interval_of_a_cost_by_hand() -> None:
+    seeds = t_interval([1.0, 2.0, 3.0])
+    both = knockout_interval([1.0, 2.0, 3.0], [0.5, 1.0, 1.5], 0.95)
+    assert (both.mean, both.n) == (2.0, 3)
+    assert seeds.half_width is not None
+    assert both.half_width == pytest.approx(math.sqrt(seeds.half_width**2 + 1.959964**2))
+    assert knockout_interval([1.0, 2.0, 3.0], [], 0.95) == seeds  # one window has no error
+    assert knockout_interval([1.0], [0.5], 0.95).half_width is None
+    assert knockout_interval([0.0, 0.0], [0.0, 0.0], 0.95).half_width == 0  # never mixes
 
 
 def test_interval_by_hand() -> None:

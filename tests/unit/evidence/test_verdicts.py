@@ -10,11 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from mhclite.evidence.statistics import binomial_interval, crossed_interval
+from mhclite.evidence.statistics import (
+    binomial_interval,
+    crossed_interval,
+    knockout_interval,
+    t_interval,
+)
 from mhclite.evidence.verdicts import (
     Comparison,
     compare,
     compare_counts,
+    compare_equal,
     compare_preserved,
     compare_share,
     detectable_effect,
@@ -351,6 +357,61 @@ def test_both_families_without_effects_have_rarely_one_wrong_verdict() -> None:
         wrong += min(*first, *second) <= 0.05
     print(f"8 + 20 claims without effect: {100 * wrong / studies:.2f} % of studies with one wrong")
     assert wrong / studies <= 0.05 + error_room(0.05, studies)
+
+
+@pytest.mark.slow
+def test_what_is_asked_of_whom_makes_no_more_wrong_verdicts() -> None:
+    """Equal arms near the bar of a requirement, at three sizes: the deepest at which the mean of
+    both arms is below it decides, and where there is none p is 1. By the better of the two arms,
+    and without the claims that are not reached, there were far more.
+    """
+    generator = np.random.default_rng(9)
+    studies, shape = STUDIES // 4, (28, 3, 5)  # claims, sizes, seeds
+    wrong = {"mean of both": 0, "better of the two": 0}
+    for _ in range(studies):
+        own, other = (generator.standard_normal(shape) + 0.5 for _ in range(2))
+        p = stats.ttest_1samp(own - other, 0, axis=2).pvalue
+        means = own.mean(2), other.mean(2)
+        for rule, loss in zip(wrong, (sum(means) / 2, np.minimum(*means)), strict=True):
+            reached = loss < 0
+            asked = reached.any(1)
+            at = np.where(asked, p[np.arange(len(p)), reached.argmax(1)], 1.0)
+            among = asked | (rule == "mean of both")  # all stay
+            first, second = at[:8][among[:8]], at[8:][among[8:]]
+            corrected = gatekeep(list(first), list(second), 0.05)
+            wrong[rule] += min(*corrected[0], *corrected[1], 1.0) <= 0.05
+    print({rule: f"{100 * count / studies:.1f} % of studies" for rule, count in wrong.items()})
+    assert wrong["mean of both"] / studies <= 0.05 + error_room(0.05, studies)
+    assert wrong["better of the two"] > wrong["mean of both"]
+
+
+@pytest.mark.slow
+def test_an_interval_of_a_cost_counts_the_windows() -> None:
+    """Windows that all seeds share: the truth is outside the interval over seeds alone."""
+    generator = np.random.default_rng(10)
+    outside = {"seeds": 0, "seeds and windows": 0}
+    for _ in range(STUDIES):
+        windows = 0.01 * generator.standard_normal()  # their error, the same for all seeds
+        costs = [windows + 0.005 * x for x in generator.standard_normal(5)]
+        outside["seeds"] += t_interval(costs).excludes_zero()
+        outside["seeds and windows"] += knockout_interval(costs, [0.01] * 5, 0.95).excludes_zero()
+    print({name: f"{100 * count / STUDIES:.1f} %" for name, count in outside.items()})
+    assert outside["seeds"] / STUDIES > 0.2
+    assert outside["seeds and windows"] / STUDIES <= 0.05 + error_room(0.05)
+
+
+@pytest.mark.slow
+def test_equality_within_a_margin_is_rarely_said_beyond_it() -> None:
+    """Where the reference has no lead: the truth at the margin, on either side."""
+    generator = np.random.default_rng(11)
+    for truth in (0.01, -0.01):
+        wrong = 0
+        for _ in range(STUDIES):
+            d = truth + 0.004 * generator.standard_normal(5)
+            found = compare_equal(list(d), 0.01, CONFIDENCE, 0.0)
+            wrong += verdict(found, found.p, found.p_equal, CONFIDENCE) != "inconclusive"
+        print(f"equality asked, truth {truth:+}: {100 * wrong / STUDIES:.2f} % decided")
+        assert wrong / STUDIES <= 0.075 + error_room(0.075)  # 5 % equal, 2.5 % beyond
 
 
 @pytest.mark.slow

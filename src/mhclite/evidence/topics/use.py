@@ -270,11 +270,11 @@ def _cost_axis(axes: Axes, which: str) -> None:
     caption=(
         "Rise of the loss on held-out text when the mixing of a trained model is taken away. All "
         "sub-layers: every H_res is the identity (filled), or its mean over tokens (open); faint "
-        "points are the runs of {seeds}, with their mean and its {level} % interval. One "
-        "sub-layer: H_res is the identity in one sub-layer at a time, mean over seeds. The axes "
-        "are linear up to 0.001 nats per token and logarithmic beyond. Distance from the identity "
-        "is not use: a matrix far from it may cost nothing to remove. Source: the files in "
-        "probes/."
+        "points are the runs of {seeds}, with their mean and its {level} % interval over "
+        "seeds and windows of text. One sub-layer: H_res is the identity in one sub-layer at a "
+        "time, mean over seeds. The axes are linear up to 0.001 nats per token and logarithmic "
+        "beyond. Distance from the identity is not use: a matrix far from it may cost nothing to "
+        "remove. Source: the files in probes/."
     ),
     alt=(
         "Points with intervals, a row for each variant; beside them curves over the sub-layers, "
