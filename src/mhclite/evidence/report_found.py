@@ -21,6 +21,7 @@ from mhclite.evidence.findings import Finding
 from mhclite.evidence.report_losses import losses, place_of
 from mhclite.evidence.report_methods import Entry, counted, listed
 from mhclite.evidence.results import Results
+from mhclite.evidence.rows import trend_models
 from mhclite.evidence.statistics import (
     BASELINE,
     CONTROL,
@@ -275,13 +276,13 @@ def _use(results: Results, corpus: str) -> Iterator[Entry]:
 
 def _over_depth(results: Results, corpus: str, findings: Sequence[Finding]) -> Iterator[Entry]:
     """Claims of growth with depth that are decided, with the values at each depth."""
-    models = deepest_first(results)[::-1]
-    depths = [str(results.n_layer(model)) for model in models]
     parts = []
     for one in findings:
         claim = one.claim
         if claim.kind != "trend" or one.verdict not in DECIDED:
             continue
+        models = trend_models(results, claim)[::-1]
+        depths = [str(results.n_layer(model)) for model in models]
         parts.append(f"{short(claim.statement)}: {one.verdict}.")
         at = [_trend_values(results, corpus, model, claim) for model in models]
         if not all(at):

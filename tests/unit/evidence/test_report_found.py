@@ -135,9 +135,10 @@ LEADING = {"identity": -0.1, "hc": -0.2, "mhc_lite": -0.15}
         (4.5, {}, ""),
         (3.0, {}, "below the bigram model's"),
         (4.5, {"parameters": lambda _: 10**9}, "too few tokens"),
-        (4.5, {"start_distance": lambda _: 0.01}, "hardly moved"),
-        (4.5, {"knockout_identity": lambda _: 0.0001}, "does hardly anything"),
-        (4.5, {"knockout_identity": lambda _: math.nan}, "does hardly anything"),
+        (4.5, {"start_distance": lambda _: 0.01}, ""),  # it is used
+        (4.5, {"knockout_identity": lambda _: 0.0001}, ""),  # it has moved
+        (4.5, {"start_distance": lambda _: 0.01, "knockout_identity": lambda _: 0.0001}, "moved"),
+        (4.5, {"start_distance": lambda _: 0.01, "knockout_identity": lambda _: math.nan}, "moved"),
     ],
 )
 def test_nothing_is_lower_where_a_verdict_would_not_be_given(
@@ -245,6 +246,7 @@ def test_gain_product_and_use_are_numbers_of_the_deepest_model(bare: Results) ->
         knockout_identity=lambda row: (
             {"hc": 0.5, "mhc": 0.01}.get(row["variant"], 0.0005) + 0.001 * wobble(row)
         ),
+        knockout_identity_error=lambda _: 0.0,
     )
     points = said(results)
     low, high = (50 * 1.1 ** (end * 2.776445 * np.sqrt(0.625 / 5)) for end in (-1, 1))
@@ -382,7 +384,7 @@ def test_verdicts_are_counted_and_decided_ones_named(
 def test_claims_of_growth_are_said_where_they_are_decided(
     bare: Results, findings: list[Finding]
 ) -> None:
-    trends = [one for one in findings if one.claim.kind == "trend"]
+    trends = [one for one in findings if one.claim.kind == "trend" and one.verdict != "not tested"]
     assert trends
     undecided = [replace(one, verdict="inconclusive") for one in trends]
     assert "Over depth" not in said(bare, undecided)
