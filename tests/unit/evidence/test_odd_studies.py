@@ -31,15 +31,12 @@ pytestmark = pytest.mark.slow
 
 ONE_LAYER = {"models": {"d1": 1}}
 STUDIES: dict[str, dict[str, Any]] = {
-    "one depth, one seed": {**ONE_LAYER, "variants": ("residual", "mhc_lite"), "seeds": (3,)},
     "the plain residual alone": {"variants": ("residual",), "seeds": (0, 1)},
-    "streams that never mix alone": {**ONE_LAYER, "variants": ("identity",), "seeds": (0, 1)},
     "iterations without mHC, 90 %": {
         "variants": ("residual", "mhc_v4", "ohc"),
         "seeds": (0, 1),
         "statistics": {"confidence": 0.9},
     },
-    "no plain residual": {"variants": ("hc", "kromhc"), "seeds": (0, 1, 2)},
     "a norm of its own": {
         **ONE_LAYER,
         "variants": ("residual", "identity", "mhc_lite"),
