@@ -131,16 +131,16 @@ def test_inputs_of_any_strides() -> None:
 
 
 @pytest.mark.slow
-def test_streams_that_hardly_vary(dtype: torch.dtype = torch.bfloat16) -> None:
+def test_streams_that_hardly_vary() -> None:
     """JPmHC's LayerNorm is over all streams: its variance, a difference, must not be negative.
 
     At C = 768 one over the number of columns is no number of bf16.
     """
     it = given("jpmhc", 768)
     generator = torch.Generator().manual_seed(1)
-    x = (100 + 0.003 * torch.randn(TOKENS, 4, 768, generator=generator)).to(dtype)
-    read = fused.reading(it.connection, it.gain, dtype)
-    _, a, b, stats = fused.boundary(x, None, read, dtype)
+    x = (100 + 0.003 * torch.randn(TOKENS, 4, 768, generator=generator)).bfloat16()
+    read = fused.reading(it.connection, it.gain, torch.bfloat16)
+    _, a, b, stats = fused.boundary(x, None, read, torch.bfloat16)
     back = fused.boundary_backward(x, None, read, a, stats, x, torch.ones_like(a), b)
     assert all(torch.isfinite(t).all() for t in (a, b, back.x, back.z))
     mean = a[:, read.sum_column] / (4 * 768)  # times 1 / standard deviation, at most 1 / sqrt(eps)

@@ -22,7 +22,7 @@ from mhclite.jobs import PREPARED
 from mhclite.study.reading import load_study
 from mhclite.training.loop import train
 
-# The plainest, one with conditions and several sizes, and a sweep; tests of `check` take all.
+# The plainest, one with conditions and several sizes, and a sweep; test_study.py reads all.
 STUDIES = [ROOT / f"config/{name}.yaml" for name in ("config", "paper", "tuned-rates")]
 RUNS = ("sotu-d2-residual-s0", "sotu-d2-mhc_lite-s0")
 TARGETS = [f"results/kill/runs/{run}/summary.json" for run in RUNS]
