@@ -137,7 +137,7 @@ def timed(work: Callable[[], object], device: torch.device, launches: int = 50) 
     what the cache holds, and that takes the GPU longer than the host needs to submit the launch:
     the time is the GPU's, without Python's.
     """
-    for _ in range(WARM_UP):
+    for _ in range(WARM_UP if device.type == "cuda" else 0):
         work()
     if device.type != "cuda":
         found = []

@@ -223,7 +223,7 @@ def done(job: Job, name: str, key: str, until: float, folder: Path) -> Result | 
                 os.killpg(process.pid, signal.SIGKILL)
     if code := process.returncode:
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return {"failed": f"its process was ended by {how}"}
+        return {"failed": f"its process was ended by {how}; see {LOG}"}
     found: Result | None = json.loads(answer)
     return found
 

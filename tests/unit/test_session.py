@@ -120,7 +120,7 @@ def test_without_time_it_says_what_it_left_out(
     [
         ("is not done", None),
         ("fails", "UserError: run.py ended with exit code 3"),
-        ("kills", "its process was ended by SIGKILL"),
+        ("kills", "its process was ended by SIGKILL; see log.txt"),
     ],
     indirect=["bundle"],
 )
@@ -129,7 +129,8 @@ def test_an_item_that_fails_or_dies_is_said(
 ) -> None:
     end = time.time() + 300
     found = done(Job(True, end, {}, str(bundle)), "study", bundle.name, end, tmp_path)
-    assert found == (None if result is None else {"failed": result})
+    said = (tmp_path / LOG).read_text()
+    assert found == (None if result is None else {"failed": result}), said
 
 
 @pytest.mark.parametrize("bundle", ["hangs"], indirect=True)
