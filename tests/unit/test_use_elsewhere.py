@@ -8,26 +8,29 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gpt2_stand_in
 import pytest
 import torch
+from tiny import VARIANTS as ALL
 from torch import Tensor, nn
 
 from mhclite.connections import public
 from mhclite.connections.fast import launch
-from mhclite.connections.public import SubLayer, connect, make
+from mhclite.connections.public import Connection, SubLayer, connect, make, parameter_groups
 
 PAGE = Path(__file__).parents[2] / "docs" / "use-elsewhere.md"
 LISTINGS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+GPT2, GPT2_USED, STACK, JOINED, OPTIMIZERS, MIXING = LISTINGS
 VARIANTS = ["mhc_lite", "gated"]
 
 
 def page(variant: str) -> tuple[nn.Module, nn.Module]:
     """The page's two models with the same weights: its formula, and `connect` in its place."""
     loop: dict[str, Any] = {}
-    exec(LISTINGS[0], loop)
+    exec(STACK, loop)
     joined: dict[str, Any] = {}
-    head, _, _ = LISTINGS[0].partition("    def forward")
-    exec(head + LISTINGS[1], joined)
+    head, _, _ = STACK.rpartition("    def forward")
+    exec(head + JOINED, joined)
     torch.manual_seed(0)
     first, second = loop["Stack"](variant), joined["Stack"](variant)
     second.load_state_dict(first.state_dict())
@@ -43,12 +46,15 @@ def test_public_names() -> None:
         "VARIANTS",
         "Coefficients",
         "Connection",
+        "ParameterGroups",
         "SubLayer",
         "connect",
         "make",
+        "parameter_groups",
     ]
     assert set(public.__all__) <= names()
     assert SubLayer._fields == ("connection", "gain", "body")
+    assert public.ParameterGroups._fields == ("decayed", "undecayed", "others")
 
 
 def test_nothing_else_of_this_project_is_loaded() -> None:
@@ -83,6 +89,109 @@ def test_the_pages_listings_agree_and_learn(variant: str) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.fixture
+def gpt2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """The names of the page's GPT-2, in an empty folder."""
+    for name, module in gpt2_stand_in.packages().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(GPT2, names)
+    torch.manual_seed(0)
+    return names
+
+
+@pytest.mark.slow
+def test_the_pages_gpt2_as_it_stands(gpt2: dict[str, Any]) -> None:
+    exec(GPT2_USED, gpt2)
+    model, tokens = gpt2["model"], gpt2["tokens"]
+    torch.testing.assert_close(gpt2["logits"], model(tokens).logits)
+    assert gpt2["longer"].shape == (2, 16)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_the_pages_gpt2(variant: str, gpt2: dict[str, Any]) -> None:
+    sizes = {"n_layer": 3, "n_head": 2, "n_embd": 16, "n_positions": 16, "vocab_size": 31}
+    sizes |= {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    config = gpt2["GPT2Config"](
+        variant=variant, n_streams=1 if variant == "residual" else 4, **sizes
+    )
+    model = gpt2["StreamsForCausalLM"](config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    tokens = torch.randint(1, 31, (2, 7))
+    found = model(tokens, labels=tokens)
+    found.loss.backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(tokens, labels=tokens).loss
+    torch.testing.assert_close(rounded.float(), found.loss, rtol=0.05, atol=0.05)
+
+    model.save_pretrained("saved")
+    again = gpt2["StreamsForCausalLM"].from_pretrained("saved").eval()
+    assert torch.equal(again(tokens).logits, found.logits)
+    how = {"max_new_tokens": 6, "do_sample": False}
+    with_cache = model.generate(tokens, **how)
+    assert torch.equal(with_cache, model.generate(tokens, use_cache=False, **how))
+    assert with_cache.shape[1] > 7
+
+    # A file without connections: they start as `make` leaves them.
+    plain = gpt2["GPT2LMHeadModel"](gpt2["GPT2Config"](**sizes))
+    plain.save_pretrained("plain")
+    started = gpt2["StreamsForCausalLM"].from_pretrained("plain", config=config)
+    theirs = dict(plain.named_parameters())
+    for name, parameter in started.named_parameters():
+        assert bool(parameter.isfinite().all()), name
+        if name in theirs:
+            assert torch.equal(parameter, theirs[name])
+    new, made = started.transformer.h[0].around_attn, make(variant, config.n_streams, 16)
+    if variant not in ("jpmhc", "mhc_v4", "gated"):  # random ones
+        assert all(torch.equal(new.state_dict()[k], v) for k, v in made.state_dict().items())
+    assert bool(started(tokens).logits.isfinite().all())
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_parameter_groups_name_every_parameter_once(variant: str) -> None:
+    n = 1 if variant == "residual" else 4
+    connection = make(variant, n, 16)
+    model = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.ModuleList([connection, connection])})
+    groups = parameter_groups(nn.DataParallel(model))
+    names = [name for group in groups for name, _ in group]
+    assert sorted(names) == sorted(f"module.{name}" for name, _ in model.named_parameters())
+    assert {name.split(".")[-1] for name, _ in groups.decayed} == connection.decayed
+    assert [name for name, _ in groups.others] == ["module.a.weight", "module.a.bias"]
+    assert parameter_groups(connection).others == []
+
+
+def test_the_pages_optimizers() -> None:
+    model, _ = page("mhc_lite")
+    names = {"torch": torch, "model": model, "parameter_groups": parameter_groups}
+    exec(OPTIMIZERS, names)
+    optimizers: Any = names["muon"], names["adamw"]
+    taken = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    assert sorted(map(id, taken)) == sorted(map(id, model.parameters()))
+    own = {id(p) for m in model.modules() if isinstance(m, Connection) for p in m.parameters()}
+    assert not own & {id(p) for group in optimizers[0].param_groups for p in group["params"]}
+    model(torch.randn(2, 5, 32)).square().mean().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_pages_mixing_of_a_layer(variant: str) -> None:
+    model, _ = page(variant)
+    names: dict[str, Any] = {"model": model, "h": torch.randn(2, 5, 32)}
+    exec(MIXING, names)
+    names["hook"].remove()
+    model(names["h"])
+    (H_res,) = names["seen"]
+    assert H_res.shape == (2, 5, 4, 4)
+    torch.testing.assert_close(H_res.sum(-1), torch.ones(2, 5, 4))
 
 
 class Recurrent(nn.Module):

@@ -16,7 +16,7 @@ from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from mhclite.connections import connection_class
@@ -24,7 +24,16 @@ from mhclite.connections.base import Coefficients, Connection
 from mhclite.connections.fast.availability import choose
 from mhclite.connections.registry import VARIANTS, check_streams
 
-__all__ = ["VARIANTS", "Coefficients", "Connection", "SubLayer", "connect", "make"]
+__all__ = [
+    "VARIANTS",
+    "Coefficients",
+    "Connection",
+    "ParameterGroups",
+    "SubLayer",
+    "connect",
+    "make",
+    "parameter_groups",
+]
 
 IMPLEMENTATIONS = ("auto", "fast", "fused", "reference")
 
@@ -160,3 +169,32 @@ def connect(x: Tensor, sublayers: Iterable[SubLayer], implementation: str = "aut
 
 def _branch(part: SubLayer) -> Callable[[Tensor], Tensor]:
     return lambda h: part.body(layer_norm(h, part.gain.shape, part.gain))
+
+
+class ParameterGroups(NamedTuple):
+    """(name, parameter) pairs, as `named_parameters` gives and torch's optimizers take them."""
+
+    decayed: list[tuple[str, nn.Parameter]]  # of connections: weight decay as their authors have it
+    undecayed: list[tuple[str, nn.Parameter]]  # of connections
+    others: list[tuple[str, nn.Parameter]]  # of what is no connection
+
+
+def parameter_groups(module: nn.Module) -> ParameterGroups:
+    """All parameters of a model, or of one connection, each once.
+
+    Those of connections are not for an optimizer of matrices such as Muon: projections start at
+    zero or have few columns, so that their rows' variances, by which such optimizers divide, are
+    nothing; biases and scales are no matrices. AdamW takes both groups.
+    """
+    decayed = {
+        id(parameter): name in part.decayed
+        for part in module.modules()
+        if isinstance(part, Connection)
+        for name, parameter in part.named_parameters()
+    }
+    groups = ParameterGroups([], [], [])
+    for name, parameter in module.named_parameters():
+        known = decayed.get(id(parameter))
+        group = groups.others if known is None else groups.decayed if known else groups.undecayed
+        group.append((name, parameter))
+    return groups
