@@ -34,6 +34,7 @@ from mhclite.connections.fast.projected import projected
 from mhclite.connections.head import Head
 from mhclite.connections.public import SubLayer, connect, make
 from mhclite.connections.registry import MAX_STREAMS, check_streams
+from mhclite.connections.registry import VARIANTS as REGISTRY
 from mhclite.model import GPT
 from mhclite.training.optimizer import AdamW
 
@@ -233,6 +234,29 @@ def test_a_learned_offset_or_scale_of_the_read_is_learned_by_the_kernels(activat
         connection = perturbed(Affine(activation, offset, scale))
         fast, fused = (outcome(connection, x, i) for i in ("fast", "fused"))
         torch.testing.assert_close(fused, fast, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if REGISTRY[v].iterates])
+def test_the_compiled_gradient_of_sinkhorn_knopp_is_right_at_trained_logits(variant: str) -> None:
+    """Unrolled and fused by the compiler, at logits and gradients that no new model has."""
+    connection, x = made(variant), normal(1, 5, 4, C)
+    exact = copy.deepcopy(connection).double()
+    compiled = torch.compile(lambda x: connection.coefficients(x).H_res, fullgraph=True)
+    for spread in (30, 100, 300):
+        b_res, weights = spread * normal(4, 4, seed=spread) / 4, 1e3 * normal(1, 5, 4, 4)
+        gradients = []
+        for module, H_res in ((connection, compiled), (exact, lambda x: exact.coefficients(x)[2])):
+            with torch.no_grad():
+                module.get_parameter("b_res").copy_(b_res)
+            given, own = x.to(next(module.parameters()).dtype), module.get_parameter("b_res")
+            (gradient,) = torch.autograd.grad((H_res(given) * weights).sum(), own)
+            gradients.append(gradient.float())
+        assert bool(gradients[0].isfinite().all())
+        largest = float(gradients[1].abs().amax())
+        torch.testing.assert_close(*gradients, rtol=0, atol=0.01 * largest + 1e-6)
+    torch._dynamo.reset()
 
 
 # --- numbers of streams ---------------------------------------------------------------------------

@@ -104,6 +104,7 @@ def gpt2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 def test_the_pages_gpt2_as_it_stands(gpt2: dict[str, Any]) -> None:
     exec(GPT2_USED, gpt2)
     model, tokens = gpt2["model"], gpt2["tokens"]

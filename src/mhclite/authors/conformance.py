@@ -31,7 +31,7 @@ from mhclite.authors import names
 from mhclite.authors.checkpoint import SIZES
 from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.connections import connection_class
-from mhclite.connections.base import Connection
+from mhclite.connections.base import Coefficients, Connection
 from mhclite.connections.fast.availability import interpreted
 from mhclite.connections.fast.projected import projected
 from mhclite.connections.head import Head
@@ -151,12 +151,21 @@ def options_of(meta: dict[str, Any]) -> dict[str, Any]:
     return usual | stated(meta, connection_class(meta["variant"]))
 
 
+class Transposed(Connection):
+    """Mixin, before a variant's class: H_res[s, t] is applied, where we apply H_res[t, s]."""
+
+    def coefficients(self, x: Tensor) -> Coefficients:
+        found = super().coefficients(x)
+        return found._replace(H_res=found.H_res.mT)
+
+
 def connection_errors(
-    meta: dict[str, Any], arrays: Arrays, implementation: str = "reference"
+    meta: dict[str, Any], arrays: Arrays, implementation: str = "reference", *mixins: type
 ) -> dict[str, float]:
-    """Relative errors of one connection's outputs and gradients."""
-    options = options_of(meta)
-    connection = connection_class(meta["variant"])(meta["n_streams"], meta["n_embd"], 0, **options)
+    """Relative errors of one connection's outputs and gradients; `mixins` change the variant."""
+    made = connection_class(meta["variant"])
+    made = type(made.__name__, (*mixins, made), {})
+    connection = made(meta["n_streams"], meta["n_embd"], 0, **options_of(meta))
     connection = connection.to(_device(implementation), DTYPE[implementation])
 
     def tensor(name: str, **more: Any) -> Tensor:
@@ -203,6 +212,22 @@ def connection_errors(
         {f"grad.{name}": (value, arrays[f"grad.{name}"]) for name, value in gradients.items()},
         DTYPE[implementation],
     )
+
+
+def transposed(path: Path, tolerance: float) -> str | None:
+    """What a file that disagrees has transposed, if it agrees but for that."""
+    meta, arrays = read_golden(path)
+    if meta["kind"] != "connection" or VARIANTS[meta["variant"]].mixes == "never":
+        return None
+    turned = arrays | {"output.H_res": arrays["output.H_res"].swapaxes(-1, -2)}
+    for file, mixins, said in (
+        (turned, (), "the file's output.H_res is the transpose of the one that is applied"),
+        (arrays, (Transposed,), "the file's module applies the transpose of H_res"),
+        (turned, (Transposed,), "the file's module applies the transpose of H_res"),
+    ):
+        if max(connection_errors(meta, file, "reference", *mixins).values()) <= tolerance:
+            return f"{said}: all agrees but for that"
+    return None
 
 
 def head_errors(
@@ -375,6 +400,7 @@ def run(args: argparse.Namespace) -> int:
                 "tolerance": tolerance,
                 "agrees": agrees,
                 "relative_errors": errors,
+                "transposed": None if agrees else transposed(path, TOLERANCE[kind]),
             }
         )
     if args.json:
@@ -394,4 +420,6 @@ def run(args: argparse.Namespace) -> int:
             print(tabulate(rows, headers=("quantity", "largest relative error")))
             outcome = "agrees" if entry["agrees"] else "DISAGREES"
             print(f"{outcome} within {entry['tolerance']:g}")
+            if entry["transposed"]:
+                print(entry["transposed"])
     return 0 if all(entry["agrees"] for entry in report) else 1

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from mhclite.authors.conformance import TOLERANCE, check_file
+from mhclite.authors.conformance import TOLERANCE, check_file, options_of
 from mhclite.cli import main
+from mhclite.connections import connection_class
 from mhclite.errors import UserError
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -83,6 +85,60 @@ def test_disagrees(
     assert [entry["agrees"] for entry in report] == [True, False, True]
     worst = max(report[1]["relative_errors"], key=report[1]["relative_errors"].__getitem__)
     assert worst == name
+
+
+# Of those whose H_res can be told from its transpose: any 2 x 2 one is symmetric, and all of KromHC.
+TOLD = [GOLDEN / f"connection_{variant}_n4.npz" for variant in ("hc", "mhc", "mhc_lite", "mhc_v4")]
+
+
+@pytest.mark.parametrize("source", TOLD, ids=lambda path: path.stem)
+def test_a_transposed_mixing_matrix_is_said(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays, path = contents(source), tmp_path / "theirs.npz"
+    named = arrays | {"output.H_res": arrays["output.H_res"].swapaxes(-1, -2)}
+    np.savez(path, **named)
+    assert main(["conformance", str(path)]) == 1
+    assert "output.H_res is the transpose of the one that is applied" in capsys.readouterr().out
+    other = arrays | {"output.h": arrays["output.h"] * (1 + 1e-5)}
+    np.savez(path, **other)
+    assert main(["conformance", "--json", str(path)]) == 1
+    assert json.loads(capsys.readouterr().out)[0]["transposed"] is None
+
+    # A module that applies the transpose, whatever it calls H_res.
+    applied = arrays | of_a_module_that_transposes(arrays)
+    for H_res in (applied["output.H_res"], applied["output.H_res"].swapaxes(-1, -2)):
+        np.savez(path, **(applied | {"output.H_res": H_res}))
+        assert main(["conformance", "--json", str(path)]) == 1
+        (entry,) = json.loads(capsys.readouterr().out)
+        assert "applies the transpose of H_res" in entry["transposed"]
+
+
+def of_a_module_that_transposes(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Outputs and gradients of the file's connection, were H_res applied the other way round."""
+    meta = json.loads(str(arrays["meta"]))
+    made = connection_class(meta["variant"])(
+        meta["n_streams"], meta["n_embd"], 0, **options_of(meta)
+    )
+    made.double().load_state_dict(
+        {
+            name[6:]: torch.tensor(array).reshape(made.get_parameter(name[6:]).shape)
+            for name, array in arrays.items()
+            if name.startswith("param.")
+        }
+    )
+    x, y = (torch.tensor(arrays[f"input.{name}"], requires_grad=True) for name in "xy")
+    H_pre, H_post, H_res = made.coefficients(x)
+    h = (H_pre.unsqueeze(-1) * x).sum(-2)
+    out = H_res.mT @ x + H_post.unsqueeze(-1) * y.unsqueeze(-2)
+    weights = (torch.tensor(arrays[f"input.grad_{name}"]) for name in ("h", "out"))
+    sum((a * b).sum() for a, b in zip((h, out), weights, strict=True)).backward()  # type: ignore
+    found = {"output.h": h, "output.out": out, "output.H_res": H_res}
+    found |= {f"grad.{name}": p.grad for name, p in made.named_parameters()}
+    found |= {"grad.x": x.grad, "grad.y": y.grad}
+    return {
+        name: value.detach().numpy().reshape(arrays[name].shape) for name, value in found.items()
+    }
 
 
 def test_tolerance_can_be_chosen(tmp_path: Path) -> None:
