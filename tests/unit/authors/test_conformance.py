@@ -87,7 +87,7 @@ def test_disagrees(
     assert worst == name
 
 
-# Of those whose H_res can be told from its transpose: any 2 x 2 one is symmetric, and all of KromHC.
+# Whose H_res is not symmetric, as that of two streams and of KromHC always is.
 TOLD = [GOLDEN / f"connection_{variant}_n4.npz" for variant in ("hc", "mhc", "mhc_lite", "mhc_v4")]
 
 
