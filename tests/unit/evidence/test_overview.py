@@ -134,6 +134,7 @@ def test_a_variant_that_never_mixes_loses_nothing(seen: Results) -> None:
     runs = seen.all_runs.copy()
     never = runs["variant"] == "identity"
     runs.loc[never, "knockout_identity"] = [1e-9 * seed for seed in runs.loc[never, "seed"]]
+    runs.loc[never, "knockout_identity_error"] = 0.0
     rows = cells(overview_table(replace(seen, all_runs=runs)))
     assert rows["Identity HC"]["Lost, H_res = I"] == "0"
     assert "±" in rows["mHC"]["Lost, H_res = I"]
