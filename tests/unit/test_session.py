@@ -115,6 +115,7 @@ def test_without_time_it_says_what_it_left_out(
     assert record(tmp_path)["left"]["parity"] == ["mhc_lite"]
 
 
+@pytest.mark.slow  # each starts a process that imports torch
 @pytest.mark.parametrize(
     ("bundle", "result"),
     [
@@ -133,6 +134,7 @@ def test_an_item_that_fails_or_dies_is_said(
     assert found == (None if result is None else {"failed": result}), said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bundle", ["hangs"], indirect=True)
 @pytest.mark.parametrize("of_the_session", [True, False])
 def test_what_hangs_is_ended_with_all_that_it_started(
