@@ -105,8 +105,9 @@ def _deviation_axis(axes: Axes, largest: float) -> None:
     caption=(
         "How far the row sums (upper box) and the column sums (lower, pale) of H_res lie from 1, "
         "per token of held-out text: all single matrices, and their product over the whole depth. "
-        "HC's matrices, and orthogonal ones, are not meant to keep them. Operator orientation: a "
-        "row holds the weights that enter one output stream, so the row sums are the column sums of"
+        "Matrices mixed freely, and orthogonal ones, are not meant to keep them. In operator "
+        "orientation a row holds the weights that enter one output stream, so the row sums are the "
+        "column sums of"
         " the paper's Figure 3. The axis is logarithmic to both sides, and linear in the grey "
         "band. Box, median and whiskers are medians over {seeds} of each seed's quantiles; the "
         "dots are the extremes over all seeds. Source: the files in probes/."
