@@ -32,7 +32,7 @@ except Interrupted:
 
 
 def run(corpus: Path, folder: Path, *stop: str) -> int:
-    config = configuration("mhc_lite", steps=6, compile=True)
+    config = configuration("identity", steps=6, compile=True)
     arguments = (json.dumps(config.to_json()), str(corpus), str(folder), *stop)
     environment = os.environ | compiled.environment(corpus.parent)
     done = subprocess.run([sys.executable, "-c", SCRIPT, *arguments], env=environment)
@@ -55,7 +55,7 @@ def test_compiled_runs_repeat_and_go_on_bit_for_bit(tmp_path: Path) -> None:
     assert warm["attempts"] == 2
     for name in ("metrics_sha256", "weights_sha256"):
         assert cold[name] == warm[name]
-    train(configuration("mhc_lite", steps=6), corpus, tmp_path / "eager")
+    train(configuration("identity", steps=6), corpus, tmp_path / "eager")
     ours, theirs = (
         [line["loss"] for line in read_jsonl(tmp_path / name / "metrics.jsonl")[1:]]
         for name in ("cold", "eager")

@@ -36,8 +36,8 @@ STUDY: dict[str, Any] = {
         "checkpoint_interval": 20,
     },
 }
-# Rates so far apart that the middle one is the best of three.
-SWEEP = {"ratio": 20, "steps": 60, "widest": 2, "final_seeds": [1]}
+# Rates so far apart that the middle one is the best of three; all of them may be finalists.
+SWEEP = {"ratio": 20, "steps": 60, "widest": 2, "margin": 100, "final_seeds": [1]}
 ARMS = ("sotu-d2-residual", "sotu-d2-mhc_lite")
 RATES = "results/tiny_rates/learning-rates.yaml"
 
