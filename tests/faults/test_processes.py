@@ -183,7 +183,7 @@ PET = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "4", "PET_MASTER_ADDR": "trainer
 NAMELESS = ("unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', "nowhere.invalid")
 
 
-@pytest.mark.parametrize("environment", [OPERATOR, PET], ids=["operator", "torchrun's own"])
+@pytest.mark.parametrize("environment", [OPERATOR | PET])
 def test_one_process_waits_for_no_other(
     environment: dict[str, str], alone: Path, corpus: Path, tmp_path: Path
 ) -> None:
@@ -195,7 +195,7 @@ def test_one_process_waits_for_no_other(
         assert (tmp_path / "run" / name).read_bytes() == (alone / name).read_bytes()
 
 
-@pytest.mark.parametrize("nameless", [False, True])
+@pytest.mark.parametrize("nameless", [True])
 def test_two_processes_meet_on_their_machine(
     nameless: bool, alone: Path, corpus: Path, tmp_path: Path
 ) -> None:

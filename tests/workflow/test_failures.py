@@ -165,9 +165,6 @@ def test_snakemake_lint_has_one_complaint() -> None:
 
 UNKNOWN = {
     "run": ("smoke/runs/sotu-d2-mhc-s7/summary.json", "sotu-d2-mhc-s1"),
-    "critical run": ("smoke/critical/nosuch.json", "sotu-d2-residual-s0"),
-    "model": ("smoke/throughput/d9.json", "d2"),
-    "corpus": (f"corpora/other-12345678/{PREPARED}", "sotu-"),
     "digest of a corpus": (f"corpora/sotu-12345678/{PREPARED}", "sotu-"),
 }
 
