@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from importlib.metadata import distributions
 from pathlib import Path
@@ -56,9 +57,10 @@ def test_lock_holds_what_is_declared() -> None:
 def test_what_is_installed_is_pinned() -> None:
     """pip resolves what torch's build needs here, so a package might come that the lock lacks."""
     pip = {"pip", "mhclite"}
+    paths = sysconfig.get_paths()  # not sys.path: setuptools, once imported, adds its own packages
     here = {
         re.sub(r"[-_.]+", "-", found.name).lower(): found.version.partition("+")[0]
-        for found in distributions()
+        for found in distributions(path=[paths["purelib"], paths["platlib"]])
     }
     assert {name: here[name] for name in here.keys() - pip} == {
         name: locked()[name] for name in here.keys() - pip
