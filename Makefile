@@ -37,7 +37,7 @@ ifeq ($(shell test -e $(READY) && { head -n 3 $(BIN)/snakemake | \
 .PHONY: $(READY)
 endif
 
-.PHONY: replicate tuned figures publish test test-quick check bench bench-data bench-pipeline gpu-check ui audit lock \
+.PHONY: replicate tuned figures publish test test-all test-quick check bench bench-data bench-pipeline gpu-check ui audit lock \
 	clean
 
 replicate: $(READY)
@@ -69,9 +69,13 @@ publish: $(READY)
 	$(BIN)/python -m mhclite publish make --results results/$(STUDY) --out results/published/$(STUDY)
 	$(BIN)/python -m mhclite publish pages
 
-# Format, lint, types, then every test, three files at a time on two cores: those of SLURM and of
+# Format, lint, types, then the tests, three files at a time on two cores: those of SLURM and of
 # servers wait much. A pipeline run from end to end is among them.
 test: check
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not exhaustive"
+
+# Before a release: also what says little that others do not, for its minute.
+test-all: check
 	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # While working: format, lint, types and the unit tests that are quick.

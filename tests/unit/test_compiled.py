@@ -90,3 +90,8 @@ def test_code_for_a_cpu_is_kept_for_that_cpu(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv(compiled.CACHE, "/scratch/mine")
     compiled._one_folder_for_each_processor()
     assert os.environ[compiled.CACHE] == "/scratch/mine"
+
+
+def test_a_path_that_no_compiler_is_given_whole_keeps_nothing(tmp_path: Path) -> None:
+    for name in ("a blank", "an'apostrophe", 'a"quote', "a\ttab", "a;b", "a\\b"):
+        assert compiled.environment(tmp_path / name) == {}

@@ -237,6 +237,7 @@ def test_a_learned_offset_or_scale_of_the_read_is_learned_by_the_kernels(activat
         torch.testing.assert_close(fused, fast, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if REGISTRY[v].iterates])

@@ -70,6 +70,7 @@ def record(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("bundle", ["ends"], indirect=True)
 def test_a_killed_session_is_gone_on_with(bundle: Path, tmp_path: Path) -> None:

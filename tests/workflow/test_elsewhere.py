@@ -95,6 +95,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     return found
 
 
+@pytest.mark.exhaustive
 def test_from_packing_to_figures(checkout: Checkout, elsewhere: Path, tmp_path: Path) -> None:
     packed = bundle(checkout, "pack", STUDY, "--out", str(tmp_path / "small.tar.gz"))
     assert packed.returncode == 0, packed.stderr

@@ -57,6 +57,7 @@ def wait_for_checkpoint(checkout: Checkout, process: subprocess.Popen[str]) -> i
     raise AssertionError("no checkpoint in five minutes")
 
 
+@pytest.mark.exhaustive
 def test_kills_change_no_bit_of_the_result(tmp_path: Path) -> None:
     """kill -9 of a training process, then of all of Snakemake; the same command goes on."""
     training = {
@@ -273,6 +274,7 @@ def test_local_files_that_change_are_prepared_again(tmp_path: Path) -> None:
     assert planned() == {"prepare": 1}
 
 
+@pytest.mark.exhaustive
 def test_nothing_is_left_open_in_development_mode(tmp_path: Path) -> None:
     """Warnings are errors, in the DAG and in each command that it calls: prepare, train, probe."""
     checkout = Checkout(tmp_path)
@@ -300,6 +302,7 @@ def test_nothing_is_left_open_in_development_mode(tmp_path: Path) -> None:
     assert said == []
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("arguments", [("check",), ("keys",), ("status",), ("check", "--runs")])
 def test_commands_in_development_mode(arguments: tuple[str, ...], tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-X", "dev", "-m", "mhclite", arguments[0]]

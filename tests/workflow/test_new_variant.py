@@ -145,6 +145,7 @@ def test_no_other_runs_key_changes(checkout: Checkout) -> None:
     assert "--dry-run" in python(checkout, "-m", "benchmarks", "session", "--help")
 
 
+@pytest.mark.exhaustive
 def test_its_study_runs_from_text_to_report(checkout: Checkout) -> None:
     """Twenty steps of two seeds, beside the plain residual."""
     code, output = checkout.snakemake(str(OUT / "report.html"), study=STUDY)

@@ -85,6 +85,7 @@ def test_drawing_changes_no_setting_of_matplotlib(written: Written) -> None:
     assert dict(mpl.rcParams) == written.settings_before
 
 
+@pytest.mark.exhaustive
 def test_another_process_writes_the_same_bytes(written: Written) -> None:
     before = files_of(written.folder)
     # Another hash seed: nothing may depend on the order of a set.
@@ -99,6 +100,7 @@ def test_another_process_writes_the_same_bytes(written: Written) -> None:
     assert [path for path in before if again[path] != before[path]] == []
 
 
+@pytest.mark.exhaustive
 def test_rebuilt_is_what_was_published(written: Written, tmp_path: Path) -> None:
     publish(written.folder, tmp_path / "kept")
     kept = sorted(p.name for p in (tmp_path / "kept/runs/sotu-d1-mhc-s0").iterdir())

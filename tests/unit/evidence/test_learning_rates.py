@@ -101,6 +101,7 @@ def test_the_figure_has_a_line_for_each_arm_that_was_swept(results: Results) -> 
         assert sorted(line.get_color() for line in lines) == sorted(map(colour, variants))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_size_with_fewer_variants_is_shown_with_these_alone(folder: Path) -> None:
     results = write(folder)

@@ -182,6 +182,7 @@ backend: module://nowhere
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_figures_are_the_same_bytes_in_any_surroundings(tmp_path: Path) -> None:
     (tmp_path / "home" / ".config" / "matplotlib").mkdir(parents=True)

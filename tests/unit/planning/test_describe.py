@@ -25,6 +25,7 @@ EXTRA = {
 RESIDUAL = (45_160_960, 124_373_760, 354_599_936)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_parameters_of_the_papers_models(tmp_path: Path) -> None:
     found = describe(load_study(CONFIG / "paper.yaml"), tmp_path)
