@@ -39,6 +39,7 @@ def run(corpus: Path, folder: Path, *stop: str) -> int:
     return done.returncode
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_compiled_runs_repeat_and_go_on_bit_for_bit(tmp_path: Path) -> None:
     """In another process, with a cold and a warm cache, and from a checkpoint."""

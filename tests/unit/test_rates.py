@@ -269,7 +269,7 @@ def test_a_sweep_has_arms_and_no_runs_of_its_own(
     assert cli.main(["describe", str(path), "--results", str(tmp_path)]) == 0
     assert cli.main(["check", str(path)]) == 0
     said = capsys.readouterr().out
-    assert "32 to 40 trainings" in said
+    assert "24 to 40 trainings" in said
     assert "4 arms" in said
     for command in (["keys", str(path)], ["bundle", "pack", str(path), "--out", "nowhere"]):
         assert cli.main(command) == 2
