@@ -36,7 +36,7 @@ from mhclite.evidence.verdicts import (
 CONFIDENCE = 0.95
 EQUAL = 0.5
 VALUES = st.lists(st.floats(-10, 10).map(lambda x: round(x, 6)), min_size=2, max_size=8)
-STUDIES = 600
+STUDIES = 2000
 INFINITY = math.inf
 
 
