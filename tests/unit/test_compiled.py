@@ -12,7 +12,6 @@ import pytest
 from tiny import configuration, write_corpus
 
 from mhclite.files import read_json, read_jsonl
-from mhclite.training import compiled
 from mhclite.training.loop import train
 
 # Trains, and is asked to stop as soon as it has begun where a third argument is there.
@@ -34,7 +33,7 @@ except Interrupted:
 def run(corpus: Path, folder: Path, *stop: str) -> int:
     config = configuration("identity", steps=6, compile=True)
     arguments = (json.dumps(config.to_json()), str(corpus), str(folder), *stop)
-    environment = os.environ | compiled.environment(corpus.parent)
+    environment = os.environ | compiler_caches.environment(corpus.parent)
     done = subprocess.run([sys.executable, "-c", SCRIPT, *arguments], env=environment)
     return done.returncode
 
@@ -45,7 +44,7 @@ def test_compiled_runs_repeat_and_go_on_bit_for_bit(tmp_path: Path) -> None:
     """In another process, with a cold and a warm cache, and from a checkpoint."""
     corpus = write_corpus(tmp_path / "corpus")
     assert run(corpus, tmp_path / "cold") == 0
-    (kept,) = (tmp_path / compiled.FOLDER).glob("cpu-*")
+    (kept,) = (tmp_path / compiler_caches.FOLDER).glob("cpu-*")
     files = set(kept.rglob("*.so"))
     assert files
     assert run(corpus, tmp_path / "warm", "stop") == 75
@@ -82,17 +81,17 @@ def test_without_a_compiler_it_is_eager_after_one_line(
 
 def test_code_for_a_cpu_is_kept_for_that_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once, and not where the user names a folder."""
-    monkeypatch.setenv(compiled.CACHE, "/study/compiled")
-    compiled._one_folder_for_each_processor()
-    own = Path(os.environ[compiled.CACHE])
+    monkeypatch.setenv(compiler_caches.CACHE, "/study/compiled")
+    compiler_caches.one_folder_for_each_processor()
+    own = Path(os.environ[compiler_caches.CACHE])
     assert own.parent == Path("/study/compiled")
-    compiled._one_folder_for_each_processor()
-    assert os.environ[compiled.CACHE] == str(own)
-    monkeypatch.setenv(compiled.CACHE, "/scratch/mine")
-    compiled._one_folder_for_each_processor()
-    assert os.environ[compiled.CACHE] == "/scratch/mine"
+    compiler_caches.one_folder_for_each_processor()
+    assert os.environ[compiler_caches.CACHE] == str(own)
+    monkeypatch.setenv(compiler_caches.CACHE, "/scratch/mine")
+    compiler_caches.one_folder_for_each_processor()
+    assert os.environ[compiler_caches.CACHE] == "/scratch/mine"
 
 
 def test_a_path_that_no_compiler_is_given_whole_keeps_nothing(tmp_path: Path) -> None:
     for name in ("a blank", "an'apostrophe", 'a"quote', "a\ttab", "a;b", "a\\b"):
-        assert compiled.environment(tmp_path / name) == {}
+        assert compiler_caches.environment(tmp_path / name) == {}

@@ -43,7 +43,7 @@ from mhclite.runs.code import digest_of_modules, step_digest
 from mhclite.study.reading import parse_study, read_yaml
 from mhclite.study.resolved import resolve
 from mhclite.study.sections import RESULTS
-from mhclite.training import compiled, live, torchrun
+from mhclite.training import compiler_caches, live, torchrun
 
 FILE = {}  # the study without what --config sets
 try:
@@ -78,7 +78,7 @@ JOB_ENVIRONMENT = (
     {"PYTHONPATH": str(SOURCE)}
     | live.environment(STUDY.tracking.uri, STUDY.name)
     | torchrun.environment()
-    | (compiled.environment(Path(OUT)) if GPUS or STUDY.training.compile else {})
+    | (compiler_caches.environment(Path(OUT)) if GPUS or STUDY.training.compile else {})
 )
 JOB_PREFIX = (
     f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH "

@@ -26,7 +26,7 @@ from mhclite.records import read_record
 from mhclite.runs import status
 from mhclite.runs.folder import RunFolder
 from mhclite.runs.key import run_key
-from mhclite.training import compiled, torchrun
+from mhclite.training import compiler_caches, torchrun
 
 RESULTS = Path("results")
 Chain = list[PackedJob]  # done one after the other
@@ -134,7 +134,7 @@ class Driver:
             **os.environ,
             "PYTHONPATH": str(self.folder / "src"),
             **torchrun.environment(),
-            **compiled.environment(self.folder),  # kept for the next allocation
+            **compiler_caches.environment(self.folder),  # kept for the next allocation
         }
         if slot.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)

@@ -35,6 +35,7 @@ NEUTRAL = frozenset(
         "runs.provenance",
         "runs.status",
         "training.checkpoint",
+        "training.compiler_caches",
         "training.live",
         "training.loop",
         "training.processes",
