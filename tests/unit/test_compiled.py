@@ -12,6 +12,7 @@ import pytest
 from tiny import configuration, write_corpus
 
 from mhclite.files import read_json, read_jsonl
+from mhclite.training import compiler_caches
 from mhclite.training.loop import train
 
 # Trains, and is asked to stop as soon as it has begun where a third argument is there.

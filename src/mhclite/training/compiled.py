@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from mhclite.training import compiler_caches
+from mhclite.training.compiler_caches import one_folder_for_each_processor
 
 if TYPE_CHECKING:  # the workflow and bundles read this file, and have no torch
     from torch import Tensor
@@ -43,7 +43,7 @@ def compiled_loss(model: GPT) -> Callable[[Tensor], Tensor]:
         log.warning("training.compile: %s: computed without, which takes longer", obstacle)
         return model.loss
     if device == "cpu":
-        compiler_caches.one_folder_for_each_processor()
+        one_folder_for_each_processor()
     for autocast in (False, True):  # before it is traced
         model.choice(autocast)
     # Else it is traced under the forward pass's autocast, and takes products of float32 numbers in
