@@ -156,7 +156,25 @@ def shipped_fast(logits: Tensor, iterations: int) -> Tensor:
     return sinkhorn_v4(logits, iterations, 1e-6)
 
 
-@pytest.mark.parametrize("functions", [(sinkhorn, sinkhorn_knopp), (shipped_fast, shipped)])
+def in_cpp(logits: Tensor, iterations: int) -> Tensor:
+    M: Tensor = torch.ops.mhclite.sinkhorn(logits, iterations, True)
+    return M
+
+
+def shipped_in_cpp(logits: Tensor, iterations: int) -> Tensor:
+    M: Tensor = torch.ops.mhclite.sinkhorn_v4(logits, iterations, 1e-6, True)
+    return M
+
+
+@pytest.mark.parametrize(
+    "functions",
+    [
+        (sinkhorn, sinkhorn_knopp),
+        (in_cpp, sinkhorn_knopp),
+        (shipped_fast, shipped),
+        (shipped_in_cpp, shipped),
+    ],
+)
 @pytest.mark.parametrize("spread", [1.0, 30.0, 79.0, 200.0, 1e4])
 def test_sinkhorn_whatever_the_logits(
     spread: float, functions: tuple[Callable[[Tensor, int], Tensor], ...]
@@ -177,6 +195,22 @@ def test_sinkhorn_whatever_the_logits(
     tolerance = 1e-5 if spread < 100 else 1e-3 if spread < 1000 else 1e-2
     assert (ours - exact).abs().max() < tolerance
     assert (our_gradient - gradient).abs().max() < 10 * tolerance
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (3, 2), (512, 4)])
+def test_sinkhorn_in_cpp_is_that_in_torch(shape: tuple[int, int]) -> None:
+    """Matrices and gradients; what is given stays as it is."""
+    logits, dM = torch.randn(2, *shape, shape[1], generator=torch.Generator().manual_seed(0))
+    for functions in ((sinkhorn, in_cpp), (shipped_fast, shipped_in_cpp)):
+        results = []
+        for function in functions:
+            given, weight = logits.clone().requires_grad_(), dM.clone()
+            M = function(given, 20)
+            (gradient,) = torch.autograd.grad(M, given, weight)
+            assert torch.equal(weight, dM)
+            assert torch.equal(given, logits)
+            results.append((M.detach(), gradient))
+        torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -221,7 +255,8 @@ def test_a_cpu_needs_no_kernels() -> None:
     )
     assert done.returncode == 0, done.stderr
     common = {"base", "dynamic", "fast", "frozen", "head", "matrices"}
-    fast = {"availability", "functions", "launch", "projected", "sinkhorn_operator", "sinkhorn_v4"}
+    fast = {"availability", "functions", "launch", "projected"}
+    fast |= {"sinkhorn_native", "sinkhorn_operator", "sinkhorn_v4"}
     names = common | {f"fast.{name}" for name in fast} | OPTIONS.keys()
     expected = {f"mhclite.connections.{name}" for name in names}
     assert set(done.stdout.split()) == expected

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mhclite.connections.fast import launch
+from mhclite.connections.fast import launch, sinkhorn_native
 from mhclite.connections.fast.availability import KERNEL_STREAMS, interpreted, no_kernels
 
 Context = Any  # what torch passes as ctx: a FunctionCtx with attributes of our own
@@ -33,7 +33,7 @@ def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
     Returns:
         (N, n, n), contiguous: columns sum to 1, rows nearly.
     """
-    M: Tensor = _sinkhorn(logits, iterations)
+    M: Tensor = _sinkhorn(logits, iterations, torch.compiler.is_compiling())
     return M
 
 
@@ -64,16 +64,23 @@ def outermost(matrices: Tensor) -> Tensor:
     return matrices.permute(0, 3, 1, 2).flatten(0, 1).contiguous()
 
 
-def _forward_in_torch(logits: Tensor, iterations: int) -> Tensor:
-    """Each half of an iteration is one log_softmax."""
+def _forward(logits: Tensor, iterations: int, native: bool) -> Tensor:
+    """Each half of an iteration is one log_softmax, or a division in C++."""
     logits = innermost(logits)
+    if native and (M := _exponentials(logits)) is not None:
+        sinkhorn_native.divide(M, 2 * iterations)
+        return outermost(M)
     for _ in range(iterations):
         logits = torch.log_softmax(torch.log_softmax(logits, 2), 1)
     return outermost(logits.exp())
 
 
-def _backward_in_torch(logits: Tensor, dM: Tensor, iterations: int) -> Tensor:
+def _backward(logits: Tensor, dM: Tensor, iterations: int, native: bool) -> Tensor:
     logits = innermost(logits)
+    if native and (M := _exponentials(logits)) is not None:
+        gradient = innermost(dM).clone()  # else dM itself, where there is one token
+        sinkhorn_native.divide_backward(M.clone(), gradient, 2 * iterations)
+        return outermost(gradient.mul_(M))
     steps = []
     for dim in (2, 1) * iterations:
         logits = torch.log_softmax(logits, dim)
@@ -84,13 +91,22 @@ def _backward_in_torch(logits: Tensor, dM: Tensor, iterations: int) -> Tensor:
     return outermost(gradient)
 
 
+def _exponentials(logits: Tensor) -> Tensor | None:
+    """exp of the logits, the largest of each matrix taken off; None where C++ would lose digits."""
+    largest = logits.amax((1, 2), keepdim=True)
+    spread = (largest - logits.amin((1, 2), keepdim=True)).max()
+    if logits.dtype != torch.float32 or not spread <= sinkhorn_native.WIDEST:
+        return None
+    return (logits - largest).exp_()
+
+
 # --- the operators ------------------------------------------------------------------------------
 
 
 @torch.library.custom_op("mhclite::sinkhorn", mutates_args=())
-def _sinkhorn(logits: Tensor, iterations: int) -> Tensor:
+def _sinkhorn(logits: Tensor, iterations: int, native: bool = False) -> Tensor:
     if not by_kernel(logits):
-        return _forward_in_torch(logits, iterations)
+        return _forward(logits, iterations, native and not logits.is_cuda)
     from mhclite.connections.fast import sinkhorn_kernels  # here: Triton need not be installed
 
     N, n, _ = logits.shape
@@ -103,10 +119,10 @@ def _sinkhorn(logits: Tensor, iterations: int) -> Tensor:
 
 
 @torch.library.custom_op("mhclite::sinkhorn_backward", mutates_args=())
-def sinkhorn_backward(logits: Tensor, dM: Tensor, iterations: int) -> Tensor:
+def sinkhorn_backward(logits: Tensor, dM: Tensor, iterations: int, native: bool = False) -> Tensor:
     """Gradient of `sinkhorn` in its logits, from that in its result, dM (N, n, n)."""
     if not by_kernel(logits):
-        return _backward_in_torch(logits, dM, iterations)
+        return _backward(logits, dM, iterations, native and not logits.is_cuda)
     from mhclite.connections.fast import sinkhorn_kernels
 
     N, n, _ = logits.shape
@@ -125,23 +141,23 @@ def like(tensor: Tensor) -> Tensor:
 
 
 @_sinkhorn.register_fake
-def _(logits: Tensor, iterations: int) -> Tensor:
+def _(logits: Tensor, iterations: int, native: bool = False) -> Tensor:
     return like(logits)
 
 
 @sinkhorn_backward.register_fake
-def _(logits: Tensor, dM: Tensor, iterations: int) -> Tensor:
+def _(logits: Tensor, dM: Tensor, iterations: int, native: bool = False) -> Tensor:
     return like(logits)
 
 
-def _keep(ctx: Context, inputs: tuple[Tensor, int], output: Tensor) -> None:
-    logits, ctx.iterations = inputs
+def _keep(ctx: Context, inputs: tuple[Tensor, int, bool], output: Tensor) -> None:
+    logits, ctx.iterations, ctx.native = inputs
     ctx.save_for_backward(logits)
 
 
-def _gradient(ctx: Context, dM: Tensor) -> tuple[Tensor, None]:
+def _gradient(ctx: Context, dM: Tensor) -> tuple[Tensor, None, None]:
     (logits,) = ctx.saved_tensors
-    return sinkhorn_backward(logits, dM, ctx.iterations), None
+    return sinkhorn_backward(logits, dM, ctx.iterations, ctx.native), None, None
 
 
 _sinkhorn.register_autograd(_gradient, setup_context=_keep)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mhclite.connections.fast import launch
+from mhclite.connections.fast import launch, sinkhorn_native
 from mhclite.connections.fast.sinkhorn_operator import by_kernel, innermost, like, outermost
 
 Context = Any  # what torch passes as ctx: a FunctionCtx with attributes of our own
@@ -32,7 +32,7 @@ def sinkhorn_v4(logits: Tensor, iterations: int, eps: float) -> Tensor:
     Returns:
         (N, n, n), contiguous: rows sum to 1 up to eps, columns nearly.
     """
-    M: Tensor = _sinkhorn_v4(logits, iterations, eps)
+    M: Tensor = _sinkhorn_v4(logits, iterations, eps, torch.compiler.is_compiling())
     return M
 
 
@@ -41,33 +41,46 @@ def _steps(iterations: int) -> tuple[int, ...]:
     return (2, *(1, 2) * (iterations - 1))
 
 
-def _forward_in_torch(logits: Tensor, iterations: int, eps: float) -> Tensor:
+def _forward(logits: Tensor, iterations: int, eps: float, native: bool) -> Tensor:
     M = torch.softmax(innermost(logits), 1).add_(eps)
+    if native and M.dtype == torch.float32:
+        sinkhorn_native.divide(M, 2 * iterations - 1, eps)
+        return outermost(M)
     for dim in _steps(iterations):
         M.div_(M.sum(dim, keepdim=True).add_(eps))
     return outermost(M)
 
 
-def _backward_in_torch(logits: Tensor, dM: Tensor, iterations: int, eps: float) -> Tensor:
+def _backward(logits: Tensor, dM: Tensor, iterations: int, eps: float, native: bool) -> Tensor:
     start = torch.softmax(innermost(logits), 1)
     M = start + eps
+    gradient = innermost(dM)
+    if native and M.dtype == torch.float32:
+        gradient = gradient.clone()  # dM itself, where there is one token
+        sinkhorn_native.divide_backward(M, gradient, 2 * iterations - 1, eps)
+    else:
+        gradient = _divided_backward(M, gradient, iterations, eps)
+    gradient = start * (gradient - (gradient * start).sum(1, keepdim=True))
+    return outermost(gradient)
+
+
+def _divided_backward(M: Tensor, gradient: Tensor, iterations: int, eps: float) -> Tensor:
+    """The gradient in M, from that in what the steps make of it."""
     steps = []
     for dim in _steps(iterations):
         divisor = M.sum(dim, keepdim=True).add_(eps)
         M.div_(divisor)
         steps.append((dim, divisor))
-    gradient = innermost(dM)
     for dim, divisor in reversed(steps):
         gradient = (gradient - (gradient * M).sum(dim, keepdim=True)).div_(divisor)
         M.mul_(divisor)
-    gradient = start * (gradient - (gradient * start).sum(1, keepdim=True))
-    return outermost(gradient)
+    return gradient
 
 
 @torch.library.custom_op("mhclite::sinkhorn_v4", mutates_args=())
-def _sinkhorn_v4(logits: Tensor, iterations: int, eps: float) -> Tensor:
+def _sinkhorn_v4(logits: Tensor, iterations: int, eps: float, native: bool = False) -> Tensor:
     if not by_kernel(logits):
-        return _forward_in_torch(logits, iterations, eps)
+        return _forward(logits, iterations, eps, native and not logits.is_cuda)
     from mhclite.connections.fast import sinkhorn_kernels  # here: Triton need not be installed
 
     N, n, _ = logits.shape
@@ -80,10 +93,12 @@ def _sinkhorn_v4(logits: Tensor, iterations: int, eps: float) -> Tensor:
 
 
 @torch.library.custom_op("mhclite::sinkhorn_v4_backward", mutates_args=())
-def sinkhorn_v4_backward(logits: Tensor, dM: Tensor, iterations: int, eps: float) -> Tensor:
+def sinkhorn_v4_backward(
+    logits: Tensor, dM: Tensor, iterations: int, eps: float, native: bool = False
+) -> Tensor:
     """Gradient of `sinkhorn_v4` in its logits, from that in its result, dM (N, n, n)."""
     if not by_kernel(logits):
-        return _backward_in_torch(logits, dM, iterations, eps)
+        return _backward(logits, dM, iterations, eps, native and not logits.is_cuda)
     from mhclite.connections.fast import sinkhorn_kernels
 
     N, n, _ = logits.shape
@@ -98,23 +113,24 @@ def sinkhorn_v4_backward(logits: Tensor, dM: Tensor, iterations: int, eps: float
 
 
 @_sinkhorn_v4.register_fake
-def _(logits: Tensor, iterations: int, eps: float) -> Tensor:
+def _(logits: Tensor, iterations: int, eps: float, native: bool = False) -> Tensor:
     return like(logits)
 
 
 @sinkhorn_v4_backward.register_fake
-def _(logits: Tensor, dM: Tensor, iterations: int, eps: float) -> Tensor:
+def _(logits: Tensor, dM: Tensor, iterations: int, eps: float, native: bool = False) -> Tensor:
     return like(logits)
 
 
-def _keep(ctx: Context, inputs: tuple[Tensor, int, float], output: Tensor) -> None:
-    logits, ctx.iterations, ctx.eps = inputs
+def _keep(ctx: Context, inputs: tuple[Tensor, int, float, bool], output: Tensor) -> None:
+    logits, ctx.iterations, ctx.eps, ctx.native = inputs
     ctx.save_for_backward(logits)
 
 
-def _gradient(ctx: Context, dM: Tensor) -> tuple[Tensor, None, None]:
+def _gradient(ctx: Context, dM: Tensor) -> tuple[Tensor, None, None, None]:
     (logits,) = ctx.saved_tensors
-    return sinkhorn_v4_backward(logits, dM, ctx.iterations, ctx.eps), None, None
+    gradient = sinkhorn_v4_backward(logits, dM, ctx.iterations, ctx.eps, ctx.native)
+    return gradient, None, None, None
 
 
 _sinkhorn_v4.register_autograd(_gradient, setup_context=_keep)
