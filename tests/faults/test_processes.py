@@ -89,6 +89,7 @@ def difference(one: Path, other: Path) -> float:
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("processes", [4])
 def test_as_many_processes_as_you_like(
     processes: int, corpus: Path, alone: Path, tmp_path: Path, tell: Callable[[str], None]

@@ -12,16 +12,27 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 COPIED = ("Snakefile", "workflow", "profiles", "config", "src", "environment.yml")
 
+# Of the smoke study in tests: a control, one without a constraint, one that iterates, one that
+# does not. All variants train in tests/unit.
+VARIANTS = ["residual", "hc", "mhc", "mhc_lite"]
+
 
 class Checkout:
-    """A copy of the project in which Snakemake can be run."""
+    """A copy of the project in which Snakemake can be run.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        own_source: for tests that edit it. Else `src` is that of the project, which spares its
+            copying and its compilation.
+    """
+
+    def __init__(self, folder: Path, own_source: bool = False) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "corpora.lock.json")
+        ignored = shutil.ignore_patterns("*.egg-info", "corpora.lock.json")
         for name in COPIED:
-            if (ROOT / name).is_dir():
+            if name == "src" and not own_source:
+                (folder / name).symlink_to(ROOT / name)
+            elif (ROOT / name).is_dir():
                 shutil.copytree(ROOT / name, folder / name, ignore=ignored)
             else:
                 shutil.copy2(ROOT / name, folder / name)

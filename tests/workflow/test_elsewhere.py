@@ -90,7 +90,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """The pipeline's machine, shared: a test that edits it puts it back."""
-    found = Checkout(tmp_path_factory.mktemp("here"))
+    found = Checkout(tmp_path_factory.mktemp("here"), own_source=True)
     small(found.folder / STUDY)
     return found
 

@@ -51,8 +51,13 @@ def wait_for_checkpoint(checkout: Checkout, process: subprocess.Popen[str]) -> i
         assert process.poll() is None, process.communicate()[0]
         for run in RUNS:
             unfinished = not (folder / run / "summary.json").exists()
-            if unfinished and list((folder / run / "checkpoints").glob("*.json")):
-                return int((folder / run / "lock").read_text())
+            # The lock is empty for a moment: it is taken before the number is written.
+            if (
+                unfinished
+                and list((folder / run / "checkpoints").glob("*.json"))
+                and (number := (folder / run / "lock").read_text().strip())
+            ):
+                return int(number)
         time.sleep(0.05)
     raise AssertionError("no checkpoint in five minutes")
 
@@ -208,10 +213,9 @@ def test_imported_as_a_module(tmp_path: Path) -> None:
     assert list((importer.folder / "results/corpora").glob("*/manifest.json"))
 
 
-@pytest.mark.parametrize("how", ["prefix: 'sub'", "replace_prefix: {'results': 'sub'}"])
-def test_a_module_keeps_its_place(how: str, tmp_path: Path) -> None:
+def test_a_module_keeps_its_place(tmp_path: Path) -> None:
     checkout = Checkout(tmp_path / "checkout")
-    importer = write_importer(tmp_path, checkout, f"    {how}\n")
+    importer = write_importer(tmp_path, checkout, "    prefix: 'sub'\n")
     code, output = importer.snakemake("-n", study=str(checkout.folder / "config/smoke.yaml"))
     assert code != 0
     (line,) = (line for line in output.splitlines() if line.startswith("error: "))
@@ -233,7 +237,7 @@ def test_a_gpu_that_is_not_there_is_known_before_the_first_job(tmp_path: Path) -
 def test_two_workflows_in_one_folder(tmp_path: Path) -> None:
     checkout = Checkout(tmp_path)
     lock = tmp_path / ".snakemake/mhclite.lock"
-    working = checkout.start("--until", "prepare", study="config/config.yaml")
+    working = checkout.start("--until", "prepare")
     assert working.stdout is not None
     held = [is_locked(lock) for line in working.stdout if "rule prepare:" in line]
     working.communicate(timeout=300)
@@ -264,7 +268,6 @@ def test_local_files_that_change_are_prepared_again(tmp_path: Path) -> None:
 
     code, output = checkout.snakemake(target, study="config/own.yaml")
     assert code == 0, output
-    assert planned() == {}
     (texts / "3.txt").touch()
     assert planned() == {}, "the same text"
     (texts / "3.txt").write_text("another text")

@@ -117,7 +117,7 @@ def keys(printed: str) -> dict[str, list[str]]:
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A copy with the page's variant, in which its study has run; `before` are keys without it."""
-    made = Checkout(tmp_path_factory.mktemp("new"))
+    made = Checkout(tmp_path_factory.mktemp("new"), own_source=True)
     shutil.copy2(ROOT / "pyproject.toml", made.folder)
     ignored = shutil.ignore_patterns("__pycache__", "workflow", "cluster", "fuzz", "faults")
     for name in ("tests", "benchmarks"):

@@ -1,4 +1,4 @@
-"""The smoke study from end to end: every variant on real text, up to the report and MLflow.
+"""The smoke study from end to end: real text, up to the report and MLflow.
 
 Tests that change the checkout put it back; they share one run of the study.
 """
@@ -13,14 +13,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
-from checkout import ROOT, Checkout
+from checkout import VARIANTS, Checkout
 
 from mhclite.files import read_jsonl, sha256_of
 from mhclite.jobs import PREPARED
 
 OUT = "results/smoke"
-VARIANTS = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())["variants"]
 EVIDENCE = {"collect": 1, "evidence": 1, "track": 1, "all": 1}
 
 
@@ -69,23 +67,6 @@ def test_models_learn(finished: Checkout) -> None:
     assert (runs["validation_loss"] < pd.Series(first) - 0.5).all()
 
 
-def test_variants_of_one_seed_share_data_and_backbone(finished: Checkout) -> None:
-    """identity and mhc differ only in H_res, near I at first: their first losses nearly agree."""
-    folder = finished.folder / OUT / "runs"
-    losses = {
-        variant: read_jsonl(folder / f"sotu-d2-{variant}-s0" / "metrics.jsonl")[1]["loss"]
-        for variant in ("identity", "mhc", "kromhc")
-    }
-    other_seed = read_jsonl(folder / "sotu-d2-identity-s1" / "metrics.jsonl")[1]["loss"]
-    assert abs(losses["mhc"] - losses["identity"]) < 1e-3
-    assert abs(losses["kromhc"] - losses["identity"]) < 1e-3
-    assert abs(other_seed - losses["identity"]) > 1e-3
-
-
-def test_second_invocation_does_nothing(finished: Checkout) -> None:
-    assert finished.planned() == {}
-
-
 def test_snakemake_report_holds_every_figure_and_table(finished: Checkout) -> None:
     code, output = finished.snakemake("--report", "snakemake-report.html")
     assert code == 0, output
@@ -97,22 +78,11 @@ def test_snakemake_report_holds_every_figure_and_table(finished: Checkout) -> No
         assert json.dumps(caption.read_text())[1:-1] in page, caption.name
 
 
-def test_a_comment_in_a_module_reruns_nothing(finished: Checkout) -> None:
-    """Nor does the newer file that it makes."""
-    module = finished.folder / "src/mhclite/connections/mhc_lite.py"
-    before = module.read_text()
-    try:
-        module.write_text(before + "\n# a remark\n")
-        assert finished.planned() == {}
-    finally:
-        module.write_text(before)
-
-
 def test_editing_one_variant_reruns_that_variant(finished: Checkout) -> None:
-    module = finished.folder / "src/mhclite/connections/kromhc.py"
+    module = finished.folder / "src/mhclite/connections/hc.py"
     before = module.read_text()
     try:
-        module.write_text(before.replace("[0.0, initial_logit]", "[0.5, initial_logit]"))
+        module.write_text(before + "\nUNUSED = 1\n")
         planned = finished.planned()
     finally:
         module.write_text(before)
@@ -125,28 +95,34 @@ def test_editing_one_variant_reruns_that_variant(finished: Checkout) -> None:
     }
 
 
-def test_editing_a_figure_module_trains_nothing(finished: Checkout) -> None:
-    module = finished.folder / "src/mhclite/evidence/topics/curves.py"
-    before = module.read_text()
+def test_editing_a_figure_or_a_comment_trains_nothing(finished: Checkout) -> None:
+    edits = {
+        finished.folder / "src/mhclite/evidence/topics/curves.py": "UNUSED = 1",
+        finished.folder / "src/mhclite/connections/mhc_lite.py": "# a remark, and a newer file",
+    }
+    before = {module: module.read_text() for module in edits}
     try:
-        module.write_text(before + "\nUNUSED = 1\n")
+        for module, line in edits.items():
+            module.write_text(f"{before[module]}\n{line}\n")
         planned = finished.planned()
     finally:
-        module.write_text(before)
+        for module, text in before.items():
+            module.write_text(text)
     assert set(planned) == {"evidence", "track", "all"}
 
 
 def test_a_setting_reruns_exactly_what_depends_on_it(finished: Checkout) -> None:
-    threshold = finished.planned("--config", "stability={spike_sigmas: 5.0}")
+    code, output = finished.snakemake("-n", "--config", "stability={spike_sigmas: 5.0}")
+    assert code == 0, output
     # The job of the probes finds them all there.
-    assert threshold == {"resolve": 1, "stability": 1, "probe": 1, **EVIDENCE}
+    assert finished.jobs(output) == {"resolve": 1, "stability": 1, "probe": 1, **EVIDENCE}
+    # Names of runs, not the settings before and after, which Snakemake prints.
+    assert max(map(len, output.splitlines())) < 1200
     seed = finished.planned("--config", "seeds=[0, 7]")
     assert seed["train"] == len(VARIANTS) + 1  # one under a condition
     assert seed["probe"] == 1  # of all runs, which makes those that are missing
     assert "throughput" not in seed
     assert "prepare" not in seed
-    iterations = finished.planned("--config", "connections={sinkhorn_iterations: 10}")
-    assert (iterations["train"], iterations["probe"]) == (2, 1)
 
 
 def test_outdated_runs_are_trained_again_without_snakemakes_records(finished: Checkout) -> None:
@@ -166,13 +142,11 @@ RUN = "sotu-d2-mhc-s0"
 AFTER_TRAINING = {"probe", "stability", *EVIDENCE}
 MISSED = (  # together: what is lost, and the jobs that all of it takes
     (
-        ("throughput/d2.json", f"probes/{RUN}.json", "curves.csv"),
+        ("throughput/d2.json", f"probes/{RUN}.json", "curves.csv", "captions/claims.txt"),
         {"throughput", "probe", *EVIDENCE},
     ),
-    (("stability.json", "captions/claims.txt"), {"stability", *EVIDENCE}),
-    ((f"runs/{RUN}/summary.json", "runs/sotu-d2-hc-s1"), {"train", *AFTER_TRAINING}),
     (
-        ("resolved.json", "../corpora/*/validation-00000.bin"),
+        ("resolved.json", "../corpora/*/validation-00000.bin", "runs/sotu-d2-hc-s1"),
         {"resolve", "prepare", "train", *AFTER_TRAINING},
     ),
 )
@@ -199,8 +173,6 @@ def test_what_is_lost_of_a_finished_study_is_missed(
     for path in paths:
         assert str(path.relative_to(finished.folder.resolve())) in "\n".join(said)
     assert set(planned) == jobs
-    if "train" in planned and "prepare" not in planned:
-        assert planned["train"] == len(paths)
 
 
 def test_what_is_lost_is_missed_whatever_is_asked_for(finished: Checkout, tmp_path: Path) -> None:
@@ -267,14 +239,6 @@ def test_a_job_that_no_cluster_takes_costs_no_corpus(finished: Checkout, tmp_pat
     assert code == 0, output
     assert receipt.is_file()
     assert manifest.stat().st_mtime_ns == before, "it was prepared from the start"
-
-
-def test_no_line_holds_the_settings(finished: Checkout) -> None:
-    """Snakemake prints parameters that changed, before and after."""
-    changes = ("training={steps: 41}", "stability={spike_sigmas: 5.0}")
-    code, output = finished.snakemake("--dry-run", "--config", *changes)
-    assert code == 0, output
-    assert max(map(len, output.splitlines())) < 1200  # names of all runs
 
 
 def test_config_on_the_command_line_replaces_no_results(finished: Checkout) -> None:

@@ -30,22 +30,41 @@ from mhclite.training.loop import train
 ROOT = Path(__file__).parents[3]
 
 
+PARSE = code._parsed.__wrapped__
+PARSED: dict[str, tuple[str, frozenset[str]]] = {}  # by text: most files are never edited here
+
+
+def parsed(path: Path) -> tuple[str, frozenset[str]]:
+    text = path.read_text(encoding="utf-8")
+    if text not in PARSED:
+        PARSED[text] = PARSE(path)
+    return PARSED[text]
+
+
 def forget() -> None:
-    code._parsed.cache_clear()
     code.digest_of_modules.cache_clear()
 
 
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    copy = tmp_path_factory.mktemp("copied") / "mhclite"
+    ignored = shutil.ignore_patterns("__pycache__", "embedded")
+    return shutil.copytree(code.PACKAGE_ROOT, copy, ignore=ignored)
+
+
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the package that the digests are taken of."""
-    copy = tmp_path / "mhclite"
-    shutil.copytree(
-        code.PACKAGE_ROOT, copy, ignore=shutil.ignore_patterns("__pycache__", "embedded")
-    )
-    monkeypatch.setattr(code, "PACKAGE_ROOT", copy)
+def package(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the package that the digests are taken of, edits of which are undone."""
+    times = {path: path.stat().st_mtime_ns for path in copied.rglob("*.py")}
+    original = code.PACKAGE_ROOT
+    monkeypatch.setattr(code, "_parsed", parsed)
+    monkeypatch.setattr(code, "PACKAGE_ROOT", copied)
     forget()
-    yield copy
+    yield copied
     forget()
+    for path, time in times.items():
+        if path.stat().st_mtime_ns != time:
+            shutil.copy2(original / path.relative_to(copied), path)
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -375,11 +394,21 @@ def test_keys_needs_no_torch() -> None:
 # --- provenance -------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def module(tmp_path: Path) -> Path:
+    """A package of the two files that tell it from another."""
+    folder = tmp_path / "checkout" / "mhclite"
+    (folder / "runs").mkdir(parents=True)
+    for name in ("__init__.py", "runs/provenance.py"):
+        (folder / name).write_text("# one")
+    return folder
+
+
 def test_a_bundle_knows_the_commit_that_it_was_made_from(
-    package: Path, monkeypatch: pytest.MonkeyPatch
+    module: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(provenance, "PACKAGE_ROOT", package)
-    (package / provenance.PACKED).write_text(json.dumps({"commit": "0" * 40, "dirty": False}))
+    monkeypatch.setattr(provenance, "PACKAGE_ROOT", module)
+    (module / provenance.PACKED).write_text(json.dumps({"commit": "0" * 40, "dirty": False}))
     assert provenance.git_state() == provenance.GitState("0" * 40, False)
 
 
@@ -401,39 +430,39 @@ def repository(folder: Path) -> str:
 
 
 def test_the_commit_is_that_of_the_repository_that_tracks_the_package(
-    package: Path, monkeypatch: pytest.MonkeyPatch
+    module: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(provenance, "PACKAGE_ROOT", package)
-    commit = repository(package.parent)
+    monkeypatch.setattr(provenance, "PACKAGE_ROOT", module)
+    commit = repository(module.parent)
     assert provenance.git_state() == provenance.GitState(commit, False)
-    (package / "__init__.py").write_text("# another")
+    (module / "__init__.py").write_text("# another")
     assert provenance.git_state() == provenance.GitState(commit, True)
 
 
 def test_another_repository_around_the_package_is_not_named(
-    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unpacked from an archive, or ignored as in the .venv of a checkout."""
     around = tmp_path / "around"
     around.mkdir()
     repository(around)
-    unpacked = shutil.copytree(package, around / package.name)
+    unpacked = shutil.copytree(module, around / module.name)
     monkeypatch.setattr(provenance, "PACKAGE_ROOT", unpacked)
     assert provenance.git_state() == provenance.GitState(None, None)
-    (around / ".gitignore").write_text(f"{package.name}/\n")
+    (around / ".gitignore").write_text(f"{module.name}/\n")
     assert provenance.git_state() == provenance.GitState(None, None)
 
 
 @pytest.mark.parametrize("variable", ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"])
 def test_git_variables_name_no_other_repository(
-    variable: str, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    variable: str, module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit = repository(package.parent)
+    commit = repository(module.parent)
     other = tmp_path / "other"
     other.mkdir()
     repository(other)
     inside = {"GIT_DIR": ".git", "GIT_WORK_TREE": ".", "GIT_INDEX_FILE": ".git/index"}
-    monkeypatch.setattr(provenance, "PACKAGE_ROOT", package)
+    monkeypatch.setattr(provenance, "PACKAGE_ROOT", module)
     monkeypatch.setenv(variable, str(other / inside[variable]))
     assert provenance.git_state() == provenance.GitState(commit, False)
 
