@@ -15,6 +15,10 @@ from leftovers import MARKER, OF_THIS_PROCESS, stop_leftovers
 
 os.environ[MARKER] = OF_THIS_PROCESS
 
+# Before torch is imported. There are more workers than cores, and OpenMP's threads wait for one
+# another in loops: with two a worker the same tests take several times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Triton decides when it is imported, and when a kernel is declared, whether to interpret it. It is
 # told so for that alone: other tests, and the processes that they start, compute as a user's do.
 with pytest.MonkeyPatch.context() as patch:

@@ -267,6 +267,7 @@ def held(folder: Path, step: int) -> int:
     return main
 
 
+@pytest.mark.exhaustive
 def test_a_run_on_two_nodes_then_on_one(
     slurm: Slurm, finished: tuple[Checkout, float], tmp_path: Path, tell: Callable[[str], None]
 ) -> None:

@@ -36,7 +36,7 @@ from mhclite.tracking import track as tracking
 from mhclite.training import live
 from mhclite.training.loop import train
 
-WRITERS, STEPS = 16, 120
+WRITERS, STEPS = 8, 120
 
 
 def free_port() -> int:

@@ -147,7 +147,7 @@ if __name__ == "__main__":
     FROZEN.write_text(command_line())
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("compiler", ["fails"])
 def test_what_cannot_be_compiled_is_one_line(compiler: str, tmp_path: Path) -> None:
     """No compiler, and one that does not work: it is there, but its files or libraries are not."""

@@ -667,6 +667,7 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_sharded_and_replicated(tmp_path: Path) -> None:
     """`fully_shard` and DistributedDataParallel: two steps of two processes, as by one."""
     size = 2

@@ -142,7 +142,7 @@ RUN = "sotu-d2-mhc-s0"
 AFTER_TRAINING = {"probe", "stability", *EVIDENCE}
 MISSED = (  # together: what is lost, and the jobs that all of it takes
     (
-        ("throughput/d2.json", f"probes/{RUN}.json", "curves.csv", "captions/claims.txt"),
+        ("throughput/d2.json", f"probes/{RUN}.json", "captions/claims.txt"),
         {"throughput", "probe", *EVIDENCE},
     ),
     (
