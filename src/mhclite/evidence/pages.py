@@ -32,6 +32,7 @@ from mhclite.evidence.topics.overview import overview_table
 from mhclite.evidence.values import completed_by_seed
 from mhclite.files import write_text
 from mhclite.runs.folder import RunFolder
+from mhclite.runs.parquet import STUDY
 from mhclite.runs.provenance import hardware_in_words
 
 COLUMN = "validation_loss"
@@ -89,7 +90,7 @@ def current(root: Path, published: Path) -> dict[Path, str]:
     texts: dict[Mark, str] = {}
     figures: dict[Path, str] = {}
     for study in sorted(wanted):
-        if not (published / study / "resolved.json").is_file():
+        if not (published / study / STUDY).is_file():
             raise UserError(f"a page names study {study!r}: {published / study} is missing")
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / study

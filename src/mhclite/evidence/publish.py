@@ -14,8 +14,7 @@ from mhclite.arguments import folder_path
 from mhclite.errors import UserError
 from mhclite.evidence.pages import write_pages
 from mhclite.evidence.published import publish, rebuild
-
-STUDY = "resolved.json"  # what is not a study has none
+from mhclite.runs.parquet import STUDY
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         changed = write_pages(args.root, args.published)
         log.info("%s", ", ".join(map(str, changed)) + " written" if changed else "nothing changed")
     elif args.action == "make":
-        if not (args.results / STUDY).is_file():
+        if not (args.results / "resolved.json").is_file():
             raise UserError(f"{args.results} holds no study; `snakemake --cores all` makes one")
         publish(args.results, args.out)
         log.info("published in %s", args.out)

@@ -1,11 +1,13 @@
 """A published study: its small files, kept in the repository, and what is made from them again.
 
-No weights, no shards: what figures, tables, verdicts and report are computed from.
+No weights, no shards: what figures, tables, verdicts and report are computed from, in one Parquet
+file; beside it the tables that a reader opens without code.
 """
 
 from __future__ import annotations
 
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,36 +20,38 @@ from mhclite.files import write_json
 from mhclite.measure.files import StabilitySettings
 from mhclite.measure.stability import judge_all
 from mhclite.records import build, to_json
+from mhclite.runs.parquet import STUDY, pack, unpack
 from mhclite.study.resolved import read_resolved
 
+MANIFEST = "manifest.json"
 RUN_FILES = ("run.json", "summary.json", "metrics.jsonl", "mixing.jsonl")
 STUDY_FILES = ("probes/*.json", "critical/*.json", "throughput/*.json", "sinkhorn.json")
+READABLE = ("runs.csv", "tables/claims.csv")
 CLAIMS = Path("config/claims.yaml")
 
 
 def publish(results: Path, out: Path) -> None:
-    """Copy the small files of a finished study from results/<study> into `out`."""
+    """Put what a finished study in results/<study> is computed from into `out`."""
     resolved = read_resolved(results / "resolved.json")
-    if out.exists():
-        shutil.rmtree(out)
     for run in resolved.runs:
-        folder = results / "runs" / run
-        if not (folder / "summary.json").is_file():
+        if not (results / "runs" / run / "summary.json").is_file():
             raise UserError(f"run {run} is not finished: complete the study before it is published")
-        (out / "runs" / run).mkdir(parents=True)
-        for name in RUN_FILES:
-            shutil.copyfile(folder / name, out / "runs" / run / name)
-    for pattern in STUDY_FILES:
-        for path in sorted(results.glob(pattern)):
-            target = out / path.relative_to(results)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-    for corpus, prepared in resolved.corpora.items():
-        target = out / "corpora" / corpus / "manifest.json"
-        target.parent.mkdir(parents=True)
-        shutil.copyfile(Path(prepared) / "manifest.json", target)
-    corpora = {corpus: f"corpora/{corpus}" for corpus in resolved.corpora}
-    write_json(out / "resolved.json", to_json(replace(resolved, corpora=corpora)))
+    paths = [f"runs/{run}/{name}" for run in sorted(resolved.runs) for name in RUN_FILES]
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder)
+        for corpus, prepared in resolved.corpora.items():
+            (made / "corpora" / corpus).mkdir(parents=True)
+            shutil.copyfile(Path(prepared) / MANIFEST, made / "corpora" / corpus / MANIFEST)
+        corpora = {corpus: f"corpora/{corpus}" for corpus in resolved.corpora}
+        write_json(made / "resolved.json", to_json(replace(resolved, corpora=corpora)))
+        sources = {str(path.relative_to(made)): path for path in made.rglob("*.json")}
+        for pattern in STUDY_FILES:
+            sources |= {str(path.relative_to(results)): path for path in results.glob(pattern)}
+        sources |= {path: results / path for path in paths}
+        pack(dict(sorted(sources.items())), out / STUDY)
+    for name in READABLE:
+        if (results / name).is_file():
+            shutil.copyfile(results / name, out / Path(name).name)
 
 
 def rebuild(published: Path, out: Path) -> Results:
@@ -62,8 +66,8 @@ def collect_again(published: Path, out: Path) -> None:
     The study is asked the claims of this checkout, not those that it was published with.
     """
     asked = [claim.model_dump(mode="json") for claim in load_claims(CLAIMS)]
-    resolved = replace(read_resolved(published / "resolved.json"), claims=asked)
-    shutil.copytree(published, out, dirs_exist_ok=True)
+    unpack(published / STUDY, out)
+    resolved = replace(read_resolved(out / "resolved.json"), claims=asked)
     settings = build(StabilitySettings, resolved.study["stability"])
     judge_all(out / "runs", list(resolved.runs), settings, out / "stability.json")
     corpora = {name: str(out / folder) for name, folder in resolved.corpora.items()}

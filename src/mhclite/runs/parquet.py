@@ -1,15 +1,14 @@
 """A study's small files as one Parquet file, and back, byte for byte.
 
 One row is one file: `path`, `run` (null of files of the study), `text`. Of `metrics.jsonl` the text
-is null and each column is a list, in the order of the lines; `keys` are the keys of a line, joined
-by blanks, and `line` says which of them each line has. What would not come back in the same bytes
-is kept as text.
+is null and each column is a list, in the order of the lines; `keys` has each list of keys that a
+line has, and `line` which of them. What would not come back in the same bytes is kept as text.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,17 @@ import pyarrow.parquet as pq
 from mhclite.errors import UserError
 
 SERIES = "metrics.jsonl"
-NAME = "study.parquet"
+STUDY = "study.parquet"
 Columns = dict[str, Any]
 
 
 def _columns(text: str) -> Columns:
     """Lines of JSON objects -> a list of values for each key, and how the lines are laid out."""
     lines = [json.loads(line) for line in text.splitlines()]
-    layouts = list(dict.fromkeys(" ".join(line) for line in lines))
+    layouts = list(dict.fromkeys(json.dumps(list(line)) for line in lines))
     found: Columns = {
         "keys": layouts,
-        "line": [layouts.index(" ".join(line)) for line in lines],
+        "line": [layouts.index(json.dumps(list(line))) for line in lines],
     }
     for line in lines:
         for key, value in line.items():
@@ -45,7 +44,7 @@ def _text(columns: Columns) -> str:
         for name, column in columns.items()
         if name.startswith("series.") and column is not None
     }
-    layouts = [layout.split(" ") for layout in columns["keys"]]
+    layouts = [json.loads(layout) for layout in columns["keys"]]
     lines = [{key: next(values[key]) for key in layouts[line]} for line in columns["line"]]
     return "".join(f"{json.dumps(line)}\n" for line in lines)
 
@@ -65,22 +64,23 @@ def _type(kind: type, columns: Iterable[list[Any] | None]) -> pa.DataType:
     if kind is int:
         return pa.int64()
     exact = np.array([value for column in columns if column is not None for value in column])
-    same = np.array_equal(exact, exact.astype(np.float32), equal_nan=True)
+    with np.errstate(over="ignore"):  # too large for float32: not the same
+        same = np.array_equal(exact, exact.astype(np.float32), equal_nan=True)
     return pa.float32() if same else pa.float64()
 
 
-def pack(folder: Path, paths: Iterable[str], out: Path) -> None:
-    """Write files of a folder into one Parquet file.
+def pack(files: Mapping[str, Path], out: Path) -> None:
+    """Write files into one Parquet file.
 
     Args:
-        paths: relative to the folder; runs' are runs/<run>/<file>.
+        files: by the path that they are to have; those of runs are runs/<run>/<file>.
     """
     rows: list[Columns] = []
     kinds: dict[str, type] = {}  # as the first run has them
-    for path in paths:
+    for path, source in files.items():
         parts = Path(path).parts
         row: Columns = {"path": path, "run": parts[1] if parts[0] == "runs" else None}
-        text = (folder / path).read_bytes().decode()
+        text = source.read_bytes().decode()
         columns = _columns(text) if parts[-1] == SERIES else {}
         own = _kinds(columns)
         plain = object not in own.values() and own.items() <= {**own, **kinds}.items()

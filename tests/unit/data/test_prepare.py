@@ -25,6 +25,7 @@ from mhclite.data.prepare import parse_settings, prepare
 from mhclite.data.splits import split_of
 from mhclite.data.tokenization import load
 from mhclite.errors import UserError
+from mhclite.runs.parquet import STUDY, unpack
 from mhclite.study.reading import load_study, parse_study
 
 ROOT = Path(__file__).parents[3]
@@ -211,9 +212,8 @@ def test_a_mistake_in_a_file_is_one_line_from_any_process(tmp_path: Path) -> Non
 def test_the_embedded_corpus_has_the_tokens_that_results_were_published_for(
     tmp_path: Path,
 ) -> None:
-    published = json.loads(
-        (ROOT / "results/published/laptop/corpora/sotu/manifest.json").read_text()
-    )
+    unpack(ROOT / "results/published/laptop" / STUDY, tmp_path / "laptop")
+    published = json.loads((tmp_path / "laptop/corpora/sotu/manifest.json").read_text())
     chosen = load_study(ROOT / "config/config.yaml").corpus_settings("sotu")
     prepare(chosen, tmp_path / "out", tmp_path / "lock.json")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())

@@ -25,6 +25,7 @@ from mhclite.evidence.style import save, style
 from mhclite.files import write_json
 from mhclite.measure.files import read_probe
 from mhclite.records import to_json
+from mhclite.runs.parquet import STUDY, unpack
 
 ROOT = Path(__file__).parents[3]
 
@@ -74,11 +75,13 @@ def test_a_mark_that_is_not_closed_loses_no_text(rest: str) -> None:
 
 
 @pytest.mark.slow
-def test_published_probes_are_possible() -> None:
+def test_published_probes_are_possible(tmp_path: Path) -> None:
     """What wrong code measured is not in them: entropies over channels, and knock-outs of another
     model than the one that was evaluated."""
     seen = 0
-    for path in sorted((ROOT / "results/published").glob("*/probes/*.json")):
+    for packed in (ROOT / "results/published").glob(f"*/{STUDY}"):
+        unpack(packed, tmp_path / packed.parent.name)
+    for path in sorted(tmp_path.glob("*/probes/*.json")):
         probe = read_probe(path, path.stem)
         found = probe.parameters
         for entropies in (found.read_entropy, found.write_entropy) if found else ():
