@@ -75,14 +75,8 @@ def tokenizer_alone(job: Job) -> float:
 
 
 def preparation(jobs: list[Job], processes: int) -> float:
-    """Tokens per second of a whole preparation, from its first report on: without its start."""
-    told: list[tuple[float, int]] = []
-
-    def note(_: int, tokens: int) -> None:
-        if tokens:
-            told.append((time.perf_counter(), tokens))
-
-    list(run_jobs(tokenize, jobs, processes, note))
+    """Tokens per second of a preparation, from its first finished part on: without its start."""
+    told = [(time.perf_counter(), tokens) for _, tokens in run_jobs(tokenize, jobs, processes)]
     return sum(tokens for _, tokens in told[1:]) / (told[-1][0] - told[0][0])
 
 

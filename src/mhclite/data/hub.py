@@ -7,11 +7,9 @@ the lock file. With HF_HUB_OFFLINE=1 the hub's local cache is read instead, at t
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mhclite.data.lock import CorporaLock
 from mhclite.errors import UserError
@@ -19,11 +17,11 @@ from mhclite.errors import UserError
 log = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 4.0  # of waiting for the connection, and for each part of the answer
-ANSWER_SECONDS = 6.0  # for all of it; also bounds a name server that does not answer
 WAYS_OUT = (
-    "ways out: connect this machine to the network and run the same command again; or give the "
-    "corpus `source: files` with a local copy; or use the corpus inside the package, `source: "
-    "embedded`; or, with the dataset in the Hugging Face cache, set HF_HUB_OFFLINE=1"
+    "ways out: connect this machine to the network and run the same command again; correct "
+    "`repository` or `revision`; for what is private or gated, set HF_TOKEN; or give the corpus "
+    "`source: files` with a local copy, or `source: embedded`; or, with the dataset in the Hugging "
+    "Face cache (`hf download REPOSITORY --repo-type dataset`), set HF_HUB_OFFLINE=1"
 )
 
 
@@ -37,9 +35,6 @@ class HubDataset:
     license: str | None
     location: str  # the repository, or its folder in the local cache
 
-    def __str__(self) -> str:
-        return f"{self.repository} ({self.subset or 'default'}) at {self.revision[:12]}"
-
     def files(self) -> list[str]:
         """Paths of the train split's parquet files, in the order in which `datasets` has them.
 
@@ -49,38 +44,30 @@ class HubDataset:
         import datasets
 
         local = self.location != self.repository
+        what = f"dataset {self.repository} ({self.subset or 'default'}) at {self.revision[:12]}"
         try:
             builder = datasets.load_dataset_builder(
                 self.location, name=self.subset, revision=None if local else self.revision
             )
         except Exception as error:  # of `datasets`, the hub's client or the network
-            log.debug("reading %s", self, exc_info=error)
             raise UserError(
-                f"dataset {self}: reading it stopped ({in_short(error)}); run the same command "
-                "again, or correct the study"
+                f"{what}: reading it stopped ({in_short(error)}); run the same command again, or "
+                "correct the study"
             ) from error
         paths = [str(path) for path in (builder.config.data_files or {}).get("train", [])]
         other = next((path for path in paths if not path.endswith(".parquet")), None)
         if other or not paths:
             raise UserError(
-                f"dataset {self}: its train split is {other or 'nowhere'}, expected parquet files: "
-                "take a dataset or a commit that has them, or `source: files` with a local copy"
+                f"{what}: its train split is {other or 'nowhere'}, expected parquet files: take a "
+                "dataset or a commit that has them, or `source: files` with a local copy"
             )
         return paths
-
-
-def open_file(path: str) -> IO[bytes]:
-    """A file on the hub that is read in parts, over the network."""
-    from huggingface_hub import HfFileSystem
-
-    file: IO[bytes] = HfFileSystem().open(path, "rb")
-    return file
 
 
 def connect(
     repository: str, subset: str | None, revision: str | None, lock: CorporaLock
 ) -> HubDataset:
-    """Fix a dataset's commit and find out, within 10 seconds, whether it can be read.
+    """Fix a dataset's commit and find out, within seconds, whether it can be read.
 
     Args:
         repository: e.g. HuggingFaceFW/fineweb-edu.
@@ -110,40 +97,26 @@ def connect(
         )
     if wanted is None:
         log.info(
-            "%s: no `revision` in the study, and %s %s: taking the newest and recording it there; "
-            "commit that file",
-            dataset,
+            "%s: no `revision` in the study, none in %s: taking the newest, %s, and recording it "
+            "there; commit that file",
+            repository,
             lock.path,
-            "has none either" if lock.path.exists() else "does not exist",
+            dataset.revision,
         )
     return dataset
 
 
 def _from_hub(repository: str, subset: str | None, revision: str | None) -> HubDataset:
     """Ask the hub for the commit. `datasets` itself would retry for minutes without a network."""
-    from huggingface_hub import HfApi, errors
+    from huggingface_hub import HfApi
 
     api = HfApi()
-    what = f"dataset {repository}"
     try:
-        info = _within(
-            ANSWER_SECONDS,
-            lambda: api.dataset_info(repository, revision=revision, timeout=REQUEST_SECONDS),
-        )
-    except errors.GatedRepoError:
-        raise UserError(
-            f"{what} is gated: accept its terms on {api.endpoint} and set HF_TOKEN"
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise UserError(f"{what} has no commit {revision}: correct `revision`") from None
-    except (errors.RepositoryNotFoundError, errors.HFValidationError):
-        raise UserError(
-            f"{what} is not on {api.endpoint}, or only for those with the right HF_TOKEN: correct "
-            "`repository`"
-        ) from None
+        info = api.dataset_info(repository, revision=revision, timeout=REQUEST_SECONDS)
     except Exception as error:
         raise UserError(
-            f"{what}: {api.endpoint} cannot be used ({in_short(error)}); {WAYS_OUT}"
+            f"dataset {repository} at {revision or 'its newest commit'} cannot be had from "
+            f"{api.endpoint} ({in_short(error)}); {WAYS_OUT}"
         ) from error
     assert info.sha is not None
     return HubDataset(repository, subset, info.sha, _license(info.card_data), repository)
@@ -153,33 +126,28 @@ def _from_cache(repository: str, subset: str | None, revision: str | None) -> Hu
     """Find the commit in the local cache of the hub's client, with all files of the subset."""
     from huggingface_hub import DatasetCard, errors, get_cached_repo_tree, snapshot_download
 
+    def cached(patterns: list[str] | None) -> Path:
+        folder = snapshot_download(
+            repository,
+            repo_type="dataset",
+            revision=revision,
+            allow_patterns=patterns,
+            local_files_only=True,
+        )
+        return Path(folder)
+
     try:
         # The list of the commit's files, without which nobody can tell whether some are missing.
         tree = get_cached_repo_tree(repository, repo_type="dataset", revision=revision)
-
-        def cached(patterns: list[str] | None) -> Path:
-            folder = snapshot_download(
-                repository,
-                repo_type="dataset",
-                revision=revision,
-                allow_patterns=patterns,
-                local_files_only=True,
-            )
-            return Path(folder)
-
         card = None
         if "README.md" in {file.path for file in tree}:
             card = DatasetCard.load(cached(["README.md"]) / "README.md").data
         folder = cached(_file_patterns(card.to_dict() if card else {}, subset))
-    except (
-        errors.CachedRepoTreeNotFoundError,
-        errors.LocalEntryNotFoundError,
-        errors.HFValidationError,
-    ) as error:
+    except (OSError, ValueError, errors.CachedRepoTreeNotFoundError) as error:
         raise UserError(
             f"dataset {repository} at {revision or 'its newest commit'} is not, or not wholly, in "
-            f"the Hugging Face cache ({type(error).__name__}), and HF_HUB_OFFLINE is set; fetch it "
-            f"where there is a network: `hf download {repository} --repo-type dataset`; {WAYS_OUT}"
+            f"the Hugging Face cache ({type(error).__name__}), and HF_HUB_OFFLINE is set; "
+            f"{WAYS_OUT}"
         ) from error
     return HubDataset(repository, subset, folder.name, _license(card), str(folder))
 
@@ -210,24 +178,3 @@ def in_short(error: Exception) -> str:
     if isinstance(error, ValueError | RuntimeError) and status is None:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return type(error).__name__ + (f", HTTP {status}" if status else "")
-
-
-def _within(seconds: float, call: Callable[[], Any]) -> Any:
-    """The result of `call`, or TimeoutError; a call that hangs is left behind."""
-    outcome: list[Any] = []
-
-    def run() -> None:
-        try:
-            outcome.extend((True, call()))
-        except Exception as error:
-            outcome.extend((False, error))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if len(outcome) < 2:
-        raise TimeoutError(f"no answer within {seconds:g} seconds")
-    succeeded, value = outcome
-    if not succeeded:
-        raise value
-    return value

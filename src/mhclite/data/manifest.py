@@ -10,14 +10,13 @@ from __future__ import annotations
 import codecs
 import math
 import re
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mhclite.errors import UserError
-from mhclite.files import digest_of, read_json, sha256_of, write_json
+from mhclite.files import digest_of, sha256_of, write_json
 from mhclite.records import read_record, to_json
 
 if TYPE_CHECKING:
@@ -26,17 +25,11 @@ if TYPE_CHECKING:
 SCHEMA = 1
 MANIFEST = "manifest.json"
 BEGINNING = 1 << 16  # tokens of a foreign file that are looked at
-VERIFIED = "verified.json"  # which shards were compared with the manifest, and their state then
-# What files begin with that are no raw tokens.
-MAGIC = {
-    b"\x93NUMPY": "a .npy file (write its array with .astype('<u2').tofile)",
-    b"\x1f\x8b\x08": "compressed by gzip",
-    b"\x28\xb5\x2f\xfd": "compressed by zstd",
-    b"\xfd7zXZ": "compressed by xz",
-    b"PK\x03\x04": "a zip file",
-    b"PAR1": "a parquet file",
-    b"ARROW1": "an Arrow file",
-}
+# What files begin with that are no raw tokens: .npy, gzip, zstd, xz, zip, parquet, Arrow.
+MAGIC = (
+    *(b"\x93NUMPY", b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"PK\x03\x04"),
+    *(b"PAR1", b"ARROW1"),
+)
 SHARD_NAME = re.compile(r"(train|validation)-\d{5}\.bin")
 
 Split = Literal["train", "validation"]
@@ -239,7 +232,7 @@ def open_split(folder: Path, split: Split, verify: bool = True) -> TokenSplit:
         folder: the prepared corpus.
         split: "train" or "validation".
         verify: compare the shards with the manifest: sizes always, content if a file was written
-            since that was last done. Processes that start together need only one of them to do it.
+            since the manifest was. Processes that start together need only one of them to do it.
 
     Raises:
         UserError: the manifest or a shard is missing or damaged.
@@ -248,7 +241,7 @@ def open_split(folder: Path, split: Split, verify: bool = True) -> TokenSplit:
 
     entry = load_manifest(folder).splits[split]
     if verify:
-        _verify_once(folder, entry)
+        verify_split(folder, entry, written_since(folder, entry))
     return TokenSplit(shard_paths(folder, entry))
 
 
@@ -268,8 +261,12 @@ def open_tokens(path: Path, vocab_size: int) -> TokenSplit:
     if size == 0 or size % SHARD_DTYPE.itemsize:
         raise UserError(f"{path} has {size} bytes: it is not a file of 2-byte tokens")
     tokens = np.memmap(path, SHARD_DTYPE, mode="r")
-    if problem := _no_tokens(tokens[:BEGINNING].tobytes()):
-        raise UserError(f"{path} is {problem}, not a file of raw little-endian 2-byte tokens")
+    beginning = tokens[:BEGINNING].tobytes()
+    if beginning.startswith(MAGIC) or _is_text(beginning):
+        raise UserError(
+            f"{path} is text, or what another program packed, not raw little-endian 2-byte tokens "
+            "(of a numpy array: `array.astype('<u2').tofile(path)`)"
+        )
     if len(tokens) >= 8 and not (tokens[::2].any() and tokens[1::2].any()):
         raise UserError(f"{path}: every second 2-byte token is 0: its tokens have 4 bytes or more")
     largest = int(tokens.max())
@@ -281,32 +278,22 @@ def open_tokens(path: Path, vocab_size: int) -> TokenSplit:
     return TokenSplit([path])
 
 
-def _no_tokens(beginning: bytes) -> str | None:
-    """What a file is instead of tokens, by how it begins; None if nothing says so."""
-    for magic, what in MAGIC.items():
-        if beginning.startswith(magic):
-            return what
+def _is_text(beginning: bytes) -> bool:
     try:
         # A character may be cut at the end. Small tokens are text but for their zeros.
         text = codecs.getincrementaldecoder("utf-8")().decode(beginning)
     except UnicodeDecodeError:
-        return None
-    return None if "\0" in text else "text"
+        return False
+    return "\0" not in text
 
 
-def verify_split(folder: Path, split: SplitEntry) -> None:
-    """Compare size and SHA-256 of every shard of a split with the manifest.
+def verify_split(folder: Path, split: SplitEntry, shards: Iterable[Shard] | None = None) -> None:
+    """Compare a split with the manifest: the size of every shard, and SHA-256.
 
-    Raises:
-        UserError: for the first file that is missing or differs.
-    """
-    _verify_sizes(folder, split)
-    for shard in split.shards:
-        _verify_content(folder, shard)
-
-
-def _verify_sizes(folder: Path, split: SplitEntry) -> None:
-    """Compare the size of every shard of a split with the manifest.
+    Args:
+        folder: the prepared corpus.
+        split: its entry in the manifest.
+        shards: those whose SHA-256 is compared; None for all.
 
     Raises:
         UserError: for the first file that is missing or differs.
@@ -322,51 +309,25 @@ def _verify_sizes(folder: Path, split: SplitEntry) -> None:
                 f"shard {path} has {size} bytes, its manifest says {expected}: it is damaged; "
                 f"{_again(folder)}"
             )
+    for shard in split.shards if shards is None else shards:
+        path = Path(folder) / shard.file
+        if sha256_of(path) != shard.sha256:
+            raise UserError(
+                f"shard {path} does not have the sha256 of its manifest: it is damaged; "
+                f"{_again(folder)}"
+            )
 
 
-def _verify_content(folder: Path, shard: Shard) -> None:
-    path = Path(folder) / shard.file
-    if sha256_of(path) != shard.sha256:
-        raise UserError(
-            f"shard {path} does not have the sha256 of its manifest: it is damaged; "
-            f"{_again(folder)}"
-        )
+def written_since(folder: Path, split: SplitEntry) -> Iterator[Shard]:
+    """Shards that were written after the manifest, which `prepare` writes last: damage, or a copy.
+
+    Reading all of a large corpus takes minutes, and every run of a study begins with it.
+    """
+    prepared = (Path(folder) / MANIFEST).stat().st_mtime_ns
+    for shard, path in zip(split.shards, shard_paths(folder, split), strict=True):
+        if path.stat().st_mtime_ns >= prepared:
+            yield shard
 
 
 def _again(folder: Path) -> str:
     return f"delete {Path(folder) / MANIFEST} and prepare the corpus again"
-
-
-def _verify_once(folder: Path, split: SplitEntry) -> None:
-    """`verify_split`, but shards that were not written since they were last verified are not read.
-
-    Reading all of a large corpus takes minutes, and every run of a study begins here.
-    """
-    _verify_sizes(folder, split)
-    known = _verified(folder)
-    new = [shard for shard in split.shards if known.get(shard.file) != _state(folder, shard)]
-    for shard in new:
-        _verify_content(folder, shard)
-    if new:
-        remember_verified(folder, new)
-
-
-def remember_verified(folder: Path, shards: Iterable[Shard]) -> None:
-    """Note that these shards have the SHA-256 that the manifest says, if the folder is writable."""
-    with suppress(OSError):
-        states = {shard.file: _state(folder, shard) for shard in shards}
-        write_json(Path(folder) / VERIFIED, _verified(folder) | states)
-
-
-def _state(folder: Path, shard: Shard) -> dict[str, Any]:
-    """What changes when somebody writes the file, or the manifest."""
-    return {"sha256": shard.sha256, "mtime_ns": (Path(folder) / shard.file).stat().st_mtime_ns}
-
-
-def _verified(folder: Path) -> dict[str, Any]:
-    """shard -> its state when its SHA-256 was last compared; empty if that is not known."""
-    try:
-        known = read_json(Path(folder) / VERIFIED)
-    except (UserError, OSError):
-        return {}
-    return known if isinstance(known, dict) else {}

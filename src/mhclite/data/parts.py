@@ -10,17 +10,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import cache
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import numpy as np
 
 from mhclite.data.manifest import SPLITS, Shard, Split, SplitEntry, shard_name
-from mhclite.data.pool import Report
 from mhclite.data.reading import Piece, read
 from mhclite.data.splits import Splitter
 from mhclite.data.tokenization import TOKENIZER, TextTokenizer, load
@@ -89,21 +87,18 @@ def divide(pieces: Iterable[Piece], part_bytes: int, max_documents: int | None) 
 
 def _merged(pieces: Iterable[Piece]) -> Iterator[Piece]:
     """Neighbouring row groups of a file as one piece."""
-    last: Piece | None = None
-    for piece in pieces:
-        if last and last.groups and piece.groups and last.path == piece.path:
-            last = replace(
-                last,
-                documents=last.documents + piece.documents,
-                size=last.size + piece.size,
-                groups=(last.groups[0], piece.groups[1]),
-            )
+    for path, found in groupby(pieces, lambda piece: piece.path):
+        first, *others = found
+        if not others:
+            yield first
             continue
-        if last:
-            yield last
-        last = piece
-    if last:
-        yield last
+        groups = [piece.groups for piece in (first, *others) if piece.groups]
+        yield Piece(
+            path,
+            sum(piece.documents for piece in (first, *others)),
+            sum(piece.size for piece in (first, *others)),
+            (groups[0][0], groups[-1][1]),
+        )
 
 
 @dataclass(frozen=True)
@@ -134,7 +129,7 @@ def train_texts(documents: Iterable[tuple[str, bytes, Split]]) -> Iterator[str]:
     return (text for text, _, split in documents if split == "train")
 
 
-class ShardWriter:
+class ShardWriter(ExitStack):
     """Writes tokens as one shard, which appears whole, under its name, or not at all.
 
     Used as a context manager. Without a token there is no file, and `shards` stays empty. After a
@@ -142,38 +137,31 @@ class ShardWriter:
     """
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self.shards: tuple[Shard, ...] = ()
         self._path = path
-        self._stack = ExitStack()
         self._file: IO[bytes] | None = None
         self._tokens = 0
         self._hash = hashlib.sha256()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(kind, error, traceback)
-        if error is None and self._file is not None:
+    def __exit__(self, *raised: Any) -> bool:
+        handled = super().__exit__(*raised)
+        if raised[0] is None and self._file is not None:
             self.shards = (Shard(self._path.name, self._tokens, self._hash.hexdigest()),)
+        return bool(handled)
 
     def append(self, ids: Ids) -> None:
         """Add tokens."""
         if self._file is None:
-            self._file = self._stack.enter_context(atomic_write(self._path, "wb"))
+            self._file = self.enter_context(atomic_write(self._path, "wb"))
         data = ids.astype(SHARD_DTYPE, copy=False).tobytes()
         self._file.write(data)
         self._hash.update(data)
         self._tokens += len(ids)
 
 
-def tokenize(job: Job, report: Report) -> int:
-    """Write the shards of a part, then its record; returns its number of documents."""
+def tokenize(job: Job) -> tuple[int, int]:
+    """Write the shards of a part, then its record; returns its numbers of documents and tokens."""
     tokenizer = _tokenizer(job.folder, sha256_of(job.folder / TOKENIZER))
     end = np.array([tokenizer.eot_id], dtype=SHARD_DTYPE)
     counts = {split: {"documents": 0, "bytes": 0} for split in SPLITS}
@@ -182,21 +170,18 @@ def tokenize(job: Job, report: Report) -> int:
     }
     with writers["train"], writers["validation"]:
         for batch in _batches(documents_of(job)):
-            tokens = 0
             encoded = tokenizer.encode_batch([text for text, _, _ in batch])
             for (_, data, split), ids in zip(batch, encoded, strict=True):
                 counts[split]["documents"] += 1
                 counts[split]["bytes"] += len(data)
                 writers[split].append(ids)
                 writers[split].append(end)
-                tokens += len(ids) + 1
-            report(len(batch), tokens)
     entries = {
         split: _entry(counts[split]["documents"], counts[split]["bytes"], writers[split].shards)
         for split in SPLITS
     }
     write_json(job.record, to_json(entries))
-    return job.part.documents
+    return job.part.documents, sum(entry.tokens for entry in entries.values())
 
 
 def _entry(documents: int, size: int, shards: tuple[Shard, ...]) -> SplitEntry:
@@ -251,8 +236,3 @@ def assembled(records: Iterable[dict[Split, SplitEntry]]) -> dict[Split, SplitEn
         )
         for split in SPLITS
     }
-
-
-def as_json(parts: Iterable[Part]) -> list[dict[str, Any]]:
-    """Parts as `Part.from_json` reads them."""
-    return [asdict(part) for part in parts]

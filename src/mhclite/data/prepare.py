@@ -12,15 +12,16 @@ import argparse
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
+from tqdm import tqdm
 
 from mhclite.arguments import file_path, folder_path, positive_int
 from mhclite.data.baselines import BIGRAM_TOKENS, ngram_baselines
@@ -31,7 +32,6 @@ from mhclite.data.manifest import (
     SCHEMA,
     SHARD_NAME,
     SPLITS,
-    VERIFIED,
     Manifest,
     SourceEntry,
     Split,
@@ -40,7 +40,6 @@ from mhclite.data.manifest import (
     content_digest,
     expect_window,
     load_manifest,
-    remember_verified,
     shard_paths,
     verify_split,
     write_manifest,
@@ -50,7 +49,6 @@ from mhclite.data.parts import (
     WORK,
     Job,
     Part,
-    as_json,
     assembled,
     divide,
     documents_of,
@@ -59,7 +57,6 @@ from mhclite.data.parts import (
     train_texts,
 )
 from mhclite.data.pool import run_jobs
-from mhclite.data.progress import alive, meter, progress
 from mhclite.data.reading import examine
 from mhclite.data.splits import Splitter, rule
 from mhclite.data.tokenization import TOKENIZER, TextTokenizer, load, make, usable_cores
@@ -74,6 +71,9 @@ from mhclite.study.wording import one_line
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+LOG_SECONDS = 15.0  # between lines of progress in a log file
+
 # The code that decides the bytes of shards, tokenizer and manifest. Another digest of it, and a
 # corpus is prepared again. This module is not among them: it says what is done when, what goes on
 # and what is refused. What it decides besides (order and names of the files) is in the key as data.
@@ -86,7 +86,7 @@ PREPARATION = (
     "mhclite.data.tokens",
 )
 PLAN = "plan.json"
-HALF_WRITTEN = re.compile(r"\.(train|validation|tokenizer|manifest|verified).*\.tmp")
+HALF_WRITTEN = re.compile(r"\.(train|validation|tokenizer|manifest).*\.tmp")
 
 
 def prepare(
@@ -165,8 +165,6 @@ def prepare(
         digest=content_digest(described, splits),
         code=digest_of_modules(PREPARATION),
     )
-    # Their SHA-256 was computed while they were written.
-    remember_verified(folder, chain.from_iterable(splits[split].shards for split in SPLITS))
     write_manifest(folder, manifest)
     shutil.rmtree(folder / WORK)
     return manifest
@@ -260,7 +258,9 @@ def _plan(
     source.begin()
     _clear(folder)
     parts = divide(pieces, part_bytes, corpus["max_documents"])
-    write_json(path, {"key": key, "source": to_json(entry), "parts": as_json(parts)})
+    write_json(
+        path, {"key": key, "source": to_json(entry), "parts": [asdict(part) for part in parts]}
+    )
     return entry, parts
 
 
@@ -269,7 +269,7 @@ def _clear(folder: Path) -> None:
 
     The plan goes first, so that the records beside it are not believed any more, then the manifest.
     """
-    for name in (Path(WORK, PLAN), MANIFEST, VERIFIED, TOKENIZER):
+    for name in (Path(WORK, PLAN), MANIFEST, TOKENIZER):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / WORK, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -290,14 +290,10 @@ def _tokenizer(
     if (folder / TOKENIZER).exists():
         return load(folder)
     kind, vocab_size = settings["tokenizer"]["kind"], settings["tokenizer"]["vocab_size"]
-    texts = chain.from_iterable(map(documents_of, jobs))
-    with ExitStack() as after_reading:
-
-        def read() -> Iterator[tuple[str, bytes, Split]]:
-            yield from progress(texts, "training the tokenizer, reading", documents)
-            after_reading.enter_context(alive("training the tokenizer, learning merges"))
-
-        tokenizer = make(kind, vocab_size, train_texts(read()))
+    if kind == "bpe":
+        log.info("training the tokenizer on %d documents", documents)
+    texts = _shown(chain.from_iterable(map(documents_of, jobs)), "reading", documents)
+    tokenizer = make(kind, vocab_size, train_texts(texts))
     if kind == "bpe" and tokenizer.n_tokens < vocab_size:
         log.warning(
             "the train split is too small for %d tokens: only %d are in use",
@@ -308,18 +304,28 @@ def _tokenizer(
     return tokenizer
 
 
+def _shown(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+    """Pass items on, under a bar on a terminal; a log file gets none."""
+    yield from tqdm(items, what, total, unit=" documents", disable=None)
+
+
 def _tokenized(
     settings: dict[str, Any], jobs: list[Job], processes: int
 ) -> dict[Split, SplitEntry]:
     """Tokenize the parts that are not finished; returns the manifest's `train` and `validation`."""
     open_jobs = [job for job in jobs if recorded(job) is None]
     total = sum(job.part.documents for job in jobs)
-    left = sum(job.part.documents for job in open_jobs)
-    if len(open_jobs) < len(jobs):
+    done = total - sum(job.part.documents for job in open_jobs)
+    if done:
         log.info("%d of %d parts are finished already", len(jobs) - len(open_jobs), len(jobs))
-    with meter("tokenizing", total, total - left) as shown:
-        for _ in run_jobs(tokenize, open_jobs, processes, shown.add):
-            pass
+    told = time.monotonic()
+    with tqdm(desc="tokenizing", total=total, initial=done, unit=" documents", disable=None) as bar:
+        for documents, _ in run_jobs(tokenize, open_jobs, processes):
+            bar.update(documents)
+            done += documents
+            if bar.disable and time.monotonic() > told + LOG_SECONDS:
+                told = time.monotonic()
+                log.info("tokenized %d of %d documents", done, total)
     splits = assembled(_records(jobs))
     for split in SPLITS:
         if splits[split].bytes == 0:

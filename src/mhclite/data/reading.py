@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import gzip
 import json
-import unicodedata
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -76,22 +74,15 @@ def examine(path: str, text_field: str) -> Examined:
 
 
 def look_into(path: str, text_field: str) -> None:
-    """Look at the beginning of a file alone, which takes little time whatever its size.
+    """Look at the beginning of a file alone.
 
     Raises:
         UserError: as `examine` and `read`, for what shows there.
     """
     if path.endswith(".parquet"):
         _row_groups(path, text_field)
-    elif path.endswith((".jsonl", ".jsonl.gz")):
-        for number, line in islice(_lines(path), 1):
-            where = f"{path} line {number}"
-            _text_of(_record(line, where), text_field, where)
-    elif path.endswith(".txt"):
-        with open(path, "rb") as file:
-            start = file.read(BUFFER)
-        if len(start) < BUFFER:  # else it may end within a character
-            _decoded(start, path)
+    else:
+        next(_texts(Piece(path, 1, 0), text_field), None)
 
 
 def read(piece: Piece, text_field: str) -> Iterator[str]:
@@ -181,47 +172,36 @@ def _record(line: bytes, where: str) -> Any:
 
 def _text_of(record: Any, text_field: str, where: str) -> str:
     if not isinstance(record, dict):
-        shown = "an array" if isinstance(record, list) else f"{record!r:.60}"
-        raise UserError(
-            f"{where}: {shown}, expected an object with a field {text_field!r}: {RECORDS}"
-        )
+        raise UserError(f"{where}: expected an object with a field {text_field!r}: {RECORDS}")
     if text_field not in record:
-        raise UserError(f"{where}: no text in field {text_field!r}; {_instead(text_field, record)}")
-    text = record[text_field]
+        raise UserError(f"{where}: no text in field {text_field!r}; {_instead(record)}: {RECORDS}")
+    return _checked(record[text_field], text_field, where)
+
+
+def _checked(text: Any, text_field: str, where: str) -> str:
+    """What a field or column holds, if it is text; as bytes it is so in parquet's `binary`."""
+    if isinstance(text, bytes):
+        return _decoded(text, where)
     if not isinstance(text, str):
-        shown = json.dumps(text)[:60]
         raise UserError(
-            f"{where}: field {text_field!r} holds {shown}, expected text: set `text_field` to "
+            f"{where}: {text_field!r} holds {text!r:.60}, expected text: set `text_field` to "
             "another field, or remove the record"
         )
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise UserError(
-            f"{where}: half of a surrogate pair, which is no character: correct the file"
-        ) from None
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{where}: half of a surrogate pair, which is no character: correct the file"
+            ) from None
     return text
 
 
-def _instead(text_field: str, names: Collection[str]) -> str:
-    """What there is, and the way out, where a field is not among the names."""
-    if not names:
-        return "it has none at all: correct the file"
-    listed = f"it has {', '.join(names)}"
-    outer = text_field.partition(".")[0]
-    if outer in names:
-        return f"what is within {outer!r} is not read: write it into a field of its own"
-    for name in names:
-        if _folded(name) == _folded(text_field):
-            return f"it has {name!r}, which is spelled otherwise: `text_field: {json.dumps(name)}`"
-    if all(map(str.isdigit, names)):  # numbers of rows: by columns, as pandas writes it
-        return f"{listed}: {RECORDS}"
-    return f"{listed}: set `text_field` to one of them, or correct the file"
-
-
-def _folded(name: str) -> str:
-    """What is alike to the eye: accents as characters of their own, capitals, invisible marks."""
-    return "".join(filter(str.isprintable, unicodedata.normalize("NFKC", name))).casefold().strip()
+def _instead(names: Iterable[str]) -> str:
+    """What there is, and the way out, where the text's field is not among the names."""
+    # As ASCII where they look alike: an accent apart, an invisible mark.
+    listed = ", ".join(name if name.isascii() else ascii(name) for name in names)
+    return f"it has {listed or 'none'}: set `text_field` to one of them, or correct the file"
 
 
 # --- parquet ------------------------------------------------------------------------------------
@@ -244,27 +224,30 @@ def _parquet_file(path: str) -> Iterator[Any]:
     except UserError:
         raise
     except Exception as error:
-        # What a damaged page makes pyarrow raise is an OSError too, but one without a number.
-        damaged = isinstance(error, pa.ArrowException) or (
-            isinstance(error, OSError) and not error.errno and not path.startswith(REMOTE)
-        )
-        if damaged:
+        if path.startswith(REMOTE):
+            from mhclite.data.hub import in_short
+
             raise UserError(
-                f"{path} {_in_short(error)}: it is damaged, encrypted or of another kind; copy it "
-                "again, or write it anew"
-            ) from None
-        if not path.startswith(REMOTE):
+                f"{path}: reading it stopped ({in_short(error)}); run the same command again: what "
+                "is finished is kept"
+            ) from error
+        # What a damaged page makes pyarrow raise is an OSError too, but one without a number.
+        kinds = (pa.ArrowException, OSError, UnicodeDecodeError)
+        if not isinstance(error, kinds) or getattr(error, "errno", None):
             raise
-        from mhclite.data.hub import in_short
-
         raise UserError(
-            f"{path}: reading it stopped ({in_short(error)}); run the same command again: what is "
-            "finished is kept"
-        ) from error
+            f"{path} cannot be read as parquet ({' '.join(str(error).split())[:200]}): it is "
+            "damaged, encrypted or of another kind; copy it again, or write it anew"
+        ) from None
 
 
-def _in_short(error: Exception) -> str:
-    return f"cannot be read as parquet ({' '.join(str(error).split())[:200]})"
+def _opened(path: str) -> IO[bytes]:
+    if not path.startswith(REMOTE):
+        return open(path, "rb")
+    from huggingface_hub import HfFileSystem
+
+    file: IO[bytes] = HfFileSystem().open(path, "rb")
+    return file
 
 
 def _is_text(kind: Any) -> bool:
@@ -277,30 +260,19 @@ def _is_text(kind: Any) -> bool:
     return any(getattr(pa.types, f"is_{name}")(kind) for name in names)
 
 
-def _opened(path: str) -> IO[bytes]:
-    if not path.startswith(REMOTE):
-        return open(path, "rb")
-    from mhclite.data.hub import open_file
-
-    return open_file(path)
-
-
 def _row_groups(path: str, text_field: str) -> list[Piece]:
     """Each row group as a piece, from the file's own description."""
     with _parquet_file(path) as file:
         names = file.schema_arrow.names
-        if text_field not in names:
-            raise UserError(f"{path}: no column {text_field!r}; {_instead(text_field, names)}")
-        if names.count(text_field) > 1:
+        if names.count(text_field) != 1:
             raise UserError(
-                f"{path} has {names.count(text_field)} columns {text_field!r}, and which is meant "
-                "cannot be said: write it anew with other names"
+                f"{path} has {names.count(text_field)} columns {text_field!r}, expected one; "
+                f"{_instead(names)}"
             )
         kind = file.schema_arrow.field(text_field).type
         if not _is_text(kind):
             raise UserError(
-                f"{path}: column {text_field!r} holds {kind}, expected text: set `text_field` to "
-                f"another of {', '.join(names)}, or write the text into a column of its own"
+                f"{path}: column {text_field!r} holds {kind}, expected text; {_instead(names)}"
             )
         pieces = []
         for index in range(file.num_row_groups):
@@ -313,38 +285,9 @@ def _row_groups(path: str, text_field: str) -> list[Piece]:
 
 def _parquet(path: str, groups: tuple[int, int], text_field: str) -> Iterator[str]:
     with _parquet_file(path) as file:
-        number = sum(file.metadata.row_group(index).num_rows for index in range(groups[0]))
-        for index in range(*groups):
-            for text in _column(file, path, index, text_field):
-                number += 1
-                if isinstance(text, bytes):
-                    text = _decoded(text, f"{path} row {number}")
-                if not isinstance(text, str):
-                    raise UserError(
-                        f"{path} row {number}: column {text_field!r} holds {text!r:.60}, expected "
-                        "text: set `text_field`, or correct the file"
-                    )
-                yield text
-
-
-def _column(file: Any, path: str, group: int, text_field: str) -> Iterator[Any]:
-    """The values of a column in one row group, a few at a time."""
-    import pyarrow as pa
-
-    # What is within a column `a` is read with a column `a.b`, if there are both.
-    batches = file.iter_batches(
-        batch_size=ROWS, row_groups=[group], columns=[text_field], use_threads=False
-    )
-    while True:
-        try:
-            batch = next(batches, None)
-            values = [] if batch is None else batch.column(text_field).to_pylist()
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            if isinstance(error, OSError) and (path.startswith(REMOTE) or error.errno):
-                raise
-            raise UserError(
-                f"{path} row group {group} {_in_short(error)}: it is damaged; copy it again"
-            ) from None
-        if batch is None:
-            return
-        yield from values
+        for group in range(*groups):
+            # What is within a column `a` is read with a column `a.b`, if there are both.
+            batches = file.iter_batches(ROWS, [group], [text_field], use_threads=False)
+            values = (value for batch in batches for value in batch.column(text_field).to_pylist())
+            for number, text in enumerate(values, start=1):
+                yield _checked(text, text_field, f"{path} row group {group} row {number}")

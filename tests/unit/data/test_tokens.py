@@ -47,15 +47,6 @@ def test_reads_across_shards_equal_reads_of_one_array(
             np.testing.assert_array_equal(window, flat[begin : begin + length])
 
 
-def test_every_read_of_a_small_split(tmp_path: Path) -> None:
-    flat = np.arange(11)
-    written = write_shards(tmp_path, "train", flat, 4)
-    split = TokenSplit([tmp_path / shard.file for shard in written])
-    for start in range(12):
-        for length in range(12 - start):
-            np.testing.assert_array_equal(split.read(start, length), flat[start : start + length])
-
-
 def test_reading_outside_the_split_is_a_bug(prepared: Path) -> None:
     split = open_split(prepared, "train")
     for start, length in ((-1, 2), (0, len(split) + 1), (len(split), 1)):
