@@ -34,7 +34,7 @@ OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 @dataclass(frozen=True)
 class Running:
-    """A UI that is up, on the store under `results`, which was moved since it was written."""
+    """A UI that is up, on the store under `results`."""
 
     results: Path
     port: int
@@ -80,12 +80,10 @@ def wait_until_up(process: subprocess.Popen[str], port: int) -> None:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """`python -m mhclite ui` on a study that was imported at another place."""
-    written = tmp_path_factory.mktemp("written") / "results"
-    finish(build(written, study_of()))
-    track(written)
-    results = tmp_path_factory.mktemp("moved") / "results"
-    shutil.move(written, results)
+    """`python -m mhclite ui` on a study that was imported."""
+    results = tmp_path_factory.mktemp("tracked") / "results"
+    finish(build(results, study_of()))
+    track(results)
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "mhclite", "ui", "--port", str(port)],
@@ -115,7 +113,7 @@ def test_prints_where_to_look(running: Running) -> None:
     experiment, study = receipt["experiment"]["id"], receipt["runs"]["study"]["id"]
     page = f"http://127.0.0.1:{running.port}/#/experiments/{experiment}/runs"
     assert "study synthetic:" in text
-    assert f"{page}?workflowType=machine_learning&viewStateShareKey=variants" in text
+    assert f"{page}?workflowType=machine_learning&compareRunsMode=CHART" in text
     assert f"{page}/{study}/artifacts/report.html" in text
     # The page itself is there.
     assert b"<title>MLflow</title>" in running.ask("")

@@ -100,24 +100,17 @@ def thinned(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def step_times(folder: Path) -> dict[int, int]:
     """Step -> when it was done, in milliseconds since 1970; step 0 is the start.
 
-    From timing.jsonl; without it, counted back from the time of summary.json at the run's mean
-    speed.
+    From timing.jsonl; without it, when summary.json was written.
     """
+    times: dict[int, int] = {}
     if (folder / "timing.jsonl").is_file():
-        times: dict[int, int] = {}
         for line in read_jsonl(folder / "timing.jsonl"):
-            if not times:
-                times[0] = round(1000 * (line["wall"] - line["seconds"]))
+            times.setdefault(0, round(1000 * (line["wall"] - line["seconds"])))
             times[int(line["step"])] = round(1000 * line["wall"])
-        if times:
-            return times
-    summary = read_json(folder / "summary.json")
-    end = round(1000 * (folder / "summary.json").stat().st_mtime)
-    duration = round(1000 * summary["seconds"])
-    return {
-        step: end - duration + round(duration * step / max(summary["steps"], 1))
-        for step in range(summary["steps"] + 1)
-    }
+    if not times:
+        end = round(1000 * (folder / "summary.json").stat().st_mtime)
+        times = dict.fromkeys(range(read_json(folder / "summary.json")["steps"] + 1), end)
+    return times
 
 
 def curve_points(

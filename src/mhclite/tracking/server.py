@@ -18,13 +18,9 @@ from mhclite.tracking.store import (
     ENVIRONMENT,
     artifact_root,
     database_of,
-    lock_of,
-    locked,
-    moved_from,
     relocate,
 )
 from mhclite.tracking.study import STUDY_RUN
-from mhclite.tracking.view import RUNS_VIEW, VARIANTS_VIEW
 
 HOST = "127.0.0.1"
 OTHERS = ("MLFLOW_", "UVICORN_", "GUNICORN_", "FLASK_", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS")
@@ -46,25 +42,20 @@ def check_port(port: int) -> None:
 
 
 def check_store(database: Path) -> None:
-    """`UserError` if there is nothing to show yet; a store that was moved is put right."""
-    if database.is_file():
-        try:
-            if moved_from(database):
-                with locked(lock_of(database)):
-                    relocate(database)
-        except sqlite3.Error as error:
-            raise UserError(
-                f"{database} is not an MLflow store ({error}): delete it and rebuild it with "
-                "`python -m mhclite track --results results/STUDY`"
-            ) from None
-        return
-    studies = list(receipts(database))
-    if studies:  # the store was deleted: Snakemake does not know of it
+    """`UserError` if there is no store to show; one that was moved is put right."""
+    if not database.is_file():
+        studies = [*receipts(database), Path("results/STUDY")]
         raise UserError(
-            f"there is no MLflow store {database}, but tracked results: rebuild it with "
-            f"`python -m mhclite track --results {studies[0]}`"
+            f"there is no MLflow store {database}: run `make replicate` first; of a study that is "
+            f"complete, `python -m mhclite track --results {studies[0]}` makes it"
         )
-    raise UserError(f"there is no MLflow store {database}: run `make replicate` first")
+    try:
+        relocate(database)
+    except sqlite3.Error as error:
+        raise UserError(
+            f"{database} is not an MLflow store ({error}): delete it and rebuild it with "
+            "`python -m mhclite track --results results/STUDY`"
+        ) from None
 
 
 def receipts(database: Path) -> dict[Path, dict[str, Any]]:
@@ -82,7 +73,7 @@ def receipts(database: Path) -> dict[Path, dict[str, Any]]:
 
 
 def links(database: Path, port: int) -> list[str]:
-    """Lines that say where to look: for each study the comparison, the runs and the report.
+    """Lines that say where to look: for each study its runs as charts and its report.
 
     Each address asks for the UI for training: it would open on its pages about agents.
     """
@@ -90,15 +81,13 @@ def links(database: Path, port: int) -> list[str]:
     lines = [f"MLflow starts, which takes some seconds: {url}/#/experiments?{kind}"]
     for receipt in receipts(database).values():
         runs = f"{url}/#/experiments/{receipt['experiment']['id']}/runs"
-        view = f"{runs}?{kind}&viewStateShareKey"
         report = f"{runs}/{receipt['runs'][STUDY_RUN]['id']}/artifacts/report.html"
         lines += [
             f"study {receipt['experiment']['name']}:",
-            f"  variants compared  {view}={VARIANTS_VIEW}&compareRunsMode=CHART",
-            f"  all training runs  {view}={RUNS_VIEW}",
-            f"  report             {report}?{kind}",
+            f"  charts  {runs}?{kind}&compareRunsMode=CHART (Group by the tag cell: the variants)",
+            f"  report  {report}?{kind}",
         ]
-    return [*lines, "To compare otherwise: chart view, then Group by a tag. Ctrl-C stops MLflow."]
+    return [*lines, "Ctrl-C stops MLflow."]
 
 
 def server_command(database: Path, port: int) -> list[str]:

@@ -3,13 +3,10 @@
 The default store is an SQLite file with its artifacts beside it, under mlartifacts/. Our runs are
 found by the tag `mhclite.run`; nothing else in a store is touched.
 
-Why it is kept up to date rather than built anew and renamed: MLflow takes 0.2 s of CPU time and
-0.24 MB for a run with 800 points of its curves (0.36 s by the clock on one busy core, 0.54 s in an
-import of 1,000), so a store of 10,000 runs takes 36 minutes at best. One store also holds several
-studies, and experiments and runs of the user's own, which a rebuilt one would lose. Two things
-cannot be done through MLflow's public API: deleting a run for good (its command `mlflow gc` does,
-but importing that takes another 4 s each time), and pointing a store that was moved to where its
-artifacts are now.
+It is kept up to date rather than built anew: MLflow takes 0.2 s of CPU time for a run with 800
+points of its curves, and one store also holds several studies, and what the user keeps there.
+Deleting a run for good is no part of MLflow's public API: its command `mlflow gc` does it, but
+importing that takes another 4 s each time.
 """
 
 from __future__ import annotations
@@ -20,20 +17,16 @@ import re
 import shutil
 import signal
 import sqlite3
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
-from http.client import HTTPException
 from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from mhclite import files
 from mhclite.errors import UserError
+from mhclite.files import locked
 from mhclite.study.sections import NO_PASSWORD, has_password
-from mhclite.training.live import first_words
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,7 +47,6 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
 }
 CALL_SECONDS = 120  # that a server has for one call in all, however slowly its answer comes
-CONNECT_SECONDS = 5
 BUSY = (
     "{} is locked by another program that writes to it; the results are complete without it: run "
     "the same command again when that program is done"
@@ -86,33 +78,9 @@ def database_of(uri: str) -> Path | None:
     )
 
 
-def check_server(uri: str) -> None:
-    """`UserError` within seconds if nothing answers at a server's URI."""
-    signal.alarm(CALL_SECONDS)
-    try:
-        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=CONNECT_SECONDS).close()
-    except urllib.error.HTTPError as error:
-        error.close()  # it answers; what it thinks of the request shows when it is used
-    except (OSError, ValueError, HTTPException, UserError) as error:
-        reason = first_words(str(getattr(error, "reason", error)))
-        raise UserError(
-            f"the MLflow server {uri} cannot be reached ({reason}); the results are complete "
-            "without it: run the same command again when it is up, or leave out tracking.uri to "
-            "use SQLite under results/"
-        ) from None
-    finally:
-        signal.alarm(0)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`; wait, with a message, while another process has it."""
-
-    def held(_file: IO[str]) -> None:
-        log.info("another process is writing to the same store (lock %s): waiting", path)
-
-    with files.locked(path, held):
-        yield
+def held(file: IO[str]) -> None:
+    """What is said while another process has the lock of a store."""
+    log.info("another process is writing to the same store (lock %s): waiting", file.name)
 
 
 def is_busy(error: Exception) -> bool:
@@ -138,43 +106,30 @@ def _create(database: Path) -> None:
     """Make a new SQLite store under another name, then rename it: a kill leaves no half store."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    for leftover in database.parent.glob(f".{database.name}.*.tmp*"):
-        leftover.unlink()
     temporary = database.with_name(f".{database.name}.{os.getpid()}.tmp")
     store = SqlAlchemyStore(f"sqlite:///{temporary}", artifact_root(database).as_uri())
     store.engine.dispose()
     os.replace(temporary, database)
 
 
-def moved_from(database: Path) -> set[str]:
-    """Folders other than the right one that an SQLite store believes its artifacts to be under.
-
-    MLflow keeps absolute paths, so a store that was moved or copied points to where it was. An
-    experiment is ours if its artifacts are in a folder of its name under one of our name.
-    """
-    with closing(sqlite3.connect(database)) as connection:
-        locations = connection.execute("SELECT name, artifact_location FROM experiments").fetchall()
-    root = artifact_root(database)
-    endings = [(str(place), f"/{root.name}/{name}") for name, place in locations]
-    roots = {
-        place.removesuffix(end) + f"/{root.name}" for place, end in endings if place.endswith(end)
-    }
-    return roots - {root.as_uri()}
-
-
 def relocate(database: Path) -> None:
-    """Point a store that was moved or copied to the artifacts that now lie beside it.
+    """Point an SQLite store that was moved or copied to the artifacts that now lie beside it.
 
-    Call it under the store's lock.
+    MLflow keeps absolute paths. An experiment is ours if its artifacts are in a folder of its name
+    under one of our name.
     """
-    new = artifact_root(database).as_uri()
-    for old in moved_from(database):
-        log.info("the store has moved: its artifacts are now under %s", artifact_root(database))
-        with closing(sqlite3.connect(database)) as connection, connection:
+    root = artifact_root(database)
+    with closing(sqlite3.connect(database)) as connection, connection:
+        found = connection.execute("SELECT name, artifact_location FROM experiments").fetchall()
+        for name, old in found:
+            new = (root / name).as_uri()
+            if old == new or not old.endswith(f"/{root.name}/{name}"):
+                continue
+            log.info("the store has moved: artifacts of %s are now under %s", name, root)
             for table, column in (("runs", "artifact_uri"), ("experiments", "artifact_location")):
                 connection.execute(
                     f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
-                    f"WHERE substr({column}, 1, ?) = ?",
+                    f"WHERE substr({column} || '/', 1, ?) = ?",
                     (new, len(old) + 1, len(old) + 1, f"{old}/"),
                 )
 
@@ -300,12 +255,12 @@ def open_store(uri: str, lock: Path) -> Iterator[Store]:
     """
     prepare_environment()
     database = database_of(uri)
-    with bounded_calls() if database is None else nullcontext():
-        if database is None:
-            check_server(uri)
-        with locked(lock if database is None else lock_of(database)):
-            store = _open(uri, database)
-            try:
-                yield store
-            finally:
-                store.close()
+    with (
+        bounded_calls() if database is None else nullcontext(),
+        locked(lock if database is None else lock_of(database), held),
+    ):
+        store = _open(uri, database)
+        try:
+            yield store
+        finally:
+            store.close()

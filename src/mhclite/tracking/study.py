@@ -4,14 +4,12 @@ made of them: report, figures and tables.
 
 from __future__ import annotations
 
-import csv
-import re
 from pathlib import Path
 from typing import Any
 
 from mhclite.errors import UserError
 from mhclite.evidence.results import Results, load_results
-from mhclite.tracking.content import TrackedRun, cell_of, training_run
+from mhclite.tracking.content import TrackedRun, training_run
 
 STUDY_RUN = "study"  # no training run can have this id: theirs have hyphens
 TAG_LIMIT = 8000  # characters that MLflow keeps of a run's tag
@@ -21,7 +19,7 @@ def study_artifacts(folder: Path) -> dict[str, Path]:
     """The study's own files: report, figures, tables and what they were made of."""
     single = ["report.html", "study.json", "runs.csv", "stability.json"]
     several = ["figures/*.png", "figures/*.svg", "tables/*", "throughput/*.json", "sinkhorn.json"]
-    for name in (*single, "tables/results.md", "tables/results.csv"):
+    for name in (*single, "tables/results.md"):
         if not (folder / name).is_file():
             raise UserError(
                 f"{folder / name} does not exist: the study is not complete; run "
@@ -33,22 +31,10 @@ def study_artifacts(folder: Path) -> dict[str, Path]:
     return {file.relative_to(folder).as_posix(): file for file in files}
 
 
-def mean_losses(folder: Path, corpora: int) -> dict[str, float]:
-    """Mean final validation loss of every cell of the grid, from the table of results."""
-    means = {}
-    with (folder / "tables" / "results.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            if row["kind"] == "variant" and row["validation_loss"]:
-                cell = f"mean_validation_loss/{cell_of(row, corpora)}"
-                means[cell] = float(row["validation_loss"])
-    return means
-
-
 def study_run(results: Results, end: int) -> TrackedRun:
     """The run that holds the study's figures, tables and report; `end`: when its last run ended."""
     folder, runs = results.folder, results.all_runs
     headline = {
-        **mean_losses(folder, len(results.corpora)),
         "study/runs": len(runs),
         "study/diverged_runs": sum(runs["status"] == "diverged"),
         "study/training_seconds": sum(runs["seconds"]),
@@ -73,12 +59,25 @@ def study_run(results: Results, end: int) -> TrackedRun:
 def description(folder: Path, study: dict[str, Any]) -> str:
     """The study in Markdown, for readers of the UI: the table of results, if it is short enough."""
     table = (folder / "tables" / "results.md").read_text(encoding="utf-8")
-    head = (
-        f"# {study.get('title', study['name'])}\n\nThe whole study: report, figures and tables are "
-        "under *Artifacts*. The training runs are the other runs of this experiment.\n\n"
-    )
-    text = head + re.sub(" {2,}|-{4,}", lambda found: found[0][:3].replace("   ", " "), table)
-    return text if len(text) <= TAG_LIMIT else f"{head}The results: tables/results.md there."
+    head = f"# {study.get('title', study['name'])}\n\nReport, figures and tables: *Artifacts*.\n\n"
+    return head + table if len(head + table) <= TAG_LIMIT else head
+
+
+def experiment_tags(study: dict[str, Any]) -> dict[str, str]:
+    """Tags of the study's experiment: what the UI says of it."""
+    return {
+        # Without it the UI asks whether this is about agents or about training.
+        "mlflow.experimentKind": "custom_model_development",
+        # The UI shows the first line, until the reader unfolds the rest.
+        "mlflow.note.content": (
+            f"{study.get('title', study['name'])}: every training run, and the run *study* with "
+            "report, figures and tables. To compare variants: chart view, Group by the tag `cell`."
+            "\n\nLosses are in nats per token. A *cell* is one variant of one model size: its "
+            "runs differ only in their seed. A mean over them leaves out a run from the step at "
+            "which it diverged (status `diverged`). All of this is a copy of the results folder: "
+            "changes made here are lost when the study is tracked again."
+        ),
+    }
 
 
 def tracked_runs(folder: Path) -> tuple[dict[str, Any], list[TrackedRun]]:

@@ -27,8 +27,7 @@ from mhclite.tracking.store import (
     is_busy,
     open_store,
 )
-from mhclite.tracking.study import tracked_runs
-from mhclite.tracking.view import experiment_tags
+from mhclite.tracking.study import experiment_tags, tracked_runs
 from mhclite.training.live import RUN_TAG, first_words
 
 SCHEMA = 1
@@ -62,9 +61,7 @@ def import_run(store: Store, experiment: str, run: TrackedRun) -> str:
 def synchronise(store: Store, study: dict[str, Any], runs: list[TrackedRun]) -> dict[str, Any]:
     """Make the study's experiment hold exactly `runs`; returns the receipt."""
     name = study["name"]
-    cells = list(dict.fromkeys(run.tags["cell"] for run in runs if "cell" in run.tags))
-    description = experiment_tags(study.get("title", name), cells, created=runs[0].end)
-    experiment = store.experiment(name, description)
+    experiment = store.experiment(name, experiment_tags(study))
     wanted = {run.name: run for run in runs}
     kept: dict[str, str] = {}  # run -> its id in MLflow
     of_others: set[str] = set()
