@@ -15,8 +15,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock
 
 from mhclite.bundle.jobs import BUNDLE, RECEIPTS, SCHEMA, TRAIN, Bundle, PackedJob, receipts
 from mhclite.data.manifest import load_manifest
@@ -55,17 +57,6 @@ def load_bundle(folder: Path) -> Bundle:
     return bundle
 
 
-class Slot:
-    """A place where one job runs at a time, on its share of the GPUs."""
-
-    def __init__(self, gpus: list[str]) -> None:
-        self.gpus = gpus  # empty: all that there are
-        self.chain: deque[PackedJob] = deque()  # what it does next
-        self.job: PackedJob | None = None
-        self.process: subprocess.Popen[bytes] | None = None
-        self.told = False  # to stop
-
-
 class Driver:
     """The jobs of one bundle. A signal in `signals` ends its work."""
 
@@ -76,6 +67,8 @@ class Driver:
         self.signals = signals
         self.failed: list[str] = []
         self.stopping = ""  # why, once there is a reason
+        self._running: dict[str, subprocess.Popen[bytes]] = {}  # by output
+        self._lock = Lock()  # of the receipts
 
     def is_done(self, job: PackedJob) -> bool:
         """Whether the output of a job is there, and is of what the bundle holds."""
@@ -84,48 +77,53 @@ class Driver:
         made_of = receipts(self.out).get(job.output)
         return (self.out / job.output).is_file() and made_of == job.digest
 
-    def work(self, chains: list[Chain], slots: list[Slot], deadline: float | None) -> None:
-        """Do chains of jobs in their order, as many at once as there are slots."""
-        waiting = deque(chains)
-        told = time.monotonic()
+    def work(self, chains: list[Chain], jobs: int, deadline: float | None) -> None:
+        """Do chains of jobs, each in its order and so many at once."""
+        gpus: SimpleQueue[list[str]] = SimpleQueue()
+        for share in shares(jobs):
+            gpus.put(share)
+        told: set[subprocess.Popen[bytes]] = set()
+        last = time.monotonic()
+        self._look(deadline)  # before anything is begun
+        with ThreadPoolExecutor(jobs) as pool:
+            futures = [pool.submit(self._chain, chain, gpus) for chain in chains]
+            try:
+                while wait(futures, POLL_SECONDS, FIRST_EXCEPTION).not_done:
+                    self._look(deadline)
+                    if self.stopping:
+                        for process in set(self._running.values()) - told:
+                            process.terminate()
+                            told.add(process)
+                    if time.monotonic() - last >= TOLD_SECONDS:
+                        last = time.monotonic()
+                        log.info("%s", remaining(self.standing()))
+                    for future in futures:
+                        if future.done():
+                            future.result()
+            except BaseException:  # an error of ours must not leave processes behind
+                self.stopping = "an error"
+                for process in list(self._running.values()):
+                    process.terminate()
+                raise
+
+    def _look(self, deadline: float | None) -> None:
+        """Note a reason to stop, if there is one now."""
+        if self.signals:
+            self.stopping = signal.Signals(self.signals[0]).name
+        elif deadline is not None and time.monotonic() >= deadline:
+            self.stopping = "the time is up"
+
+    def _chain(self, chain: Chain, gpus: SimpleQueue[list[str]]) -> None:
+        share = gpus.get()
         try:
-            while True:
-                if self.signals:
-                    self.stopping = signal.Signals(self.signals[0]).name
-                elif deadline is not None and time.monotonic() >= deadline:
-                    self.stopping = "the time is up"
-                for slot in slots:
-                    self._look_after(slot, waiting)
-                if all(slot.process is None for slot in slots) and (self.stopping or not waiting):
+            for job in chain:
+                if self.stopping or not (self.is_done(job) or self._do(job, share)):
                     return
-                if time.monotonic() - told >= TOLD_SECONDS:
-                    told = time.monotonic()
-                    self._tell(slots)
-                time.sleep(POLL_SECONDS)
         finally:
-            for slot in slots:
-                if slot.process is not None:  # an error of ours must not leave them behind
-                    slot.process.terminate()
-                    slot.process.wait()
+            gpus.put(share)
 
-    def _look_after(self, slot: Slot, waiting: deque[Chain]) -> None:
-        """End what has ended, start what is next; once there is a reason to stop, ask it to."""
-        if slot.process is not None and slot.process.poll() is not None:
-            self._end(slot)
-        if self.stopping:
-            slot.chain.clear()
-            if slot.process is not None and not slot.told:
-                slot.process.terminate()
-                slot.told = True
-            return
-        while slot.process is None and (slot.chain or waiting):
-            if not slot.chain:
-                slot.chain.extend(waiting.popleft())
-            job = slot.chain.popleft()
-            if not self.is_done(job):
-                self._start(slot, job)
-
-    def _start(self, slot: Slot, job: PackedJob) -> None:
+    def command(self, job: PackedJob, gpus: list[str]) -> tuple[list[str], dict[str, str]]:
+        """How a job is called, and its environment; no GPUs named: all that there are."""
         command = [sys.executable, "-m", *torchrun.launcher(job.processes)]
         command += ["mhclite", job.step, *job.arguments]
         if job.step == "throughput":
@@ -136,46 +134,40 @@ class Driver:
             **torchrun.environment(),
             **compiler_caches.environment(self.folder),  # kept for the next allocation
         }
-        if slot.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        return command, environment
+
+    def _do(self, job: PackedJob, gpus: list[str]) -> bool:
+        """Do one job; whether its output is there."""
+        command, environment = self.command(job, gpus)
         path = self.out / job.log
         path.parent.mkdir(parents=True, exist_ok=True)
         log.info("%s: started", job.output)
         with path.open("ab") as file:
-            slot.process = subprocess.Popen(
+            process = subprocess.Popen(
                 command, cwd=self.folder, env=environment, stdout=file, stderr=file
             )
-        slot.job = job
-
-    def _end(self, slot: Slot) -> None:
-        job, process = slot.job, slot.process
-        assert job is not None
-        assert process is not None
-        slot.job = slot.process = None
-        if process.returncode == 0 and job.step != TRAIN:
-            write_json(self.out / RECEIPTS, {**receipts(self.out), job.output: job.digest})
-        if process.returncode == 0 and self.is_done(job):
+        self._running[job.output] = process
+        code = process.wait()
+        del self._running[job.output]
+        if code == 0 and job.step != TRAIN:
+            with self._lock:
+                write_json(self.out / RECEIPTS, {**receipts(self.out), job.output: job.digest})
+        if code == 0 and self.is_done(job):
             log.info("%s: done", job.output)
-            return
-        slot.chain.clear()
+            return True
         words = status.last_words(self.out / job.log)
         if self.stopping:
             log.info("%s: %s", job.output, words if words.startswith("interrupted") else "stopped")
-            return
-        self.failed.append(job.output)
-        log.error("%s: failed (exit code %d); %s", job.output, process.returncode, words)
+        else:
+            self.failed.append(job.output)
+            log.error("%s: failed (exit code %d); %s", job.output, code, words)
+        return False
 
     def standing(self) -> list[status.RunStatus]:
         """Where each run stands."""
         return [status.status_of(self.out, config) for config in self.runs]
-
-    def _tell(self, slots: list[Slot]) -> None:
-        found = self.standing()
-        under_way = {slot.job.output for slot in slots if slot.job is not None}
-        for one in found:
-            if f"runs/{one.run}/summary.json" in under_way:
-                log.info("%s: step %d of %d", one.run, one.step, one.steps)
-        log.info("%s", remaining(found))
 
 
 def remaining(found: list[status.RunStatus]) -> str:
@@ -226,16 +218,14 @@ def run_bundle(folder: Path, minutes: float | None, jobs: int, throughput: str) 
     log.info("torch %s, %d GPUs", torch.__version__, torch.cuda.device_count())
     folder = folder.resolve()
     bundle = load_bundle(folder)
-    alone = [Slot([])]  # throughput is measured with nothing beside it
-    several = [Slot(gpus) for gpus in shares(jobs)]
-    steps: list[tuple[list[Chain], list[Slot]]] = [(bundle.runs, several)]
-    if throughput != "no":
+    steps = [(bundle.runs, jobs)]
+    if throughput != "no":  # measured with nothing beside it
         measuring: list[Chain] = [[job] for job in bundle.throughput]
-        steps.insert(0 if throughput == "first" else 1, (measuring, alone))
+        steps.insert(0 if throughput == "first" else 1, (measuring, 1))
     with stop_signals() as signals:
         driver = Driver(folder, bundle, signals)
-        for chains, slots in steps:
-            driver.work(chains, slots, deadline)
+        for chains, at_once in steps:
+            driver.work(chains, at_once, deadline)
     return _conclude(driver, [job for chains, _ in steps for chain in chains for job in chain])
 
 

@@ -23,7 +23,7 @@ from mhclite.bundle.pack import bundle_of
 from mhclite.bundle.pipeline import snakemake
 from mhclite.errors import UserError
 from mhclite.files import read_json, write_json
-from mhclite.jobs import results_folder
+from mhclite.jobs import PROBE, results_folder
 from mhclite.measure.files import read_probe
 from mhclite.runs.folder import (
     CHECKPOINTS,
@@ -135,28 +135,25 @@ def merge_run(train: PackedJob, theirs: RunFolder, ours: RunFolder) -> str:
     return "finished" if finished else "to be continued"
 
 
-def merge_output(job: PackedJob, theirs: Path, ours: Path, made_of: dict[str, str]) -> bool:
-    """Take over a throughput measurement or a probe. Returns whether it was new here."""
-    source, target = theirs / job.output, ours / job.output
-    if not source.is_file() or not made_of:  # what is published has no receipts: measured here
-        return False
-    if made_of.get(job.output) != job.digest:
-        log.warning("%s is of other settings or code than are here now: left out", source)
-        return False
-    if target.is_file() and target.read_bytes() == source.read_bytes():
-        return False
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
-    return True
+def merge_output(
+    job: PackedJob, key: str, theirs: Path, ours: Path, made_of: dict[str, str]
+) -> bool:
+    """Take over a throughput measurement or a probe. Returns whether it was new here.
 
-
-def merge_published_probe(job: PackedJob, key: str, theirs: Path, ours: Path) -> bool:
-    """Take over the probe of a published run, where there is none. Returns whether it was taken.
-
-    It says itself what it was made of, and of which run it is; the rule decides whether it will do.
+    What is published has no receipts: a probe says itself of which run it is (`key`), and whether
+    it will do the rule decides; throughput is measured here.
     """
     source, target = theirs / job.output, ours / job.output
-    if target.exists() or not source.is_file() or read_probe(source, source.stem).key != key:
+    if not source.is_file():
+        return False
+    if not made_of:
+        is_probe = job.step == PROBE.name
+        if not is_probe or target.exists() or read_probe(source, source.stem).key != key:
+            return False
+    elif made_of.get(job.output) != job.digest:
+        log.warning("%s is of other settings or code than are here now: left out", source)
+        return False
+    elif target.is_file() and target.read_bytes() == source.read_bytes():
         return False
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
@@ -214,12 +211,10 @@ def merge(study_file: Path, source: Path) -> str:
                 new.append(train.output)
             if same_result(train, there, here):
                 # Not for Snakemake: the rule takes a probe that is right as made.
-                probes += (
-                    merge_output(probe, theirs, ours, made_of)
-                    if made_of
-                    else merge_published_probe(probe, train.digest, theirs, ours)
-                )
-        new += [job.output for job in bundle.throughput if merge_output(job, theirs, ours, made_of)]
+                probes += merge_output(probe, train.digest, theirs, ours, made_of)
+        new += [
+            job.output for job in bundle.throughput if merge_output(job, "", theirs, ours, made_of)
+        ]
     new = list(dict.fromkeys(new))
     if new:
         # Snakemake records what they were made of: a later change reruns exactly what it should.

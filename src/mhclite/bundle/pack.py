@@ -23,10 +23,8 @@ from mhclite.runs.code import PACKAGE_ROOT
 from mhclite.runs.key import run_key
 from mhclite.runs.provenance import PACKED, git_state
 from mhclite.study.reading import load_study
-from mhclite.study.sections import RESULTS
 from mhclite.study.settings import Study
 
-LARGE = 60_000_000  # bytes beyond which a bundle is awkward to carry
 ARCHIVES = (".tar.gz", ".tgz")
 RUN = '''\
 """Trains what this bundle holds. Start it again and again until it says that nothing is left:
@@ -89,7 +87,8 @@ def pack(study_file: Path, out: Path) -> None:
                 "the search for critical learning rates is not packed: after `bundle merge`, "
                 "snakemake makes it on the machine that it runs on"
             )
-        _say_if_large(folder)
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        log.info("%.1f MB: code, tokens and jobs", size / 1e6)
         if archive:
             with tarfile.open(Path(work) / out.name, "w:gz") as tar:
                 tar.add(folder, arcname=name)
@@ -145,27 +144,6 @@ def _fill(folder: Path, study: Study, corpora: list[Path]) -> None:
             shutil.copyfile(corpus / name, folder / corpus / name)
     write_json(folder / BUNDLE, to_json(bundle_of(study)))
     write_text(folder / "run.py", RUN)
-
-
-def _size(path: Path) -> int:
-    files = [path] if path.is_file() else path.rglob("*")
-    return sum(file.stat().st_size for file in files if file.is_file())
-
-
-def _say_if_large(folder: Path) -> None:
-    """One line with the size, as a warning that names the largest part if it is a lot."""
-    size = _size(folder)
-    log.info("%.1f MB: code, tokens and jobs", size / 1e6)
-    if size > LARGE:
-        parts = [folder / "src", folder / BUNDLE, *(folder / RESULTS / "corpora").iterdir()]
-        largest = max(parts, key=_size)
-        log.warning(
-            "the bundle has %.0f MB, more than %.0f MB: %s alone has %.0f MB",
-            size / 1e6,
-            LARGE / 1e6,
-            largest.relative_to(folder),
-            _size(largest) / 1e6,
-        )
 
 
 def describe_bundle(folder_or_archive: Path, study_file: Path) -> str:
