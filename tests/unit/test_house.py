@@ -193,7 +193,7 @@ NAMED_TOGETHER = {
     "authors.names to_ours": "likewise",
     "authors.names _connection_to_theirs": "likewise",
     "authors.checkpoint _connection_of": "likewise",
-    "planning.costs study_power": "the paper's question, beside each variant's with the residual",
+    "planning.describe detectable": "the paper's question, beside each variant's with the residual",
     "evidence.report_losses _losses": "the paper's question, after a sentence on all variants",
     "evidence.report_found _cost": "likewise",
     "evidence.topics.conditions OTHERS": "with whom every variant is compared",

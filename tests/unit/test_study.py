@@ -25,7 +25,7 @@ from mhclite.config import RunConfig
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
 from mhclite.evidence.claims import load_claims
-from mhclite.planning import costs
+from mhclite.planning.describe import PUBLISHED
 from mhclite.study.docs import settings_classes
 from mhclite.study.reading import load_study, parse_study, read_yaml
 from mhclite.study.sections import TAKEN, Settings, leaves
@@ -197,7 +197,7 @@ def test_names_that_results_has_for_itself_are_taken() -> None:
     for place in ("src/**/*.py", "workflow/**/*.smk", "Snakefile", "Makefile"):
         for path in root.glob(place):
             found |= set(re.findall(r"results/([a-z0-9_]+)\b(?![-.])", path.read_text()))
-    found |= {artifact_root(Path("results/mlflow.db")).name, costs.PUBLISHED.split("/")[0]}
+    found |= {artifact_root(Path("results/mlflow.db")).name, PUBLISHED.split("/")[0]}
     found |= {parse_study(smoke()).corpus_folder("sotu").split("/")[0]}
     names = {load_study(path).name for path in STUDIES}
     assert found - names - {"study"} <= set(TAKEN)

@@ -1,40 +1,175 @@
-"""`python -m mhclite describe STUDY`: what a study trains, and what that costs.
+"""`python -m mhclite describe STUDY`: what a study trains, its time, and what it can show.
 
-Parameters and FLOPs are counted on the models themselves, without allocating their weights. What
-was measured or prepared before (throughput, tokens of a corpus) is used where it exists; `costs`
-derives time, disk and statistical power from it.
+Parameters and FLOPs are counted on the models themselves, without allocating their weights. Nothing
+is assumed: speeds come from a throughput or benchmark file, the spread between seeds from finished
+runs, and what was not measured is reported as such.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
+import math
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from scipy import optimize, stats
 from tabulate import tabulate
 
 from mhclite.arguments import file_path, folder_path
 from mhclite.config import RESIDUAL
+from mhclite.connections.registry import VARIANTS
 from mhclite.data.lock import LOCK_FILE, CorporaLock, revision_text
 from mhclite.data.manifest import load_if_prepared
-from mhclite.evidence.claims import load_claims
-from mhclite.evidence.published import CLAIMS
+from mhclite.errors import UserError
+from mhclite.files import read_json
 from mhclite.measure.steps import counts
-from mhclite.planning import costs
+from mhclite.runs.folder import SUMMARY, RunFolder
+from mhclite.runs.status import duration
 from mhclite.study.reading import load_study
+from mhclite.study.sections import BASE
 from mhclite.study.settings import Study
 
-BYTES_PER_PARAMETER = 3 * 4  # weights and AdamW's two averages, in float32
+SEEDS = (3, 5)  # whose detectable differences are said, beside those of the study's own number
+PUBLISHED = "published/depth"  # its spread is used until the study has one of its own
+POWER, CONFIDENCE = 0.8, 0.95
+SAME_FUNCTION = 0.001  # nats/token: two that agree so closely in every seed compute the same
+Losses = dict[tuple[str, str, str, int], float]  # by corpus, model, variant and seed
 
-log = logging.getLogger(__name__)
+
+# --- speed ----------------------------------------------------------------------------------
+
+
+def speeds(
+    study: Study, model: str, results: Path, file: Path | None = None
+) -> tuple[dict[str, float], str]:
+    """(variant -> training tokens per second on one device, source); empty if not measured.
+
+    Args:
+        file: a throughput or benchmark file to use instead of the study's own.
+    """
+    path = file or results / study.name / "throughput" / f"{model}.json"
+    if file is None and not path.is_file():
+        return {}, ""
+    measured = read_json(path, "throughput")
+    try:
+        if "rows" in measured:
+            found = _benchmarked_speeds(study, model, measured["rows"])
+        elif measured.get("model", model) == model:
+            rows = measured["variants"].items()
+            found = {name: float(row["tokens_per_second"]["median"]) for name, row in rows}
+        else:
+            found = {}
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is neither a throughput nor a benchmark file of mhclite") from None
+    return found, str(path) if found else ""
+
+
+def _benchmarked_speeds(study: Study, model: str, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """From a benchmark's rows, in the study's mode and its implementation (the best for `auto`)."""
+    mode = "compiled" if study.training.compile else "eager"
+    order = [study.connections.implementation, "fused", "fast", "reference"]
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    # As training is, where rows of both are there: with deterministic algorithms.
+    for row in sorted(rows, key=lambda row: not row.get("deterministic", True)):
+        if row["size"] == model and row["mode"] == mode and "failed" not in row:
+            speed = float(row["tokens_per_second"]["median"])
+            found[row["variant"]].setdefault(row["implementation"], speed)
+    return {
+        variant: next((by[name] for name in order if name in by), next(iter(by.values())))
+        for variant, by in found.items()
+    }
+
+
+# --- spread ---------------------------------------------------------------------------------
+
+
+def final_losses(runs: Path, wanted: Iterable[str] | None) -> Losses:
+    """(corpus, model, variant, seed) -> final validation loss of the completed runs of a folder."""
+    found = {}
+    for folder in map(RunFolder, sorted(path.parent for path in runs.glob(f"*/{SUMMARY}"))):
+        summary, config = folder.summary(), folder.record().config
+        counted = config.condition == BASE and (wanted is None or config.run in wanted)
+        if counted and summary.validation_loss is not None:
+            cell = (config.corpus, config.model.name, config.connection.variant)
+            found[*cell, config.seed] = summary.validation_loss
+    return found
+
+
+def pooled_spread(losses: Losses, variant: str, reference: str) -> float | None:
+    """Standard deviation of two variants' differences seed by seed, pooled over corpora and models.
+
+    Cells of one seed have none. Nor are those counted where both compute the same function as far
+    as their losses tell: there the spread is that of rounding, and says nothing of other sizes.
+    """
+    cells = defaultdict(list)
+    for (corpus, model, name, seed), loss in losses.items():
+        other = losses.get((corpus, model, reference, seed))
+        if name == variant and other is not None:
+            cells[corpus, model].append(loss - other)
+    kept = [
+        values
+        for values in cells.values()
+        if len(values) > 1 and max(map(abs, values)) >= SAME_FUNCTION
+    ]
+    freedom = sum(len(values) - 1 for values in kept)
+    squares = sum((len(values) - 1) * float(np.var(values, ddof=1)) for values in kept)
+    return math.sqrt(squares / freedom) if kept else None
+
+
+def detectable_effect(n: int) -> float | None:
+    """The smallest effect, in standard deviations, that n paired differences show in 80 % of cases.
+
+    By a two-sided t test at 5 %. None for one seed, which shows nothing.
+    """
+    if n < 2:
+        return None
+    limit = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
+
+    def missing(effect: float) -> float:  # the other tail has no weight
+        return float(stats.nct.sf(limit, n - 1, effect * math.sqrt(n))) - POWER
+
+    return float(optimize.brentq(missing, 1e-6, 1e4))
+
+
+def detectable(study: Study, results: Path) -> dict[str, Any]:
+    """The `source` of the spread, and the differences in loss that would be seen beside it.
+
+    `differences`: variant and reference -> number of seeds -> nats per token, None for one seed.
+    The source is the study's own finished runs, or else those of a published study; None if neither
+    has several seeds.
+    """
+    pairs = [(variant, RESIDUAL.variant) for variant in study.variants]
+    pairs = [pair for pair in pairs if pair[0] != pair[1]] + [("mhc_lite", "mhc")]
+    effects = {n: detectable_effect(n) for n in sorted({len(study.seeds), *SEEDS})}
+    own, published = results / study.name / "runs", results / PUBLISHED / "runs"
+    for runs, wanted in ((own, study.runs().keys()), (published, None)):
+        losses = final_losses(runs, wanted)
+        spreads = {
+            " - ".join(VARIANTS[name].label for name in pair): pooled_spread(losses, *pair)
+            for pair in pairs
+            if {*pair} <= set(study.variants)
+        }
+        found = {
+            pair: {n: None if effect is None else effect * sd for n, effect in effects.items()}
+            for pair, sd in spreads.items()
+            if sd is not None
+        }
+        if found:
+            return {"source": str(runs), "differences": found}
+    return {"source": None, "differences": {}}
+
+
+# --- the whole ------------------------------------------------------------------------------
 
 
 def describe(
     study: Study, results: Path, throughput: Path | None = None, lock: Path = LOCK_FILE
 ) -> dict[str, Any]:
-    """The study in numbers: `rows` (one per model and variant), `corpora`, `totals`, `plan`.
+    """The study in numbers: `rows` (one per model and variant), `corpora`, `totals`, `detectable`.
 
     `hours` in a row is the time of one run on one device, from the measured throughput; None where
     none was measured. `tries` are the trainings, of as many steps, that a search for critical
@@ -45,30 +180,25 @@ def describe(
         throughput: a throughput or benchmark file to use instead of the study's own.
         lock: the corpora lock file.
     """
-    training = study.training
-    runs = list(study.runs().values())
-    search, sweep = study.critical_rate, study.sweep
+    training, search, sweep = study.training, study.critical_rate, study.sweep
+    trainings = [arm[0] for arm in study.arms().values()] if sweep else [*study.runs().values()]
     tries: float = 0 if search is None else len(search.factors) + search.halvings
-    of_arms = [one[0] for one in study.arms().values()] if sweep else []
+    least = most = 0
     if sweep is not None:
-        (fewest, most), final = sweep.trainings(len(study.seeds))
-        tries = final + most * sweep.steps / training.steps
+        (fewest, grid), final = sweep.trainings(len(study.seeds))
+        tries = final + grid * sweep.steps / training.steps
+        least, most = len(trainings) * fewest, len(trainings) * (grid + final)
     rows: list[dict[str, Any]] = []
     sources: list[str] = []
     for model in study.models:
         settings = study.resolved_model(model)
-        tokens = training.steps * training.batch_size * settings.block_size
-        speeds, source = costs.speeds(study, model, results, throughput)
+        speed, source = speeds(study, model, results, throughput)
         sources += [source] * (source not in ("", *sources))
         plain, _ = counts(settings, RESIDUAL)
         for variant in study.variants_of(model):
             parameters, flops = counts(settings, study.resolved_connection(variant))
-            speed = speeds.get(variant)
-            hours = None if speed is None else tokens / speed / 3600
-            number = sum(
-                one.model.name == model and one.connection.variant == variant
-                for one in of_arms or runs
-            )
+            tokens = training.steps * training.batch_size * settings.block_size
+            cell = (model, variant)
             rows.append(
                 {
                     "model": model,
@@ -78,64 +208,44 @@ def describe(
                     "flops_per_token": flops,
                     "steps": training.steps,
                     "tokens": tokens,
-                    "runs": 0 if sweep else number,
-                    "arms": number if sweep else None,
-                    "tries": number * tries,
-                    "trial_bytes": (
-                        number * tries * costs.RUN_BYTES_PER_STEP * training.steps if sweep else 0
+                    "runs": sum(
+                        (one.model.name, one.connection.variant) == cell for one in trainings
                     ),
-                    "checkpoint_bytes": BYTES_PER_PARAMETER * parameters,
-                    "tokens_per_second": speed,
-                    "hours": hours,
+                    "hours": tokens / speed[variant] / 3600 if variant in speed else None,
                 }
             )
+    each = tries if sweep else 1 + tries  # trainings of a run, or of an arm
+    measured = all(row["hours"] is not None for row in rows)
     corpora: dict[str, dict[str, Any]] = {}
     for corpus in study.corpora:
-        folder = results / study.corpus_folder(corpus)
-        manifest = load_if_prepared(folder)
+        manifest = load_if_prepared(results / study.corpus_folder(corpus))
         known = None if manifest is None else manifest.train.tokens
         corpora[corpus] = {
             "train_tokens": known,
             "revision": revision_text(study.corpus_settings(corpus)["corpus"], CorporaLock(lock)),
-            "epochs": {
-                row["model"]: None if known is None else row["tokens"] / known for row in rows
-            },
+            "epochs": {row["model"]: known and row["tokens"] / known for row in rows},
         }
-    cost = costs.study_costs(study, rows, results)
-    claims = load_claims(CLAIMS) if CLAIMS.is_file() else []
     return {
         "study": study.name,
         "rows": rows,
         "corpora": corpora,
         "totals": {
-            "runs": len(runs),
-            "tries": tries * len(of_arms or runs),
-            "sweep": (
-                None
-                if sweep is None
-                else {
-                    "arms": len(of_arms),
-                    "least": len(of_arms) * fewest,
-                    "most": len(of_arms) * (most + final),
-                }
-            ),
-            "tokens": (
-                round(sum(row["tries"] * row["tokens"] for row in rows))
-                if sweep
-                else sum(run.training.steps * run.tokens_per_step for run in runs)
-            ),
-            "device_hours": cost["total"]["device_hours"],
+            "runs": 0 if sweep else len(trainings),
+            "tries": tries * len(trainings),
+            "sweep": {"arms": len(trainings), "least": least, "most": most} if sweep else None,
+            "tokens": round(sum(row["runs"] * each * row["tokens"] for row in rows)),
+            "device_hours": sum(row["runs"] * each * row["hours"] for row in rows)
+            if measured
+            else None,
         },
-        "plan": {
-            "costs": cost,
-            "speeds": sources,
-            "power": None if sweep else costs.study_power(study, results, claims),
-        },
+        "speeds": sources,
+        "detectable": None if sweep else detectable(study, results),
     }
 
 
 def as_text(found: dict[str, Any]) -> str:
     """What `describe` found, as text for readers."""
+    totals, sweep = found["totals"], found["totals"]["sweep"]
     rows = [
         [
             row["model"],
@@ -143,44 +253,64 @@ def as_text(found: dict[str, Any]) -> str:
             f"{row['parameters']:,}",
             f"{row['extra_parameters']:,}",
             f"{row['flops_per_token'] / 1e6:,.1f}",
-            f"{row['steps']:,}",
             f"{row['tokens']:,}",
-            f"{row['checkpoint_bytes'] / 2**20:,.1f}",
-            str(row["runs"] if row["arms"] is None else row["arms"]),
-            costs.time_of(row["hours"]),
+            row["runs"],
+            _time(row["hours"]),
         ]
         for row in found["rows"]
     ]
-    headings = [
-        *("model", "variant", "parameters", "extra", "MFLOP/token", "steps", "tokens"),
-        *("checkpoint MiB", "arms" if found["totals"]["sweep"] else "runs", "time/run"),
-    ]
-    numeric = ["left", "left", *["right"] * (len(headings) - 2)]
-    lines = [tabulate(rows, headings, disable_numparse=True, colalign=numeric), ""]
+    headings = ["model", "variant", "parameters", "extra", "MFLOP/token", "tokens"]
+    headings += ["arms" if sweep else "runs", "time/run"]
+    right = ["left", "left", *["right"] * (len(headings) - 2)]
+    lines = [tabulate(rows, headings, disable_numparse=True, colalign=right), ""]
     for name, corpus in found["corpora"].items():
-        revision = f" {corpus['revision']}." if corpus["revision"] else ""
-        if corpus["train_tokens"] is None:
-            known = "not prepared here, so its epochs are not known."
-        else:
+        known = "not prepared here, so its epochs are not known"
+        if corpus["train_tokens"] is not None:
             epochs = ", ".join(f"{model} {value:.3g}" for model, value in corpus["epochs"].items())
-            known = f"{corpus['train_tokens']:,} train tokens; epochs: {epochs}."
-        lines.append(f"Corpus {name}: {known}{revision[:2].upper()}{revision[2:]}")
-    totals = found["totals"]
-    if sweep := totals["sweep"]:
+            known = f"{corpus['train_tokens']:,} train tokens; epochs: {epochs}"
+        lines.append("; ".join(filter(None, (f"Corpus {name}: {known}", corpus["revision"]))) + ".")
+    number = f"{totals['runs']:,} runs"
+    if sweep:
+        number = f"A sweep of {sweep['arms']:,} arms: {sweep['least']:,} to {sweep['most']:,} "
+        number += f"trainings, at most as long as {totals['tries']:,.0f} of full length"
+    elif totals["tries"]:
+        number += f", and up to {totals['tries']:,} trainings for critical learning rates"
+    lines.append(f"{number}; {totals['tokens']:,} training tokens in total.")
+    if found["speeds"]:
         lines.append(
-            f"A sweep of {sweep['arms']:,} arms: {sweep['least']:,} to {sweep['most']:,} "
-            f"trainings, at most as long as {totals['tries']:,.0f} of "
-            f"{found['rows'][0]['steps']:,} steps ({totals['tokens']:,} training tokens): "
-            "that is in the times below."
+            f"Time, one after the other: {_time(totals['device_hours'])}, of training steps alone "
+            f"at the speed in {', '.join(found['speeds'])}; starts, compiling and evaluations come "
+            "on top."
         )
     else:
-        lines.append(f"{totals['runs']:,} runs, {totals['tokens']:,} training tokens in total.")
-    if totals["tries"] and not sweep:
         lines.append(
-            f"The search for critical learning rates trains up to {totals['tries']:,} times more; "
-            "it is in the times below."
+            "Time: no speed was measured. `snakemake` measures it in the study's own throughput "
+            "step (a sweep has none); `--throughput FILE` takes one from another study or from "
+            "a benchmark (docs/performance.md)."
         )
-    return "\n".join([*lines, "", costs.as_text(found["plan"])])
+    if found["detectable"] is not None:
+        lines += ["", *_detectable_lines(found["detectable"])]
+    return "\n".join(lines)
+
+
+def _time(hours: float | None) -> str:
+    return "not measured" if hours is None else duration(3600 * hours)
+
+
+def _detectable_lines(found: dict[str, Any]) -> list[str]:
+    if found["source"] is None:
+        return ["Detectable differences: unknown; no finished runs of several seeds show a spread."]
+    rows = [
+        [pair, *("none" if value is None else f"{value:.2g}" for value in by_seeds.values())]
+        for pair, by_seeds in found["differences"].items()
+    ]
+    seeds = next(iter(found["differences"].values()))
+    headings = ["difference", *(f"{n} seed{'s' * (n > 1)}" for n in seeds)]
+    return [
+        "Smallest difference in validation loss found in 80 % of cases (nats/token; paired by "
+        f"seed, two-sided 5 %, one comparison), by the spread of {found['source']}:",
+        tabulate(rows, headings, disable_numparse=True),
+    ]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

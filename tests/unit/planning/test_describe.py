@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats
+from tiny import run_record, run_summary
 
 from mhclite.cli import main
+from mhclite.errors import UserError
 from mhclite.files import write_json
-from mhclite.planning.describe import describe
+from mhclite.planning.describe import (
+    as_text,
+    describe,
+    detectable,
+    detectable_effect,
+    pooled_spread,
+    speeds,
+)
+from mhclite.records import to_json
 from mhclite.study.reading import load_study
+from mhclite.study.sections import CriticalRate
+from mhclite.study.settings import Study
 
 CONFIG = Path(__file__).parents[3] / "config"
 
@@ -40,11 +56,14 @@ def test_parameters_of_the_papers_models(tmp_path: Path) -> None:
     assert found["totals"]["device_hours"] is None
 
 
-@pytest.mark.slow
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return load_study(CONFIG / "smoke.yaml")
+
+
 def test_hours_come_from_the_measured_throughput(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = load_study(CONFIG / "smoke.yaml")
     speeds = {v: 1000.0 * (at + 1) for at, v in enumerate(study.variants)}
     for model in study.models:
         write_json(
@@ -60,6 +79,76 @@ def test_hours_come_from_the_measured_throughput(
     assert main([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(found))
     assert main(command) == 0
-    text = capsys.readouterr().out
-    assert "not prepared here" in text
-    assert f"{found['totals']['runs']} runs" in text
+    assert f"{found['totals']['runs']} runs" in capsys.readouterr().out
+
+    # As many trainings more as a search for critical rates takes.
+    search = CriticalRate(factors=[2, 6], halvings=1, below_unigram=0.1)
+    searching = describe(study.model_copy(update={"critical_rate": search}), tmp_path)
+    assert searching["totals"]["tries"] == 3 * found["totals"]["runs"]
+    assert searching["totals"]["device_hours"] == pytest.approx(4 * total)
+
+
+def test_hours_come_from_a_benchmark_file(study: Study, tmp_path: Path) -> None:
+    """Of the implementation that the study takes, in its mode; what failed there is left out."""
+    rows: list[dict[str, Any]] = [
+        {
+            **{"size": "d2", "mode": "eager", "variant": variant, "implementation": name},
+            "tokens_per_second": {"median": speed},
+        }
+        for variant in study.variants
+        for name, speed in (("reference", 500.0), ("fast", 1000.0))
+    ]
+    rows.append({"size": "d2", "mode": "compiled", "variant": "mhc", "failed": "out of memory"})
+    write_json(tmp_path / "bench.json", {"rows": rows})
+    found, source = speeds(study, "d2", tmp_path, tmp_path / "bench.json")
+    assert found == dict.fromkeys(study.variants, 1000.0)
+    assert source == str(tmp_path / "bench.json")
+    (tmp_path / "other.json").write_text("[1]")
+    with pytest.raises(UserError, match="is neither a throughput nor a benchmark file"):
+        speeds(study, "d2", tmp_path, tmp_path / "other.json")
+
+
+def test_nothing_is_said_that_was_not_measured(study: Study, tmp_path: Path) -> None:
+    found = describe(study, tmp_path)
+    assert found["totals"]["device_hours"] is None
+    assert found["detectable"] == {"source": None, "differences": {}}
+    text = as_text(found)
+    assert "no speed was measured" in text
+    assert "no finished runs of several seeds show a spread" in text
+    assert detectable(study, CONFIG.parent / "results")["source"].endswith("depth/runs")
+
+
+def test_the_studys_own_runs_tell_the_spread_if_there_are_several(
+    study: Study, tmp_path: Path
+) -> None:
+    """Runs of one seed, of conditions, and of two that compute the same do not count."""
+    runs = tmp_path / study.name / "runs"
+    losses = {"residual": (4.0, 4.1), "mhc": (3.9, 4.1), "mhc_lite": (3.9002, 4.1003)}
+    for name, config in study.runs().items():
+        values = losses.get(config.connection.variant)
+        if values is not None:
+            loss = values[config.seed] if config.condition == "base" else 99.0
+            write_json(runs / name / "run.json", to_json(run_record(config, "k")))
+            summary = run_summary(config, "k", validation_loss=loss)
+            write_json(runs / name / "summary.json", to_json(summary))
+    found = detectable(study, tmp_path)
+    assert found["source"] == str(runs)
+    assert set(found["differences"]) == {"mHC - Residual", "mHC-lite - Residual"}
+    effect = detectable_effect(3)
+    assert effect is not None
+    expected = effect * np.std([-0.1, 0.0], ddof=1)
+    assert found["differences"]["mHC - Residual"][3] == pytest.approx(expected)
+    pooled = {("c", "m", "a", seed): value for seed, value in enumerate((1.0, 2.0, 3.0))}
+    pooled |= {("c", "l", "a", seed): value for seed, value in enumerate((5.0, 9.0))}
+    pooled |= {("c", model, "b", seed): 0.0 for model in "ml" for seed in range(5)}
+    assert pooled_spread(pooled, "a", "b") == pytest.approx(math.sqrt((2 * 1 + 8) / 3))
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_detectable_effects_are_found_in_80_percent(n: int) -> None:
+    effect = detectable_effect(n)
+    assert effect is not None
+    samples = np.random.default_rng(n).normal(effect, 1, size=(20_000, n))
+    share = float((stats.ttest_1samp(samples, 0, axis=1).pvalue <= 0.05).mean())
+    assert share == pytest.approx(0.8, abs=3 * math.sqrt(0.8 * 0.2 / 20_000))
+    assert detectable_effect(1) is None
