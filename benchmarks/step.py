@@ -14,19 +14,28 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.kernels import Case, connection_of, limits
 from mhclite.arguments import file_path, positive_int
 from mhclite.config import ModelConfig, TrainingConfig
 from mhclite.connections.registry import VARIANTS
 from mhclite.files import write_json
-from mhclite.measure import memory
-from mhclite.measure.steps import Stepper, counts, fitting_step, interleaved, quartiles, timing
+from mhclite.measure.steps import (
+    Stepper,
+    counts,
+    fitting_step,
+    interleaved,
+    quartiles,
+    release,
+    timing,
+)
+from mhclite.model import GPT
 from mhclite.records import to_json
 from mhclite.runs.provenance import hardware, provenance
 from mhclite.training.processes import choose_device
@@ -115,8 +124,6 @@ def steppers_of(
         first.setdefault(name, stepper)
         if how and stepper.computed != how:
             failed[arm] = stepper.model.choice(training.precision == "bf16")[1] or "not fused"
-        elif reason := _too_much(stepper, batch_size, mode):
-            failed[arm] = reason
         elif fitting_step(stepper) is None:
             failed[arm] = "out of memory"
         else:
@@ -125,14 +132,20 @@ def steppers_of(
     return able, failed
 
 
-def _too_much(stepper: Stepper, batch_size: int, mode: str) -> str:
-    """Why an arm is not tried; what the compiler keeps is less than can be reckoned."""
-    there = memory.room(stepper.device)
-    if there is None or mode == "compiled":
-        return ""
-    bf16 = stepper.training.precision == "bf16"
-    needed = memory.step_bytes(stepper.size, stepper.connection, batch_size, bf16)
-    return memory.too_much(needed, there)
+def saved_bytes(model: GPT, forward: Callable[[], object]) -> int:
+    """Bytes of activations that a forward pass keeps for the backward pass."""
+    own = {t.untyped_storage().data_ptr() for t in model.parameters()}
+    held: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        forward()
+    return sum(held.values())
 
 
 def group_rows(
@@ -176,7 +189,7 @@ def group_rows(
                 faster = [a / b for a, b in zip(slow, own_seconds, strict=True)]
                 row["speedup"] = quartiles(faster).median
         stepper = steppers[arm]
-        row["saved_bytes_per_token"] = memory.saved_bytes(stepper.model, stepper.forward) / tokens
+        row["saved_bytes_per_token"] = saved_bytes(stepper.model, stepper.forward) / tokens
         rows.append(row)
     for (name, how, mode), reason in failed.items():
         row = {**common, "variant": name, "implementation": how, "mode": mode, "failed": reason}
@@ -243,7 +256,7 @@ def run(args: argparse.Namespace) -> None:
             write_json(args.out, result)  # so that a run that is cut short leaves what it measured
             print(table(rows), flush=True)
             torch._dynamo.reset()
-            memory.release(device)
+            release(device)
     print("\nall rows (copy {:,.0f} GB/s, product {:,.2f} TFLOP/s):".format(
         result["limits"]["bytes_per_second"] / 1e9, result["limits"]["flops_per_second"] / 1e12
     ))  # fmt: skip

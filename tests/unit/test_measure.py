@@ -11,12 +11,12 @@ import pytest
 import torch
 from tiny import MODEL, TRAINING, connection
 
-from mhclite.config import RESIDUAL, ModelConfig, ThroughputConfig
+from mhclite.config import ThroughputConfig
 from mhclite.errors import UserError
-from mhclite.measure import memory, throughput
+from mhclite.measure import throughput
 from mhclite.measure.files import Throughput
 from mhclite.measure.steps import Stepper, counts, cpu_peak_of
-from mhclite.measure.throughput import groups_that_fit, measure
+from mhclite.measure.throughput import measure
 from mhclite.model import GPT
 from mhclite.records import build, to_json
 
@@ -76,36 +76,10 @@ def test_peak_memory_of_known_allocations() -> None:
 
 # --- memory -------------------------------------------------------------------------------------
 
-GIB = 2**30
-
 
 def config(*variants: str, **changes: Any) -> ThroughputConfig:
     connections = {v: connection(v, implementation="fast") for v in variants}
     return replace(ThroughputConfig(MODEL, connections, TRAINING, 2, 1, ()), **changes)
-
-
-@pytest.mark.parametrize("how", ["reference", "fast"])
-def test_what_a_step_needs_is_reckoned_as_it_is_measured(how: str) -> None:
-    model = replace(MODEL, vocab_size=200, n_layer=3, n_embd=32, block_size=48)
-    arm = connection("mhc_lite", implementation=how)
-    stepper = Stepper(model, arm, TRAINING, 4, CPU)
-    stepper.step()
-    reckoned = memory.step_bytes(model, arm, 4, bf16=False) + memory.lasting_bytes(model, arm)
-    assert 0.9 < reckoned / stepper.peak_bytes() < 1.1
-
-
-@pytest.mark.slow
-def test_the_papers_largest_size_is_not_timed_all_at_once() -> None:
-    """Weights, moments and the reference's activations, on a card of 80 GiB and on a larger one."""
-    large = ModelConfig("l", 50304, 24, 16, 1024, 1024, 3e-4)
-    training = replace(TRAINING, precision="bf16", compile=True)
-    asked = config("hc", "mhc", model=large, training=training, implementations=("reference",))
-    connections = {"residual": RESIDUAL} | asked.connections
-    together = [["residual", "hc", "mhc"]]
-    apart = [["residual", "hc"], ["residual", "mhc"]]
-    assert groups_that_fit(asked, connections, 16, 75 * GIB) == apart
-    assert groups_that_fit(asked, connections, 16, 180 * GIB) == together
-    assert groups_that_fit(asked, connections, 16, None) == together
 
 
 def out_of_memory_for(
@@ -147,4 +121,21 @@ def test_without_room_for_the_plain_residual_it_is_one_line(
 ) -> None:
     out_of_memory_for(monkeypatch, lambda _: True)
     with pytest.raises(UserError, match=r"4 sequences does not fit .* lower training.micro_batch"):
+        measure(config("hc"))
+
+
+def test_weights_that_do_not_fit_together_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = throughput.steppers_of
+
+    def fitting(asked: Any, connections: Any, *more: Any) -> Any:
+        if len(connections) > 2:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
+        return made(asked, connections, *more)
+
+    monkeypatch.setattr(throughput, "steppers_of", fitting)
+    result = measure(config("hc", "mhc_lite"))
+    assert list(result.variants) == ["residual", "hc", "mhc_lite"]
+    assert result.did_not_fit == []
+    monkeypatch.setattr(throughput, "steppers_of", lambda *_: fitting(None, "too many"))
+    with pytest.raises(UserError, match="weights of two variants"):
         measure(config("hc"))

@@ -16,7 +16,9 @@ J = TypeVar("J")
 R = TypeVar("R")
 
 
-def run_jobs(function: Callable[[J], R], jobs: Sequence[J], processes: int) -> Iterator[R]:
+def run_jobs(
+    function: Callable[[J], R], jobs: Sequence[J], processes: int, start: str = "spawn"
+) -> Iterator[R]:
     """Yield the results of all jobs, in the order in which they are finished.
 
     Args:
@@ -24,6 +26,8 @@ def run_jobs(function: Callable[[J], R], jobs: Sequence[J], processes: int) -> I
             are pickled.
         jobs: what to do.
         processes: at most so many; with one process or one job everything happens in this one.
+        start: how a process begins. Not by `fork` where this one may have threads (pyarrow,
+            tokenizers) that hold locks.
 
     Raises:
         UserError: of a job, or if a worker was killed.
@@ -32,15 +36,14 @@ def run_jobs(function: Callable[[J], R], jobs: Sequence[J], processes: int) -> I
     if processes <= 1:
         yield from map(function, jobs)
         return
-    # Not fork: this process may have threads (pyarrow, tokenizers) that hold locks.
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin)
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context(start), _begin)
     try:
         for future in as_completed([pool.submit(function, job) for job in jobs]):
             yield future.result()
     except BrokenProcessPool:
         raise UserError(
-            "a process of the preparation was killed, by lack of memory or by hand; run the same "
-            "command again: finished parts are kept (`--processes` takes fewer)"
+            "a process was killed, by lack of memory or by hand; run the same command again: what "
+            "is finished is kept (`--processes` takes fewer)"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mhclite.arguments import file_path, folder_path, json_argument
+from mhclite.arguments import file_path, folder_path
 from mhclite.config import RunConfig
 from mhclite.data.manifest import load_manifest
 from mhclite.errors import UserError
@@ -38,8 +38,9 @@ from mhclite.measure.files import (
     CriticalSettings,
     Try,
     critical_interval,
+    settings_argument,
 )
-from mhclite.records import Misfit, build, read_record, to_json
+from mhclite.records import read_record, to_json
 from mhclite.runs.code import step_digest
 from mhclite.training.group import Group
 from mhclite.training.loop import open_text
@@ -156,14 +157,6 @@ def earlier(part: Path, made_of: str) -> list[Try]:
     return found.tries if found.made_of == made_of else []
 
 
-def critical_settings(text: str) -> CriticalSettings:
-    """The settings given by `--settings`; `UserError` if they are none."""
-    try:
-        return build(CriticalSettings, json_argument(text, "--settings"), "--settings")
-    except Misfit as problem:
-        raise UserError(str(problem)) from None
-
-
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite critical`."""
     parser.add_argument(
@@ -185,7 +178,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Search, and write the file."""
-    config, settings = run_config(args.config), critical_settings(args.settings)
+    config, settings = (
+        run_config(args.config),
+        settings_argument(CriticalSettings, args.settings, "--settings"),
+    )
     training = config.training
     with processes(training.device, training.threads, training.deterministic) as group:
         found = measure(config, args.corpus, settings, args.out, group)

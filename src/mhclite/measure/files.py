@@ -6,15 +6,28 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from mhclite.records import read_record
+from mhclite.arguments import json_argument
+from mhclite.errors import UserError
+from mhclite.records import Misfit, build, read_record
 
 PROBE_SCHEMA = 3
 THROUGHPUT_SCHEMA = 3
 STABILITY_SCHEMA = 3
 CRITICAL_SCHEMA = 1
 SWEEP_SCHEMA = 1
+
+
+T = TypeVar("T")
+
+
+def settings_argument(kind: type[T], text: str, option: str) -> T:
+    """The settings that an option gives as JSON or @FILE; `UserError` if they are none."""
+    try:
+        return build(kind, json_argument(text, option), option)
+    except Misfit as problem:
+        raise UserError(f"{problem}: {option} {text[:60]!r} is not what a study resolves") from None
 
 
 def _again(path: Path) -> str:

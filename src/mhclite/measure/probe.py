@@ -9,12 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-import multiprocessing
-import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +17,7 @@ import torch
 
 from mhclite.arguments import file_path, folder_path, positive_int, run_arguments
 from mhclite.data.manifest import load_manifest
+from mhclite.data.pool import run_jobs
 from mhclite.errors import UserError
 from mhclite.files import digest_of, sha256_of, write_json
 from mhclite.measure.activations import activations
@@ -162,53 +158,15 @@ def probe(task: Task) -> Probe:
     return replace(result, mixing=found, use=costs)
 
 
-def write_probe(task: Task) -> None:
-    """Probe a run and write its file."""
+def write_probe(task: Task) -> UserError | None:
+    """Probe a run and write its file; what went wrong must not stop the other runs."""
     torch.set_num_threads(1)
-    write_json(task.out, to_json(probe(task)))
-
-
-def _begin() -> None:
-    """In a new worker: end with the process that started it, even killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-def failures(
-    tasks: Sequence[Task], processes: int, work: Callable[[Task], None] = write_probe
-) -> Iterator[UserError]:
-    """Do all tasks; yields what went wrong, which stops none of the others."""
-    if processes == 1:
-        for task in tasks:
-            try:
-                work(task)
-                log.info("%s: measured", task.out)
-            except UserError as error:
-                yield error
-        return
-    # Forked: torch, imported once, takes longer to import than many a probe. Nothing has been
-    # computed in this process, so no thread holds a lock.
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(processes, context, _begin) as pool:
-        pending = {pool.submit(work, task): task for task in tasks}
-        try:
-            for future in as_completed(pending):
-                try:
-                    future.result()
-                    log.info("%s: measured", pending[future].out)
-                except UserError as error:
-                    yield error
-        except BrokenProcessPool:
-            raise UserError(
-                "a process of the probe was killed, by lack of memory or by hand; run the same "
-                "command again: finished probes are kept (`--processes` takes fewer)"
-            ) from None
+    try:
+        write_json(task.out, to_json(probe(task)))
+    except UserError as error:
+        return error
+    log.info("%s: measured", task.out)
+    return None
 
 
 def probe_runs(
@@ -233,7 +191,9 @@ def probe_runs(
     missing = [task for task in missing if task not in kept]
     if any(task.trained.device != "cpu" for task in missing):
         processes = 1
-    failed = list(failures(missing, max(1, min(processes, len(missing)))))
+    # Forked: torch, imported once, takes longer to import than many a probe. Nothing has been
+    # computed in this process, so no thread holds a lock.
+    failed = [error for error in run_jobs(write_probe, missing, processes, "fork") if error]
     if failed:
         raise UserError(f"{failed[0]}" + f" (and {len(failed) - 1} more)" * (len(failed) > 1))
     log.info("%d probes made, %d were there", len(missing), len(tasks) - len(missing))

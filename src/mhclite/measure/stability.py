@@ -33,11 +33,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mhclite.arguments import file_path, folder_path, json_argument, run_arguments
+from mhclite.arguments import file_path, folder_path, run_arguments
 from mhclite.errors import UserError
 from mhclite.files import write_json
-from mhclite.measure.files import STABILITY_SCHEMA, RunStability, Stability, StabilitySettings
-from mhclite.records import Misfit, build, to_json
+from mhclite.measure.files import (
+    STABILITY_SCHEMA,
+    RunStability,
+    Stability,
+    StabilitySettings,
+    settings_argument,
+)
+from mhclite.records import to_json
 from mhclite.runs.folder import FinishedRun, RunFolder
 
 FloatArray = npt.NDArray[np.float64]
@@ -190,10 +196,7 @@ def judge_all(runs: Path, names: Sequence[str], settings: StabilitySettings, out
 
 def stability_settings(text: str) -> StabilitySettings:
     """The settings given by `--settings`; `UserError` for the first that is impossible."""
-    try:
-        settings = build(StabilitySettings, json_argument(text, "--settings"), "--settings")
-    except Misfit as problem:
-        raise UserError(str(problem)) from None
+    settings = settings_argument(StabilitySettings, text, "--settings")
     if not 0 < settings.spike_sigmas < math.inf:
         raise UserError(f"--settings: spike_sigmas = {settings.spike_sigmas} must be above 0")
     for name in ("spike_window", "fluctuation_window"):

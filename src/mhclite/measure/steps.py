@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,6 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from mhclite.config import ConnectionConfig, ModelConfig, TrainingConfig
-from mhclite.measure import memory
 from mhclite.measure.files import Quartiles, Timing
 from mhclite.model import GPT
 from mhclite.training.compiled import compiled_loss
@@ -159,6 +159,21 @@ def cpu_peak_of(work: Callable[[], None]) -> int:
     return peak
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device's memory is full, from whichever library it comes."""
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in said or "alloc_failed" in said)
+    )
+
+
+def release(device: torch.device) -> None:
+    """Give back what nothing refers to any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def quartiles(values: list[float]) -> Quartiles:
     """Median and quartiles."""
     q1, median, q3 = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
@@ -195,11 +210,11 @@ def fitting_step(stepper: Stepper) -> float | None:
     try:
         return stepper.timed_step()
     except RuntimeError as error:
-        if not memory.is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
     # Here, where the error no longer holds what was computed.
     stepper.model.zero_grad(set_to_none=True)
-    memory.release(stepper.device)
+    release(stepper.device)
     return None
 
 

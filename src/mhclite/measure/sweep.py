@@ -23,12 +23,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mhclite.arguments import file_path, folder_path, json_argument
+from mhclite.arguments import file_path, folder_path
 from mhclite.config import RunConfig
-from mhclite.errors import Interrupted, UserError
+from mhclite.errors import Interrupted
 from mhclite.files import write_json
-from mhclite.measure.files import SWEEP_SCHEMA, Sweep, SweepSettings, Trial
-from mhclite.records import Misfit, build, to_json
+from mhclite.measure.files import (
+    SWEEP_SCHEMA,
+    Sweep,
+    SweepSettings,
+    Trial,
+    settings_argument,
+)
+from mhclite.records import to_json
 from mhclite.runs.folder import WEIGHTS, RunFolder
 from mhclite.training.loop import train
 from mhclite.training.train import run_config
@@ -172,14 +178,6 @@ def measure(config: RunConfig, corpus: Path, settings: SweepSettings, out: Path)
     )
 
 
-def sweep_settings(text: str) -> SweepSettings:
-    """The settings given by `--settings`; `UserError` if they are none."""
-    try:
-        return build(SweepSettings, json_argument(text, "--settings"), "--settings")
-    except Misfit as problem:
-        raise UserError(str(problem)) from None
-
-
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite sweep`."""
     parser.add_argument(
@@ -203,5 +201,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Sweep, and write the file."""
-    config, settings = run_config(args.config), sweep_settings(args.settings)
+    config, settings = (
+        run_config(args.config),
+        settings_argument(SweepSettings, args.settings, "--settings"),
+    )
     write_json(args.out, to_json(measure(config, args.corpus, settings, args.out)))

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mhclite.arguments import file_path, json_argument, positive_int
+from mhclite.arguments import file_path, positive_int
 from mhclite.config import (
     RESIDUAL,
     ConnectionConfig,
@@ -31,16 +31,16 @@ from mhclite.config import (
 )
 from mhclite.errors import UserError
 from mhclite.files import write_json
-from mhclite.measure import memory
 from mhclite.measure.files import (
     THROUGHPUT_SCHEMA,
     Measured,
     Throughput,
     Timing,
     Unfit,
+    settings_argument,
 )
-from mhclite.measure.steps import Stepper, counts, interleaved, timing
-from mhclite.records import Misfit, build, to_json
+from mhclite.measure.steps import Stepper, counts, interleaved, is_out_of_memory, release, timing
+from mhclite.records import to_json
 from mhclite.runs.provenance import hardware
 from mhclite.training.group import deterministic
 from mhclite.training.processes import choose_device
@@ -97,34 +97,6 @@ def steppers_of(
     return own, steppers
 
 
-def groups_that_fit(
-    config: ThroughputConfig,
-    connections: Mapping[str, ConnectionConfig],
-    batch_size: int,
-    there: int | None,
-) -> list[list[str]]:
-    """Connections that are timed in one set of rounds, the plain residual among them in each.
-
-    All together, where their weights and the largest step fit; else each by itself.
-
-    Args:
-        there: bytes that are free, None without limit.
-    """
-    together = list(connections)
-    if there is None:
-        return [together]
-    bf16 = config.training.precision == "bf16"
-    ways = [replace(c, implementation=how) if how else c
-            for c in connections.values() for how in (None, *config.implementations)]  # fmt: skip
-    lasting = sum(memory.lasting_bytes(config.model, c) for c in connections.values())
-    largest = max(memory.step_bytes(config.model, c, batch_size, bf16) for c in ways)
-    reason = memory.too_much(lasting + largest, there)
-    if not reason or len(together) <= 2:
-        return [together]
-    log.info("each variant is timed with the plain residual alone: all together %s", reason)
-    return [[RESIDUAL_NAME, name] for name in together if name != RESIDUAL_NAME]
-
-
 class Collected:
     """What has been measured of one model size."""
 
@@ -144,10 +116,7 @@ class Collected:
         connections = {name: self.connections[name] for name in names}
         own, steppers = steppers_of(config, connections, self.batch_size, self.device)
         self.own = own or self.own
-        failed = self._unfit(steppers)
-        tried = {arm: stepper for arm, stepper in steppers.items() if arm not in failed}
-        seconds, out_of_memory = interleaved(tried, config.warmup_rounds, config.rounds)
-        failed |= out_of_memory
+        seconds, failed = interleaved(steppers, config.warmup_rounds, config.rounds)
         tokens = self.batch_size * config.model.block_size
         again = {arm.name for arm in failed if len(names) > 2 and arm.name != RESIDUAL_NAME}
         for arm in steppers:
@@ -166,19 +135,6 @@ class Collected:
         counted = self._counts(arm.name)
         self.did_not_fit.append(Unfit(how, arm.name, arm.repeatable, reason, **counted))
 
-    def _unfit(self, steppers: dict[Arm, Stepper]) -> dict[Arm, str]:
-        """Arms whose eager step needs more than is free, now that all weights are there."""
-        training, there = self.config.training, memory.room(self.device)
-        if there is None or training.compile:  # what the compiler keeps is less than is reckoned
-            return {}
-        model, bf16 = self.config.model, training.precision == "bf16"
-        found = {}
-        for arm, stepper in steppers.items():
-            needed = memory.step_bytes(model, stepper.connection, self.batch_size, bf16)
-            if reason := memory.too_much(needed, there):
-                found[arm] = reason
-        return found
-
     def _keep(self, arm: Arm, row: Timing) -> None:
         if arm.repeatable != self.config.training.deterministic:
             self.free.setdefault(arm.name, row)
@@ -190,7 +146,7 @@ class Collected:
 
     def _counts(self, name: str) -> dict[str, Any]:
         parameters, flops = counts(self.config.model, self.connections[name])
-        plain = memory.parameters_of(self.config.model, RESIDUAL)
+        plain, _ = counts(self.config.model, RESIDUAL)
         return {
             "flops_per_token": flops,
             "parameters": parameters,
@@ -209,19 +165,24 @@ def measure(config: ThroughputConfig) -> Throughput:
     deterministic(device, training.deterministic)
     collected = Collected(config, device)
     batch_size = collected.batch_size
-    todo = groups_that_fit(config, collected.connections, batch_size, memory.room(device))
+    names = list(collected.connections)
+    apart = [[RESIDUAL_NAME, name] for name in names if name != RESIDUAL_NAME]
+    todo = [names]
     while todo:
+        group = todo.pop(0)
         try:
-            alone = collected.time(todo.pop(0))
+            todo += [[RESIDUAL_NAME, name] for name in collected.time(group)]
         except RuntimeError as error:
-            if not memory.is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
-            raise UserError(
-                f"the weights of two variants of model {model.name} do not fit on this device: "
-                "measure on one with more memory, or take the model out of the study"
-            ) from None
-        memory.release(device)
-        todo += [[RESIDUAL_NAME, name] for name in alone]
+            if len(group) <= 2:
+                raise UserError(
+                    f"the weights of two variants of model {model.name} do not fit on this device: "
+                    "measure on one with more memory, or take the model out of the study"
+                ) from None
+            log.info("each variant is timed with the plain residual alone: all do not fit together")
+            todo = apart
+        release(device)  # here, where the error no longer holds what was computed
     if RESIDUAL_NAME not in collected.variants:
         reason = collected.did_not_fit[0].reason
         raise UserError(
@@ -250,16 +211,6 @@ def measure(config: ThroughputConfig) -> Throughput:
     )
 
 
-def throughput_config(text: str) -> ThroughputConfig:
-    """What `--config` asks for; `UserError` if it is not that."""
-    try:
-        return build(ThroughputConfig, json_argument(text, "--config"))
-    except Misfit as problem:
-        raise UserError(
-            f"--config {text[:60]!r} is not what a study resolves for throughput: {problem}"
-        ) from None
-
-
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite throughput`."""
     parser.add_argument(
@@ -273,7 +224,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure one model size and write the file."""
-    config = throughput_config(args.config)
+    config = settings_argument(ThroughputConfig, args.config, "--config")
     torch.set_num_threads(args.threads)
     result = measure(config)
     write_json(args.out, to_json(result))

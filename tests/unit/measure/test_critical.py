@@ -19,6 +19,7 @@ from mhclite.measure.files import (
     Try,
     critical_interval,
     read_critical,
+    settings_argument,
 )
 from mhclite.records import to_json
 
@@ -129,4 +130,4 @@ def test_a_tiny_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_settings_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="halvings is missing"):
-        critical.critical_settings('{"factors": [2, 4], "below_unigram": 0}')
+        settings_argument(CriticalSettings, '{"factors": [2, 4], "below_unigram": 0}', "--settings")
