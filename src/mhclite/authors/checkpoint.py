@@ -55,14 +55,10 @@ def _load(path: Path) -> dict[str, Any]:
                 raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except pickle.UnpicklingError:
-        # What torch says of it includes how to run the file's code.
-        raise UserError(
-            f"{path} is not a checkpoint that can be read safely: it is no file of torch.save, or "
-            "holds more than tensors, numbers and text; save those alone"
-        ) from None
     except Exception as error:  # whatever the damage leads torch to
         reason = " ".join(str(error).split())[:120]
+        if isinstance(error, pickle.UnpicklingError):  # torch says how to run the file's code
+            reason = "it holds more than tensors, numbers and text, or is no file of torch.save"
         raise UserError(f"{path} is not a checkpoint that can be read safely: {reason}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, {EXPECTED}")
@@ -191,17 +187,14 @@ def _their_shapes(model: ModelConfig, connection: ConnectionConfig) -> dict[str,
 
 def _check_names(state: dict[str, Tensor], expected: dict[str, torch.Size], path: Path) -> None:
     """`UserError` for tensors that are unknown, missing or of another shape."""
-
-    def listed(tensors: list[str]) -> str:
-        more = f" and {len(tensors) - SHOWN} more" if len(tensors) > SHOWN else ""
-        return ", ".join(tensors[:SHOWN]) + more
-
-    unknown = sorted(state.keys() - expected.keys())
-    missing = sorted(name for name in expected.keys() - state.keys() if not names.is_repeated(name))
-    if unknown:
-        raise UserError(f"{path} has tensors unknown to the authors' code: {listed(unknown)}")
-    if missing:
-        raise UserError(f"{path} lacks tensors of the authors' code: {listed(missing)}")
+    missing = {name for name in expected.keys() - state.keys() if not names.is_repeated(name)}
+    for what, found in (
+        ("has tensors unknown to", state.keys() - expected.keys()),
+        ("lacks tensors of", missing),
+    ):
+        if found:
+            listed = ", ".join(sorted(found)[:SHOWN]) + ", ..." * (len(found) > SHOWN)
+            raise UserError(f"{path} {what} the authors' code: {listed}")
     for name, tensor in state.items():
         if tensor.shape != expected[name]:
             raise UserError(
@@ -220,8 +213,9 @@ def _parameter_order(state: dict[str, Tensor]) -> list[str]:
 def _optimizer(
     saved: Any, state: dict[str, Tensor], variant: str, n: int, path: Path
 ) -> dict[str, dict[str, Tensor]] | None:
+    """AdamW's averages under our names; None where the file has none."""
     try:
-        return _read_optimizer(saved, state, variant, n, path)
+        return _read_optimizer(saved, state, variant, n) if saved and saved.get("state") else None
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"{path}: its optimizer is not AdamW as torch saves it ({type(error).__name__}: "
@@ -230,27 +224,18 @@ def _optimizer(
 
 
 def _read_optimizer(
-    saved: Any, state: dict[str, Tensor], variant: str, n: int, path: Path
-) -> dict[str, dict[str, Tensor]] | None:
-    """AdamW's averages under our names; None where the file has none."""
-    if not saved or not saved.get("state"):
-        return None
+    saved: Any, state: dict[str, Tensor], variant: str, n: int
+) -> dict[str, dict[str, Tensor]]:
+    """Likewise; any other error than `UserError` for what is not as torch saves it."""
     order = _parameter_order(state)
     indices = [index for group in saved["param_groups"] for index in group["params"]]
-    if len(indices) != len(order):
-        raise UserError(
-            f"{path}: its optimizer has {len(indices)} parameters, its model {len(order)}"
-        )
     result: dict[str, dict[str, Tensor]] = {}
     for index, name in zip(indices, order, strict=True):
         entry = saved["state"][index]
-        if entry["exp_avg"].shape != state[name].shape:
-            raise UserError(f"{path}: the optimizer's averages of {name} have another shape")
-        if not all(entry[kind].isfinite().all() for kind in ("exp_avg", "exp_avg_sq")):
-            raise UserError(f"{path}: the optimizer's averages of {name} have NaN or infinity")
         for kind in ("exp_avg", "exp_avg_sq"):
+            if entry[kind].shape != state[name].shape or not entry[kind].isfinite().all():
+                raise ValueError(f"{kind} of {name} has another shape, NaN or infinity")
             for ours, part in _renamed(name, entry[kind], variant, n).items():
-                result.setdefault(ours, {"step": torch.as_tensor(float(entry["step"]))})[kind] = (
-                    part
-                )
+                result.setdefault(ours, {"step": torch.as_tensor(float(entry["step"]))})
+                result[ours][kind] = part
     return result

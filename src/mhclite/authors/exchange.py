@@ -125,19 +125,16 @@ def export(folder: Path, path: Path) -> None:
     """Write a finished run's weights as a ckpt.pt that the authors' analysis reads."""
     trained = read_trained(folder)
     variant, n = trained.connection.variant, trained.connection.n_streams
-    if variant not in names.VARIANTS:
-        raise UserError(
-            f"{variant} has no counterpart in the authors' code; those that have one are "
-            f"{', '.join(names.VARIANTS)}"
-        )
-    if trained.connection.final_norm == "head":
-        raise UserError(f"{folder} has final_norm = 'head', which the authors' code does not have")
-    if trained.model.qk_norm or trained.model.mlp_width is not None:
-        raise UserError(
-            f"{folder} has qk_norm or a widened MLP, which the authors' code does not have"
-        )
-    if trained.connection.options.get("permutations") == "cyclic":
-        raise UserError(f"{folder} has permutations = 'cyclic'; the authors' code has all of them")
+    model, options = trained.model, trained.connection.options
+    foreign = {
+        f"the variant {variant} (theirs are {', '.join(names.VARIANTS)})": variant
+        not in names.VARIANTS,
+        "final_norm = 'head'": trained.connection.final_norm == "head",
+        "qk_norm or a widened MLP": model.qk_norm or model.mlp_width is not None,
+        "permutations = 'cyclic'": options.get("permutations") == "cyclic",
+    }
+    for what in (name for name, here in foreign.items() if here):
+        raise UserError(f"{folder} has {what}, which the authors' code does not have")
     if not trained.has_weights:
         raise UserError(f"{folder} diverged: it has no final weights")
     state = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
