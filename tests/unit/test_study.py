@@ -469,7 +469,7 @@ def changes(one: RunConfig, other: RunConfig) -> set[str]:
 
 BAD_CONDITIONS = {
     "unknown key": ({"connections": {"final_norms": 1}}, ["final_norms", "'final_norm'"]),
-    "unknown training key": ({"training": {"step": 1}}, ["conditions.norm.training.step"]),
+    "unknown training key": ({"training": {"step": 1}}, ["conditions.norm", "training.step"]),
     "bad value": ({"connections": {"final_norm": "never"}}, ["conditions.norm", "final_norm"]),
     "other variant": ({"variants": ["nope"]}, ["conditions.norm", "nope"]),
     "changes nothing": ({"variants": ["residual"]}, ["changes nothing for residual"]),

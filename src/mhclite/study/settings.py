@@ -6,7 +6,6 @@ parameter table in docs/configuration.md) is derived from them.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import replace
 from typing import Any, Self
 
@@ -184,14 +183,6 @@ class Study(Settings):
                 )
 
     def _condition_is_possible(self, name: str, condition: Condition) -> None:
-        for section in ("connections", "training"):
-            unknown = set(getattr(condition, section)) - set(getattr(self, section).model_dump())
-            if unknown:
-                key = sorted(unknown)[0]
-                known = list(getattr(self, section).model_dump())
-                close = difflib.get_close_matches(key, known, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else f"; known are {known}"
-                raise ValueError(f"conditions.{name}.{section}.{key}: unknown key{hint}")
         for part in ("variants", "models", "seeds"):
             own = list(getattr(self, part))
             for value in getattr(condition, part) or []:

@@ -6,7 +6,6 @@ import glob
 import os
 import re
 from collections.abc import Iterable
-from itertools import islice
 from pathlib import Path
 
 from mhclite.study.sections import RESULTS
@@ -17,7 +16,6 @@ MAKE_IT_SO = (
     "name plain text .txt, unpack what is packed, and write tables as parquet (datasets: "
     '`dataset.to_parquet("x.parquet")`, pandas: `frame.to_parquet("x.parquet")`)'
 )
-LOOKED_AT = 10_000  # files in a folder
 
 
 def matching(pattern: str) -> list[Path]:
@@ -71,13 +69,11 @@ def _globbed(pattern: str) -> list[Path]:
 def _why_none(pattern: str, folders: list[Path]) -> str:
     """What to tell somebody whose glob matches no file."""
     if folders:
-        inside = [path.name for path in islice(Path(folders[0]).rglob("*.*"), LOOKED_AT)]
-        suffix = next((end for end in SUFFIXES if any(n.endswith(end) for n in inside)), None)
-        what = f"no file matches {pattern!r}, only a folder"
-        if inside and not suffix:
-            return f"{what}, with {inside[0]!r} in it and none of {READABLE}: {MAKE_IT_SO}"
-        example = f"{pattern.rstrip('/')}/**/*{suffix or SUFFIXES[0]}"
-        return f"{what}: name the files in it, for example {example!r}"
+        example = f"{pattern.rstrip('/')}/**/*{SUFFIXES[0]}"
+        return (
+            f"no file matches {pattern!r}, only a folder: name the files in it, for example "
+            f"{example!r}; of {READABLE}: {MAKE_IT_SO}"
+        )
     unset = re.search(r"\$\{?(\w+)", os.path.expandvars(pattern))
     if unset:
         return f"no file matches {pattern!r}: the environment has no variable {unset[1]}"

@@ -283,9 +283,8 @@ def test_what_matches_nothing_says_why(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("name", ["a.csv", "a.TXT", "a.txt.gz"])
 def test_a_suffix_that_nobody_reads(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("a")
-    for pattern in (f"{tmp_path}/*", str(tmp_path)):
-        with pytest.raises(ValueError, match=rf"{name}.* none of \.txt.*to_parquet"):
-            matching(pattern)
+    with pytest.raises(ValueError, match=rf"{name}.* none of \.txt.*to_parquet"):
+        matching(f"{tmp_path}/*")
 
 
 def test_what_is_no_file_is_named(tmp_path: Path) -> None:
