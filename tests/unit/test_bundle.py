@@ -20,6 +20,8 @@ from mhclite.files import sha256_of, write_json
 from mhclite.measure.files import PROBE_SCHEMA, Probe
 from mhclite.records import to_json
 from mhclite.runs.folder import RunFolder
+from mhclite.runs.parquet import STUDY
+from mhclite.runs.parquet import pack as pack_study
 from mhclite.study.reading import load_study
 from mhclite.study.settings import Study
 from mhclite.training.torchrun import launcher
@@ -159,7 +161,9 @@ def test_a_published_study_is_extended(study: Study, touched: list[str]) -> None
     write_probe(there / kept.output, third, key=third.digest)
     write_probe(here / kept.output, third, key=third.digest, made_of="here")
     write_json(throughput, {"schema": 1})
-    merge.merge(Path("study.yaml"), there)
+    files = {str(path.relative_to(there)): path for path in there.rglob("*") if path.is_file()}
+    pack_study(files, Path("packed") / STUDY)
+    merge.merge(Path("study.yaml"), Path("packed"))
     assert (here / probe.output).read_bytes() == (there / probe.output).read_bytes()
     assert not (here / other.output).exists()
     assert json.loads((here / kept.output).read_text())["made_of"] == "here"

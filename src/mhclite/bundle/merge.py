@@ -35,6 +35,7 @@ from mhclite.runs.folder import (
     RunFolder,
 )
 from mhclite.runs.key import code_digest, deciding
+from mhclite.runs.parquet import STUDY, unpack
 from mhclite.study.reading import load_study
 from mhclite.study.sections import RESULTS
 from mhclite.tarball import extract
@@ -49,8 +50,9 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def unpacked(source: Path) -> Iterator[Path]:
-    """The folder itself, or an archive's content in a temporary folder beside the results."""
-    if source.is_dir():
+    """The folder itself, or what an archive or a published study holds, beside the results."""
+    published = (source / STUDY).is_file()
+    if source.is_dir() and not published:
         yield source
         return
     if not source.exists():
@@ -58,7 +60,10 @@ def unpacked(source: Path) -> Iterator[Path]:
     RESULTS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=RESULTS, prefix=".merge.") as folder:
         try:
-            extract(source, Path(folder))
+            if published:
+                unpack(source / STUDY, Path(folder))
+            else:
+                extract(source, Path(folder))
         except tarfile.TarError as error:
             raise UserError(
                 f"{source} is not a complete archive ({error}): bring it back again"

@@ -11,11 +11,12 @@ import argparse
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy import optimize, stats
 from tabulate import tabulate
 
@@ -34,7 +35,7 @@ from mhclite.study.sections import BASE
 from mhclite.study.settings import Study
 
 SEEDS = (3, 5)  # whose detectable differences are said, beside those of the study's own number
-PUBLISHED = "published/depth"  # its spread is used until the study has one of its own
+PUBLISHED = "published/depth/runs.csv"  # its spread is used until the study has one of its own
 POWER, CONFIDENCE = 0.8, 0.95
 SAME_FUNCTION = 0.001  # nats/token: two that agree so closely in every seed compute the same
 Losses = dict[tuple[str, str, str, int], float]  # by corpus, model, variant and seed
@@ -87,16 +88,29 @@ def _benchmarked_speeds(study: Study, model: str, rows: list[dict[str, Any]]) ->
 # --- spread ---------------------------------------------------------------------------------
 
 
-def final_losses(runs: Path, wanted: Iterable[str] | None) -> Losses:
+def final_losses(runs: Path, wanted: Collection[str]) -> Losses:
     """(corpus, model, variant, seed) -> final validation loss of the completed runs of a folder."""
     found = {}
     for folder in map(RunFolder, sorted(path.parent for path in runs.glob(f"*/{SUMMARY}"))):
         summary, config = folder.summary(), folder.record().config
-        counted = config.condition == BASE and (wanted is None or config.run in wanted)
-        if counted and summary.validation_loss is not None:
+        if (
+            config.condition == BASE
+            and config.run in wanted
+            and summary.validation_loss is not None
+        ):
             cell = (config.corpus, config.model.name, config.connection.variant)
             found[*cell, config.seed] = summary.validation_loss
     return found
+
+
+def published_losses(path: Path) -> Losses:
+    """The same of a published study's runs.csv; empty where there is none."""
+    if not path.is_file():
+        return {}
+    runs = pd.read_csv(path)
+    runs = runs[(runs["condition"] == BASE) & runs["validation_loss"].notna()]
+    cells = zip(runs["corpus"], runs["model"], runs["variant"], runs["seed"], strict=True)
+    return dict(zip(cells, runs["validation_loss"], strict=True))
 
 
 def pooled_spread(losses: Losses, variant: str, reference: str) -> float | None:
@@ -145,9 +159,9 @@ def detectable(study: Study, results: Path) -> dict[str, Any]:
     pairs = [(variant, RESIDUAL.variant) for variant in study.variants]
     pairs = [pair for pair in pairs if pair[0] != pair[1]] + [("mhc_lite", "mhc")]
     effects = {n: detectable_effect(n) for n in sorted({len(study.seeds), *SEEDS})}
-    own, published = results / study.name / "runs", results / PUBLISHED / "runs"
-    for runs, wanted in ((own, study.runs().keys()), (published, None)):
-        losses = final_losses(runs, wanted)
+    own, published = results / study.name / "runs", results / PUBLISHED
+    of_others = published_losses(published)
+    for source, losses in ((own, final_losses(own, study.runs())), (published, of_others)):
         spreads = {
             " - ".join(VARIANTS[name].label for name in pair): pooled_spread(losses, *pair)
             for pair in pairs
@@ -159,7 +173,7 @@ def detectable(study: Study, results: Path) -> dict[str, Any]:
             if sd is not None
         }
         if found:
-            return {"source": str(runs), "differences": found}
+            return {"source": str(source), "differences": found}
     return {"source": None, "differences": {}}
 
 

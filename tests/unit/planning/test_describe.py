@@ -115,7 +115,7 @@ def test_nothing_is_said_that_was_not_measured(study: Study, tmp_path: Path) -> 
     text = as_text(found)
     assert "no speed was measured" in text
     assert "no finished runs of several seeds show a spread" in text
-    assert detectable(study, CONFIG.parent / "results")["source"].endswith("depth/runs")
+    assert detectable(study, CONFIG.parent / "results")["source"].endswith("depth/runs.csv")
 
 
 def test_the_studys_own_runs_tell_the_spread_if_there_are_several(
