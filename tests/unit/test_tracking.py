@@ -277,6 +277,24 @@ def test_study_run_holds_report_figures_and_tables(tracked: Path) -> None:
     assert "mHC" in tags_of(tracked, "study")["mlflow.note.content"]
 
 
+def test_a_view_of_each_model_size_fits_its_runs(tracked: Path) -> None:
+    tags = dict(query(tracked, "SELECT key, value FROM experiment_tags"))
+    assert max(map(len, tags.values())) < 20_000  # MLflow's limit
+    metrics = {row[0] for row in query(tracked, "SELECT DISTINCT key FROM metrics")}
+    known = {f"metrics.`{name}`" for name in metrics}
+    known |= {f"tags.`{key}`" for (key,) in query(tracked, "SELECT DISTINCT key FROM tags")}
+    models = {row[0] for row in query(tracked, "SELECT value FROM tags WHERE key = 'model'")}
+    cells: set[str] = set()
+    for model in models:
+        state = json.loads(json.loads(tags[f"mlflow.sharedViewState.{model}"])["state"])
+        cells |= set(state["groupsExpanded"])
+        of_the_study = {name for name in metrics if name.startswith("study/")}
+        assert {chart["metricKey"] for chart in state["compareRunCharts"]} == metrics - of_the_study
+        assert set(state["selectedColumns"]) <= known
+    of_runs = {row[0] for row in query(tracked, "SELECT value FROM tags WHERE key = 'cell'")}
+    assert cells == {f"tag.cell.{cell}" for cell in of_runs}
+
+
 def test_client_lists_and_downloads_artifacts(tracked: Path, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 

@@ -113,7 +113,9 @@ def test_prints_where_to_look(running: Running) -> None:
     experiment, study = receipt["experiment"]["id"], receipt["runs"]["study"]["id"]
     page = f"http://127.0.0.1:{running.port}/#/experiments/{experiment}/runs"
     assert "study synthetic:" in text
-    assert f"{page}?workflowType=machine_learning&compareRunsMode=CHART" in text
+    assert receipt["views"]
+    for model in receipt["views"]:
+        assert f"{page}?workflowType=machine_learning&viewStateShareKey={model}" in text
     assert f"{page}/{study}/artifacts/report.html" in text
     # The page itself is there.
     assert b"<title>MLflow</title>" in running.ask("")

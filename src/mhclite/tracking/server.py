@@ -73,7 +73,7 @@ def receipts(database: Path) -> dict[Path, dict[str, Any]]:
 
 
 def links(database: Path, port: int) -> list[str]:
-    """Lines that say where to look: for each study its runs as charts and its report.
+    """Lines that say where to look: for each study its report, and its variants at each size.
 
     Each address asks for the UI for training: it would open on its pages about agents.
     """
@@ -84,8 +84,11 @@ def links(database: Path, port: int) -> list[str]:
         report = f"{runs}/{receipt['runs'][STUDY_RUN]['id']}/artifacts/report.html"
         lines += [
             f"study {receipt['experiment']['name']}:",
-            f"  charts  {runs}?{kind}&compareRunsMode=CHART (Group by the tag cell: the variants)",
             f"  report  {report}?{kind}",
+            *(
+                f"  {model}  {runs}?{kind}&viewStateShareKey={model}&compareRunsMode=CHART"
+                for model in receipt.get("views", ())
+            ),
         ]
     return [*lines, "Ctrl-C stops MLflow."]
 

@@ -71,7 +71,7 @@ def experiment_tags(study: dict[str, Any]) -> dict[str, str]:
         # The UI shows the first line, until the reader unfolds the rest.
         "mlflow.note.content": (
             f"{study.get('title', study['name'])}: every training run, and the run *study* with "
-            "report, figures and tables. To compare variants: chart view, Group by the tag `cell`."
+            "report, figures and tables. *Views* (top right) has the variants of each model size."
             "\n\nLosses are in nats per token. A *cell* is one variant of one model size: its "
             "runs differ only in their seed. A mean over them leaves out a run from the step at "
             "which it diverged (status `diverged`). All of this is a copy of the results folder: "

@@ -28,6 +28,7 @@ from mhclite.tracking.store import (
     open_store,
 )
 from mhclite.tracking.study import experiment_tags, tracked_runs
+from mhclite.tracking.view import models_of, views
 from mhclite.training.live import RUN_TAG, first_words
 
 SCHEMA = 1
@@ -61,7 +62,8 @@ def import_run(store: Store, experiment: str, run: TrackedRun) -> str:
 def synchronise(store: Store, study: dict[str, Any], runs: list[TrackedRun]) -> dict[str, Any]:
     """Make the study's experiment hold exactly `runs`; returns the receipt."""
     name = study["name"]
-    experiment = store.experiment(name, experiment_tags(study))
+    tags = experiment_tags(study) | views(runs, created=runs[0].end)
+    experiment = store.experiment(name, tags)
     wanted = {run.name: run for run in runs}
     kept: dict[str, str] = {}  # run -> its id in MLflow
     of_others: set[str] = set()
@@ -101,6 +103,7 @@ def synchronise(store: Store, study: dict[str, Any], runs: list[TrackedRun]) -> 
         "schema": SCHEMA,
         "uri": store.uri,
         "experiment": {"name": name, "id": experiment},
+        "views": models_of(runs),
         "runs": {run.name: {"id": kept[run.name], "digest": run.digest} for run in runs},
     }
 
