@@ -30,7 +30,7 @@ from mhclite.files import read_json
 from mhclite.measure.steps import counts
 from mhclite.runs.folder import SUMMARY, RunFolder
 from mhclite.runs.status import duration
-from mhclite.study.reading import load_study
+from mhclite.study.reading import parse_study, read_yaml
 from mhclite.study.sections import BASE
 from mhclite.study.settings import Study
 
@@ -343,6 +343,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Describe one study."""
-    found = describe(load_study(args.study), args.results, args.throughput)
+    """Describe one study; also one whose learning rates have not been found yet."""
+    content, note = read_yaml(args.study, "study file"), ""
+    rates = content.get("learning_rates") if isinstance(content, dict) else None
+    if isinstance(rates, str) and not Path(rates).is_file():
+        note = f"There is no file {rates} yet: the study starts when a sweep has made it.\n"
+        del content["learning_rates"]
+    found = describe(parse_study(content, str(args.study)), args.results, args.throughput)
+    if note and not args.json:
+        print(note)
     print(json.dumps(found, indent=1) if args.json else as_text(found))
