@@ -163,7 +163,8 @@ def found_block(results: Results) -> str:
             markdown(overview_table(results)).strip(),
             "",
             *(
-                [f"![{about.title}: {about.alt}]({_figure(results.name)})", ""]
+                # as a page in docs/ names it, where these blocks stand
+                [f"![{about.title}: {about.alt}](images/{results.name}-{FIGURE}.svg)", ""]
                 if about.shown_in(results.settings)  # a study of one depth has no such figure
                 else []
             ),
