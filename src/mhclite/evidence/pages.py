@@ -1,6 +1,6 @@
 """What README and docs/ say of published studies: text between marks, made from their files.
 
-    <!-- found:STUDY -->         what the study found, in words, and the figure that shows it
+    <!-- found:STUDY -->         every variant at a glance, and the figure over depth
     <!-- losses:STUDY -->        its final losses
     <!-- table:STUDY/NAME -->    a table of its report
 
@@ -12,17 +12,13 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from mhclite.errors import UserError
 from mhclite.evidence.exhibits import FIGURES, TABLES, shown
-from mhclite.evidence.findings import findings_of
 from mhclite.evidence.published import collect_again
-from mhclite.evidence.report_found import found
-from mhclite.evidence.report_limits import limits
-from mhclite.evidence.report_methods import Entry, counted, layers_of, listed
+from mhclite.evidence.report_methods import counted, layers_of, listed
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.statistics import BASELINE, far_off
 from mhclite.evidence.style import save, style
@@ -142,9 +138,7 @@ def _figure(study: str) -> str:
 
 
 def found_block(results: Results) -> str:
-    """What was found on the first corpus, and the figure that shows it."""
-    corpus = results.corpora[0]
-    findings = [finding for finding in findings_of(results) if finding.corpus == corpus]
+    """Every variant of a study at a glance, and the figure over depth."""
     about, _ = FIGURES[FIGURE]
     size = ", ".join(
         [
@@ -155,28 +149,18 @@ def found_block(results: Results) -> str:
     )
     return "\n".join(
         [
-            f"**What study `{results.name}` found** ({size}; intervals: "
-            f"{percent_of(results.confidence)}):",
-            "",
-            *_bullets(found(results, findings, corpus)),
+            f"Study `{results.name}`: {size}.",
             "",
             markdown(overview_table(results)).strip(),
             "",
             *(
                 # as a page in docs/ names it, where these blocks stand
-                [f"![{about.title}: {about.alt}](images/{results.name}-{FIGURE}.svg)", ""]
+                [f"![{about.title}: {about.alt}](images/{results.name}-{FIGURE}.svg)"]
                 if about.shown_in(results.settings)  # a study of one depth has no such figure
                 else []
             ),
-            "**What it cannot say:**",
-            "",
-            *_bullets(limits(results, findings, corpus)),
         ]
     )
-
-
-def _bullets(points: Sequence[Entry]) -> list[str]:
-    return [f"- *{title}.* {text}" for title, text in points]
 
 
 def losses_block(results: Results) -> str:

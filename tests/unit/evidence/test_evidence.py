@@ -21,11 +21,8 @@ from mhclite.errors import UserError
 from mhclite.evidence import style
 from mhclite.evidence.evidence import write
 from mhclite.evidence.exhibits import FIGURES, TABLES, shown
-from mhclite.evidence.findings import claims_of, evaluate
 from mhclite.evidence.pages import found_block, losses_block
 from mhclite.evidence.published import publish, rebuild
-from mhclite.evidence.report_found import found
-from mhclite.evidence.report_limits import limits
 from mhclite.evidence.results import Results
 from mhclite.files import write_json
 from mhclite.records import to_json
@@ -161,11 +158,6 @@ def test_blocks_of_the_readme(written: Written) -> None:
     row = next(line for line in losses_block(results).splitlines() if line.startswith("| mHC |"))
     mean = results.runs.loc[results.runs["variant"] == "mhc", "validation_loss"].mean()
     assert f"{mean:.3f} ±" in row
-    findings = evaluate(results, claims_of(results))
     block = found_block(results).splitlines()
-    points = found(results, findings, "sotu"), limits(results, findings, "sotu")
-    places = [[block.index(f"- *{title}.* {text}") for title, text in part] for part in points]
-    assert places[0] == [*range(2, 2 + len(places[0]))]
-    assert places[1]
-    assert min(places[1]) > max(places[0])
+    assert [line for line in block if "| mHC " in line]
     assert not any("synthetic-depth.svg" in line for line in block)  # of one depth
