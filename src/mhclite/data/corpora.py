@@ -33,15 +33,14 @@ class Source:
         paths: the files, in the order of reading.
         identity: as JSON, something that differs if the files differ, known without reading them.
         begin: called when the files turn out to be readable.
-        accept: told the documents and UTF-8 bytes of a whole reading; raises where they should
-            have been others, or where a file changed meanwhile.
+        check: called after a whole reading; raises where a file changed meanwhile.
     """
 
     entry: SourceEntry
     paths: list[str]
     identity: Any
     begin: Callable[[], None] = lambda: None
-    accept: Callable[[int, int], None] = lambda documents, size: None
+    check: Callable[[], None] = lambda: None
 
 
 def open_source(corpus: dict[str, Any], lock: Path, downloads: Path) -> Source:
@@ -104,7 +103,7 @@ def _files(corpus: dict[str, Any]) -> Source:
 
     before = states()
 
-    def accept(documents: int, size: int) -> None:
+    def check() -> None:
         if states() != before:
             raise UserError(
                 f"the files of {corpus['files']!r} changed while they were read: run the same "
@@ -114,7 +113,7 @@ def _files(corpus: dict[str, Any]) -> Source:
     entry = SourceEntry(
         kind="files", description=f"local files {corpus['files']}", license=corpus["license"]
     )
-    return Source(entry, [path for path, _, _ in before], before, accept=accept)
+    return Source(entry, [path for path, _, _ in before], before, check=check)
 
 
 def content(corpus: dict[str, Any], folder: Path) -> list[list[str]] | None:
@@ -179,8 +178,4 @@ def _hub(corpus: dict[str, Any], lock: CorporaLock) -> Source:
     def begin() -> None:
         lock.record(repository, subset, revision=dataset.revision)
 
-    def accept(documents: int, size: int) -> None:
-        if corpus["max_documents"] is None:
-            lock.record(repository, subset, documents=documents, bytes=size)
-
-    return Source(entry, dataset.files(), dataset.revision, begin, accept)
+    return Source(entry, dataset.files(), dataset.revision, begin)

@@ -1,11 +1,10 @@
 """The corpora lock file: which revision of a hub corpus is read here.
 
-    {repository: {subset: {"revision", "first_used", "documents", "bytes"}}}
+    {repository: {subset: {"revision", "first_used"}}}
 
 A study that names no `revision` takes the newest at the first use of a corpus. It is recorded here,
 and later uses must match it. There is no such file before the first use of a hub corpus; commit it
-then, so that everybody who runs the study reads the same text. `documents` and `bytes` (UTF-8) are
-there once the corpus was read to its end.
+then, so that everybody who runs the study reads the same text.
 """
 
 from __future__ import annotations
@@ -33,32 +32,29 @@ class CorporaLock:
         entry: dict[str, Any] = self._read().get(repository, {}).get(subset or "default", {})
         return entry
 
-    def record(self, repository: str, subset: str | None, **facts: Any) -> None:
-        """Add facts about a corpus; those that are there already must be the same.
+    def record(self, repository: str, subset: str | None, revision: str) -> None:
+        """Fix the revision of a corpus; one that is fixed already must be the same.
 
         Raises:
-            UserError: a fact differs from what is recorded, or the file cannot be used.
+            UserError: another is recorded, or the file cannot be used.
         """
         try:
-            self._record(repository, subset or "default", facts)
-        except OSError as error:
-            raise UserError(f"the corpora lock file {self.path}: {error.strerror}") from None
-
-    def _record(self, repository: str, subset: str, facts: dict[str, Any]) -> None:
-        with locked(self.path):
-            entries = self._read()
-            entry = entries.setdefault(repository, {}).setdefault(subset, {})
-            before = dict(entry)
-            for key, value in facts.items():
-                if entry.setdefault(key, value) != value:
+            with locked(self.path):
+                entries = self._read()
+                name = subset or "default"
+                entry = entries.setdefault(repository, {}).get(name)
+                if entry is None:
+                    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+                    entries[repository][name] = {"revision": revision, "first_used": today}
+                    write_json(self.path, entries)
+                elif entry["revision"] != revision:
                     raise UserError(
-                        f"{repository} ({subset}): {key} is {value}, but {self.path} "
-                        f"has {entry[key]} since its first use on {entry.get('first_used')}; to "
+                        f"{repository} ({name}): revision is {revision}, but {self.path} has "
+                        f"{entry['revision']} since its first use on {entry.get('first_used')}; to "
                         "use the other one from now on, delete that entry and the prepared corpus"
                     )
-            entry.setdefault("first_used", datetime.datetime.now(datetime.UTC).date().isoformat())
-            if entry != before:
-                write_json(self.path, entries)
+        except OSError as error:
+            raise UserError(f"the corpora lock file {self.path}: {error.strerror}") from None
 
     def _read(self) -> dict[str, dict[str, dict[str, Any]]]:
         try:
@@ -78,7 +74,7 @@ class CorporaLock:
         if not whole:
             raise UserError(
                 f"the corpora lock file {self.path} is damaged: expected JSON, repository -> "
-                "subset -> revision and other facts; restore it from version control"
+                "subset -> revision; restore it from version control"
             )
         assert isinstance(entries, dict)
         return entries

@@ -140,7 +140,7 @@ def prepare(
     splits = _tokenized(settings, jobs, processes)
     # Before there is a manifest: Snakemake would remove it with the failed job.
     expect_window(splits, f"corpus {settings['name']!r}", block_size)
-    source.accept(documents, sum(splits[split].bytes for split in SPLITS))
+    source.check()
 
     log.info("counting unigrams and bigrams")
     train, validation = (TokenSplit(shard_paths(folder, splits[split])) for split in SPLITS)

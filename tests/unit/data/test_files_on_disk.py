@@ -76,10 +76,10 @@ def test_a_file_that_was_only_touched_is_the_same_text(tmp_path: Path) -> None:
 def test_a_file_that_changes_while_it_is_read_stops(tmp_path: Path) -> None:
     _, corpus, _ = prepare_in(tmp_path)
     source = open_source(corpus, tmp_path / "lock.json", tmp_path)
-    source.accept(40, 1)
+    source.check()
     (tmp_path / "d" / "003.txt").write_text("another text")
     with pytest.raises(UserError, match="changed while they were read"):
-        source.accept(40, 1)
+        source.check()
 
 
 # --- damage, encodings --------------------------------------------------------------------------

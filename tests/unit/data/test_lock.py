@@ -14,26 +14,25 @@ from mhclite.data.lock import CorporaLock, revision_text
 from mhclite.errors import UserError
 
 
-def test_facts_are_added_and_kept(tmp_path: Path) -> None:
+def test_a_revision_is_recorded_once(tmp_path: Path) -> None:
     path = tmp_path / "config" / "corpora.lock.json"
     lock = CorporaLock(path)
     assert lock.entry("some/one", "small") == {}
     assert not path.exists()
     lock.record("some/one", "small", revision="a" * 40)
     lock.record("some/one", None, revision="b" * 40)
-    lock.record("some/one", "small", documents=3, bytes=9)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     assert json.loads(path.read_text()) == {
         "some/one": {
-            "small": {"revision": "a" * 40, "first_used": today, "documents": 3, "bytes": 9},
+            "small": {"revision": "a" * 40, "first_used": today},
             "default": {"revision": "b" * 40, "first_used": today},
         }
     }
-    assert lock.entry("some/one", "small")["documents"] == 3
-
-    before = path.stat().st_mtime_ns
-    lock.record("some/one", "small", revision="a" * 40, documents=3)
-    assert path.stat().st_mtime_ns == before
+    before = path.read_bytes()
+    lock.record("some/one", "small", revision="a" * 40)
+    with pytest.raises(UserError, match=r"some/one \(small\): revision is c+, but .* has a+ since"):
+        lock.record("some/one", "small", revision="c" * 40)
+    assert path.read_bytes() == before
 
 
 def test_it_is_said_what_fixes_a_revision(tmp_path: Path) -> None:
@@ -47,16 +46,6 @@ def test_it_is_said_what_fixes_a_revision(tmp_path: Path) -> None:
     assert revision_text(corpus, lock) == f"revision {'b' * 12}, locked in {lock.path}"
     pinned = {**corpus, "revision": "c" * 40}
     assert revision_text(pinned, lock) == f"revision {'c' * 12}, pinned in the study"
-
-
-def test_another_fact_is_an_error_that_changes_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "lock.json"
-    lock = CorporaLock(path)
-    lock.record("some/one", "small", revision="a" * 40, documents=3)
-    before = path.read_bytes()
-    with pytest.raises(UserError, match=r"some/one \(small\): documents is 4, but .* has 3 since"):
-        lock.record("some/one", "small", documents=4)
-    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"a": {"b": {}}}', '{"a": {"b": "c"}}', "\xff"])

@@ -108,16 +108,14 @@ def many_files(folder: Path) -> str:
     return f"{folder}/*"
 
 
-@pytest.mark.parametrize("seed", [None, 7])
-def test_any_number_of_processes_writes_the_same_bytes(tmp_path: Path, seed: int | None) -> None:
-    chosen = settings(many_files(tmp_path / "files"), split_seed=seed)
-    outs = [tmp_path / f"out{processes}" for processes in (1, 2, 3)]
-    for processes, out in enumerate(outs, start=1):
+def test_any_number_of_processes_writes_the_same_bytes(tmp_path: Path) -> None:
+    chosen = settings(many_files(tmp_path / "files"), split_seed=7)
+    outs = [tmp_path / f"out{processes}" for processes in (1, 3)]
+    for processes, out in zip((1, 3), outs, strict=True):
         prepare(chosen, out, tmp_path / "lock.json", processes, part_bytes=3000)
-    assert content(outs[0]) == content(outs[1]) == content(outs[2])
+    assert content(outs[0]) == content(outs[1])
     assert len(load_manifest(outs[0]).train.shards) > 5
-    rule = load_manifest(outs[0]).split.rule
-    assert rule.endswith("seed 7" if seed else "sha256 of the text")
+    assert load_manifest(outs[0]).split.rule.endswith("seed 7")
     # Parts change where shards end, not the tokens.
     prepare(chosen, tmp_path / "whole", tmp_path / "lock.json")
     assert len(load_manifest(tmp_path / "whole").train.shards) == 1
