@@ -10,6 +10,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,23 @@ def positive_float(text: str) -> float:
     if not 0 < value < math.inf:  # NaN is refused too
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
+
+
+def required(
+    parser: argparse.ArgumentParser, **options: tuple[Callable[[str], Any] | None, str]
+) -> None:
+    """Add options that must be given: name=(type, help); None for text."""
+    for name, (kind, help_) in options.items():
+        more: dict[str, Any] = {} if kind is None else {"type": kind}
+        parser.add_argument(f"--{name}", required=True, help=help_, **more)
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--runs` and `--run`, for `run_arguments`."""
+    required(parser, runs=(folder_path, "folder of the run folders"))
+    parser.add_argument(
+        "--run", required=True, nargs="+", metavar="ID", help="runs, or @FILE with one per line"
+    )
 
 
 # Paths are checked for what nobody could read or write. Whether what is read is there, and whole,

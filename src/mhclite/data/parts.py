@@ -48,15 +48,6 @@ class Part:
     documents: int
     pieces: tuple[Piece, ...]
 
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Part:
-        """From `asdict`, after JSON."""
-        pieces = tuple(
-            Piece(**{**piece, "groups": piece["groups"] and tuple(piece["groups"])})
-            for piece in value["pieces"]
-        )
-        return cls(**{**value, "pieces": pieces})
-
 
 def divide(pieces: Iterable[Piece], part_bytes: int, max_documents: int | None) -> list[Part]:
     """Group pieces, in their order, into parts of about `part_bytes`."""

@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from mhclite.arguments import file_path, folder_path, positive_int
+from mhclite.arguments import file_path, folder_path, positive_int, required
 from mhclite.data.baselines import BIGRAM_TOKENS, ngram_baselines
 from mhclite.data.corpora import Source, describe_file, describe_files, open_source
 from mhclite.data.lock import CorporaLock
@@ -225,7 +225,7 @@ def _plan(
             plan = read_json(path)
             if plan["key"] == key:
                 entry = build(SourceEntry, plan["source"])
-                parts = [Part.from_json(part) for part in plan["parts"]]
+                parts = [build(Part, part) for part in plan["parts"]]
                 log.info("going on with what was begun in %s", folder)
                 _remove(folder, HALF_WRITTEN)  # by processes that were killed
                 return entry, parts
@@ -258,9 +258,7 @@ def _plan(
     source.begin()
     _clear(folder)
     parts = divide(pieces, part_bytes, corpus["max_documents"])
-    write_json(
-        path, {"key": key, "source": to_json(entry), "parts": [asdict(part) for part in parts]}
-    )
+    write_json(path, {"key": key, "source": to_json(entry), "parts": to_json(parts)})
     return entry, parts
 
 
@@ -363,12 +361,11 @@ def parse_settings(text: str) -> dict[str, Any]:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite prepare`."""
-    parser.add_argument("--settings", required=True, help="the corpus and its tokenizer, JSON")
-    parser.add_argument(
-        "--out", required=True, type=folder_path, help="folder of the prepared corpus"
-    )
-    parser.add_argument(
-        "--lock", required=True, type=file_path, help="corpora lock file: revisions of hub corpora"
+    required(
+        parser,
+        settings=(None, "the corpus and its tokenizer, JSON"),
+        out=(folder_path, "folder of the prepared corpus"),
+        lock=(file_path, "corpora lock file: revisions of hub corpora"),
     )
     parser.add_argument(
         "--processes", type=positive_int, default=usable_cores(), help="default: one per core"

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mhclite.arguments import file_path, folder_path
+from mhclite.arguments import file_path, folder_path, required
 from mhclite.config import RunConfig
 from mhclite.data.manifest import load_manifest
 from mhclite.errors import UserError
@@ -159,20 +159,12 @@ def earlier(part: Path, made_of: str) -> list[Try]:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite critical`."""
-    parser.add_argument(
-        "--config", required=True, help="resolved run configuration (JSON, or @FILE)"
-    )
-    parser.add_argument(
-        "--corpus", required=True, type=folder_path, help="folder of a prepared corpus"
-    )
-    parser.add_argument(
-        "--settings",
-        required=True,
-        metavar="JSON",
-        help="object with factors, halvings and below_unigram",
-    )
-    parser.add_argument(
-        "--out", required=True, type=file_path, metavar="FILE", help="file to write"
+    required(
+        parser,
+        config=(None, "resolved run configuration (JSON, or @FILE)"),
+        corpus=(folder_path, "folder of a prepared corpus"),
+        settings=(None, "JSON object with factors, halvings and below_unigram"),
+        out=(file_path, "file to write"),
     )
 
 

@@ -15,7 +15,14 @@ from pathlib import Path
 
 import torch
 
-from mhclite.arguments import file_path, folder_path, positive_int, run_arguments
+from mhclite.arguments import (
+    add_run_arguments,
+    file_path,
+    folder_path,
+    positive_int,
+    required,
+    run_arguments,
+)
 from mhclite.data.manifest import load_manifest
 from mhclite.data.pool import run_jobs
 from mhclite.errors import UserError
@@ -202,21 +209,16 @@ def probe_runs(
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite probe`."""
-    parser.add_argument(
-        "--runs", required=True, type=folder_path, metavar="DIR", help="folder of the run folders"
-    )
-    parser.add_argument(
-        "--run", required=True, nargs="+", metavar="ID", help="runs, or @FILE with one per line"
-    )
+    add_run_arguments(parser)
     add_text_arguments(parser, required=False)
-    parser.add_argument("--sequences", required=True, type=positive_int, help="validation windows")
+    required(parser, sequences=(positive_int, "validation windows"))
     parser.add_argument(
         "--evaluation-tokens",
         type=positive_int,
         help="of the final loss, spread evenly (default: the whole validation split)",
     )
     parser.add_argument("--processes", type=positive_int, default=1, help="runs at once on CPUs")
-    parser.add_argument("--out", required=True, type=folder_path, help="folder of the probe files")
+    required(parser, out=(folder_path, "folder of the probe files"))
     parser.add_argument(
         "--receipt", type=file_path, help="file that says what each probe was made of"
     )

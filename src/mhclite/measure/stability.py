@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mhclite.arguments import file_path, folder_path, run_arguments
+from mhclite.arguments import add_run_arguments, file_path, required, run_arguments
 from mhclite.errors import UserError
 from mhclite.files import write_json
 from mhclite.measure.files import (
@@ -207,21 +207,10 @@ def stability_settings(text: str) -> StabilitySettings:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite stability`."""
-    parser.add_argument(
-        "--settings",
-        required=True,
-        metavar="JSON",
-        help="object with spike_window, spike_sigmas and fluctuation_window",
-    )
-    parser.add_argument(
-        "--runs", required=True, type=folder_path, metavar="DIR", help="folder of the run folders"
-    )
-    parser.add_argument(
-        "--run", required=True, nargs="+", metavar="ID", help="runs, or @FILE with one per line"
-    )
-    parser.add_argument(
-        "--out", required=True, type=file_path, metavar="FILE", help="stability.json"
-    )
+    what = "JSON object with spike_window, spike_sigmas and fluctuation_window"
+    required(parser, settings=(None, what))
+    add_run_arguments(parser)
+    required(parser, out=(file_path, "stability.json"))
 
 
 def run(args: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mhclite.arguments import file_path, folder_path
+from mhclite.arguments import file_path, folder_path, required
 from mhclite.config import RunConfig
 from mhclite.errors import Interrupted
 from mhclite.files import write_json
@@ -180,22 +180,12 @@ def measure(config: RunConfig, corpus: Path, settings: SweepSettings, out: Path)
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite sweep`."""
-    parser.add_argument(
-        "--config",
-        required=True,
-        help="resolved configuration of a run of the arm (JSON, or @FILE)",
-    )
-    parser.add_argument(
-        "--corpus", required=True, type=folder_path, help="folder of a prepared corpus"
-    )
-    parser.add_argument(
-        "--settings",
-        required=True,
-        metavar="JSON",
-        help="object with the keys of the section `sweep`, and the grid's seeds",
-    )
-    parser.add_argument(
-        "--out", required=True, type=file_path, metavar="FILE", help="file to write"
+    required(
+        parser,
+        config=(None, "resolved configuration of a run of the arm (JSON, or @FILE)"),
+        corpus=(folder_path, "folder of a prepared corpus"),
+        settings=(None, "JSON object with the keys of the section `sweep`, and the grid's seeds"),
+        out=(file_path, "file to write"),
     )
 
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mhclite.arguments import file_path, positive_int
+from mhclite.arguments import file_path, positive_int, required
 from mhclite.config import (
     RESIDUAL,
     ConnectionConfig,
@@ -213,13 +213,12 @@ def measure(config: ThroughputConfig) -> Throughput:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite throughput`."""
-    parser.add_argument(
-        "--config",
-        required=True,
-        help="model, connections, training and rounds, as the study resolves them (JSON or @FILE)",
+    required(
+        parser,
+        config=(None, "what the study resolves for it (JSON, or @FILE)"),
+        threads=(positive_int, "CPU threads"),
+        out=(file_path, "file to write"),
     )
-    parser.add_argument("--threads", type=positive_int, required=True, help="CPU threads")
-    parser.add_argument("--out", required=True, type=file_path, help="file to write")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -84,22 +84,12 @@ def test_trailing_window_against_each_window_alone(values: list[float], window: 
             )
 
 
-def test_no_verdict_before_the_window_is_full() -> None:
-    # Four values: the fifth, at position 4, is the first that has a full window before it.
-    assert spikes([0.0, 1.0, 0.0, 99.0, 0.0], window=4, sigmas=3) == []
-    assert spikes([0.0, 1.0, 0.0, 1.0, 99.0], window=4, sigmas=3) == [4]
-
-
 def test_threshold_is_strict_and_counts_population_deviations() -> None:
     # Mean 0.5, population deviation 0.5: the threshold at 3 deviations is 2.
     assert spikes([*WAVE * 4, 2.0], window=8, sigmas=3) == []
     assert spikes([*WAVE * 4, 2.0 + 1e-9], window=8, sigmas=3) == [8]
     # The sample form would put it at 2.1.
     assert spikes([*WAVE * 4, 2.05], window=8, sigmas=3) == [8]
-
-
-def test_only_values_above_count() -> None:
-    assert spikes([*WAVE * 4, -99.0], window=8, sigmas=3) == []
 
 
 def test_a_spike_enters_the_windows_after_it() -> None:
@@ -122,18 +112,6 @@ def test_flat_window_has_no_spike() -> None:
     assert spikes([1e-9 * value for value in [*WAVE * 4, 9.0]], window=8, sigmas=6) == [8]
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, 1e308])
-def test_what_is_not_finite_is_no_spike(value: float) -> None:
-    assert spikes([*WAVE * 4, value, *WAVE * 4], window=8, sigmas=3) == (
-        [8] if math.isfinite(value) else []
-    )
-
-
-def test_nothing_is_judged_against_a_window_with_a_gap() -> None:
-    series = [*WAVE * 4, math.nan, 0.0, 99.0, *WAVE * 4, 99.0]
-    assert spikes(series, window=4, sigmas=3) == [19]
-
-
 def test_jumps_are_above_the_median_of_the_window_by_more_than_a_tenth() -> None:
     assert jumps([3.0, 9.0] * (JUMP_WINDOW // 2) + [9.0]) == ([], 0)
     quiet = [3.0] * 300
@@ -142,11 +120,6 @@ def test_jumps_are_above_the_median_of_the_window_by_more_than_a_tenth() -> None
     assert jumps([*quiet[:250], math.nan, *quiet[251:]]) == ([], 0 + 250 - JUMP_WINDOW)
     # The median of 201 values in turn is one of the two: the other is no jump above it.
     assert jumps([*([3.0, 3.05] * 150), 3.12, 3.16])[0] == [301]
-
-
-def test_short_series() -> None:
-    assert spikes([], window=4, sigmas=3) == []
-    assert spikes([1.0], window=4, sigmas=3) == []
 
 
 # --- one run --------------------------------------------------------------------------------
