@@ -6,6 +6,7 @@ installed, and none of its code runs.
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 import stat
@@ -15,8 +16,8 @@ import tarfile
 import tempfile
 import urllib.request
 import zipfile
-import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from http.client import HTTPException
 from pathlib import Path
@@ -123,16 +124,33 @@ def _extract(archive: Path, location: str, member: str, folder: Path) -> None:
 
 
 def _unzip(archive: Path, folder: Path, wanted: Callable[[str], bool]) -> list[str]:
-    """As `tarball.extract`, which see; Python compares the checksum of each file it extracts."""
+    """As `tarball.extract`.
+
+    Raises:
+        zipfile.BadZipFile: it is not a whole archive, or cannot be read. Something may be
+            extracted.
+    """
     try:
         with zipfile.ZipFile(archive) as opened:
-            # Of a link Python would write the target's name as the file's text.
-            names = [
-                member.filename
-                for member in opened.infolist()
-                if not (member.is_dir() or stat.S_ISLNK(member.external_attr >> 16))
-            ]
+            members = opened.infolist()
+            # Python looks for the list of members at the end, and takes what it does not list for
+            # no part of the archive: all but the last of several that were put together.
+            if members and min(member.header_offset for member in members) > 0:
+                raise zipfile.BadZipFile("before its first member is something else")
+            for member in members:  # its name there and in the list is compared
+                with suppress(RuntimeError):  # how it is packed: of no matter if it is not wanted
+                    opened.open(member).close()
+            names = [member.filename for member in members if not _folder_or_link(member)]
             opened.extractall(folder, [name for name in names if wanted(name)])
             return names
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise zipfile.BadZipFile(str(error)) from None
+    except zipfile.BadZipFile:
+        raise
+    except Exception as error:  # what is damaged may lead the libraries to any
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
+        raise zipfile.BadZipFile(str(error) or type(error).__name__) from None
+
+
+def _folder_or_link(member: zipfile.ZipInfo) -> bool:
+    # Of a link Python would write the target's name as the file's text.
+    return member.is_dir() or stat.S_ISLNK(member.external_attr >> 16)

@@ -213,6 +213,8 @@ def test_an_archive_that_is_not_whole_is_refused(
         assert read_back(whole[:place], tmp_path) is None
         found = read_back(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :], tmp_path)
         assert found in (None, expected)
+    # Two in one: neither is left out without a word.
+    assert read_back(whole + whole, tmp_path) is None
 
 
 def test_links_in_archives(tmp_path: Path) -> None:
