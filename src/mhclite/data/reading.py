@@ -200,7 +200,7 @@ def _checked(text: Any, text_field: str, where: str) -> str:
 def _instead(names: Iterable[str]) -> str:
     """What there is, and the way out, where the text's field is not among the names."""
     # As ASCII where they look alike: an accent apart, an invisible mark.
-    listed = ", ".join(name if name.isascii() else ascii(name) for name in names)
+    listed = ", ".join(name if name.isascii() else json.dumps(name) for name in names)
     return f"it has {listed or 'none'}: set `text_field` to one of them, or correct the file"
 
 
