@@ -211,12 +211,6 @@ def test_no_store_yet_says_what_to_run(tmp_path: Path, capsys: pytest.CaptureFix
     assert len(error.splitlines()) == 1
 
 
-def test_store_that_is_none_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "mlflow.db").write_text("this is not a database, whatever its name says")
-    with pytest.raises(UserError, match="is not an MLflow store"):
-        ui.check_store(tmp_path / "mlflow.db")
-
-
 def test_no_variable_of_another_server_reaches_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     others = {
         "MLFLOW_STATIC_PREFIX": "/mlflow",
