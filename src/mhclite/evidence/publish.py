@@ -1,7 +1,7 @@
 """`python -m mhclite publish`: keep a study's small files, and make from them what the reader sees.
 
-`make` copies them, `rebuild` computes figures, tables and report from them, without training, and
-`pages` writes what README and docs/ say of published studies.
+`make` packs them, `unpack` writes them again, `rebuild` computes figures, tables and report from
+them, without training, and `pages` writes what README and docs/ say of published studies.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mhclite.arguments import folder_path
 from mhclite.errors import UserError
 from mhclite.evidence.pages import write_pages
 from mhclite.evidence.published import publish, rebuild
-from mhclite.runs.parquet import STUDY
+from mhclite.runs.parquet import STUDY, unpack
 
 log = logging.getLogger(__name__)
 
@@ -22,11 +22,13 @@ log = logging.getLogger(__name__)
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite publish`."""
     actions = parser.add_subparsers(dest="action", required=True)
-    make = actions.add_parser("make", help="copy a finished study's small files")
+    make = actions.add_parser("make", help="pack a finished study's small files")
     make.add_argument("--results", required=True, type=folder_path, help="results/<study>")
     again = actions.add_parser("rebuild", help="figures, tables and report without training")
-    again.add_argument("--published", required=True, type=folder_path, help="published folder")
-    for action in (make, again):
+    files = actions.add_parser("unpack", help="the files of a published study, as they were")
+    for action in (again, files):
+        action.add_argument("--published", required=True, type=folder_path, help="published folder")
+    for action in (make, again, files):
         action.add_argument("--out", required=True, type=folder_path, help="folder to write")
     pages = actions.add_parser("pages", help="bring README and docs/ up to date")
     pages.add_argument(
@@ -44,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Publish, rebuild, or write README and docs/."""
+    """Publish, unpack, rebuild, or write README and docs/."""
     if args.action == "pages":
         changed = write_pages(args.root, args.published)
         log.info("%s", ", ".join(map(str, changed)) + " written" if changed else "nothing changed")
@@ -58,6 +60,10 @@ def run(args: argparse.Namespace) -> None:
             found = sorted(path.parent.name for path in args.published.parent.glob(f"*/{STUDY}"))
             there = f"published are {', '.join(found)}" if found else "nothing is published there"
             raise UserError(f"{args.published} holds no published study; {there}")
+        if args.action == "unpack":
+            unpack(args.published / STUDY, args.out)
+            log.info("unpacked in %s", args.out)
+            return
         try:
             rebuild(args.published, args.out)
         except UserError as error:  # its way out is for studies that were made here
