@@ -194,8 +194,6 @@ NAMED_TOGETHER = {
     "authors.names _connection_to_theirs": "likewise",
     "authors.checkpoint _connection_of": "likewise",
     "planning.describe detectable": "the paper's question, beside each variant's with the residual",
-    "evidence.report_losses _losses": "the paper's question, after a sentence on all variants",
-    "evidence.report_found _cost": "likewise",
     "evidence.topics.conditions OTHERS": "with whom every variant is compared",
     "benchmarks.session FIRST": "what is measured first; all others follow",
 }

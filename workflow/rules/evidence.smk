@@ -11,6 +11,7 @@ rule collect:
         corpora=[prepared(corpus) for corpus in STUDY.corpora],
     output:
         study=f"{OUT}/study.json",
+        values=f"{OUT}/values.csv",
         runs=f"{OUT}/runs.csv",
         curves=f"{OUT}/curves.csv",
     log:
@@ -20,7 +21,7 @@ rule collect:
         folder=subpath(output[0], parent=True),
         code=step_digest("evidence.collect"),
     message:
-        f"collect: {OUT}/runs.csv, curves.csv, study.json"
+        f"collect: {OUT}/values.csv, runs.csv, curves.csv, study.json"
     shell:
         "python -m mhclite collect --study {input.study:q} --out {params.folder:q} > {log:q} 2>&1"
 

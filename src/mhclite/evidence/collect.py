@@ -1,7 +1,8 @@
-"""Gather a study's finished runs, probes and stability into study.json, runs.csv and curves.csv.
+"""Gather a study's finished runs, probes and stability into one tidy table.
 
-Every figure, table and report reads these three (through `results.load_results`) and the files
-they name, nothing else. What was measured for another configuration, other data or other settings
+It writes values.csv, the same with one row per run as runs.csv, curves.csv and study.json. Every
+figure, table and report reads these (through `results.load_results`) and the files that they name,
+nothing else. What was measured for another configuration, other data or other settings
 than the study's is refused: numbers in one table must be comparable.
 """
 
@@ -20,10 +21,17 @@ from mhclite.config import RunConfig
 from mhclite.connections.registry import VARIANTS, functional_mixing
 from mhclite.data.manifest import Manifest, load_manifest
 from mhclite.errors import UserError
-from mhclite.evidence.columns import CURVE_COLUMNS, RUN_COLUMNS
+from mhclite.evidence.metrics import (
+    CURVE_COLUMNS,
+    METRICS,
+    OF_RUNS,
+    RUN_COLUMNS,
+    VALUE_COLUMNS,
+    value_of,
+)
 from mhclite.evidence.results import SCHEMA, evenly_spaced
 from mhclite.files import read_jsonl, write_json, write_text
-from mhclite.measure.files import Mixing, Probe, RunStability, Use, read_probe, read_stability
+from mhclite.measure.files import Probe, RunStability, read_probe, read_stability
 from mhclite.measure.stability import series_of, trailing
 from mhclite.records import to_json
 from mhclite.runs.folder import FinishedRun, RunFolder
@@ -32,19 +40,7 @@ from mhclite.study.resolved import Resolved, read_resolved
 
 log = logging.getLogger(__name__)
 
-FROM_STABILITY = (
-    *("judged_steps", "spikes_per_1000_steps", "grad_norm_mean", "grad_norm_fluctuation"),
-    *("backbone_grad_norm_mean", "backbone_grad_norm_fluctuation"),
-)
-MIXING_COLUMNS = (
-    *("single_max_deviation", "product_max_deviation", "gain_forward", "gain_backward"),
-    *("identity_distance", "sinkhorn_share_above_30", "single_deviation_99"),
-    *("product_deviation_99", "orthogonality_error", "product_orthogonality_error"),
-    "start_distance",
-)
-USE_COLUMNS = (
-    *("knockout_identity", "knockout_identity_error", "knockout_mean", "knockout_mean_error"),
-)
+FROM_SUMMARY = ("status", "steps", "diverged_step", "tokens", "key")
 CURVE_POINTS = 2000  # steps kept of a run in curves.csv; evaluation steps are always kept
 
 
@@ -66,12 +62,28 @@ def run_row(
     config: RunConfig,
     stability: RunStability,
     probe: Probe,
-    peak_gain: float | None,
+    evaluations: dict[str, list[Any]],
     manifest: Manifest,
 ) -> dict[str, Any]:
-    """One row of runs.csv, with the columns of `RUN_COLUMNS`; None where there is no value."""
+    """One row of runs.csv, with the columns of `RUN_COLUMNS`; None where there is no value.
+
+    Args:
+        evaluations: the columns of mixing.jsonl.
+    """
     loss = None if probe.evaluation is None else probe.evaluation.loss
-    row = {
+    records = {
+        "record": run.record,
+        "summary": run.summary,
+        "stability": stability,
+        "probe": probe,
+        "evaluations": evaluations,
+        "manifest": to_json(manifest),
+        "derived": {
+            "bits_per_byte": None if loss is None else manifest.bits_per_byte(loss),
+            "functional_mixing": mixing_that_counts(config),
+        },
+    }
+    facts = {
         "run": run.run,
         "corpus": config.corpus,
         "model": config.model.name,
@@ -81,24 +93,21 @@ def run_row(
         "condition": config.condition,
         "n_streams": config.connection.n_streams,
         "seed": config.seed,
-        "validation_loss": loss,
-        "validation_bits_per_byte": None if loss is None else manifest.bits_per_byte(loss),
-        "validation_loss_windows": run.summary.validation_loss,
-        "parameters": run.record.parameters.total,
-        "connection_parameters": run.record.parameters.connection,
-        "loss_spikes": len(stability.loss_spikes),
-        "grad_norm_spikes": len(stability.grad_norm_spikes),
-        "gain_forward_peak": peak_gain,
-        "functional_mixing": mixing_that_counts(config),
-        **to_json(manifest.baselines),
-        **mixing_columns(probe.mixing),
-        **use_columns(probe.use),
+        **{name: getattr(run.summary, name) for name in FROM_SUMMARY},
     }
-    for name in FROM_STABILITY:
-        row[name] = getattr(stability, name)
-    for name in RUN_COLUMNS.keys() - row.keys():
-        row[name] = getattr(run.summary, name)
-    return row
+    return facts | {name: value_of(name, records) for name in OF_RUNS}
+
+
+def tidy(runs: pd.DataFrame) -> pd.DataFrame:
+    """The table of runs with one row for each number: `VALUE_COLUMNS`.
+
+    Of a run that diverged, the metrics alone that it has as well as any other.
+    """
+    keys = [name for name in VALUE_COLUMNS if name in runs]
+    long = runs.melt([*keys, "status"], OF_RUNS, "metric", "value").dropna(subset="value")
+    has = [name for name in OF_RUNS if METRICS[name].always]
+    kept = long[(long["status"] == "completed") | long["metric"].isin(has)]
+    return kept[list(VALUE_COLUMNS)]
 
 
 def mixing_that_counts(config: RunConfig) -> int:
@@ -110,47 +119,11 @@ def mixing_that_counts(config: RunConfig) -> int:
     return functional_mixing(connection.variant, config.model.n_layer, connection.final_norm, axis)
 
 
-def mixing_columns(mixing: Mixing | None) -> dict[str, float | None]:
-    """The columns of runs.csv on H_res, from a probe."""
-    row: dict[str, float | None] = dict.fromkeys(MIXING_COLUMNS)
-    if mixing is None:
-        return row
-    inputs, geometry = mixing.sinkhorn_input, mixing.geometry
-    return {
-        "single_max_deviation": mixing.single.error,
-        "product_max_deviation": mixing.product.error,
-        # The last entry is the product over the whole depth.
-        "gain_forward": mixing.product.gain_forward[-1],
-        "gain_backward": mixing.product.gain_backward[-1],
-        "identity_distance": float(np.mean(mixing.identity_distance)),
-        "sinkhorn_share_above_30": None if inputs is None else inputs.share_above_30,
-        "single_deviation_99": geometry.single_deviation.quantile_99,
-        "product_deviation_99": geometry.product_deviation.quantile_99,
-        "orthogonality_error": float(np.mean(geometry.orthogonality)),
-        "product_orthogonality_error": geometry.product_orthogonality[-1],
-        "start_distance": float(np.mean(geometry.start_distance)),
-    }
-
-
-def use_columns(use: Use | None) -> dict[str, float | None]:
-    """The columns of runs.csv on what is lost without H_res, from a probe."""
-    row: dict[str, float | None] = dict.fromkeys(USE_COLUMNS)
-    if use is None:
-        return row
-    return {
-        "knockout_identity": use.identity.mean,
-        "knockout_identity_error": use.identity.error,
-        "knockout_mean": use.token_mean.mean,
-        "knockout_mean_error": use.token_mean.error,
-    }
-
-
-def peak_gain(folder: RunFolder) -> float | None:
-    """Largest composite gain forward at any evaluation; None where the run recorded none."""
+def evaluations_of(folder: RunFolder) -> dict[str, list[Any]]:
+    """The columns of mixing.jsonl; none where the run recorded nothing."""
     path = folder / "mixing.jsonl"
     lines = read_jsonl(path) if path.is_file() else []
-    gains = [line["gain_forward"] for line in lines if line["gain_forward"] is not None]
-    return max(gains, default=None)
+    return {name: [line[name] for line in lines] for name in (lines[0] if lines else ())}
 
 
 def probe_of(run: FinishedRun, path: Path) -> Probe:
@@ -193,7 +166,7 @@ def curve(run: FinishedRun, config: RunConfig, window: int) -> pd.DataFrame:
 
 
 def collect(resolved: Resolved, out: Path) -> None:
-    """Write study.json, runs.csv and curves.csv under `out`, the study's folder."""
+    """Write study.json, values.csv, runs.csv and curves.csv under `out`, the study's folder."""
     study = resolved.study
     manifests = {name: load_manifest(Path(folder)) for name, folder in resolved.corpora.items()}
     stability = read_stability(out / "stability.json")
@@ -215,11 +188,13 @@ def collect(resolved: Resolved, out: Path) -> None:
                 "`python -m mhclite stability`"
             )
         probe = probe_of(run, out / "probes" / f"{name}.json")
-        gain = peak_gain(RunFolder(out / "runs" / name))
-        rows.append(run_row(run, config, stability.runs[name], probe, gain, manifest))
+        evaluations = evaluations_of(RunFolder(out / "runs" / name))
+        rows.append(run_row(run, config, stability.runs[name], probe, evaluations, manifest))
         curves.append(curve(run, config, study["stability"]["fluctuation_window"]))
 
-    _write_csv(_typed(pd.DataFrame(rows), RUN_COLUMNS), out / "runs.csv")
+    runs = _typed(pd.DataFrame(rows), RUN_COLUMNS)
+    _write_csv(runs, out / "runs.csv")
+    _write_csv(_typed(tidy(runs), VALUE_COLUMNS), out / "values.csv")
     _write_csv(pd.concat(curves, ignore_index=True), out / "curves.csv")
     # Last: whoever finds study.json finds the tables beside it.
     write_json(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-from typing import Any
 
 from tabulate import tabulate
 
@@ -18,16 +17,7 @@ from mhclite.evidence.exhibits import FIGURES, TABLES, shown
 from mhclite.evidence.report import page
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.style import save, style
-from mhclite.evidence.table_format import (
-    NONE,
-    Table,
-    fixed,
-    missing,
-    percent_of,
-    plus_minus,
-    write_table,
-)
-from mhclite.evidence.topics.losses import best_rows, results_data
+from mhclite.evidence.tables import Table, write_table
 from mhclite.files import write_text
 
 assert topics.__all__, "imported to register the exhibits"
@@ -66,42 +56,16 @@ def write(folder: Path) -> Results:
 
 
 def terminal_table(results: Results) -> str:
-    """A short results table as plain text: one row per variant, one column per model size."""
-    data = results_data(results)
-    best = set(best_rows(data))
-    cells = {
-        (row["corpus"], row["model"], row["variant"]): _terminal_cell(row, at in best)
-        for at, row in enumerate(data.to_dict("records"))
-    }
-    blocks = []
-    for corpus in results.corpora:
-        rows = [
-            [results.label(variant)]
-            + [cells.get((corpus, model, variant), NONE) for model in results.models]
-            for variant in results.variants
-        ]
-        headings = [corpus, *(results.model_label(model) for model in results.models)]
-        lines = [tabulate(rows, headings, tablefmt="simple", disable_numparse=True), ""]
-        for name, loss in results.counting_models[corpus].items():
-            bits = results.bits_per_byte(corpus, loss)
-            lines.append(f"{name.capitalize()} baseline: {fixed(loss, 3)} ({fixed(bits, 3)})")
-        blocks.append("\n".join(lines))
-    seeds = len(results.seeds)
-    head = (
-        f"Validation loss in nats per token (bits per byte), mean over {seeds} "
-        f"seed{'s' * (seeds != 1)}\n± half-width of the {percent_of(results.confidence)} Student t "
-        "interval; * lowest mean of the variants that never diverged"
+    """The table of results as plain text."""
+    _, make = TABLES["results"]
+    table = make(results)
+    text = tabulate(
+        table.display.to_numpy().tolist(),
+        list(table.display.columns),
+        tablefmt="simple",
+        disable_numparse=True,
     )
-    return "\n\n".join([head, *blocks])
-
-
-def _terminal_cell(row: dict[Any, Any], best: bool) -> str:
-    text = plus_minus(row["validation_loss"], row["validation_loss_half_width"], 3)
-    if not missing(row["bits_per_byte"]):
-        text += f" ({fixed(row['bits_per_byte'], 3)})"
-    if not missing(row["n_diverged"]) and row["n_diverged"]:
-        text += f", {row['n_diverged']} diverged"
-    return text + " *" * best
+    return f"{table.title}\n\n{text}\n\n{table.notes}"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -6,8 +6,7 @@ A figure or table is a function of a file in `topics/`, decorated with all that 
     def throughput(results: Results) -> Figure:
 
 Files, both reports and the outputs of Snakemake's rule follow from that: nothing else names it.
-Captions are plain sentences: `{seeds}` and the like stand for the study's numbers, and
-`{diverged:; a cross is where ...}` is said only of a study that draws it (`CLAUSES`).
+Captions are plain sentences, in which `{seeds}` and the like stand for the study's numbers.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mhclite.connections.registry import VARIANTS
-from mhclite.evidence.table_format import Rows, Table
 
 if TYPE_CHECKING:  # Snakemake reads this module in every job: nothing that draws is imported
     from matplotlib.figure import Figure
 
     from mhclite.evidence.results import Results
+    from mhclite.evidence.tables import Rows, Table
 
 # In the order of both reports; the numbers keep it in Snakemake's.
 HEADINGS = {
@@ -37,64 +36,30 @@ HEADINGS = {
 }
 
 
-BASELINE = "residual"  # that of `statistics`, which imports scipy
-# What a study (`Study.model_dump`) must have for some exhibits.
+def _conditions(study: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each condition of a study sets in `connections`."""
+    return [condition["connections"] for condition in study["conditions"].values()]
+
+
+# What a study (`Study.model_dump`; a published one may lack sections) must have for some exhibits.
 NEEDS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "": lambda study: True,
     "sinkhorn": lambda study: bool(study["sinkhorn"]),
-    "residual": lambda study: BASELINE in study["variants"],
     "iterated": lambda study: any(VARIANTS[v].iterates for v in study["variants"]),
     "depths": lambda study: len({model["n_layer"] for model in study["models"].values()}) > 1,
     # Conditions whose mixing learns faster have a table of their own.
-    "conditions": lambda study: any(
-        "mixing_rate_factor" not in condition["connections"]
-        for condition in study["conditions"].values()
-    ),
+    "conditions": lambda study: any("mixing_rate_factor" not in c for c in _conditions(study)),
     "faster_mixing": lambda study: any(
-        list(condition["connections"]) == ["mixing_rate_factor"]
-        for condition in study["conditions"].values()
+        list(c) == ["mixing_rate_factor"] for c in _conditions(study)
     ),
-    # A study that was published before there was such a section has no such key.
     "critical_rate": lambda study: bool(study.get("critical_rate")),
     "learning_rates": lambda study: bool(study.get("learning_rates")),
-    "streams": lambda study: any(
-        "n_streams" in condition["connections"] for condition in study["conditions"].values()
-    ),
+    "streams": lambda study: any("n_streams" in c for c in _conditions(study)),
 }
 
 Kind = Literal["figure", "table"]
-# What only some studies draw: a caption says it as `{name:text}`.
-CLAUSES: dict[str, Callable[[Results], bool]] = {
-    "diverged": lambda results: bool((results.all_runs["status"] == "diverged").any()),
-    "after_sum": lambda results: (
-        BASELINE in results.variants
-        and any(
-            condition["connections"].get("final_norm") == "after_sum"
-            for condition in results.settings["conditions"].values()
-        )
-    ),
-    "faster_mixing": lambda results: any(
-        "mixing_rate_factor" in condition["connections"]
-        for condition in results.settings["conditions"].values()
-    ),
-    "exact_sums": lambda results: bool((results.all_runs["product_max_deviation"] < 1e-8).any()),
-    "residual": lambda results: NEEDS["residual"](results.settings),
-    "hard_inputs": lambda results: bool(results.all_runs["sinkhorn_share_above_30"].notna().any()),
-    "others": lambda results: any(file.others for file in results.throughput.values()),
-}
-
 KINDS: tuple[Kind, ...] = ("figure", "table")
 TOPICS = Path(__file__).parent / "topics"
-
-
-class Clause:
-    """Formats as its own format where it holds, as nothing where it does not."""
-
-    def __init__(self, holds: bool) -> None:
-        self.holds = holds
-
-    def __format__(self, text: str) -> str:
-        return text if self.holds else ""
 
 
 @dataclass(frozen=True)
@@ -108,7 +73,6 @@ class Exhibit:
     heading: str  # of `HEADINGS`
     alt: str = ""  # what is drawn, for those who cannot see a figure
     needs: str = ""  # of `NEEDS`
-    row_head: str = "Variant"  # the column of a table that names its rows
 
     def shown_in(self, study: dict[str, Any]) -> bool:
         """Whether a study (`Study.model_dump`) has it."""
@@ -128,25 +92,17 @@ class Exhibit:
     def caption_for(self, results: Results) -> str:
         """The caption with a study's numbers."""
         study, seeds = results.settings, len(results.seeds)
-        computed_by = (str(file.implementation) for file in results.throughput.values())
         return self.caption.format(
             seeds=f"{seeds} seed" + "s" * (seeds != 1),
             level=f"{100 * results.confidence:.6g}",
             window=study["stability"]["fluctuation_window"],
             rounds=study["throughput"]["rounds"],
-            implementation=" and ".join(dict.fromkeys(computed_by)),
             matrices=(study["sinkhorn"] or {}).get("matrices"),
-            baseline=(
-                "the plain residual"
-                if BASELINE in results.variants
-                else results.label(results.variants[0])
-            ),
-            **{name: Clause(holds(results)) for name, holds in CLAUSES.items()},
         )
 
 
 Drawing = Callable[["Results"], "Figure"]
-Writing = Callable[["Results"], Table]
+Writing = Callable[["Results"], "Table"]
 Making = TypeVar("Making", Drawing, Writing)
 
 FIGURES: dict[str, tuple[Exhibit, Drawing]] = {}
@@ -170,8 +126,7 @@ def table(name: str, **about: str) -> Callable[[Callable[[Results], Rows]], Writ
         exhibit = Exhibit("table", name, **about)
 
         def write(results: Results) -> Table:
-            rows = vars(fill(results))
-            return Table(**rows, name=name, title=exhibit.title, row_head=exhibit.row_head)
+            return fill(results).named(name, exhibit.title)
 
         TABLES[name] = (exhibit, write)
         return write

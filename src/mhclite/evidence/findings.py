@@ -14,15 +14,8 @@ from mhclite.evidence.claims import Claim, parse_claims
 from mhclite.evidence.results import Results
 from mhclite.evidence.rows import Row, row_of, trend_row
 from mhclite.evidence.statistics import FEWEST_SEEDS, far_off, t_interval
-from mhclite.evidence.table_format import plus_minus
-from mhclite.evidence.verdicts import (
-    Comparison,
-    Verdict,
-    detectable_effect,
-    gatekeep,
-    holm,
-    verdict,
-)
+from mhclite.evidence.tables import plus_minus
+from mhclite.evidence.verdicts import Comparison, Verdict, gatekeep, holm, verdict
 
 
 def claims_of(results: Results) -> list[Claim]:
@@ -48,7 +41,6 @@ class Finding:
     reason: str = ""
     p: float | None = None  # corrected
     p_equal: float | None = None  # corrected
-    detectable: float | None = None  # the true effect that is found with 80 % power
 
     @property
     def row(self) -> Row:
@@ -103,11 +95,7 @@ def _decided(results: Results, found: list[Finding]) -> list[Finding]:
     p = dict(zip([*first, *second], [*corrected[0], *corrected[1]], strict=True))
     p_equal = dict(zip(equal, holm([*equal.values()]), strict=True))
     return [
-        _with_verdict(
-            results,
-            replace(finding, p=p.get(at), p_equal=p_equal.get(at)),
-            len(families[finding.claim.family]),
-        )
+        _with_verdict(results, replace(finding, p=p.get(at), p_equal=p_equal.get(at)))
         for at, finding in enumerate(found)
     ]
 
@@ -116,7 +104,7 @@ def _or_one(finding: Finding, p: float | None) -> float:
     return 1.0 if p is None or finding.row.unmet else p
 
 
-def _with_verdict(results: Results, finding: Finding, tests: int) -> Finding:
+def _with_verdict(results: Results, finding: Finding) -> Finding:
     claim, row = finding.claim, finding.row
     found = row.comparison
     if found is None or found.p is None or row.unmet:  # p = 1 is of the family, and not its own
@@ -135,20 +123,15 @@ def _with_verdict(results: Results, finding: Finding, tests: int) -> Finding:
         return replace(finding, verdict="by construction", reason=holds)
     decided = verdict(found, finding.p, finding.p_equal, results.confidence)
     reason = ""
-    if decided in ("supported", "contradicted") and row.crossed is not None:
-        low, high = row.crossed
+    if decided in ("supported", "contradicted") and row.windows is not None:
+        low, high = row.windows
         if low <= found.margin <= high:
             decided, reason = "inconclusive", "other text could turn it"
     if decided == "contradicted" and claim.scale is not None:
         reason = f"at this size; it was claimed at {claim.scale}"
     if decided == "inconclusive" and not reason:
         reason = _undecided(found) or _by_seed(results, finding)
-    return replace(
-        finding,
-        verdict=decided,
-        reason=reason,
-        detectable=_detectable(results, found, tests) if claim.kind != "count" else None,
-    )
+    return replace(finding, verdict=decided, reason=reason)
 
 
 def _undecided(comparison: Comparison) -> str:
@@ -173,15 +156,3 @@ def _by_seed(results: Results, finding: Finding) -> str:
             f"without seed {far}, far from all others, {plus_minus(rest.mean, rest.half_width, 4)}"
         )
     return "; ".join(parts)
-
-
-def _detectable(results: Results, comparison: Comparison, tests: int) -> float | None:
-    """The distance from the margin that is found with 80 % power at the spread and n observed.
-
-    At the level that the correction asks of the smallest p value of the family.
-    """
-    interval = comparison.interval
-    if interval.mean is None or not interval.sd:
-        return None
-    effect = detectable_effect(interval.n, 1 - (1 - results.confidence) / max(1, tests))
-    return None if effect is None else effect * interval.sd

@@ -12,13 +12,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import pandas as pd
-
 from mhclite.connections.registry import VARIANTS, functional_mixing
 from mhclite.evidence.claims import Claim
+from mhclite.evidence.frame import LOSS, Cell, arm, values
 from mhclite.evidence.results import Results
-from mhclite.evidence.table_format import significant
-from mhclite.evidence.values import runs_of
+from mhclite.evidence.tables import significant
 
 
 def unmet(results: Results, claim: Claim, corpus: str, model: str) -> list[str]:
@@ -27,52 +25,51 @@ def unmet(results: Results, claim: Claim, corpus: str, model: str) -> list[str]:
 
 
 def _unmet(results: Results, claim: Claim, corpus: str, model: str) -> Iterator[str]:
-    requires, arms = claim.requires, claim.arms
-    tables = [runs_of(results, corpus, model, variant, setting) for variant, setting in arms]
-    for (variant, setting), table in zip(arms, tables, strict=True):
+    requires = claim.requires
+    cells = [arm(results, corpus, model, *one) for one in claim.arms]
+    for (variant, setting), cell in zip(claim.arms, cells, strict=True):
         if VARIANTS[variant].mixes != "never" and not setting.get("freeze_mixing"):
-            yield from _unmixed(results, claim, model, variant, setting, table)
+            yield from _unmixed(results, claim, cell, setting)
             break  # a rival whose mixing never moved may have lost by that
     if requires.below_bigram:
-        losses = [mean_of(table, "validation_loss") for table in tables]
+        losses = [_mean(results, cell, LOSS) for cell in cells]
         known = [x for x in losses if not math.isnan(x)]
         loss = sum(known) / len(known) if known else math.inf
         bigram = results.counting_models[corpus]["bigram"]
         if not loss < bigram:
             yield f"loss {loss:.3f} (needed: below the bigram model's {bigram:.3f})"
     if requires.tokens_per_parameter is not None:
-        steps = results.settings["training"]["steps"]
+        training = results.settings["training"]
         block = results.settings["models"][model]["block_size"]
-        tokens = steps * results.settings["training"]["batch_size"] * block
-        found = tokens / float(tables[-1]["parameters"].mean())
+        tokens = training["steps"] * training["batch_size"] * block
+        found = tokens / _mean(results, cells[-1], "parameters")
         yield from _short("tokens per parameter", found, requires.tokens_per_parameter)
 
 
 def _unmixed(
-    results: Results,
-    claim: Claim,
-    model: str,
-    variant: str,
-    setting: Mapping[str, Any],
-    runs: pd.DataFrame,
+    results: Results, claim: Claim, cell: Cell, setting: Mapping[str, Any]
 ) -> Iterator[str]:
     """What the mixing of one variant falls short of."""
-    requires, label = claim.requires, VARIANTS[variant].label
+    requires, label = claim.requires, VARIANTS[cell.variant].label
     if requires.functional_mixing is not None:
-        norm = setting.get("final_norm", results.settings["connections"]["final_norm"])
-        axis = setting.get(
-            "stochastic_axis", results.settings["connections"].get("stochastic_axis", "rows")
+        own = {"stochastic_axis": "rows", **results.settings["connections"], **setting}
+        count = functional_mixing(
+            cell.variant,
+            results.n_layer(cell.model),
+            own["final_norm"],
+            own["stochastic_axis"],
         )
-        count = functional_mixing(variant, results.n_layer(model), norm, axis)
         if count < requires.functional_mixing:
             yield f"{count} functional H_res of {label} (needed: {requires.functional_mixing})"
     either = []  # it has moved, or it is used
     if requires.start_distance is not None:
         what = f"distance of {label}'s H_res from its start"
-        either.append([*_short(what, mean_of(runs, "start_distance"), requires.start_distance)])
+        found = _mean(results, cell, "start_distance")
+        either.append([*_short(what, found, requires.start_distance)])
     if requires.knockout_errors is not None:
         what = f"cost of {label} with H_res = I, in standard errors over windows of text"
-        either.append([*_short(what, knockout_in_errors(runs), requires.knockout_errors)])
+        found = knockout_in_errors(results, cell)
+        either.append([*_short(what, found, requires.knockout_errors)])
     if all(either):
         yield from (reason for short in either for reason in short)
 
@@ -84,20 +81,20 @@ def _short(what: str, found: float, needed: float) -> Iterator[str]:
         yield f"{what} {significant(found, 2)} (needed: {significant(needed, 2)})"
 
 
-def mean_of(runs: pd.DataFrame, column: str) -> float:
-    """Mean over the completed runs that have a value; NaN if none has, or no such column exists."""
-    if column not in runs:
-        return math.nan
-    return float(runs.loc[runs["status"] == "completed", column].mean())
+def _mean(results: Results, cell: Cell, metric: str) -> float:
+    """Arithmetic mean over the runs that have a value; NaN if none has."""
+    found = values(results, cell, metric).values()
+    return sum(found) / len(found) if found else math.nan
 
 
-def knockout_in_errors(rows: pd.DataFrame) -> float:
+def knockout_in_errors(results: Results, cell: Cell) -> float:
     """What setting every H_res to I costs, mean over seeds, in standard errors of that mean.
 
     The windows are the same for every seed, so their errors are taken to be common: the mean of
     the seeds' standard errors, not divided by the root of their number.
     """
-    cost, error = mean_of(rows, "knockout_identity"), mean_of(rows, "knockout_identity_error")
+    cost = _mean(results, cell, "knockout_identity")
+    error = _mean(results, cell, "knockout_identity_error")
     if math.isnan(cost) or math.isnan(error):
         return math.nan
     return cost / error if error > 0 else 0.0

@@ -1,7 +1,7 @@
 """A study's results as every figure, table and report reads them.
 
-`collect` writes study.json, runs.csv and curves.csv; `load_results` reads them back together with
-the probes and the throughput measurements.
+`collect` writes study.json, values.csv, runs.csv and curves.csv; `load_results` reads them back
+together with the probes and the throughput measurements.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import pandas as pd
 
 from mhclite.data.manifest import bits_per_byte
 from mhclite.errors import UserError
-from mhclite.evidence.columns import CURVE_COLUMNS, RUN_COLUMNS
+from mhclite.evidence.metrics import CURVE_COLUMNS, RUN_COLUMNS, VALUE_COLUMNS
+from mhclite.evidence.statistics import BASELINE
 from mhclite.files import read_schema
 from mhclite.measure.files import (
     Mixing,
@@ -30,23 +31,23 @@ from mhclite.measure.files import (
 )
 from mhclite.study.sections import BASE
 
-SCHEMA = 2  # of study.json, which `collect` writes
+SCHEMA = 3  # of study.json, which `collect` writes
 
 
 @dataclass(frozen=True, eq=False)
 class Results:
     """One study's results.
 
-    Lists and categories follow the study's order. `all_runs` has the columns of `RUN_COLUMNS` and
-    one row per run (and `critical_rate`, where the study searches it), `runs` those of the study's
-    own settings; `curves` has the columns of `CURVE_COLUMNS` and one row per step kept of the
-    latter. `probes` has an entry for every run; those of the plain residual and of diverged runs
+    Lists and categories follow the study's order. `values` is the tidy table, of which `frame`
+    makes all statistics: one row for each number of a run. `all_runs` is the same with one row per
+    run, and what else is known of it. `curves` has one row per step kept, of the study's own
+    settings. `probes` has an entry for every run; those of the plain residual and of diverged runs
     have no `mixing`.
     """
 
     folder: Path
     study: dict[str, Any]  # content of study.json
-    runs: pd.DataFrame
+    values: pd.DataFrame
     all_runs: pd.DataFrame
     curves: pd.DataFrame
     probes: dict[str, Probe]  # by run
@@ -97,6 +98,11 @@ class Results:
         """variant -> its name for readers."""
         return {variant: self.label(variant) for variant in self.variants}
 
+    @property
+    def streams(self) -> list[str]:
+        """The variants of several streams."""
+        return [variant for variant in self.variants if variant != BASELINE]
+
     def variants_of(self, model: str) -> list[str]:
         """Residual variants of a model size."""
         own = self.settings["models"][model].get("variants")  # older studies have no such key
@@ -138,11 +144,20 @@ class Results:
         return {seed: mixing for seed, mixing in found.items() if mixing is not None}
 
     @cached_property
-    def runs_by_cell(self) -> dict[tuple[str, str, str, str], pd.DataFrame]:
-        """(corpus, model, variant, condition) -> its rows of `all_runs`, one per seed."""
-        keys = ["corpus", "model", "variant", "condition"]
-        groups = self.all_runs.groupby(keys, observed=True, sort=False)
-        return {tuple(map(str, key)): rows for key, rows in groups}  # type: ignore[misc]
+    def by_seed(self) -> dict[tuple[str, str, str, str, str], dict[int, float]]:
+        """(corpus, model, variant, condition, metric) -> seed -> value."""
+        found: dict[tuple[str, str, str, str, str], dict[int, float]] = {}
+        names = ["corpus", "model", "variant", "condition", "metric"]
+        table = self.values
+        keys = zip(*(table[name].astype(str) for name in names), strict=True)
+        for key, seed, value in zip(keys, table["seed"], table["value"], strict=True):
+            found.setdefault(key, {})[int(seed)] = float(value)
+        return found
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """The rows of `all_runs` of the study's own settings."""
+        return self.all_runs[self.all_runs["condition"] == BASE].reset_index(drop=True)
 
     @cached_property
     def completed(self) -> list[str]:
@@ -152,14 +167,6 @@ class Results:
     def panels(self) -> list[tuple[str, str]]:
         """(corpus, model): one panel each in most figures."""
         return [(corpus, model) for corpus in self.corpora for model in self.models]
-
-    def cells(self) -> list[tuple[str, str, str]]:
-        """(corpus, model, variant): the cells of the grid, whose runs differ in their seed only."""
-        return [
-            (corpus, model, variant)
-            for corpus, model in self.panels()
-            for variant in self.variants_of(model)
-        ]
 
     def panel_title(self, corpus: str, model: str) -> str:
         """Title of a panel: depth, and the corpus where there are several."""
@@ -227,10 +234,15 @@ def _read_table(path: Path, columns: dict[str, str], orders: dict[str, list[str]
     return table
 
 
-def _critical_rate(path: Path, run: str) -> float:
-    """log2 of the factor at which a run ceases to learn; NaN beyond the factors tried."""
-    found = critical_rate(read_critical(path, run).tries)
-    return float("nan") if found["beyond"] else float(found["critical_rate"])
+def _critical_rates(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
+    """The metric `critical_rate` as rows of `values`: log2 of the factor at which a run ceases to
+    learn; none beyond the factors tried.
+    """
+    rates = [critical_rate(read_critical(folder / f"{r}.json", r).tries) for r in runs["run"]]
+    table = runs[[name for name in VALUE_COLUMNS if name in runs]].assign(
+        metric="critical_rate", value=[rate["critical_rate"] for rate in rates]
+    )
+    return table[[not rate["beyond"] for rate in rates]]
 
 
 def load_results(folder: str | Path) -> Results:
@@ -245,16 +257,14 @@ def load_results(folder: str | Path) -> Results:
         "condition": [BASE, *settings["conditions"]],
     }
     all_runs = _read_table(folder / "runs.csv", RUN_COLUMNS, orders)
+    values = _read_table(folder / "values.csv", VALUE_COLUMNS, orders)
     if settings.get("critical_rate"):
-        all_runs["critical_rate"] = [
-            _critical_rate(folder / "critical" / f"{run}.json", run) for run in all_runs["run"]
-        ]
-    runs = all_runs[all_runs["condition"] == BASE].reset_index(drop=True)
+        values = pd.concat([values, _critical_rates(folder / "critical", all_runs)])
     curves = _read_table(folder / "curves.csv", CURVE_COLUMNS, orders)
     return Results(
         folder=folder,
         study=study,
-        runs=runs,
+        values=values,
         all_runs=all_runs,
         curves=curves[curves["condition"] == BASE].reset_index(drop=True),
         probes={run: read_probe(folder / "probes" / f"{run}.json", run) for run in all_runs["run"]},

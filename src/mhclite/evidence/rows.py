@@ -10,27 +10,20 @@ import numpy as np
 
 from mhclite.connections.registry import VARIANTS
 from mhclite.evidence.claims import Claim
-from mhclite.evidence.metrics import METRICS
-from mhclite.evidence.requirements import unmet
-from mhclite.evidence.results import Results, of
-from mhclite.evidence.statistics import (
-    BASELINE,
-    CONTROL,
-    Interval,
-    crossed_interval,
-    knockout_interval,
-    t_interval,
-    tokens_to_reach,
-)
-from mhclite.evidence.table_format import significant
-from mhclite.evidence.values import (
+from mhclite.evidence.frame import (
+    Cell,
+    arm,
+    claim_values,
     condition_of,
     deepest_first,
-    events,
     is_measured,
-    runs_of,
-    values_by_seed,
+    values,
 )
+from mhclite.evidence.metrics import METRICS
+from mhclite.evidence.requirements import unmet
+from mhclite.evidence.results import Results
+from mhclite.evidence.statistics import BASELINE, CONTROL, knockout_interval, t_interval
+from mhclite.evidence.tables import significant
 from mhclite.evidence.verdicts import (
     Comparison,
     compare,
@@ -41,7 +34,6 @@ from mhclite.evidence.verdicts import (
     worst_case,
 )
 from mhclite.measure.files import Throughput, Timing
-from mhclite.study.sections import BASE
 
 FASTER = 0.02  # smallest effect of interest of a step time: 2 %
 FEWEST_EVENTS = 5  # a rate from fewer is no rate
@@ -60,8 +52,7 @@ class Row:
     missing: str = ""  # why there is no comparison
     unmet: tuple[str, ...] = ()  # requirements that fell short
     values: Mapping[int, float] | None = None  # seed -> difference, not turned; of paired claims
-    crossed: tuple[float, float] | None = None  # interval over seeds and text, turned
-    tokens: Interval | None = None  # see `token_difference`
+    windows: tuple[float, float] | None = None  # interval over seeds and windows of text, turned
     numbers: str = ""  # what was counted, in words
 
 
@@ -79,6 +70,7 @@ def _absent(results: Results, claim: Claim) -> str:
 
 
 def row_of(results: Results, claim: Claim, corpus: str, model: str) -> Row:
+    """What a model size shows of a claim of any kind but a trend."""
     if missing := _absent(results, claim):
         return Row(model, missing=missing)
     if claim.kind == "parameters":
@@ -129,14 +121,18 @@ def _throughput(results: Results, claim: Claim, model: str) -> Row:
     return Row(model, compare(ratios, 0.0, results.confidence, FASTER, 1e-4))
 
 
+def _arms(results: Results, claim: Claim, corpus: str, model: str) -> list[Cell]:
+    return [arm(results, corpus, model, *one) for one in claim.arms]
+
+
 def _no_value(results: Results, claim: Claim, corpus: str, model: str) -> Row:
     """No run has a value: the study measures none, or the runs that would have one diverged.
 
     The latter is an outcome, and takes no claim out of the family.
     """
     assert claim.metric is not None
-    said = f"{METRICS[claim.metric].words} ({claim.metric}) was not measured"
-    ran = all(len(runs_of(results, corpus, model, *arm)) for arm in claim.arms)
+    said = f"{METRICS[claim.metric].label} ({claim.metric}) was not measured"
+    ran = all(values(results, cell, "diverged") for cell in _arms(results, claim, corpus, model))
     if ran and is_measured(results, claim.metric):
         return Row(model, compare([], 0.0, results.confidence), unmet=(said,))
     return Row(model, missing=said)
@@ -145,50 +141,47 @@ def _no_value(results: Results, claim: Claim, corpus: str, model: str) -> Row:
 def _bound(results: Results, claim: Claim, corpus: str, model: str) -> Row:
     assert claim.metric is not None
     assert claim.threshold is not None
-    values = values_by_seed(results, corpus, model, claim.variant, claim.metric, claim.setting)
-    if not values:
+    cell = arm(results, corpus, model, claim.variant, claim.setting)
+    found_values = claim_values(results, cell, claim.metric)
+    if not found_values:
         return _no_value(results, claim, corpus, model)
     threshold = math.log(claim.threshold) if claim.log else claim.threshold
-    d = {seed: value - threshold for seed, value in values.items()}
+    d = {seed: value - threshold for seed, value in found_values.items()}
     turned = [claim.sign * value for value in d.values()]
     metric = METRICS[claim.metric]
     if metric.share:
         found, words = compare_share([value < 0 for value in turned], results.confidence)
         side = "above" if claim.direction == "higher" else "below"
         words = f"{side} {100 * claim.threshold:g} % {metric.unit} {words}"
-        mean = sum(values.values()) / len(values)
-        if math.isfinite(mean):
-            words = f"{significant(100 * mean)} % {metric.unit} on average; {words}"
+        middle = sum(found_values.values()) / len(found_values)
+        if math.isfinite(middle):
+            words = f"{significant(100 * middle)} % {metric.unit} on average; {words}"
         return Row(model, found, numbers=words)
     found = compare(turned, 0.0, results.confidence, resolution=metric.resolution)
     if claim.by_construction:
-        found = replace(found, p=None, p_flip=None, flip_floor=None)
-    crossed = None
-    if claim.metric == "knockout_identity":
-        runs = runs_of(results, corpus, model, claim.variant, claim.setting)
-        errors = runs["knockout_identity_error"].dropna()
-        interval = knockout_interval(turned, list(errors), results.confidence)
+        found = replace(found, p=None)
+    windows = None
+    if metric.error:
+        errors = values(results, cell, metric.error)
+        interval = knockout_interval(turned, errors.values(), results.confidence)
         if interval.low is not None and interval.high is not None:
-            crossed = interval.low, interval.high
-    return Row(model, found, values=d, crossed=crossed)
+            windows = interval.low, interval.high
+    return Row(model, found, values=d, windows=windows)
 
 
 def _paired(results: Results, claim: Claim, corpus: str, model: str) -> Row:
     """Kinds `difference` and `count`."""
     assert claim.metric is not None
     assert claim.reference is not None
-    own = values_by_seed(results, corpus, model, claim.variant, claim.metric, claim.setting)
-    other = values_by_seed(
-        results, corpus, model, claim.reference, claim.metric, claim.reference_setting
-    )
+    arms = _arms(results, claim, corpus, model)
+    own, other = (claim_values(results, cell, claim.metric) for cell in arms)
     shared = sorted(own.keys() & other.keys())
     if not shared:
         return _no_value(results, claim, corpus, model)
     d = {seed: worst_case(own[seed], other[seed]) for seed in shared}
     turned = [claim.sign * value for value in d.values()]
-    tables = [runs_of(results, corpus, model, variant, setting) for variant, setting in claim.arms]
     if claim.kind == "count":
-        counts = [events(table, claim.metric) for table in tables]
+        counts = [int(sum(values(results, cell, claim.metric).values())) for cell in arms]
         return Row(
             model,
             compare_counts(turned, results.confidence),
@@ -196,16 +189,15 @@ def _paired(results: Results, claim: Claim, corpus: str, model: str) -> Row:
             values=d,
             numbers=f"{counts[0]} against {counts[1]}",
         )
-    failed = [int((table["status"] == "diverged").sum()) for table in tables]
+    failed = [int(sum(values(results, cell, "diverged").values())) for cell in arms]
     # Two runs that both diverged are a tie, and no sign that the variants are equal.
     equal = None if any(failed) else METRICS[claim.metric].equal
     resolution = METRICS[claim.metric].resolution
     found = compare(turned, claim.margin, results.confidence, equal, resolution)
     words = f"diverged: {failed[0]} against {failed[1]} runs" if any(failed) else ""
     if claim.preserve is not None:
-        control = values_by_seed(
-            results, corpus, model, CONTROL, claim.metric, claim.reference_setting
-        )
+        cell = arm(results, corpus, model, CONTROL, claim.reference_setting)
+        control = claim_values(results, cell, claim.metric)
         lead = {seed: control[seed] - other[seed] for seed in shared if seed in control}
         low = t_interval(lead.values(), results.confidence).low
         if low is not None and low > 0:
@@ -218,11 +210,7 @@ def _paired(results: Results, claim: Claim, corpus: str, model: str) -> Row:
             found = compare_equal(turned, claim.margin, results.confidence, resolution)
             found = replace(found, p_equal=None) if any(failed) else found
             words = "; ".join(filter(None, [words, _no_lead(claim)]))
-    row = Row(model, found, values=d, numbers=words)
-    if claim.metric != "validation_loss":
-        return row
-    crossed = None if any(failed) else _crossed(results, claim, corpus, model)
-    return replace(row, crossed=crossed, tokens=token_difference(results, claim, corpus, model))
+    return Row(model, found, values=d, numbers=words)
 
 
 def _no_lead(claim: Claim) -> str:
@@ -236,60 +224,6 @@ def _no_lead(claim: Claim) -> str:
 def _few(count: int) -> tuple[str, ...]:
     plural = "s" * (count != 1)
     return () if count >= FEWEST_EVENTS else (f"{count} event{plural} (needed: {FEWEST_EVENTS})",)
-
-
-def _crossed(results: Results, claim: Claim, corpus: str, model: str) -> tuple[float, float] | None:
-    """Interval of the difference over seeds and documents, where the probe has their losses."""
-    tables = [
-        runs_of(results, corpus, model, variant, setting).set_index("seed")["run"]
-        for variant, setting in claim.arms
-    ]
-    differences = []
-    tokens: list[int] = []
-    for seed in sorted(set(tables[0].index) & set(tables[1].index)):
-        own, other = (results.probes[t[seed]].evaluation for t in tables)
-        if own is None or other is None:
-            return None
-        tokens = own.document_tokens
-        differences.append(np.subtract(own.document_losses, other.document_losses))
-    if not differences:
-        return None
-    return crossed_interval(
-        claim.sign * np.array(differences), np.array(tokens, np.float64), results.confidence
-    )
-
-
-def token_difference(results: Results, claim: Claim, corpus: str, model: str) -> Interval | None:
-    """Tokens that the variant needs beyond the reference's for the same loss: a log ratio by seed.
-
-    The better run of a seed is followed to where it reaches the other's final loss, after a share s
-    of its tokens: the variant needs s times the tokens if it is the better one (log s), else 1 / s
-    times (-log s). As the learning rate falls only at the end, a shorter run planned as such would
-    save more. Of the study's own settings alone: curves of conditions are not kept.
-    """
-    assert claim.reference is not None
-    if any(condition_of(results, *arm) != BASE for arm in claim.arms):
-        return None
-    cell = of(results.curves.dropna(subset=["validation_loss"]), corpus, model)
-    ratios = []
-    for seed in results.seeds:
-        own, other = (
-            cell[(cell["variant"] == name) & (cell["seed"] == seed)]
-            for name in (claim.variant, claim.reference)
-        )
-        if own.empty or other.empty:
-            continue
-        spent = own["tokens"].iloc[-1]
-        if not spent or spent != other["tokens"].iloc[-1]:
-            continue  # one of them diverged
-        ends = own["validation_loss"].iloc[-1], other["validation_loss"].iloc[-1]
-        better, target, sign = (own, ends[1], 1) if ends[0] <= ends[1] else (other, ends[0], -1)
-        reached = tokens_to_reach(
-            better["tokens"].to_numpy(float), better["validation_loss"].to_numpy(float), target
-        )
-        assert reached is not None
-        ratios.append(sign * math.log(reached / float(spent)))
-    return t_interval(ratios, results.confidence) if ratios else None
 
 
 # --- over model sizes -----------------------------------------------------------------------
@@ -317,12 +251,13 @@ def slopes(results: Results, claim: Claim, corpus: str, variant: str) -> dict[in
     assert claim.metric is not None
     models = trend_models(results, claim)
     layers = [results.n_layer(model) for model in models]
-    values = [values_by_seed(results, corpus, model, variant, claim.metric) for model in models]
-    seeds = set.intersection(*(set(one) for one in values))
+    cells = [Cell(corpus, model, variant) for model in models]
+    found_values = [claim_values(results, cell, claim.metric) for cell in cells]
+    seeds = set.intersection(*(set(one) for one in found_values))
     centred = np.array(layers, np.float64) - np.mean(layers)
     found = {}
     for seed in sorted(seeds):
-        y = np.array([one[seed] for one in values])
+        y = np.array([one[seed] for one in found_values])
         # A diverged run has no place on a line: the slope is as steep as can be.
         slope = float(centred @ y / (centred @ centred)) if np.isfinite(y).all() else math.inf
         found[seed] = slope

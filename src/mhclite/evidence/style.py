@@ -8,11 +8,9 @@ colour-vision deficiencies, and in grey by marker and dashes.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import textwrap
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -37,7 +35,7 @@ log = logging.getLogger(__name__)
 
 PAGE_WIDTH = 7.0  # inches
 FONT = "DejaVu Sans"  # comes with matplotlib: the same everywhere
-LONGEST = 48  # columns of a title in a figure
+LONGEST = 48  # letters of a title in a figure
 PNG_DPI = 200
 FORMATS = ("png", "svg")
 
@@ -99,12 +97,10 @@ def style() -> Iterator[None]:
         **sns.axes_style("ticks"),
         "font.family": [FONT],
         "font.size": 8,
-        "axes.titlesize": 8,
+        **{f"axes.{name}size": 8 for name in ("title", "label")},
         "axes.titleweight": "bold",
         "axes.titlelocation": "left",
-        "axes.labelsize": 8,
-        "axes.edgecolor": INK,
-        "axes.labelcolor": INK,
+        **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color"), INK),
         "axes.linewidth": 0.6,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -112,17 +108,10 @@ def style() -> Iterator[None]:
         "axes.axisbelow": True,
         "grid.color": "#e4e4e4",
         "grid.linewidth": 0.5,
-        "text.color": INK,
-        "xtick.labelsize": 7,
-        "ytick.labelsize": 7,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "xtick.major.width": 0.6,
-        "ytick.major.width": 0.6,
-        "xtick.major.size": 3,
-        "ytick.major.size": 3,
-        "xtick.minor.size": 1.5,
-        "ytick.minor.size": 1.5,
+        **{f"{axis}tick.labelsize": 7 for axis in "xy"},
+        **{f"{axis}tick.color": INK for axis in "xy"},
+        **{f"{axis}tick.major.width": 0.6 for axis in "xy"},
+        **{f"{axis}tick.major.size": 3 for axis in "xy"},
         "legend.fontsize": 7,
         "legend.frameon": False,
         "legend.handlelength": 2.4,
@@ -202,46 +191,34 @@ def seeds_and_interval(
     values: Sequence[float],
     mean: float | None,
     half_width: float | None,
-    *,
-    upright: bool = False,
-    apart: tuple[float, float] = (0.22, -0.07),
     filled: bool = True,
 ) -> None:
     """Each seed as a faint point, and beside them their mean with its interval.
 
     Args:
-        place: on the axis across; the points stand `apart[0]` from it, the mean `apart[1]`.
+        place: of their row; the points stand a little below it, the mean above.
         mean, half_width: None or NaN where there is none.
-        upright: values on the y axis, else on the x axis.
+        filled: whether the mean's marker is.
     """
-    at = [place + apart[0]] * len(values)
+    tint = colour(variant)
     axes.plot(
-        *((at, values) if upright else (values, at)),
-        linestyle="none",
-        marker="o",
-        markersize=2.4,
-        markeredgewidth=0,
-        color=colour(variant),
-        alpha=0.45,
+        values, [place + 0.22] * len(values), "o", markersize=2.4, mew=0, color=tint, alpha=0.45
     )
-    if mean is None or np.isnan(mean):
-        return
-    beside = place + apart[1]
-    axes.errorbar(
-        *((beside, mean) if upright else (mean, beside)),
-        xerr=None if upright else half_width,
-        yerr=half_width if upright else None,
-        linestyle="none",
-        marker=marker(variant),
-        markersize=5,
-        markerfacecolor=colour(variant) if filled else "white",
-        markeredgecolor="white" if filled else colour(variant),
-        markeredgewidth=0.5 if filled else 1,
-        color=colour(variant),
-        elinewidth=1.1,
-        capsize=2.2,
-        zorder=3,
-    )
+    if mean is not None and not np.isnan(mean):
+        axes.errorbar(
+            mean,
+            place - 0.07,
+            xerr=half_width,
+            linestyle="none",
+            marker=marker(variant),
+            markersize=5,
+            markerfacecolor=tint if filled else "white",
+            markeredgecolor="white" if filled else tint,
+            color=tint,
+            elinewidth=1.1,
+            capsize=2.2,
+            zorder=3,
+        )
 
 
 def runs_and_means(axes: Axes, results: Results, table: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -254,95 +231,47 @@ def runs_and_means(axes: Axes, results: Results, table: pd.DataFrame, column: st
     finished = table["run"].isin(results.completed)
     by = ["variant", "step"]
     means = table[finished].groupby(by, observed=True)[column].mean().reset_index()
-    sns.lineplot(
-        data=table,
-        x="step",
-        y=column,
-        hue="variant",
-        palette={variant: colour(variant) for variant in results.variants},
-        units="run",
-        estimator=None,
-        alpha=0.45,
-        linewidth=0.5,
-        legend=False,
-        ax=axes,
-    )
     for variant in results.variants:
+        tint = colour(variant)
+        for run, line in table[table["variant"] == variant].groupby("run"):
+            axes.plot(line["step"], line[column], color=tint, alpha=0.45, linewidth=0.5)
+            if run not in results.completed:
+                end = line.iloc[-1]
+                axes.plot(end["step"], end[column], "x", color=tint, zorder=4)
         mean = means[means["variant"] == variant]
-        axes.plot(mean["step"], mean[column], color=colour(variant), linestyle=line_style(variant))
-    for _, line in table[~finished].groupby("run"):
-        end = line.iloc[-1]
-        axes.plot(end["step"], end[column], "x", color=colour(end["variant"]), zorder=4)
+        axes.plot(mean["step"], mean[column], color=tint, linestyle=line_style(variant))
     return means
 
 
+def rows_of_variants(axes: Axes, labels: Sequence[str]) -> None:
+    """A y axis with one named row for each variant, or whatever else, from above."""
+    axes.set_yticks(range(len(labels)), list(labels))
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+
+
 def title_of(results: Results, condition: str) -> str:
-    """A condition's title as a figure of `style` can show it, different from all others.
+    """A condition's title as a figure can show it, different from all others.
 
     A dollar sign begins no formula. One that is too long ends in an ellipsis and the condition's
-    name; one with letters that no font here has is replaced by that name, and a line says so. To be
-    called before the figure is made: its texts take their fonts, which this adds to, when they are.
+    name; one with letters that the font lacks is replaced by that name, and a line says so.
     """
     title = str(results.settings["conditions"][condition]["title"])
-    fonts = _fonts_for(title)
-    if fonts is None:
-        _warn_of(title, condition)
+    if not set(map(ord, title)) <= _letters():
+        log.warning("the font of figures lacks letters of %r: they say %r", title, condition)
         return condition
-    known = mpl.rcParams["font.family"]
-    mpl.rcParams["font.family"] = [*known, *(font for font in fonts if font not in known)]
-    if sum(map(_columns, title)) > LONGEST:
-        widths = itertools.accumulate(map(_columns, title))
-        room = LONGEST - len(condition) - 4  # for what follows
-        fits = sum(width <= room for width in widths)
-        title = f"{title[:fits].rstrip()}… ({condition})"
+    if len(title) > LONGEST:
+        title = f"{title[: LONGEST - len(condition) - 4].rstrip()}… ({condition})"
     return title.replace("$", r"\$")
 
 
-def _columns(letter: str) -> int:
-    """How wide a letter is: Chinese ones and the like are two columns."""
-    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
-
-
 @lru_cache
-def _fonts_for(text: str) -> tuple[str, ...] | None:
-    """Fonts that together have the letters that `FONT` lacks; None if some are in none."""
-    missing = set(text) - _letters(FONT)
-    if any(unicodedata.category(letter).startswith("M") for letter in missing):
-        return None  # a mark is drawn with its letter, in one font
-    found: list[str] = []
-    for name in sorted({font.name for font in font_manager.fontManager.ttflist}):
-        if not missing:
-            break
-        # That of last resort has boxes for everything.
-        if "Last Resort" not in name and missing & _letters(name):
-            found.append(name)
-            missing -= _letters(name)
-    return None if missing else tuple(found)
-
-
-@lru_cache
-def _letters(name: str) -> frozenset[str]:
-    """The letters of all upright faces of a font; none of one that cannot be read."""
-    faces = [
-        font.fname
-        for font in font_manager.fontManager.ttflist
-        if font.name == name and font.style == "normal"
-    ]
-    try:
-        letters = [set(map(chr, font_manager.get_font(face).get_charmap())) for face in faces]
-    except (OSError, RuntimeError):
-        return frozenset()
-    return frozenset(set.intersection(*letters)) if letters else frozenset()
-
-
-@lru_cache
-def _warn_of(title: str, condition: str) -> None:
-    log.warning(
-        "no font here has all letters of the title %r: figures say %r instead; install a font "
-        "that has them to see it",
-        title[:LONGEST],
-        condition,
-    )
+def _letters() -> frozenset[int]:
+    """Those that `FONT` has, upright and bold."""
+    faces = [font_manager.findfont(f"{FONT}:weight={weight}") for weight in ("normal", "bold")]
+    charmaps = [font_manager.get_font(face).get_charmap() for face in faces]
+    return frozenset(set.intersection(*map(set, charmaps)))
 
 
 def remark(axes: Axes, text: str) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize, stats
 
-from mhclite.evidence.statistics import Interval, binomial_interval, t_interval
+from mhclite.evidence.statistics import Interval, t_interval
 
 Verdict = Literal[
     "supported",
@@ -31,6 +31,7 @@ Verdict = Literal[
     "not tested",
 ]
 
+DECIDED: tuple[Verdict, ...] = ("supported", "contradicted", "practically equal")
 POWER = 0.8  # of the detectable effect
 MOST_FLIPS = 16  # values up to which all 2^n sign flips are tried
 
@@ -44,9 +45,7 @@ class Comparison:
     interval: Interval  # of the mean of d; without a mean if a d is infinite
     margin: float
     side: int  # -1 if d lies below the margin on the whole, 1 above, 0 neither
-    p: float | None  # two-sided; None where nothing can be decided
-    p_flip: float | None  # exact sign-flip test; None for more than `MOST_FLIPS` values
-    flip_floor: float | None  # the smallest value that p_flip can take
+    p: float | None = None  # two-sided; None where nothing can be decided
     p_equal: float | None = None  # two one-sided tests; None without a smallest effect
 
 
@@ -69,16 +68,14 @@ def compare(
     d = np.asarray(differences, dtype=np.float64)
     shifted = d - margin
     n = d.size
-    floor = 2 / 2**n if 0 < n <= MOST_FLIPS else None
     if not np.isfinite(d).all():
         ranks = signed_ranks(shifted)
         p = sign_flip(ranks) if n <= MOST_FLIPS else _normal_ranks(ranks)
         interval = Interval(n, None, None, None)
-        return Comparison(interval, margin, int(np.sign(ranks.sum())), p, p, floor)
+        return Comparison(interval, margin, int(np.sign(ranks.sum())), p)
     interval = t_interval(d, confidence)
-    flip = sign_flip(shifted) if floor is not None else None
     side = int(np.sign(shifted.mean())) if n else 0
-    found = Comparison(interval, margin, side, None, flip, floor)
+    found = Comparison(interval, margin, side)
     if n < 2:
         return found
     spread = float(d.std(ddof=1))
@@ -145,9 +142,11 @@ def compare_equal(
 def compare_share(holds: Sequence[bool], confidence: float) -> tuple[Comparison, str]:
     """Whether a statement holds in most seeds, and that in words: exact binomial against 1/2."""
     n, k = len(holds), sum(holds)
-    p = float(stats.binomtest(k, n, 0.5).pvalue)
-    low, high = binomial_interval(k, n, confidence)
-    found = Comparison(Interval(n, None, None, None), 0.0, int(np.sign(n - 2 * k)), p, None, None)
+    test = stats.binomtest(k, n, 0.5)
+    low, high = test.proportion_ci(confidence, "exact")
+    found = Comparison(
+        Interval(n, None, None, None), 0.0, int(np.sign(n - 2 * k)), float(test.pvalue)
+    )
     return found, f"in {k} of {n} seeds [{100 * low:.0f} %, {100 * high:.0f} % of seeds]"
 
 
@@ -157,7 +156,10 @@ def compare_counts(differences: Sequence[float], confidence: float) -> Compariso
     Events come in clusters within a run, so they are not tested as if each were independent.
     """
     found = compare(differences, 0.0, confidence)
-    return replace(found, p=found.p_flip)
+    d = np.asarray(differences, dtype=np.float64)
+    if not np.isfinite(d).all():
+        return found  # of ranks, by sign flips as well
+    return replace(found, p=sign_flip(d) if 0 < d.size <= MOST_FLIPS else None)
 
 
 # --- many comparisons -----------------------------------------------------------------------

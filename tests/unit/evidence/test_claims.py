@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import yaml
 from builder import CLAIMS, build_results, final_loss, make_study
@@ -17,15 +16,19 @@ from builder import CLAIMS, build_results, final_loss, make_study
 from mhclite.connections.registry import functional_mixing
 from mhclite.errors import UserError
 from mhclite.evidence.claims import Claim, load_claims, parse_claims
-from mhclite.evidence.findings import Finding, claims_of, evaluate
+from mhclite.evidence.collect import tidy
+from mhclite.evidence.findings import Finding, claims_of, evaluate, findings_of
+from mhclite.evidence.frame import Cell, claim_values, condition_of
 from mhclite.evidence.requirements import knockout_in_errors
 from mhclite.evidence.results import Results, load_results
-from mhclite.evidence.rows import token_difference
 from mhclite.evidence.style import save, style
-from mhclite.evidence.table_format import markdown
-from mhclite.evidence.topics.claims import claims_data, claims_table, paper_table
-from mhclite.evidence.topics.forest import forest, label_of, loss_findings
-from mhclite.evidence.values import _value, condition_of, values_by_seed
+from mhclite.evidence.tables import markdown
+from mhclite.evidence.topics.claims import (
+    claims_data,
+    claims_table,
+    forest,
+    verdicts_table,
+)
 
 SEEDS = (0, 1, 2, 3, 4)
 FAIR = {
@@ -74,8 +77,7 @@ def measured(results: Results, columns: Mapping[str, Any] | None = None, **more:
         }
         for name, corpus in study["corpora"].items()
     }
-    base = runs[runs["condition"] == "base"].reset_index(drop=True)
-    return replace(results, study=study, all_runs=runs, runs=base)
+    return replace(results, study=study, all_runs=runs, values=tidy(runs))
 
 
 def judge(results: Results, **claim: Any) -> Finding:
@@ -246,31 +248,6 @@ def test_spikes_are_counted_and_few_decide_nothing(results: Results) -> None:
     assert found.verdict == "inconclusive"
 
 
-def test_tokens_by_hand(results: Results) -> None:
-    """Losses fall like exp(-4 x): where the better curve crosses the other's end."""
-    claim = Claim.model_validate({**GOOD, "variant": "mhc_lite", "reference": "residual"})
-    tokens = token_difference(results, claim, "sotu", "d4")
-    assert tokens is not None
-    assert tokens.mean is not None
-    assert tokens.n == len(SEEDS)
-    assert 0.6 < math.exp(tokens.mean) < 1  # the variant is there after a share of the tokens
-    back = claim.model_copy(update={"variant": "residual", "reference": "mhc_lite"})
-    other = token_difference(results, back, "sotu", "d4")
-    assert other is not None
-    assert other.mean == pytest.approx(-tokens.mean)  # 1/s - 1 more: 25 % for s = 0.8
-    data = claims_data(results).set_index(["claim", "model"])
-    percent = data.loc[("lite_beats_residual", "d4"), "tokens_percent"]
-    assert percent == pytest.approx(100 * (math.exp(tokens.mean) - 1))
-
-
-def test_metrics_of_a_run() -> None:
-    row = {"status": "completed", "product_deviation_99": 0.3, "single_deviation_99": 0.1}
-    assert _value(row, "gap_growth") == pytest.approx(math.log(3))
-    assert math.isnan(_value({**row, "single_deviation_99": 0.0}, "gap_growth"))
-    assert math.isnan(_value({**row, "status": "diverged"}, "gap_growth"))
-    assert math.isnan(_value(row, "gain_forward"))
-
-
 # --- requirements -----------------------------------------------------------------------------
 
 
@@ -281,17 +258,16 @@ def test_functional_matrices_by_algebra() -> None:
     assert functional_mixing("identity", 8, "per_stream") == 0
 
 
-def test_a_knockout_is_counted_in_its_own_errors() -> None:
-    runs = pd.DataFrame(
-        {
-            "status": ["completed", "completed", "diverged"],
-            "knockout_identity": [0.02, 0.04, 9.0],
-            "knockout_identity_error": [0.01, 0.02, 9.0],
-        }
-    )
-    assert knockout_in_errors(runs) == pytest.approx(2.0)
-    assert math.isnan(knockout_in_errors(runs.drop(columns="knockout_identity_error")))
-    assert knockout_in_errors(runs.assign(knockout_identity_error=0.0)) == 0
+def test_a_knockout_is_counted_in_its_own_errors(results: Results) -> None:
+    cell = Cell("sotu", "d4", "mhc")
+    study = diverge(results, "mhc", (0, 4))
+    columns = {
+        "knockout_identity": lambda row: 0.01 * (1 + row["seed"]),  # of 1, 2, 3: mean 0.03
+        "knockout_identity_error": lambda row: 0.005 * (1 + row["seed"]),
+    }
+    assert knockout_in_errors(measured(study, columns), cell) == pytest.approx(2.0)
+    assert math.isnan(knockout_in_errors(measured(study, knockout_identity_error=math.nan), cell))
+    assert knockout_in_errors(measured(study, knockout_identity_error=0.0), cell) == 0
 
 
 @pytest.mark.parametrize(
@@ -563,8 +539,8 @@ def test_a_cost_that_other_windows_could_turn_is_not_shown(results: Results) -> 
         assert (error, found.verdict) == (error, verdict)
     assert found.reason == "other text could turn it"
     assert found.row.comparison is not None
-    assert found.row.crossed is not None
-    half, apart = found.row.comparison.interval.half_width, found.row.crossed
+    assert found.row.windows is not None
+    half, apart = found.row.comparison.interval.half_width, found.row.windows
     assert half is not None
     assert (apart[1] - apart[0]) / 2 == pytest.approx(math.hypot(half, 1.959964 * 0.01))
 
@@ -577,24 +553,26 @@ def diverge(results: Results, variant: str, seeds: tuple[int, ...]) -> Results:
     runs = results.all_runs.copy()
     hit = (runs["variant"] == variant) & runs["seed"].isin(seeds)
     runs.loc[hit, "status"] = "diverged"
-    runs.loc[hit, ["validation_loss", "grad_norm_mean"]] = np.nan
-    return replace(
-        results, all_runs=runs, runs=runs[runs["condition"] == "base"].reset_index(drop=True)
-    )
+    runs.loc[hit, "diverged"] = 1
+    return replace(results, all_runs=runs, values=tidy(runs))
 
 
 def test_a_diverged_run_has_the_unigram_models_loss(results: Results) -> None:
-    hit = diverge(results, "hc", (1, 3))
-    values = values_by_seed(hit, "sotu", "d4", "hc", "validation_loss")
-    assert values[1] == values[3] == 5.25
-    assert values[0] == final_loss("sotu", 4, "hc", 0)
-    assert values_by_seed(hit, "sotu", "d4", "hc", "grad_norm_mean")[1] == math.inf
-    costs = values_by_seed(hit, "sotu", "d4", "hc", "knockout_identity")
+    hit, cell = diverge(results, "hc", (1, 3)), Cell("sotu", "d4", "hc")
+    losses = claim_values(hit, cell, "validation_loss")
+    assert losses[1] == losses[3] == 5.25
+    assert losses[0] == final_loss("sotu", 4, "hc", 0)
+    assert claim_values(hit, cell, "grad_norm_mean")[1] == math.inf
+    costs = claim_values(hit, cell, "knockout_identity")
     assert sorted(costs) == [0, 2, 4]  # there is no trained model whose mixing could be knocked out
-    assert values_by_seed(hit, "sotu", "d4", "hc", "critical_rate") == {}  # no such column
+    assert claim_values(hit, cell, "critical_rate") == {}  # of no run
     empty = measured(hit, backbone_grad_norm_mean=np.nan)  # not recorded by any run
-    assert values_by_seed(empty, "sotu", "d4", "hc", "backbone_grad_norm_mean") == {}
-    assert values_by_seed(hit, "sotu", "d4", "hc", "diverged") == {0: 0, 1: 1, 2: 0, 3: 1, 4: 0}
+    assert claim_values(empty, cell, "backbone_grad_norm_mean") == {}
+    assert claim_values(hit, cell, "diverged") == {0: 0, 1: 1, 2: 0, 3: 1, 4: 0}
+    ratio = measured(hit, gap_growth=lambda row: 3.0 if row["seed"] else 0.0)
+    assert claim_values(ratio, cell, "gap_growth") == pytest.approx(
+        {2: math.log(3), 4: math.log(3)}
+    )
 
 
 @pytest.mark.parametrize("metric", ["validation_loss", "grad_norm_mean"])
@@ -613,39 +591,6 @@ def test_half_diverged_is_never_better(results: Results, metric: str) -> None:
         assert found.row.numbers == f"diverged: {len(seeds)} against 0 runs"
     both = diverge(diverge(better, "hc", SEEDS), "identity", SEEDS)
     assert judge(both, **claim).verdict == "inconclusive"  # a tie is no equality
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What the probe says of the documents."""
-
-    document_tokens: list[int]
-    document_losses: list[float]
-
-
-@dataclass(frozen=True)
-class Probed:
-    """A probe with it."""
-
-    evaluation: Evaluation
-
-
-def test_a_verdict_that_other_documents_could_turn_is_not_given(results: Results) -> None:
-    def probed(per_document: list[float]) -> Results:
-        probes: dict[str, Any] = {}
-        for row in results.all_runs.to_dict("records"):
-            sums = [100 * (3 + x * (row["variant"] == "mhc_lite")) for x in per_document]
-            probes[str(row["run"])] = Probed(Evaluation([100] * len(sums), sums))
-        return replace(results, probes=probes)
-
-    claim = {"variant": "mhc_lite", "reference": "residual"}
-    steady = judge(probed([-0.05] * 6), **claim)
-    assert steady.row.crossed == pytest.approx((-0.05, -0.05))
-    assert steady.verdict == "supported"
-    mixed = judge(probed([-0.6, 0.4, 0.4, -0.6, 0.4, -0.3]), **claim)
-    assert mixed.row.crossed is not None
-    assert mixed.row.crossed[0] < 0 < mixed.row.crossed[1]
-    assert (mixed.verdict, mixed.reason) == ("inconclusive", "other text could turn it")
 
 
 # --- for readers ------------------------------------------------------------------------------
@@ -677,11 +622,11 @@ def test_tables_for_readers(results: Results, found: dict[str, Finding]) -> None
     other = data[(data["claim"] == "mhc_beats_residual") & ~data["decides"]].iloc[0]
     assert (other["model"], other["verdict"]) == ("d2", "")
     assert math.isnan(other["p_corrected"])
-    paper = markdown(paper_table(results))
-    assert "27.9 % (L)" in paper
-    assert "quoted by a reader of the paper" in paper
-    given = [claim for claim in claims_of(results) if claim.paper]
-    assert len(paper_table(results).display) == len(given)
+    assert "27.9 % (L)" in text  # of the paper
+    pivot = verdicts_table(results)
+    tested = [finding for finding in found.values() if finding.verdict != "not tested"]
+    assert pivot.data["Claim"].tolist() == [finding.claim.statement for finding in tested]
+    assert [v.split(":")[0] for v in pivot.data["Verdict"]] == [one.verdict for one in tested]
 
 
 @pytest.mark.slow
@@ -690,11 +635,15 @@ def test_forest(results: Results, tmp_path: Path) -> None:
         figure = forest(results)
         assert len(save(figure, tmp_path / "forest")) == 2
         labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    claims = list({finding.claim.id: finding.claim for finding in loss_findings(results)}.values())
-    assert len(labels) == len(claims)
     assert "mHC-lite (final norm after the sum) - Residual" in [
-        label_of(results, claim) for claim in claims
+        " ".join(label.split()) for label in labels
     ]
+    compared = [
+        finding.claim
+        for finding in findings_of(results)
+        if finding.claim.metric == "validation_loss" and finding.row.comparison is not None
+    ]
+    assert len(labels) == len([claim for claim in compared if claim.kind == "difference"])
 
 
 def test_a_study_without_loss_claims_has_an_empty_figure(results: Results) -> None:

@@ -36,7 +36,14 @@ from tiny import run_record, run_summary
 from mhclite import cli
 from mhclite.errors import UserError
 from mhclite.evidence.collect import CURVE_POINTS, collect, curve, mixing_that_counts
-from mhclite.evidence.columns import CURVE_COLUMNS, RUN_COLUMNS
+from mhclite.evidence.metrics import (
+    CURVE_COLUMNS,
+    METRICS,
+    OF_RUNS,
+    RUN_COLUMNS,
+    VALUE_COLUMNS,
+    value_of,
+)
 from mhclite.evidence.results import Results, load_results
 from mhclite.files import read_jsonl, write_json
 from mhclite.records import to_json
@@ -186,6 +193,33 @@ def test_probe_of_another_training_is_refused(small: Path) -> None:
     assert "probes.json and run `snakemake --cores all`" in message
 
 
+def test_the_tidy_table_has_each_number_of_a_run_once(results: Results) -> None:
+    """And of a run that diverged, those alone that any run has."""
+    table = results.values
+    assert list(table.columns) == list(VALUE_COLUMNS)
+    keys = list(VALUE_COLUMNS)[:-1]
+    assert not table.duplicated(keys).any()
+    assert set(table["metric"]) == set(OF_RUNS) & set(table["metric"])
+    found = table.set_index(keys)["value"]
+    for row in results.all_runs.to_dict("records"):
+        for name in OF_RUNS:
+            key = tuple(row[part] for part in keys[:-1])
+            has = pd.notna(row[name]) and (row["status"] == "completed" or METRICS[name].always)
+            assert ((*key, name) in found.index) == has
+            if has:
+                assert found[(*key, name)] == row[name]
+
+
+def test_a_metric_is_read_from_any_record() -> None:
+    """Every source is a path; one that is missing on the way is no value."""
+    names = ("record", "summary", "stability", "probe", "evaluations", "manifest", "derived")
+    records = dict.fromkeys(names)
+    for name in OF_RUNS:
+        assert value_of(name, records) is None
+    evaluated = {**records, "evaluations": {"gain_forward": [1.0, None, 3.0]}}
+    assert value_of("gain_forward_peak", evaluated) == 3
+
+
 def test_diverged_run_is_a_row_with_gaps(results: Results) -> None:
     row = results.runs.set_index("run").loc[DIVERGED]
     assert row["status"] == "diverged"
@@ -280,7 +314,7 @@ def test_words_that_pandas_takes_for_missing_values_are_names(tmp_path: Path) ->
 
 def test_collecting_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     study = make_study(models={"d4": 4}, variants=["residual", "hc"])
-    names = ("study.json", "runs.csv", "curves.csv", "stability.json")
+    names = ("study.json", "runs.csv", "values.csv", "curves.csv", "stability.json")
     (tmp_path / "results").mkdir()
     folder = build_results(tmp_path / "results", study)
     before = {name: (folder / name).read_bytes() for name in names}
@@ -440,7 +474,8 @@ def test_missing_table_and_throughput(small: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "columns"), [("runs.csv", RUN_COLUMNS), ("curves.csv", CURVE_COLUMNS)]
+    ("file", "columns"),
+    [("runs.csv", RUN_COLUMNS), ("values.csv", VALUE_COLUMNS), ("curves.csv", CURVE_COLUMNS)],
 )
 def test_every_column_is_named_in_the_docs(file: str, columns: dict[str, str]) -> None:
     """Each once, with what it means, and no other."""

@@ -21,7 +21,6 @@ from mhclite.errors import UserError
 from mhclite.evidence import style
 from mhclite.evidence.evidence import write
 from mhclite.evidence.exhibits import FIGURES, TABLES, shown
-from mhclite.evidence.pages import found_block, losses_block
 from mhclite.evidence.published import publish, rebuild
 from mhclite.evidence.results import Results
 from mhclite.files import write_json
@@ -151,13 +150,3 @@ def test_an_unfinished_study_is_not_published(written: Written, tmp_path: Path) 
     write_json(tmp_path / "resolved.json", resolved)
     with pytest.raises(UserError, match="is not finished"):
         publish(tmp_path, tmp_path / "kept")
-
-
-def test_blocks_of_the_readme(written: Written) -> None:
-    results = written.results
-    row = next(line for line in losses_block(results).splitlines() if line.startswith("| mHC |"))
-    mean = results.runs.loc[results.runs["variant"] == "mhc", "validation_loss"].mean()
-    assert f"{mean:.3f} ±" in row
-    block = found_block(results).splitlines()
-    assert [line for line in block if "| mHC " in line]
-    assert not any("synthetic-depth.svg" in line for line in block)  # of one depth

@@ -142,31 +142,8 @@ def test_captions_take_their_numbers_from_the_study(results: Results) -> None:
     assert "2 seeds " in table.caption_for(two)
     assert "90 %" in table.caption_for(two)
     assert "a window of 20 steps" in FIGURES["gradient_norm"][0].caption_for(results)
-    assert "the fast implementation" in FIGURES["throughput"][0].caption_for(results)
     whole = with_settings(results, sinkhorn={"matrices": 321})
     assert "321 random" in FIGURES["sinkhorn_error"][0].caption_for(whole)
-
-
-def test_captions_say_only_what_is_drawn(results: Results) -> None:
-    """A clause stands where its study has what it speaks of, and not elsewhere."""
-    about = FIGURES["depth"][0]
-    plain_study = with_settings(results, conditions={})
-    assert "hollow" not in about.caption_for(plain_study)
-    after = {"connections": {"final_norm": "after_sum"}, "training": {}, "learning_rate_factor": 1}
-    faster = {**after, "connections": {"mixing_rate_factor": 3}}
-    caption = about.caption_for(with_settings(results, conditions={"a": after, "b": faster}))
-    assert "; hollow: with the final LayerNorm after the sum of the streams. Largest" in caption
-    assert "above 30; hollow where the mixing learns faster; star" in caption
-    assert "stands for 0" not in about.caption_for(results)
-    exact = replace(results, all_runs=results.all_runs.assign(product_max_deviation=0.0))
-    assert "stands for 0" in about.caption_for(exact)
-    norms = FIGURES["gradient_norm"][0]
-    assert "a cross is where a run diverged" in norms.caption_for(results)
-    completed = replace(results, all_runs=results.all_runs.assign(status="completed"))
-    assert "cross" not in norms.caption_for(completed)
-    rates = FIGURES["throughput"][0]
-    one_way = {model: replace(file, others={}) for model, file in results.throughput.items()}
-    assert "long dash" not in rates.caption_for(replace(results, throughput=one_way))
 
 
 @pytest.mark.parametrize("name", ["study", "report"])

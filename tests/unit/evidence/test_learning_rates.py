@@ -10,6 +10,7 @@ import pytest
 from builder import build_results, make_study
 
 from mhclite.evidence.evidence import terminal_table, write
+from mhclite.evidence.frame import Cell, cells
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.style import colour, style
 from mhclite.evidence.topics.rates import learning_rates, loss_against_rate, mean_losses
@@ -105,9 +106,9 @@ def test_the_figure_has_a_line_for_each_arm_that_was_swept(results: Results) -> 
 @pytest.mark.slow
 def test_a_size_with_fewer_variants_is_shown_with_these_alone(folder: Path) -> None:
     results = write(folder)
-    assert results.cells() == [
-        *(("sotu", "d2", variant) for variant in VARIANTS),
-        *(("sotu", "d4", variant) for variant in SMALL),
+    assert cells(results) == [
+        *(Cell("sotu", "d2", variant) for variant in VARIANTS),
+        *(Cell("sotu", "d4", variant) for variant in SMALL),
     ]
     text = terminal_table(results)
     assert re.search(r"^mHC .*–$", text, re.MULTILINE)

@@ -11,15 +11,10 @@ from builder import build_results, make_study, resolved_of
 from mhclite.errors import UserError
 from mhclite.evidence.evidence import write_tables
 from mhclite.evidence.exhibits import FIGURES
-from mhclite.evidence.pages import (
-    FIGURE,
-    Mark,
-    current,
-    losses_block,
-    with_texts,
-    write_pages,
-)
+from mhclite.evidence.findings import findings_of
+from mhclite.evidence.pages import Mark, current, with_texts, write_pages
 from mhclite.evidence.published import publish
+from mhclite.evidence.report import HEADLINE, verdict_counts
 from mhclite.evidence.results import load_results
 from mhclite.evidence.style import save, style
 from mhclite.files import write_json
@@ -39,10 +34,8 @@ def test_pages_are_written_from_published_studies(tmp_path: Path) -> None:
     publish(folder, published / "synthetic")
     docs.mkdir()
     readme, page = tmp_path / "README.md", docs / "page.md"
-    figure = docs / "images" / f"synthetic-{FIGURE}.svg"
-    readme.write_text(
-        "a <!-- losses:synthetic --><!-- /losses -->, <!-- found:synthetic -->x<!-- /found --> b\n"
-    )
+    figure = docs / "images" / f"synthetic-{HEADLINE}.svg"
+    readme.write_text("a <!-- found:synthetic -->x<!-- /found --> b\n")
     page.write_text("before <!-- table:synthetic/results -->stale<!-- /table --> after\n")
     (docs / "other.md").write_text("no table\n")
 
@@ -50,11 +43,12 @@ def test_pages_are_written_from_published_studies(tmp_path: Path) -> None:
     made = load_results(folder)
     write_tables(made)
     with style():
-        save(FIGURES[FIGURE][1](made), tmp_path / "drawn")
+        save(FIGURES[HEADLINE][1](made), tmp_path / "drawn")
     table = (folder / "tables" / "results.md").read_text().strip()
     marks = ("<!-- table:synthetic/results -->", "<!-- /table -->")
     assert page.read_text() == f"before {marks[0]}\n\n{table}\n\n{marks[1]} after\n"
-    assert losses_block(made) in readme.read_text()
+    assert (folder / "tables" / "overview.md").read_text().strip() in readme.read_text()
+    assert verdict_counts(findings_of(made)) in readme.read_text()
     assert readme.read_text().endswith("<!-- /found --> b\n")
     assert figure.read_bytes() == (tmp_path / "drawn.svg").read_bytes()
     assert write_pages(tmp_path, published) == []

@@ -1,39 +1,52 @@
-"""What a study says of each claim, and the papers' own figures beside ours."""
+"""What a study says of each claim: by numbers, by model size, and as a figure of losses."""
 
 from __future__ import annotations
 
 import math
+import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from mhclite.evidence import exhibits
 from mhclite.evidence.claims import Claim
-from mhclite.evidence.findings import Finding, claims_of, findings_of
+from mhclite.evidence.findings import Finding, findings_of
+from mhclite.evidence.frame import LOSS, condition_of
 from mhclite.evidence.metrics import METRICS
 from mhclite.evidence.results import Results
-from mhclite.evidence.rows import Row
-from mhclite.evidence.table_format import (
+from mhclite.evidence.rows import ALL_MODELS, Row
+from mhclite.evidence.style import (
+    FAINT,
+    INK,
+    empty_figure,
+    grid,
+    rows_of_variants,
+    seeds_and_interval,
+    title_of,
+)
+from mhclite.evidence.tables import (
     NONE,
+    Col,
+    Record,
     Rows,
     fixed,
     missing,
     percent_of,
+    rows_of,
     significant,
-    sparse,
+    with_interval,
 )
+from mhclite.evidence.verdicts import DECIDED
+from mhclite.study.sections import BASE
 
-HOW = {
-    "verbatim": "read in the paper",
-    "second-hand": "quoted by a reader of the paper",
-    "figure": "read off a figure by a reader",
-    "code": "counted from the authors' code",
-}
 NUMBERS = (
-    *("threshold", "effect", "half_width", "p", "p_flip", "flip_floor", "p_corrected"),
-    *("p_equal", "p_equal_corrected", "other_documents_low", "other_documents_high"),
-    *("tokens_percent", "tokens_percent_low", "tokens_percent_high", "detectable", "margin"),
+    *("threshold", "margin", "effect", "half_width", "p", "p_corrected"),
+    *("p_equal", "p_equal_corrected", "windows_low", "windows_high"),
 )
+ROW = 0.24  # inches per claim of the figure
+LABEL = 48  # characters of a line there
 
 
 def claims_data(results: Results) -> pd.DataFrame:
@@ -42,19 +55,17 @@ def claims_data(results: Results) -> pd.DataFrame:
     `effect` is variant minus reference (or minus the threshold), `half_width` that of its interval:
     in the metric's own unit, or natural logarithms where `log`; of a trend, per layer. The test is
     against `margin` on the side that `direction` names. `p_corrected`, verdict and reason stand
-    where the row decides. `other_documents_*`: interval over seeds and text. `detectable`: the
-    effect that is found with 80 % power, in the unit of `effect`.
+    where the row decides. `windows_*`: interval over seeds and windows of text.
     """
     rows = [row for finding in findings_of(results) for row in claim_rows(finding)]
     return pd.DataFrame(rows).astype({**dict.fromkeys(NUMBERS, "float64"), "n": "Int64"})
 
 
-def claim_rows(finding: Finding) -> list[dict[str, Any]]:
+def claim_rows(finding: Finding) -> list[Record]:
     """Rows of `claims_data` of one claim: that with the verdict first, other sizes below."""
-    claim = finding.claim
-    rows: list[dict[str, Any]] = []
+    rows: list[Record] = []
     for at in sorted(range(len(finding.rows)), key=lambda at: (at != finding.decides, -at)):
-        one, decides = finding.rows[at], at == finding.decides
+        one, claim, decides = finding.rows[at], finding.claim, at == finding.decides
         if decides or not one.missing:
             rows.append(
                 {
@@ -77,15 +88,16 @@ def claim_rows(finding: Finding) -> list[dict[str, Any]]:
                     **_measured(claim, one),
                     "p_corrected": finding.p if decides else None,
                     "p_equal_corrected": finding.p_equal if decides else None,
-                    "detectable": finding.detectable if decides else None,
+                    "paper": claim.paper.value if claim.paper else None,
                 }
             )
     return rows
 
 
-def _measured(claim: Claim, row: Row) -> dict[str, Any]:
-    found: dict[str, Any] = dict.fromkeys(NUMBERS[1:-1]) | {"n": 0, "numbers": row.numbers}
-    del found["detectable"]
+def _measured(claim: Claim, row: Row) -> Record:
+    low, high = sorted(claim.sign * end for end in row.windows or (math.nan, math.nan))
+    found: Record = {"numbers": row.numbers, "windows_low": low, "windows_high": high, "n": 0}
+    found |= dict.fromkeys(("effect", "half_width", "p", "p_equal"))
     if row.comparison is not None:
         interval = row.comparison.interval
         found |= {
@@ -93,57 +105,34 @@ def _measured(claim: Claim, row: Row) -> dict[str, Any]:
             "effect": None if interval.mean is None else claim.sign * interval.mean,
             "half_width": interval.half_width,
             "p": row.comparison.p,
-            "p_flip": row.comparison.p_flip,
-            "flip_floor": row.comparison.flip_floor,
             "p_equal": row.comparison.p_equal,
         }
-    if row.crossed is not None:
-        low, high = sorted(claim.sign * end for end in row.crossed)
-        found |= {"other_documents_low": low, "other_documents_high": high}
-    if row.tokens is not None:
-        for name, end in zip(
-            ("", "_low", "_high"), (row.tokens.mean, row.tokens.low, row.tokens.high), strict=True
-        ):
-            found[f"tokens_percent{name}"] = None if end is None else 100 * math.expm1(end)
     return found
 
 
-def effect_text(row: dict[Any, Any]) -> str:
-    """The effect with its interval and unit."""
-    if missing(row["effect"]):
-        return row["numbers"] or NONE
-    said = _effect(row)
-    return f"{said}; {row['numbers']}" if row["numbers"] else said
+def effect_text(row: Record) -> str:
+    """The effect with its interval and unit, and what was counted."""
+    effect = NONE if missing(row["effect"]) else _effect(row)
+    said = [text for text in (effect, row["numbers"]) if text not in ("", NONE)]
+    return "; ".join(said) or NONE
 
 
-def _effect(row: dict[Any, Any]) -> str:
-    effect, half_width = row["effect"], row["half_width"]
-    unit = "" if row["kind"] == "throughput" else METRICS[row["metric"]].unit
+def _effect(row: Record) -> str:
+    effect, half = row["effect"], row["half_width"]
+    bound, trend = row["kind"] == "bound", row["kind"] == "trend"
     if row["log"]:
         # A bound shows the value itself, which says more than its distance to the threshold.
-        scale = row["threshold"] if row["kind"] == "bound" else 1
-        half = 0.0 if missing(half_width) else half_width
-        low, middle, high = (
-            significant(scale * math.exp(value), 3)
-            for value in (effect - half, effect, effect + half)
-        )
-        ends = "" if missing(half_width) else f" [{low}, {high}]"
+        scale = row["threshold"] if bound else 1
+        ends = (math.nan,) * 2 if missing(half) else (effect - half, effect + half)
+        mean, low, high = (scale * math.exp(value) for value in (effect, *ends))
+        text = with_interval(mean, low, high, exact=0)
         times = {"throughput": "× its step time", "difference": "×", "trend": "× a layer"}
-        return " ".join(filter(None, [f"{middle}{ends}", times.get(row["kind"], "")]))
-    value = effect + row["threshold"] if row["kind"] == "bound" else effect
-    unit += " a layer" if row["kind"] == "trend" else ""
-    return _with_interval(value, half_width, unit)
-
-
-def _with_interval(value: float, half_width: float, unit: str) -> str:
-    scale = max(abs(value), 0 if missing(half_width) else half_width)
-    if 1e-3 <= scale < 1e4:
-        text = fixed(value, 4)
-        text += "" if missing(half_width) else f" ± {fixed(half_width, 4)}"
-    else:
-        text = significant(value, 2)
-        text += "" if missing(half_width) else f" ± {significant(half_width, 2)}"
-    return f"{text} {unit}".rstrip()
+        return f"{text} {times.get(row['kind'], '')}".rstrip()
+    value = effect + row["threshold"] if bound else effect
+    scale = max(abs(value), 0 if missing(half) else half)
+    number = fixed if 1e-3 <= scale < 1e4 else lambda value: significant(value, 2)
+    text = number(value) + ("" if missing(half) else f" ± {number(half)}")
+    return f"{text} {METRICS[row['metric']].unit}{' a layer' * trend}".rstrip()
 
 
 def _p(value: Any) -> str:
@@ -155,157 +144,176 @@ def _p(value: Any) -> str:
     title="What this study says of each claim",
     caption=(
         "Verdict for every claim of config/claims.yaml over {seeds}, with effect, {level} % "
-        "Student t interval, corrected and sign-flip p values; below a verdict the model sizes "
-        "that do not decide it. Source: runs.csv, the files in probes/ and throughput/."
+        "Student t interval and corrected p values; below a verdict the model sizes that do not "
+        "decide it. Source: runs.csv, the files in probes/ and throughput/."
     ),
     heading="claims",
-    row_head="Model",  # below the claim and its verdict, which head a group
 )
 def claims_table(results: Results) -> Rows:
     """The verdicts for readers."""
-    data = claims_data(results)
-    rows = []
-    said = ""
-    for row in data.to_dict("records"):
-        if row["decides"]:  # the first of its claim
-            said = ": ".join(filter(None, [row["verdict"], row["reason"]]))
-        at = row["threshold"] if row["kind"] == "bound" else 0.0
-        rows.append(
-            {
-                "Claim": row["statement"] + " (confirmatory)" * (row["family"] == "confirmatory"),
-                "Corpus": row["corpus"],
-                "Verdict": said,
-                "Model": row["model"],
-                "Effect": effect_text(row),
-                "Other text": _ends(
-                    row["other_documents_low"] + at, row["other_documents_high"] + at, 4
-                ),
-                "n": str(row["n"]) if row["n"] else NONE,
-                "p": _p(row["p_corrected"]),
-                "p, equal": _p(row["p_equal_corrected"]),
-                "p, sign flip": _p(row["p_flip"]),
-                "Tokens (%)": _tokens(row),
-                "Detectable": _detectable(row),
-            }
-        )
-    display = pd.DataFrame(rows)
-    return Rows(
-        notes=_notes(percent_of(results.confidence), percent_of(1 - results.confidence)),
-        data=data,
-        display=sparse(display, ["Claim", "Corpus", "Verdict"]),
-        numeric=tuple(display.columns[4:]),
-        bold=frozenset(
-            (at, "Verdict")
-            for at, row in enumerate(data.to_dict("records"))
-            if row["verdict"] in ("supported", "contradicted", "practically equal")
-        ),
+    error = percent_of(1 - results.confidence)
+
+    def verdict(row: Record) -> str:
+        return ": ".join(filter(None, [row["verdict"], row["reason"]]))
+
+    several = len(results.corpora) > 1
+    return rows_of(
+        claims_data(results),
+        [
+            Col("Claim", lambda row: row["statement"]),
+            *([Col("Corpus", lambda row: row["corpus"])] if several else []),
+            Col("Model", lambda row: row["model"]),
+        ],
+        [
+            Col("Verdict", verdict),
+            Col("Effect", effect_text),
+            Col("n", lambda row: str(row["n"]) if row["n"] else NONE),
+            Col("p", lambda row: _p(row["p_corrected"])),
+            Col("p, equal", lambda row: _p(row["p_equal_corrected"])),
+            Col("In the paper", lambda row: NONE if missing(row["paper"]) else row["paper"]),
+        ],
+        "Effect: variant minus reference, paired by seed, or its factor (×), with the "
+        f"{percent_of(results.confidence)} Student t interval over n seeds; for a bound the value "
+        "itself; for throughput over n timed rounds; for a trend per layer. The deepest model at "
+        "which the claim's requirements are met decides, or all of them in a trend. p values are "
+        "corrected over the confirmatory family and the secondary one behind it together, with p = "
+        "1 for what is not reached, so that the chance of even one wrong supported or contradicted "
+        f"is at most {error}, of even one wrong practically equal at most {error}; intervals are "
+        "not corrected. The paper's figures are of models hundreds of times as large. "
+        "docs/evidence.md explains the verdicts.",
+        lambda row: ["Verdict"] * (row["verdict"] in DECIDED),
     )
-
-
-def _ends(low: Any, high: Any, decimals: int) -> str:
-    return NONE if missing(low) else f"[{fixed(low, decimals)}, {fixed(high, decimals)}]"
-
-
-def _tokens(row: dict[Any, Any]) -> str:
-    if missing(row["tokens_percent"]):
-        return NONE
-    ends = _ends(row["tokens_percent_low"], row["tokens_percent_high"], 1)
-    return f"{fixed(row['tokens_percent'], 1)}{'' if ends == NONE else f' {ends}'}"
-
-
-def _detectable(row: dict[Any, Any]) -> str:
-    if missing(row["detectable"]):
-        return NONE
-    found = row["detectable"]
-    return f"factor {significant(math.exp(found), 3)}" if row["log"] else significant(found, 2)
-
-
-def _notes(level: str, error: str) -> str:
-    return (
-        f"Effect: variant minus reference, paired by seed, or its factor (×), with the {level} "
-        "Student t interval over n seeds; for a bound the value itself; for throughput over n "
-        "timed rounds; for a trend per layer. The deepest model at which the claim's requirements "
-        "are met decides, or all of them in a trend. Supported: the t test against the margin (0 "
-        "unless the claim says otherwise) rejects on its side; contradicted: on the other; "
-        "practically equal: two one-sided tests put the effect below the smallest one of "
-        f"interest (p, equal; {METRICS['validation_loss'].equal:g} nats for losses); "
-        "inconclusive: none of these; not reached: "
-        "the study lacks what the claim requires, and the number says how far. By construction "
-        "and counted need no test. A run that diverged is the worst outcome: it has the unigram"
-        " model's loss, and of other metrics the last rank. p values are corrected over the "
-        "confirmatory family and the secondary one behind it together, with p = 1 for what is not "
-        "reached, so that the chance of "
-        f"even one wrong supported or contradicted is at most {error}, of even one wrong "
-        f"practically equal at most {error}; intervals are not corrected. Other text: "
-        "interval over seeds and validation documents, or windows for H_res = I; a verdict that "
-        "it does not share is not given. The sign-flip p value is exact and cannot fall below "
-        "2 / 2^n. Tokens: training tokens that the variant needs beyond its reference's for the "
-        "same loss. Detectable: the effect found with 80 % power at the spread observed and the "
-        "level that the correction asks of the smallest p value. docs/evidence.md explains the "
-        "verdicts, config/claims.yaml says where each claim is made."
-    )
-
-
-def paper_data(results: Results) -> pd.DataFrame:
-    """The deciding rows of `claims_data` whose claim has a paper's figure, with that figure."""
-    claims = {claim.id: claim for claim in claims_of(results)}
-    rows = []
-    for row in claims_data(results).to_dict("records"):
-        claim = claims[row["claim"]]
-        if claim.paper is not None and row["decides"]:
-            rows.append(
-                {
-                    "claim": claim.id,
-                    "statement": claim.statement,
-                    "paper": claim.paper.value,
-                    "source": claim.source,
-                    "how": claim.paper.how,
-                    "corpus": row["corpus"],
-                    "model": row["model"],
-                    "ours": effect_text(row),
-                    "verdict": row["verdict"],
-                }
-            )
-    columns = ["claim", "statement", "paper", "source", "how", "corpus", "model", "ours", "verdict"]
-    return pd.DataFrame(rows, columns=columns)
 
 
 @exhibits.table(
-    "paper",
-    title="The papers' own figures beside ours",
+    "verdicts",
+    title="The claims, by model size",
     caption=(
-        "Figures that the papers are known to give, with how they are known, and what this "
-        "study measures for the same quantity over {seeds}. Source: config/claims.yaml and "
-        "runs.csv."
+        "One verdict for each claim, corrected for the number of claims, and beside it the effect "
+        "at each model size by itself. The table of claims has every number. Source: runs.csv, "
+        "the files in probes/ and throughput/."
     ),
     heading="claims",
-    row_head="Quantity",
 )
-def paper_table(results: Results) -> Rows:
-    """The papers' own figures beside ours, where they are known."""
-    data = paper_data(results)
-    display = pd.DataFrame(
-        {
-            "Quantity": data["statement"],
-            "In the paper": data["paper"],
-            "Source": [
-                f"{source}, {HOW[how]}"
-                for source, how in zip(data["source"], data["how"], strict=True)
-            ],
-            "Corpus": data["corpus"],
-            "Model": data["model"],
-            "Here": data["ours"],
-        }
-    )
+def verdicts_table(results: Results) -> Rows:
+    """Claims against model sizes: the rows of `claims_data`, one line for each claim."""
+    models = sorted(results.models, key=results.n_layer, reverse=True)
+    headings = {model: results.model_label(model) for model in models}
+    rows: list[dict[str, str]] = []
+    bold, untested = set(), 0
+    for finding in findings_of(results):
+        if finding.verdict == "not tested":
+            untested += 1
+            continue
+        effects = {row["model"]: effect_text(row) for row in claim_rows(finding)}
+        if finding.row.model in headings:
+            bold.add((len(rows), headings[finding.row.model]))
+        trend = f": {effects[ALL_MODELS]}" if ALL_MODELS in effects else ""
+        rows.append(
+            {
+                "Claim": finding.claim.statement,
+                "Corpus": finding.corpus,
+                "Verdict": finding.verdict + trend,
+                **{heading: effects.get(model, NONE) for model, heading in headings.items()},
+            }
+        )
+    data = pd.DataFrame(rows, columns=["Claim", "Corpus", "Verdict", *headings.values()])
     return Rows(
         notes=(
-            "Their models are hundreds to hundred thousands of times as large as those of a study "
-            "on a laptop, and were trained on other text: the figures show the size of an effect "
-            "there, not what ought to be found here. Here: variant minus reference, or the value "
-            "itself, as in the table of claims. Figures that could not be read in the paper itself "
-            "say so."
+            "The verdict is corrected for the number of claims. Effects are those of single model "
+            "sizes, as in the table of claims; bold: the size that decides, the others decide "
+            f"nothing. {untested} more could not be tested: the study lacks a variant, a setting "
+            "or a measurement."
         ),
         data=data,
-        display=sparse(display, ["Quantity", "In the paper", "Source"]),
-        numeric=("Here",),
+        display=data if len(results.corpora) > 1 else data.drop(columns="Corpus"),
+        bold=frozenset(bold),
     )
+
+
+# --- figure ---------------------------------------------------------------------------------
+
+
+def label_of(results: Results, claim: Claim) -> str:
+    """Who is compared with whom, e.g. `HC (final norm after the sum) - Residual`."""
+
+    def arm(variant: str, setting: Mapping[str, Any]) -> str:
+        name = condition_of(results, variant, setting)
+        if name == BASE:
+            return results.label(variant)
+        said = ", ".join(f"{key}: {value}" for key, value in setting.items())
+        if name is not None:
+            said = title_of(results, name)
+        return results.label(variant) + (f" ({said})" if said else "")
+
+    own = arm(claim.variant, claim.setting)
+    other = arm(str(claim.reference), claim.reference_setting)
+    return f"{own} - {other}" + (f" (margin {claim.margin:g})" if claim.margin else "")
+
+
+@exhibits.figure(
+    "forest",
+    title="Paired differences of final losses, with verdicts",
+    caption=(
+        "Each row is a claim that compares final validation losses: the first variant's minus "
+        "the second's of the same seed. Marker and bar: mean with its {level} % Student t "
+        "interval over up to {seeds}; faint points: each seed; dotted: the margin of a claim of no "
+        "worse. The verdicts stand beside the model that decides. Filled markers and black "
+        "verdicts: decided, after correction over all claims; hollow and grey: not. Source: "
+        "runs.csv."
+    ),
+    alt="Rows of points with error bars around a line at zero, a panel for each depth.",
+    heading="claims",
+)
+def forest(results: Results) -> Figure:
+    """One row per claim, one panel per corpus and model; colour of the variant, its verdict."""
+    findings = [
+        finding
+        for finding in findings_of(results)
+        if (finding.claim.kind, finding.claim.metric) == ("difference", LOSS)
+        and finding.row.comparison is not None
+    ]
+    if not findings:
+        return empty_figure("No claim compares the final losses of variants in this study.")
+    claims = list({finding.claim.id: finding.claim for finding in findings}.values())
+    place = {claim.id: at for at, claim in enumerate(claims)}
+    labels = [textwrap.fill(label_of(results, claim), LABEL) for claim in claims]
+    panels = results.panels()
+    figure, axes = grid(1, len(panels), 0.8 + ROW * len(claims), sharey=True)
+    for panel, (corpus, model) in zip(axes[0], panels, strict=True):
+        rows_of_variants(panel, labels)
+        panel.axvline(0, color=FAINT, linewidth=0.8)
+        for finding in findings:
+            at = next(at for at, row in enumerate(finding.rows) if row.model == model)
+            row, claim, y = finding.rows[at], finding.claim, place[finding.claim.id]
+            if finding.corpus != corpus or row.comparison is None or row.values is None:
+                continue
+            if claim.margin:
+                panel.plot([claim.sign * claim.margin] * 2, [y - 0.35, y + 0.35], ":", color=INK)
+            interval = row.comparison.interval
+            assert interval.mean is not None  # of losses, which are finite
+            decides = at == finding.decides
+            decided = decides and finding.verdict in DECIDED
+            seeds_and_interval(
+                panel,
+                claim.variant,
+                y,
+                list(row.values.values()),
+                claim.sign * interval.mean,
+                interval.half_width,
+                filled=decided,
+            )
+            if decides:
+                panel.annotate(
+                    finding.verdict,
+                    (1.0, y),
+                    xycoords=("axes fraction", "data"),
+                    xytext=(4, 0),
+                    textcoords="offset points",
+                    va="center",
+                    annotation_clip=False,
+                    fontsize=7,
+                    color=INK if decided else "#666666",
+                )
+        panel.set(title=results.panel_title(corpus, model), xlabel="nats/token")
+    return figure

@@ -1,65 +1,47 @@
-"""What each condition changes, numbers of streams among them: losses paired by seed.
-
-A difference between two variants is compared before and after: what a condition takes away of it
-was the setting, not the variant.
-"""
+"""Changed settings: what each does to the loss, numbers of streams, mixing that learns faster."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Container
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from mhclite.evidence import exhibits
-from mhclite.evidence.results import Results, of
-from mhclite.evidence.statistics import (
-    INTERVAL_COLUMNS,
-    Interval,
-    difference,
-    interval_columns,
-    t_interval,
+from mhclite.evidence.frame import (
+    LOSS,
+    Cell,
+    apart,
+    columns,
+    conditions_that_change,
+    excludes_zero,
+    keeps_sums,
+    row,
+    values,
 )
-from mhclite.evidence.style import (
-    FAINT,
-    empty_figure,
-    grid,
-    seeds_and_interval,
-    title_of,
-    variant_legend,
-)
-from mhclite.evidence.table_format import (
+from mhclite.evidence.results import Results
+from mhclite.evidence.statistics import minus, t_interval
+from mhclite.evidence.tables import (
+    MIB,
+    NONE,
+    Col,
+    Record,
     Rows,
     fixed,
+    mean_and_half,
+    metric,
+    missing,
+    number,
     percent_of,
-    plus_minus,
+    places,
     quartiles,
-    significant,
-    sparse,
+    rows_of,
 )
+from mhclite.evidence.topics.cost import timing_columns
 from mhclite.study.sections import BASE
 
 AGED = "mixing_rate_factor"
 OTHERS = ("residual", "mhc")  # whom a variant is compared with, before and after
-
-
-Losses = dict[tuple[str, str, str, str], dict[int, float]]
-
-
-def losses_by_seed(results: Results) -> Losses:
-    """(corpus, model, variant, condition) -> seed -> final validation loss of completed runs."""
-    losses: Losses = {}
-    for row in results.all_runs.to_dict("records"):
-        if row["status"] == "completed":
-            cell = (row["corpus"], row["model"], row["variant"], row["condition"])
-            losses.setdefault(cell, {})[int(row["seed"])] = row["validation_loss"]
-    return losses
-
-
-def _among(losses: dict[int, float], seeds: Container[int]) -> dict[int, float]:
-    return {seed: loss for seed, loss in losses.items() if seed in seeds}
 
 
 def comparable(results: Results) -> dict[str, dict[str, Any]]:
@@ -73,53 +55,43 @@ def comparable(results: Results) -> dict[str, dict[str, Any]]:
 def conditions_data(results: Results) -> pd.DataFrame:
     """One row per corpus, model, condition and variant: nats per token, paired by seed.
 
-    `change_*`: loss under the condition minus that of the same variant under the study's own
-    settings. `gap_<other>_before_*`: loss minus the other variant's under the study's own
-    settings; `..._after_*`: the same with the condition applied to whichever of the two has it.
-    Both are over the seeds that completed under the condition, often fewer than the study's. There
-    is none with a variant that lacks a change of training, which concerns every variant.
+    `change`: loss under the condition minus that of the same variant under the study's own
+    settings. `gap_<other>_before`: loss minus the other variant's under the study's own settings;
+    `..._after`: the same with the condition applied to whichever of the two has it. Both are over
+    the seeds that completed under the condition, often fewer than the study's. There is none with a
+    variant that lacks a change of training, which concerns every variant.
     """
-    losses, confidence = losses_by_seed(results), results.confidence
-    rows: list[dict[str, Any]] = []
-    for corpus in results.corpora:
-        for model in results.models:
-            for condition, settings in comparable(results).items():
-                if model not in (settings.get("models") or results.models):
-                    continue
-
-                def under(variant: str, condition: str) -> dict[int, float]:
-                    return losses.get((corpus, model, variant, condition), {})  # noqa: B023
-
-                touched = settings["variants"]
-                # A change of training concerns every variant: one without it is no comparison.
-                of_all = settings["training"] or settings["learning_rate_factor"] != 1
-                for variant in touched:
-                    changed = under(variant, condition)
-                    row: dict[str, Any] = {
-                        "corpus": corpus,
-                        "model": model,
-                        "condition": condition,
-                        "title": settings["title"],
-                        "variant": variant,
-                    }
-                    change = difference(changed, under(variant, BASE), confidence)
-                    row |= _named("change", change)
-                    for against in OTHERS:
-                        other = condition if against in touched else BASE
-                        changed_other = under(against, other)
-                        after = difference(changed, changed_other, confidence)
-                        unchanged = _among(under(variant, BASE), changed.keys() & changed_other)
-                        before = difference(unchanged, under(against, BASE), confidence)
-                        if against == variant or (of_all and against not in touched):
-                            before = after = Interval(0, None, None, None)
-                        row |= _named(f"gap_{against}_before", before)
-                        row |= _named(f"gap_{against}_after", after)
-                    rows.append(row)
+    rows: list[Record] = []
+    for corpus, model in results.panels():
+        for condition, settings in comparable(results).items():
+            if model not in (settings.get("models") or results.models):
+                continue
+            # A change of training concerns every variant: one without it is no comparison.
+            of_all = settings["training"] or settings["learning_rate_factor"] != 1
+            for variant in settings["variants"]:
+                base, changed = (Cell(corpus, model, variant, c) for c in (BASE, condition))
+                found = row(results, changed) | {"title": settings["title"]}
+                found |= columns("change", apart(results, changed, base))
+                for against in OTHERS:
+                    touched = against in settings["variants"]
+                    no_pair = against == variant or (of_all and not touched)
+                    after = changed._replace(variant=against)
+                    after = after if touched else after._replace(condition=BASE)
+                    seeds = values(results, changed).keys() & values(results, after).keys()
+                    own, other = (
+                        {s: x for s, x in values(results, cell).items() if s in seeds}
+                        for cell in (base, base._replace(variant=against))
+                    )
+                    before = t_interval(
+                        [] if no_pair else minus(own, other).values(), results.confidence
+                    )
+                    found |= columns(f"gap_{against}_before", before)
+                    found |= columns(
+                        f"gap_{against}_after",
+                        apart(results, changed, None if no_pair else after),
+                    )
+                rows.append(found)
     return pd.DataFrame(rows)
-
-
-def _named(prefix: str, interval: Interval) -> dict[str, Any]:
-    return {f"{prefix}_{name}": value for name, value in interval_columns(interval).items()}
 
 
 @exhibits.table(
@@ -136,175 +108,65 @@ def _named(prefix: str, interval: Interval) -> dict[str, Any]:
 )
 def conditions_table(results: Results) -> Rows:
     """The table for readers."""
-    data = conditions_data(results)
-
-    def text(row: dict[Any, Any], prefix: str) -> str:
-        return plus_minus(row[f"{prefix}_mean"], row[f"{prefix}_half_width"])
-
-    rows = []
-    for row in data.to_dict("records"):
-        cells = {
-            "Corpus": row["corpus"],
-            "Model": row["model"],
-            "Changed": row["title"],
-            "Variant": results.label(row["variant"]),
-            "Seeds (n)": f"{row['change_n']:.0f}",
-            "Change of loss": text(row, "change"),
-        }
-        for against in OTHERS:
-            if against in results.variants:
-                label = results.label(against)
-                cells[f"Minus {label}, before"] = text(row, f"gap_{against}_before")
-                cells[f"Minus {label}, after"] = text(row, f"gap_{against}_after")
-        rows.append(cells)
-    display = pd.DataFrame(rows)
+    *place, variant = places(results)
     change = "Change of loss"
-    clear = frozenset(
-        (at, change)
-        for at, row in enumerate(data.to_dict("records"))
-        if Interval(*(row[f"change_{name}"] for name in INTERVAL_COLUMNS[:4])).excludes_zero()
+    return rows_of(
+        conditions_data(results),
+        [*place, Col("Changed", lambda row: row["title"]), variant],
+        [
+            Col("Seeds (n)", number("change_n", 0)),
+            Col(change, mean_and_half("change")),
+            *(
+                Col(
+                    f"Minus {results.label(against)}, {when}",
+                    mean_and_half(f"gap_{against}_{when}"),
+                )
+                for against in OTHERS
+                if against in results.variants
+                for when in ("before", "after")
+            ),
+        ],
+        "Final validation loss in nats per token, differences paired by seed: mean ± half-width of "
+        f"the {percent_of(results.confidence)} Student t interval over the n seeds. Change of "
+        "loss: with the change minus without it, same variant; bold where the interval excludes 0 "
+        "(each row stands alone: nothing is corrected for their number). The other columns compare "
+        "the variant with another, before the change and after it, over the same seeds; the change "
+        "applies to both where it touches both.",
+        lambda row: [change] * excludes_zero(row, "change"),
     )
-    return Rows(
-        notes=(
-            "Final validation loss in nats per token, differences paired by seed: mean ± "
-            f"half-width of the {percent_of(results.confidence)} Student t interval over the n "
-            "seeds. Change of loss: with the change minus without it, same variant; bold where the "
-            "interval excludes 0 (each row stands alone: nothing is corrected for their number). "
-            "The other columns compare the variant with another, before the change and after it, "
-            "over the same seeds; the change applies to both where it touches both."
-        ),
-        data=data,
-        display=sparse(display, ["Corpus", "Model", "Changed"]),
-        numeric=tuple(display.columns[4:]),
-        bold=clear,
-    )
 
 
-ROW = 0.19  # inches per line
-
-
-@exhibits.figure(
-    "changes",
-    title="What each change of settings does",
-    caption=(
-        "Final validation loss with one setting changed minus that without the change, of the "
-        "same variant and seed. Marker and bar: mean with its {level} % Student t interval over"
-        " up to {seeds}; faint points: each seed. Where one change moves the variants "
-        "differently, a difference between variants is partly the setting. Source: runs.csv."
-    ),
-    alt=(
-        "Points with horizontal error bars around a line at zero, a group for each change, a "
-        "colour and marker for each variant."
-    ),
-    heading="changes",
-    needs="conditions",
-)
-def changes(results: Results) -> Figure:
-    """Change of the final loss under each condition: one line per variant, one point per seed."""
-    data = conditions_data(results)
-    data = data[data["change_n"] > 0]
-    if data.empty:
-        return empty_figure("No condition has a completed run with one to compare it with.")
-    losses = losses_by_seed(results)
-    settings = comparable(results)
-    lines = [(name, variant) for name, one in settings.items() for variant in one["variants"]]
-    panels = [cell for cell in results.panels() if len(of(data, *cell))]
-    names = {name: title_of(results, name) for name in settings}
-    height = 0.7 + ROW * (len(lines) + len(settings))
-    figure, axes = grid(1, len(panels), height, sharey=True, sharex=True)
-    places: dict[tuple[str, str], float] = {}
-    at = 0.0
-    for name, one in settings.items():
-        for variant in one["variants"]:
-            places[name, variant] = at
-            at += 1
-        at += 0.8
-    for panel, (corpus, model) in zip(axes[0], panels, strict=True):
-        panel.axvline(0, color=FAINT, linewidth=0.8)
-        for row in of(data, corpus, model).to_dict("records"):
-            name, variant = row["condition"], row["variant"]
-            changed = losses.get((corpus, model, variant, name), {})
-            base = losses.get((corpus, model, variant, BASE), {})
-            values = [changed[seed] - base[seed] for seed in changed.keys() & base.keys()]
-            mean, half_width = row["change_mean"], row["change_half_width"]
-            seeds_and_interval(panel, variant, places[name, variant], values, mean, half_width)
-        panel.set_title(results.panel_title(corpus, model))
-        panel.grid(visible=False, axis="y")
-    figure.supxlabel("change of final loss (nats/token)", fontsize=8)
-    titles = {
-        sum(places[name, variant] for variant in one["variants"]) / len(one["variants"]): name
-        for name, one in settings.items()
-    }
-    first = axes[0][0]
-    first.set_yticks(list(titles), [names[name] for name in titles.values()])
-    first.tick_params(axis="y", length=0)
-    first.set_ylim(max(places.values()) + 0.8, -0.8)
-    touched = {variant for _, variant in lines}
-    shown = [variant for variant in results.variants if variant in touched]
-    variant_legend(figure, shown, results.labels, markers=True)
-    return figure
-
-
-MIB = 2**20
+# --- numbers of streams ---------------------------------------------------------------------
 
 
 def streams_data(results: Results) -> pd.DataFrame:
     """One row per corpus, model, variant and number of streams, fewest first.
 
-    `loss_*`: final validation loss; `change_*`: minus that with the study's own number, paired by
-    seed. Costs are from the throughput file: step time over the plain residual's, peak memory,
-    parameters over the plain residual.
+    The final loss; `change`: minus that with the study's own number, paired by seed. Costs are from
+    the throughput file: step time over the plain residual's, peak memory, parameters over the plain
+    residual.
     """
-    losses, confidence = losses_by_seed(results), results.confidence
     usual = int(results.settings["connections"]["n_streams"])
+    about = results.settings["conditions"]
     numbers = {
-        name: int(condition["connections"]["n_streams"])
-        for name, condition in results.settings["conditions"].items()
-        if "n_streams" in condition["connections"]
+        name: int(one["connections"]["n_streams"])
+        for name, one in about.items()
+        if "n_streams" in one["connections"]
     }
-    rows: list[dict[str, Any]] = []
-    for corpus in results.corpora:
-        for model in results.models:
-            measured = results.throughput[model]
-            for variant in results.variants:
-                tried = [
-                    (n, name)
-                    for name, n in numbers.items()
-                    if variant in results.settings["conditions"][name]["variants"]
-                ]
-                if not tried:
-                    continue
-                base = losses.get((corpus, model, variant, BASE), {})
-                for n, name in sorted([(usual, BASE), *tried]):
-                    own = losses.get((corpus, model, variant, name), {})
-                    arm = variant if name == BASE else f"{variant}-{name}"
-                    cost, timed = measured.counted(arm), measured.variants.get(arm)
-                    assert cost is not None
-                    loss = t_interval(own.values(), confidence)
-                    change = (
-                        Interval(0, None, None, None)
-                        if name == BASE
-                        else difference(own, base, confidence)
-                    )
-                    rows.append(
-                        {
-                            "corpus": corpus,
-                            "model": model,
-                            "variant": variant,
-                            "n_streams": n,
-                            **{f"loss_{k}": v for k, v in interval_columns(loss).items()},
-                            **{f"change_{k}": v for k, v in interval_columns(change).items()},
-                            "extra_parameters": cost.extra_parameters,
-                            "flops_per_token": cost.flops_per_token,
-                            "peak_memory_bytes": timed.peak_memory_bytes if timed else math.nan,
-                            **{
-                                f"ratio_{q}": getattr(timed.ratio_quartiles, q)
-                                if timed
-                                else math.nan
-                                for q in ("median", "q1", "q3")
-                            },
-                        }
-                    )
+    rows: list[Record] = []
+    for corpus, model in results.panels():
+        for variant in results.variants:
+            tried = [(n, name) for name, n in numbers.items() if variant in about[name]["variants"]]
+            for n, name in sorted([(usual, BASE), *tried]) if tried else ():
+                cell = Cell(corpus, model, variant, name)
+                base = None if name == BASE else cell._replace(condition=BASE)
+                connection = variant if name == BASE else f"{variant}-{name}"
+                rows.append(
+                    row(results, cell, [LOSS])
+                    | {"n_streams": n}
+                    | columns("change", apart(results, cell, base))
+                    | timing_columns(results.throughput[model], connection)
+                )
     return pd.DataFrame(rows)
 
 
@@ -321,34 +183,110 @@ def streams_data(results: Results) -> pd.DataFrame:
 )
 def streams_table(results: Results) -> Rows:
     """The table for readers."""
-    data = streams_data(results)
     usual = int(results.settings["connections"]["n_streams"])
-    display = pd.DataFrame(
-        {
-            "Corpus": row["corpus"],
-            "Model": row["model"],
-            "Variant": results.label(row["variant"]),
-            "Streams": str(row["n_streams"]),
-            "Seeds (n)": f"{row['loss_n']:.0f}",
-            "Validation loss": plus_minus(row["loss_mean"], row["loss_half_width"]),
-            f"Minus {usual} streams": plus_minus(row["change_mean"], row["change_half_width"]),
-            "Extra parameters": fixed(row["extra_parameters"], 0),
-            "Step time (residual = 1)": quartiles(
-                {name: row[f"ratio_{name}"] for name in ("median", "q1", "q3")}, 2
-            ),
-            "Peak memory (MiB)": significant(row["peak_memory_bytes"] / MIB),
-        }
-        for row in data.to_dict("records")
+    return rows_of(
+        streams_data(results),
+        [*places(results), Col("Streams", lambda row: str(row["n_streams"]))],
+        [
+            Col("Seeds (n)", number(f"{LOSS}_n", 0)),
+            metric(LOSS, "Validation loss"),
+            Col(f"Minus {usual} streams", mean_and_half("change")),
+            Col("Extra parameters", number("extra_parameters", 0)),
+            Col("Step time (residual = 1)", lambda row: quartiles(row, "ratio", 2)),
+            Col("Peak memory (MiB)", number("peak_memory_bytes", scale=1 / MIB)),
+        ],
+        "Final validation loss in nats per token: mean over the completed runs ± half-width of the "
+        f"{percent_of(results.confidence)} Student t interval over the n seeds; the difference to "
+        f"{usual} streams is paired by seed. Extra parameters over the plain residual. Step time "
+        "is relative to the plain residual's in the same round, median [quartiles], measured alone "
+        "on the device.",
     )
-    return Rows(
-        notes=(
-            "Final validation loss in nats per token: mean over the completed runs ± half-width of "
-            f"the {percent_of(results.confidence)} Student t interval over the n seeds; the "
-            f"difference to {usual} streams is paired by seed. Extra parameters over the plain "
-            "residual. Step time is relative to the plain residual's in the same round, median "
-            "[quartiles], measured alone on the device."
-        ),
-        data=data,
-        display=sparse(display, ["Corpus", "Model", "Variant"]),
-        numeric=tuple(display.columns[3:]),
+
+
+# --- mixing that learns faster --------------------------------------------------------------
+
+FASTER = (
+    *("single_max_deviation", "product_max_deviation", "gain_forward_peak", "start_distance"),
+    "knockout_identity",
+)
+
+
+def faster_data(results: Results) -> pd.DataFrame:
+    """One row per corpus, model, factor (1: the study's own setting) and variant.
+
+    `share`, `share_min`, `share_max` of Sinkhorn-Knopp's inputs with log(1/nu) above 30; the
+    largest log(1/nu); the means of `FASTER`.
+    """
+    factors = {name: float(x) for name, x in conditions_that_change(results, AGED).items()}
+    ordered = [BASE, *sorted(factors, key=factors.__getitem__)]
+    rows: list[Record] = []
+    for corpus, model in results.panels():
+        for name in ordered:
+            for variant in results.variants:
+                cell = Cell(corpus, model, variant, name)
+                faster = (cell._replace(condition=other) for other in factors)
+                if not any(values(results, other, "diverged") for other in faster):
+                    continue
+                if not values(results, cell, "diverged"):
+                    continue
+                share = values(results, cell, "sinkhorn_share_above_30").values()
+                largest = values(results, cell, "largest_log_inverse_nu").values()
+                rows.append(
+                    row(results, cell, FASTER)
+                    | {
+                        "factor": factors.get(name, 1.0),
+                        "share": sum(share) / len(share) if share else math.nan,
+                        "share_min": min(share, default=math.nan),
+                        "share_max": max(share, default=math.nan),
+                        "largest_log_inverse_nu": max(largest, default=math.nan),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+@exhibits.table(
+    "faster_mixing",
+    title="Where the mixing learns faster",
+    caption=(
+        "What H_res comes to where what makes it learns several times as fast as the rest, beside "
+        "the study's own runs, over up to {seeds}. Source: runs.csv and probes/."
+    ),
+    heading="mixing",
+    needs="faster_mixing",
+)
+def faster_mixing_table(results: Results) -> Rows:
+    """Inputs of Sinkhorn-Knopp, sums, gain and use by how fast the mixing learns."""
+
+    def share(row: Record) -> str:
+        if missing(row["share"]):
+            return NONE
+        mean, least, most = (fixed(100 * row[f"share{end}"], 1) for end in ("", "_min", "_max"))
+        return f"{mean} ({least} to {most})"
+
+    def speed(row: Record) -> str:
+        return "as fast as the rest" if row["factor"] == 1 else f"{row['factor']:g} times as fast"
+
+    *place, variant = places(results)
+    return rows_of(
+        faster_data(results),
+        [*place, Col("Mixing learns", speed), variant],
+        [
+            Col("Diverged runs", lambda row: f"{row['n_diverged']} of {row['runs']}"),
+            Col("log(1/ν) > 30 (%)", share),
+            Col("Largest log(1/ν)", number("largest_log_inverse_nu")),
+            metric("single_max_deviation", of=keeps_sums),
+            metric("product_max_deviation", of=keeps_sums),
+            metric("gain_forward_peak"),
+            metric("start_distance"),
+            metric("knockout_identity", "Lost, H_res = I"),
+        ],
+        "Over the completed runs. log(1/ν) > 30: mean over seeds and, in brackets, least and most, "
+        "of the share of Sinkhorn-Knopp's inputs whose smallest entry ν is so far below the "
+        "largest; beside it the largest of all seeds. Sums off: largest deviation of a row or "
+        "column sum of H_res from 1 over held-out tokens, in single sub-layers and in their "
+        "product over depth, of variants whose sums are meant to be 1. Largest gain: of the "
+        "product, over training. Distance: from the start, Frobenius norm, mean over sub-layers. "
+        f"All four are geometric means with the {percent_of(results.confidence)} Student t "
+        "interval of the logarithm. Lost: nats per token ± half-width over seeds and windows of "
+        f"text. {NONE}: does not apply, or no run completed.",
     )

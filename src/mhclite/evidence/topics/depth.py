@@ -1,28 +1,46 @@
-"""H_res along the depth of the trained networks, from the mixing probe.
+"""What depth does to every variant: the study in one figure, and H_res along the sub-layers.
 
 H_res is in operator orientation: row t holds the weights that enter output stream t.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from operator import attrgetter
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    MaxNLocator,
+    NullLocator,
+    PercentFormatter,
+)
 
 from mhclite.evidence import exhibits
+from mhclite.evidence.frame import (
+    FAIR,
+    Cell,
+    apart,
+    conditions_that_change,
+    is_measured,
+    keeps_sums,
+    mean,
+    values,
+)
 from mhclite.evidence.results import Results
-from mhclite.evidence.statistics import BASELINE
+from mhclite.evidence.statistics import BASELINE, Interval, minus
 from mhclite.evidence.style import (
     FAINT,
+    INK,
     SEED_LINE,
     colour,
     empty_figure,
     empty_state,
     line_style,
+    marker,
     outer_labels,
     paired_grid,
     plain_log,
@@ -30,47 +48,276 @@ from mhclite.evidence.style import (
     variant_legend,
     wrapped_grid,
 )
-from mhclite.evidence.topics.mixing import NO_PROBES, FloatArray, probed
+from mhclite.evidence.topics.losses import divergence_note
+from mhclite.evidence.topics.mixing import H_RES, NO_PROBES, probed
 from mhclite.measure.files import Mixing
+from mhclite.study.sections import BASE
 
+SHARED = 0.66  # of the way to the next depth is shared by the variants of one
+LINEAR = 1e-3  # nats per token up to which the axis of costs is linear
+SMALLEST = 1e-8  # what a logarithmic axis shows of an exact zero
 AT_ONE = 0.005  # gains this close to 1 lie on top of each other in the figure
+Found = Callable[[Cell], tuple[dict[int, float], Interval]]  # seeds, and their mean
 
 
-def _along_depth(
+# --- over the number of layers --------------------------------------------------------------
+
+
+def over_depth(axes: Axes, results: Results, cells: Iterable[Cell], found: Found) -> list[float]:
+    """A variant over depth: each seed faint, mean and interval joined by a line.
+
+    Hollow and dotted under a condition. Returns the values drawn.
+    """
+    cells = sorted(cells, key=lambda cell: results.n_layer(cell.model))
+    variant, hollow = cells[0].variant, cells[0].condition != BASE
+    # Beside each other at a depth, and not over each other: intervals are long with few seeds.
+    place = (results.variants.index(variant) + 0.5) / len(results.variants) - 0.5
+    shift = least_step(map(results.n_layer, results.models)) ** (SHARED * place)
+    at, middles = [], []
+    drawn: list[float] = []
+    for cell in cells:
+        seeds, interval = found(cell)
+        if interval.mean is not None:
+            at.append(results.n_layer(cell.model) * shift)
+            middles.append(interval)
+            drawn += seeds.values()
+            axes.plot(
+                [at[-1]] * len(seeds),
+                list(seeds.values()),
+                ".",
+                color=colour(variant),
+                markersize=2.5,
+                alpha=0.5,
+                markeredgewidth=0,
+            )
+    means = [interval.mean or 0.0 for interval in middles]
+    ends = [
+        [m if end is None else end for m, end in zip(means, side, strict=True)]
+        for side in ([i.low for i in middles], [i.high for i in middles])
+    ]
+    axes.errorbar(
+        at,
+        means,
+        yerr=np.abs(np.array(ends) - np.array(means)),
+        color=colour(variant),
+        linestyle=(0, (1, 1.5)) if hollow else line_style(variant),
+        linewidth=0.7,
+        marker=marker(variant),
+        markersize=3.2,
+        markerfacecolor="white" if hollow else colour(variant),
+        elinewidth=0.8,
+        zorder=3,
+    )
+    return drawn
+
+
+def frame(axes: Axes, drawn: Iterable[float]) -> None:
+    """Limits of the y axis that hold these values, on its scale, and some room.
+
+    An interval of few seeds can be many times as long as they are apart: it is cut where the panel
+    ends, and the others can be seen.
+    """
+    scale = axes.yaxis.get_transform()
+    ends = scale.transform(np.array([min(drawn), max(drawn)]))
+    spread = float(np.ptp(ends))
+    alike = spread <= 1e-9 * max(1.0, float(np.abs(ends).max()))  # up to rounding
+    room = 0.05 if alike else 0.08 * spread
+    axes.set_ylim(*scale.inverted().transform(ends + np.array([-room, room])))
+
+
+def least_step(depths: Iterable[int]) -> float:
+    """The factor between the two depths that are closest."""
+    return min(deep / shallow for shallow, deep in pairwise(sorted(set(depths))))
+
+
+def depth_axis(axes: Axes, depths: Iterable[int]) -> None:
+    """The study's depths, logarithmic; every second has a band behind what belongs to it."""
+    depths = sorted(set(depths))
+    half = least_step(depths) ** 0.5
+    for depth in depths[::2]:
+        axes.axvspan(depth / half, depth * half, color="#f4f4f2", zorder=0, linewidth=0)
+    axes.grid(visible=False, axis="x")
+    axes.set_xscale("log")
+    axes.set_xlim(depths[0] / half, depths[-1] * half)
+    axes.xaxis.set_major_locator(FixedLocator(depths))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel("layers")
+
+
+def _draw(
+    axes: Axes,
+    results: Results,
+    corpus: str,
+    found: Found,
+    conditions: Iterable[str] = (),
+    shown: Callable[[str], bool] = lambda variant: True,
+) -> list[float]:
+    """All variants over depth, under the study's own settings and under conditions."""
+    drawn: list[float] = []
+    for variant in filter(shown, results.variants):
+        for condition in (BASE, *conditions):
+            cells = [Cell(corpus, model, variant, condition) for model in results.models]
+            if any(found(cell)[0] for cell in cells):
+                drawn += over_depth(axes, results, cells, found)
+    return drawn
+
+
+def _metric(results: Results, metric: str) -> Found:
+    return lambda cell: (values(results, cell, metric), mean(results, cell, metric))
+
+
+def _losses(axes: Axes, results: Results, corpus: str) -> None:
+    def against(cell: Cell) -> tuple[dict[int, float], Interval]:
+        base = Cell(corpus, cell.model, BASELINE)
+        return minus(values(results, cell), values(results, base)), apart(results, cell, base)
+
+    if BASELINE not in results.variants:
+        empty_state(axes, "The plain residual is not in this study.")
+        return
+    axes.axhline(0, color=FAINT, linewidth=0.8)
+    norms = conditions_that_change(results, "final_norm")
+    fair = [name for name, norm in norms.items() if norm == FAIR["final_norm"]]
+    drawn = _draw(axes, results, corpus, against, fair, lambda variant: variant != BASELINE)
+    frame(axes, [*drawn, 0.0])
+    axes.set_ylabel("nats per token")
+
+
+def _logarithmic(
+    metrics: tuple[str, ...], label: str, shown: Callable[[str], bool] = lambda variant: True
+) -> Callable[[Axes, Results, str], None]:
+    """A panel of the first of some metrics that the study has, of the variants `shown`."""
+
+    def panel(axes: Axes, results: Results, corpus: str) -> None:
+        metric = next((m for m in metrics if is_measured(results, m)), metrics[0])
+
+        def positive(cell: Cell) -> tuple[dict[int, float], Interval]:
+            seeds, interval = _metric(results, metric)(cell)
+            if interval.mean == 0:
+                interval = Interval(interval.n, SMALLEST)
+            return {seed: max(value, SMALLEST) for seed, value in seeds.items()}, interval
+
+        drawn = _draw(axes, results, corpus, positive, shown=shown)
+        if not drawn:
+            empty_state(axes, "Not measured.")
+            return
+        axes.set_yscale("log")
+        frame(axes, drawn)
+        plain_log(axes)
+        axes.set_ylabel(label)
+
+    return panel
+
+
+def _knockouts(axes: Axes, results: Results, corpus: str) -> None:
+    drawn = _draw(axes, results, corpus, _metric(results, "knockout_identity"))
+    if not drawn:
+        empty_state(axes, "Not measured.")
+        return
+    axes.axhline(0, color=FAINT, linewidth=0.8)
+    axes.set_yscale("symlog", linthresh=LINEAR)
+    frame(axes, drawn)
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_ylabel("nats per token")
+
+
+def _sinkhorn_inputs(axes: Axes, results: Results, corpus: str) -> None:
+    aged = conditions_that_change(results, "mixing_rate_factor")
+    drawn = _draw(axes, results, corpus, _metric(results, "sinkhorn_share_above_30"), aged)
+    if not drawn:
+        empty_state(axes, "No variant here is given to Sinkhorn-Knopp.")
+        return
+    axes.plot([24], [0.279], "*", color=INK, markersize=7, zorder=4)
+    axes.annotate(
+        "paper, L", (24, 0.279), xytext=(-4, 4), textcoords="offset points", ha="right", fontsize=6
+    )
+    frame(axes, [*drawn, 0.0, 0.36])  # room for what stands at the mark
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_ylabel("share of inputs")
+
+
+PANELS: dict[str, Callable[[Axes, Results, str], None]] = {
+    "Loss minus the plain residual's": _losses,
+    "Largest composite gain": _logarithmic(("gain_forward_peak",), "gain"),
+    "Product's sums off": _logarithmic(("product_max_deviation",), "largest |sum - 1|", keeps_sums),
+    "Gradient fluctuation": _logarithmic(
+        ("backbone_grad_norm_fluctuation", "grad_norm_fluctuation"), "sd of its logarithm"
+    ),
+    f"Lost where {H_RES} is set to I": _knockouts,
+    "Hard Sinkhorn inputs": _sinkhorn_inputs,
+}
+
+
+@exhibits.figure(
+    "depth",
+    title="What depth does to every variant",
+    caption=(
+        "All variants against the number of layers, on the first corpus. Loss: final validation "
+        "loss minus the plain residual's of the same seed; hollow: with the final LayerNorm after "
+        "the sum of the streams. Largest composite gain: largest absolute row sum of the product "
+        "of all H_res, mean over tokens, largest over training. Product's sums off: largest "
+        "deviation of a row or column sum from 1 at the end, of variants whose sums are meant to "
+        "be 1; 1e-08 stands for 0. Gradient fluctuation: sd of the logarithm of the backbone's "
+        "gradient norm about its running median. Lost: what the trained model's loss rises by when "
+        "every H_res is set to the identity; linear up to 0.001 nats. Hard Sinkhorn inputs: those "
+        "with log(1/ν) above 30; hollow where the mixing learns faster; star: the paper's figure "
+        "for its L. Mean (geometric on logarithmic axes) and {level} % Student t interval over up "
+        "to {seeds}, each seed a point; an interval that leaves its panel is cut. Operator "
+        "orientation. Source: runs.csv."
+    ),
+    alt="Six panels of curves over the number of layers, one colour and marker for each variant.",
+    heading="claims",
+    needs="depths",
+)
+def depth(results: Results) -> Figure:
+    """Six quantities over depth, of the study's first corpus."""
+    figure, panels = wrapped_grid(len(PANELS), 2.35, beside=3)
+    for panel, (title, fill) in zip(panels, PANELS.items(), strict=True):
+        panel.set_autoscaley_on(False)  # by `frame`
+        fill(panel, results, results.corpora[0])
+        if panel.axison:
+            panel.set_title(title)
+            depth_axis(panel, map(results.n_layer, results.models))
+    variant_legend(figure, results.variants, results.labels)
+    return figure
+
+
+# --- along the sub-layers -------------------------------------------------------------------
+
+
+def _along(
     axes: Axes,
     results: Results,
     corpus: str,
     model: str,
     series_of: Callable[[Mixing], list[float]],
-) -> dict[str, FloatArray]:
+) -> dict[str, list[float]]:
     """Draw a probe's series over sub-layers: seeds thin, their mean bold.
 
-    Returns variant -> values (seeds, sub-layers). Zeros, which a logarithmic axis cannot show, are
-    left out of the drawing.
+    Returns variant -> all values. Zeros, which a logarithmic axis cannot show, are not drawn.
     """
     found = {}
     for variant in results.variants:
         series = [series_of(mixing) for mixing in results.mixing(corpus, model, variant).values()]
         if not series:
             continue
-        values = found[variant] = np.array(series, dtype=np.float64)
-        if not values.any():
-            continue
-        places = np.arange(1, values.shape[1] + 1)
-        for line in values:
-            axes.plot(places, line, color=colour(variant), linewidth=0.5, alpha=0.45)
-        axes.plot(
-            places,
-            values.mean(axis=0),
-            color=colour(variant),
-            linestyle=line_style(variant),
-        )
+        table = np.array(series)
+        found[variant] = table.ravel().tolist()
+        places = np.arange(1, table.shape[1] + 1)
+        if table.any():
+            axes.plot(places, table.T, color=colour(variant), linewidth=0.5, alpha=0.45)
+            axes.plot(
+                places, table.mean(axis=0), color=colour(variant), linestyle=line_style(variant)
+            )
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     return found
 
 
-def _names(results: Results, variants: list[str]) -> str:
-    return ", ".join(results.label(variant) for variant in variants)
+def _names(results: Results, found: dict[str, list[float]], value: float, within: float) -> str:
+    """The variants whose values all lie within a distance of one value."""
+    alike = [v for v, all_ in found.items() if all(abs(x - value) <= within for x in all_)]
+    return ", ".join(map(results.label, alike))
 
 
 @exhibits.figure(
@@ -94,29 +341,30 @@ def composite_gain(results: Results) -> Figure:
         return empty_figure(NO_PROBES)
     figure, axes = paired_grid(len(cells), 1.85, sharey=True)
     gains = [1 - AT_ONE, 1 + AT_ONE]  # the least that the axis shows
-    for row, (corpus, model) in enumerate(cells):
-        for panel, direction, what in zip(
-            axes[row], ("forward", "backward"), ("row", "column"), strict=True
-        ):
-            series = attrgetter(f"product.gain_{direction}")
-            found = _along_depth(panel, results, corpus, model, series)
-            gains += [gain for values in found.values() for gain in (values.min(), values.max())]
+    for pair, (corpus, model) in zip(axes, cells, strict=True):
+        for panel, way, what in zip(pair, ("forward", "backward"), ("row", "column"), strict=True):
+
+            def series(mixing: Mixing, way: str = way) -> list[float]:
+                found: list[float] = getattr(mixing.product, f"gain_{way}")
+                return found
+
+            found = _along(panel, results, corpus, model, series)
+            gains += [gain for drawn in found.values() for gain in drawn]
             panel.axhline(1, color=FAINT, linewidth=0.8, zorder=1)
             panel.set(
-                title=f"{results.panel_title(corpus, model)}\n{direction}",
+                title=f"{results.panel_title(corpus, model)}\n{way}",
                 xlabel="matrices multiplied",
                 ylabel=f"largest absolute {what} sum",
             )
-            at_one = [v for v, values in found.items() if np.abs(values - 1).max() < AT_ONE]
-            remark(panel, f"within {AT_ONE} of 1: {_names(results, at_one)}" if at_one else "")
-        remark(axes[row, 0], results.divergence_note(corpus, model))
+            at_one = _names(results, found, 1, AT_ONE)
+            remark(panel, f"within {AT_ONE} of 1: {at_one}" if at_one else "")
+        remark(pair[0], divergence_note(results, corpus, model))
     margin = (max(gains) / min(gains)) ** 0.05
     for panel in figure.axes:
         panel.set_ylim(min(gains) / margin, max(gains) * margin)
         plain_log(panel)
     outer_labels(figure)
-    shown = [variant for variant in results.variants if variant != BASELINE]
-    variant_legend(figure, shown, results.labels, extra=[SEED_LINE])
+    variant_legend(figure, results.streams, results.labels, extra=[SEED_LINE])
     return figure
 
 
@@ -142,10 +390,10 @@ def identity_distance(results: Results) -> Figure:
         return empty_figure(NO_PROBES)
     figure, panels = wrapped_grid(len(cells), 1.85)
     for panel, (corpus, model) in zip(panels, cells, strict=True):
-        found = _along_depth(panel, results, corpus, model, lambda mixing: mixing.identity_distance)
-        zero = [variant for variant, values in found.items() if not values.any()]
-        if len(zero) == len(found):
-            empty_state(panel, f"H_res is the identity everywhere: {_names(results, zero)}.")
+        found = _along(panel, results, corpus, model, lambda mixing: mixing.identity_distance)
+        zero = _names(results, found, 0, 0)
+        if not any(map(any, found.values())):
+            empty_state(panel, f"H_res is the identity everywhere: {zero}.")
             continue
         plain_log(panel)
         panel.set(
@@ -153,8 +401,7 @@ def identity_distance(results: Results) -> Figure:
             xlabel="sub-layer (two per layer)",
             ylabel="distance from identity",
         )
-        remark(panel, f"0 everywhere: {_names(results, zero)}" if zero else "")
-        remark(panel, results.divergence_note(corpus, model))
-    shown = [variant for variant in results.variants if variant != BASELINE]
-    variant_legend(figure, shown, results.labels, extra=[SEED_LINE])
+        remark(panel, f"0 everywhere: {zero}" if zero else "")
+        remark(panel, divergence_note(results, corpus, model))
+    variant_legend(figure, results.streams, results.labels, extra=[SEED_LINE])
     return figure

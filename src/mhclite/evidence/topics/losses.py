@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -9,90 +10,65 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mhclite.evidence import exhibits
+from mhclite.evidence.frame import LOSS, Cell, apart, cells, columns, row, values
 from mhclite.evidence.results import Results, of
-from mhclite.evidence.statistics import (
-    BASELINE,
-    CELL,
-    INTERVAL_COLUMNS,
-    by_cell,
-    differences_by_seed,
-    paired_differences,
-    summarise,
-)
+from mhclite.evidence.statistics import BASELINE, far_off
 from mhclite.evidence.style import (
+    FAINT,
+    SEED_LINE,
     colour,
-    empty_figure,
     empty_state,
     grid,
+    outer_labels,
+    plain_log,
     remark,
-    seeds_and_interval,
+    runs_and_means,
     variant_legend,
 )
-from mhclite.evidence.table_format import NONE, Rows, fixed, percent_of, plus_minus, sparse
+from mhclite.evidence.tables import NONE, Record, Rows, fixed, listed, percent_of, plus_minus
 
-DIFFERENCE = "Difference to residual (nats/token)"
-COUNTS = ("n_layer", "n", "n_diverged", "difference_n")
+COMPARED_FROM = 0.25  # differences are drawn from this part of training on; before, they are huge
+BITS = "validation_bits_per_byte"
+
+
+def baseline_of(cell: Cell) -> Cell | None:
+    """The plain residual of a cell; None of itself."""
+    return None if cell.variant == BASELINE else cell._replace(variant=BASELINE)
 
 
 def results_data(results: Results) -> pd.DataFrame:
-    """The results table's numbers: for each corpus its baselines, then one row per cell.
+    """For each corpus its counting models, of `kind` baseline, then one row per cell.
 
-    `validation_loss` is a mean over seeds in nats per token, with sd and interval; bits per byte
-    beside it. `difference_*` is the loss minus the plain residual's, paired by seed. `seed_<s>` is
-    the loss of that seed, empty if its run diverged. Baselines have only the loss.
+    The means of loss and bits per byte; `difference`: loss minus the plain residual's, paired by
+    seed; `seed_<s>`: the loss of that seed, empty if its run diverged.
     """
-    runs, confidence = results.runs, results.confidence
-    loss = by_cell(summarise(runs, CELL, "validation_loss", confidence))
-    bits = by_cell(summarise(runs, CELL, "validation_bits_per_byte", confidence))
-    differences = by_cell(paired_differences(runs, confidence=confidence))
-    completed = runs[runs["status"] == "completed"]
-    seeds: dict[tuple[Any, ...], float] = {
-        (row["corpus"], row["model"], row["variant"], row["seed"]): row["validation_loss"]
-        for row in completed.to_dict("records")
-    }
     rows: list[dict[str, Any]] = []
     for corpus in results.corpora:
-        for baseline, value in results.counting_models[corpus].items():
+        for name, loss in results.counting_models[corpus].items():
             rows.append(
                 {
                     "corpus": corpus,
                     "kind": "baseline",
-                    "variant": baseline,
-                    "label": f"{baseline.capitalize()} baseline",
-                    "validation_loss": value,
-                    "bits_per_byte": results.bits_per_byte(corpus, value),
+                    "variant": name,
+                    "label": f"{name.capitalize()} model",
+                    LOSS: loss,
+                    BITS: results.bits_per_byte(corpus, loss),
                 }
             )
-        for cell in results.cells():
-            if cell[0] != corpus:
-                continue
-            _, model, variant = cell
-            difference = differences.get(cell, {})
-            rows.append(
-                {
-                    "corpus": corpus,
-                    "kind": "variant",
-                    "model": model,
-                    "n_layer": results.n_layer(model),
-                    "variant": variant,
-                    "label": results.label(variant),
-                    "confidence": confidence,
-                    "n": loss[cell]["n"],
-                    "n_diverged": loss[cell]["n_diverged"],
-                    "validation_loss": loss[cell]["mean"],
-                    **{
-                        f"validation_loss_{name}": loss[cell][name] for name in INTERVAL_COLUMNS[2:]
-                    },
-                    "bits_per_byte": bits[cell]["mean"],
-                    "bits_per_byte_half_width": bits[cell]["half_width"],
-                    **{f"difference_{name}": difference.get(name) for name in INTERVAL_COLUMNS},
-                    **{f"seed_{seed}": seeds.get((*cell, seed)) for seed in results.seeds},
-                }
-            )
-    columns = list(rows[-1])  # of a variant: baselines have a part of them
-    numbers = columns[columns.index("confidence") :]
-    types = {name: "Int64" if name in COUNTS else "float64" for name in ("n_layer", *numbers)}
-    return pd.DataFrame(rows, columns=columns).astype(types)
+        for cell in cells(results):
+            if cell.corpus == corpus:
+                seeds = values(results, cell)
+                rows.append(
+                    {"kind": "variant", "label": results.label(cell.variant)}
+                    | row(results, cell, (LOSS, BITS))
+                    | columns("difference", apart(results, cell, baseline_of(cell)))
+                    | {f"seed_{seed}": seeds.get(seed) for seed in results.seeds}
+                )
+    first = ["corpus", "kind", "model", "n_layer", "variant", "label", "condition", LOSS]
+    data = pd.DataFrame(rows)
+    return data[[*first, *(name for name in data if name not in first)]].astype(
+        dict.fromkeys(("n_layer", "runs", "n_diverged"), "Int64")
+    )
 
 
 def best_rows(data: pd.DataFrame) -> list[int]:
@@ -101,229 +77,170 @@ def best_rows(data: pd.DataFrame) -> list[int]:
     A variant with a diverged run takes no part: the mean of the runs that survived, over other
     seeds, is not comparable.
     """
-    fair = data[(data["kind"] == "variant") & (data["n"] > 0) & (data["n_diverged"] == 0)]
-    best = fair.groupby(["corpus", "model"], sort=False)["validation_loss"].idxmin()
-    return [int(row) for row in best]
+    fair = data[(data["kind"] == "variant") & data[LOSS].notna() & (data["n_diverged"] == 0)]
+    best = fair.groupby(["corpus", "model"], sort=False)[LOSS].idxmin()
+    return [int(place) for place in best]
 
 
 @exhibits.table(
     "results",
     title="Validation loss at the end of training",
     caption=(
-        "Final validation loss and bits per byte by corpus, depth and variant: mean over the "
-        "completed runs of {seeds} with the half-width of the {level} % Student t interval"
-        "{residual:, and the difference to the plain residual paired by seed}. Unigram and "
-        "bigram are counting models of the same text. Source: runs.csv."
+        "Final validation loss by corpus, variant and depth: mean over the completed runs of "
+        "{seeds} with the half-width of the {level} % Student t interval, and the difference to "
+        "the plain residual paired by seed. Unigram and bigram are counting models of the same "
+        "text. Source: runs.csv."
     ),
     heading="loss",
 )
 def results_table(results: Results) -> Rows:
-    """Final validation loss: corpus x model x variant, baselines on top of each corpus."""
+    """Final validation loss: a row for each variant, columns for each model size."""
     data = results_data(results)
-    loss, bits = "Validation loss (nats/token)", "Bits per byte"
-
-    def difference(row: dict[Any, Any]) -> str:
-        text = plus_minus(row["difference_mean"], row["difference_half_width"])
-        # Only pairs whose two runs completed count.
-        fewer = text != NONE and row["difference_n"] < row["n"]
-        return text + f" (n = {row['difference_n']})" * fewer
-
-    rows = [
-        {
-            "Corpus": row["corpus"],
-            "Model": row["model"] if row["kind"] == "variant" else NONE,
-            "Layers": fixed(row["n_layer"], 0),
-            "Variant": row["label"],
-            loss: plus_minus(row["validation_loss"], row["validation_loss_half_width"]),
-            bits: plus_minus(row["bits_per_byte"], row["bits_per_byte_half_width"]),
-            "Seeds (n)": fixed(row["n"], 0),
-            "Diverged": fixed(row["n_diverged"], 0),
-            **({DIFFERENCE: difference(row)} if BASELINE in results.variants else {}),
-        }
-        for row in data.to_dict("records")
-    ]
-    display = pd.DataFrame(rows)
-    level = percent_of(results.confidence)
-    paired = (
-        "The difference to the plain residual is paired by seed (same batches, same initial "
-        f"backbone), with its own {level} t interval; below 0 is better. "
-    ) * (DIFFERENCE in display)
+    beside = f", minus {results.label(BASELINE)}" if BASELINE in results.variants else ""
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for record in data.to_dict("records"):
+        label, corpus = record["label"], record["corpus"]
+        line = lines.setdefault((corpus, label), {"Corpus": corpus, "Variant": label})
+        sizes = results.models if record["kind"] == "baseline" else [record["model"]]
+        for heading in map(results.model_label, sizes):
+            line[heading] = _loss(record)
+            if beside and record["kind"] == "variant":
+                line[heading + beside] = plus_minus(
+                    record["difference"], record["difference_half_width"]
+                )
+    order = [h + b for h in map(results.model_label, results.models) for b in {"": 0, beside: 0}]
+    names = ["Corpus", "Variant", *order]
+    display = pd.DataFrame(lines.values()).reindex(columns=names, fill_value=NONE).fillna(NONE)
+    place = {key: at for at, key in enumerate(lines)}
+    bold = {
+        (place[data["corpus"][at], data["label"][at]], results.model_label(data["model"][at]))
+        for at in best_rows(data)
+    }
     return Rows(
         notes=(
-            f"Mean over the n seeds that completed ± half-width of the {level} Student t interval "
-            f"over seeds. {paired}Each "
-            "interval stands for one comparison alone: nothing is corrected for their number. "
-            "Bold: lowest mean of the variants without a diverged run. Baselines are counting "
-            "models of the training text, scored on the validation text. The loss of every seed "
-            "is in results.csv and results_seeds.csv."
+            "Nats per token: mean over the seeds that completed ± half-width of the "
+            f"{percent_of(results.confidence)} Student t interval; differences are paired by seed "
+            "(same batches, same initial backbone), below 0 is better. Each interval stands alone: "
+            "nothing is corrected for their number. Bold: lowest mean of the variants without a "
+            f"diverged run.{_far(results)} Every seed is in results.csv."
         ),
         data=data,
-        display=sparse(display, ["Corpus", "Model", "Layers"]),
-        numeric=tuple(display.columns[4:]),
-        bold=frozenset((at, loss) for at in best_rows(data)),
+        display=display.drop(columns=["Corpus"] if len(results.corpora) == 1 else []),
+        numeric=order,
+        bold=frozenset(bold),
     )
 
 
-def seeds_data(results: Results) -> pd.DataFrame:
-    """The raw values behind the results table: one row per run. Diverged runs are in no mean."""
-    differences = differences_by_seed(results.runs).rename(
-        columns={"difference": "difference_to_residual"}
-    )
-    columns = [
-        *("run", *CELL, "seed", "status", "diverged_step"),
-        *("validation_loss", "validation_bits_per_byte"),
+def _loss(record: Record) -> str:
+    if record["kind"] == "baseline":
+        return fixed(record[LOSS])
+    text = plus_minus(record[LOSS], record[f"{LOSS}_half_width"])
+    return text + (f" ({record['n_diverged']} diverged)" if record["n_diverged"] else "")
+
+
+def _far(results: Results) -> str:
+    """The runs that hide in a mean: those that end far from all others of their cell."""
+    found = [
+        f"{results.label(cell.variant)} at {results.panel_title(cell.corpus, cell.model)} "
+        f"({losses[far]:.3f})"
+        for cell in cells(results)
+        if (far := far_off(losses := values(results, cell))) is not None
     ]
-    return results.runs[columns].merge(
-        differences, on=[*CELL, "seed"], how="left", validate="one_to_one"
-    )
+    return f" One seed ends far from all others: {listed(found)}." if found else ""
 
 
-@exhibits.table(
-    "results_seeds",
-    title="Final validation loss of every run",
-    caption=(
-        "Final validation loss of each of {seeds}, in nats per token: the values that the means "
-        "and intervals of the results are made of. Source: runs.csv."
-    ),
-    heading="loss",
-)
-def seeds_table(results: Results) -> Rows:
-    """Final validation loss of every run: one row per cell of the grid, one column per seed."""
-    data = seeds_data(results)
-    cells = {
-        (row["corpus"], row["model"], row["variant"], row["seed"]): row
-        for row in data.to_dict("records")
-    }
+# --- over training --------------------------------------------------------------------------
 
-    def text(row: dict[Any, Any]) -> str:
-        return "diverged" if row["status"] == "diverged" else fixed(row["validation_loss"])
 
-    display = pd.DataFrame(
-        {
-            "Corpus": corpus,
-            "Model": model,
-            "Layers": fixed(results.n_layer(model), 0),
-            "Variant": results.label(variant),
-            **{f"Seed {seed}": text(cells[corpus, model, variant, seed]) for seed in results.seeds},
-        }
-        for corpus, model, variant in results.cells()
-    )
-    diverged = data[data["status"] == "diverged"]
-    steps = [
-        f"{run} at step {step:,}"
-        for run, step in zip(diverged["run"], diverged["diverged_step"], strict=True)
+def divergence_note(results: Results, corpus: str, model: str) -> str:
+    """Which runs diverged, e.g. `diverged: HC 1 of 5, mHC 2 of 5`; empty if none."""
+    found = [row(results, Cell(corpus, model, variant)) for variant in results.variants]
+    parts = [
+        f"{results.label(one['variant'])} {one['n_diverged']} of {one['runs']}"
+        for one in found
+        if one["n_diverged"]
     ]
-    return Rows(
-        notes="Nats per token. These are the values that the means and intervals above are made of."
-        + (f" Diverged: {', '.join(steps)}." if steps else ""),
-        data=data,
-        display=sparse(display, ["Corpus", "Model", "Layers"]),
-        numeric=tuple(display.columns[4:]),
+    return f"diverged: {', '.join(parts)}" if parts else ""
+
+
+def _counting_lines(panels: Sequence[Axes], losses: dict[str, float]) -> None:
+    """Losses of counting models, named right of the last panel, where no curve is."""
+    for name, loss in losses.items():
+        for axes in panels:
+            axes.axhline(loss, color=FAINT, linewidth=0.8, linestyle=(0, (1, 1.5)))
+        panels[-1].annotate(
+            f"{name}\n{loss:.2f}",
+            (1, loss),
+            xycoords=("axes fraction", "data"),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+            annotation_clip=False,
+            fontsize=7,
+            color="#555555",
+        )
+
+
+def _difference_to(baseline: str, table: pd.DataFrame) -> pd.DataFrame:
+    """Validation loss minus the baseline's of the same seed and step, as `difference`."""
+    base = table[table["variant"] == baseline].set_index(["seed", "step"])[LOSS]
+    others = table[table["variant"] != baseline].join(
+        base.rename("base"), on=["seed", "step"], how="inner"
     )
-
-
-DODGE = 0.78  # width that the variants of one depth share, of the 1 between two depths
-
-
-ROOM = 1.0  # shown of intervals beyond the values, as a multiple of the values' range
-
-
-APART = (-0.012, 0.012)  # seeds stand left of their place, the mean right of it
-
-
-def _against_depth(
-    axes: Axes,
-    results: Results,
-    variants: list[str],
-    values: pd.DataFrame,
-    intervals: pd.DataFrame,
-    column: str,
-) -> None:
-    """The variants beside each other at each depth: seeds from `values`, means of `intervals`."""
-    for depth, model in enumerate(results.models):
-        for at, variant in enumerate(variants):
-            seeds, interval = (
-                table[(table["model"] == model) & (table["variant"] == variant)]
-                for table in (values, intervals)
-            )
-            if interval.empty:
-                continue
-            seeds_and_interval(
-                axes,
-                variant,
-                depth + (at - (len(variants) - 1) / 2) * DODGE / len(variants),
-                seeds[column].tolist(),
-                interval["mean"].item(),
-                interval["half_width"].item(),
-                upright=True,
-                apart=APART,
-            )
-    axes.set_xticks(range(len(results.models)), [results.model_label(m) for m in results.models])
-    axes.set_xlim(-0.5, len(results.models) - 0.5)
-    axes.grid(visible=False, axis="x")
-    for boundary in range(1, len(results.models)):
-        axes.axvline(boundary - 0.5, color="#e4e4e4", linewidth=0.8)
-
-
-def _cut_long_intervals(axes: Axes, values: list[float]) -> None:
-    """Keep the values apart where an interval is many times as long as their range.
-
-    With two seeds it often is.
-    """
-    low, high = axes.get_ylim()
-    room = ROOM * (max(values) - min(values))
-    if room > 0 and (low < min(values) - room or high > max(values) + room):
-        axes.set_ylim(max(low, min(values) - room), min(high, max(values) + room))
-        remark(axes, "intervals without an end go on beyond the panel")
+    return others.assign(difference=others[LOSS] - others["base"])
 
 
 @exhibits.figure(
-    "loss_vs_depth",
-    title="Final validation loss against depth",
+    "validation_loss",
+    title="Validation loss over training",
     caption=(
-        "Validation loss at the end of training, by depth. Left: the loss itself, with one "
-        "faint point per seed ({seeds}), their mean, and the {level} % Student t interval of that"
-        " mean. {residual:Right: the loss minus that of the plain residual of the same seed (same "
-        "batches, same initial backbone), with the t interval of the paired difference; below 0"
-        " is better. }Runs that diverged have no final loss and are left out. Source: runs.csv."
+        "Top: loss on held-out text; the dotted lines are counting models of the same text. "
+        "Bottom: the loss minus that of the first variant of the same seed at the same step, from "
+        "a quarter of training on. Bold: mean over the completed runs of {seeds}; thin: each "
+        "seed; a cross is the last evaluation before a run diverged. No interval is drawn: that of "
+        "the last step is in the figure of final loss against depth. Source: curves.csv."
     ),
     alt=(
-        "Points with error bars, a group for each depth, a colour and marker for each variant; "
-        "on the right differences around a line at zero."
+        "Falling curves that almost coincide; below them the differences to one of the variants, "
+        "one colour and line style for each variant."
     ),
     heading="loss",
 )
-def loss_vs_depth(results: Results) -> Figure:
-    """Final validation loss against depth, and its paired difference to the plain residual."""
-    runs, confidence = results.runs, results.confidence
-    completed = runs[runs["status"] == "completed"]
-    if completed.empty:
-        return empty_figure("No run reached its last step, so there is no final loss.")
-    losses, pairs = summarise(runs, confidence=confidence), differences_by_seed(runs)
-    differences = paired_differences(runs, confidence=confidence)
-    compared = [variant for variant in results.variants if variant != BASELINE]
-    figure, axes = grid(len(results.corpora), 2, 3.0)
-    for (left, right), corpus in zip(axes, results.corpora, strict=True):
-        own, other = of(completed, corpus), of(pairs, corpus)
-        _against_depth(left, results, results.variants, own, of(losses, corpus), "validation_loss")
-        left.set(title=corpus, ylabel="final validation loss (nats/token)", xlabel="depth")
-        _cut_long_intervals(left, list(own["validation_loss"]))
-        for model in results.models:
-            if diverged := results.divergence_note(corpus, model):
-                remark(left, f"{results.model_label(model)}, {diverged}")
-        if other.empty:
-            reason = "The plain residual is not in this study."
-            if BASELINE in results.variants:
-                reason = "There is no completed plain residual\nof the same seed to compare with."
-            empty_state(right, reason)
-            continue
-        _against_depth(right, results, compared, other, of(differences, corpus), "difference")
-        right.axhline(0, color=colour(BASELINE), linewidth=1)
-        right.set(
-            title=f"{corpus}: difference to {results.label(BASELINE)}",
-            ylabel="difference (nats/token)",
-            xlabel="depth",
-        )
-        _cut_long_intervals(right, [0.0, *other["difference"]])
-    variant_legend(figure, results.variants, results.labels, markers=True)
+def validation_loss(results: Results) -> Figure:
+    """Validation loss over training; below each, the differences to the plain residual."""
+    evaluated = results.curves.dropna(subset=[LOSS])
+    baseline = BASELINE if BASELINE in results.variants else results.variants[0]
+    figure, axes = grid(2 * len(results.corpora), len(results.models), 1.8, sharey="row")
+    for at, corpus in enumerate(results.corpora):
+        above, below = axes[2 * at], axes[2 * at + 1]
+        span = [0.0]  # of the differences of completed runs
+        _counting_lines(above, results.counting_models[corpus])
+        for loss, difference, model in zip(above, below, results.models, strict=True):
+            table = of(evaluated, corpus, model)
+            runs_and_means(loss, results, table, LOSS)
+            plain_log(loss)
+            loss.set(
+                title=results.panel_title(corpus, model),
+                xlabel="training step",
+                ylabel="validation loss (nats/token)",
+            )
+            remark(loss, divergence_note(results, corpus, model))
+            compared = _difference_to(baseline, table)
+            compared = compared[compared["step"] >= COMPARED_FROM * table["step"].max()]
+            if compared.empty:
+                empty_state(difference, "There is nothing to compare with\nat the same seed.")
+                continue
+            runs_and_means(difference, results, compared, "difference")
+            difference.axhline(0, color=colour(baseline), linewidth=1)
+            # A run on its way to divergence would hide all other differences: it leaves the panel.
+            finished = compared.loc[compared["run"].isin(results.completed), "difference"]
+            span += finished.dropna().tolist()
+            difference.set(
+                xlabel="training step", ylabel=f"minus {results.label(baseline)} (nats/token)"
+            )
+        room = 0.08 * (max(span) - min(span))
+        if room:
+            below[0].set_ylim(min(span) - room, max(span) + room)
+    outer_labels(figure)
+    variant_legend(figure, results.variants, results.labels, extra=[SEED_LINE])
     return figure

@@ -7,12 +7,9 @@ papers call column sums are the row sums here.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -22,7 +19,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from mhclite.connections.registry import VARIANTS
 from mhclite.evidence import exhibits
 from mhclite.evidence.results import Results
-from mhclite.evidence.statistics import BASELINE
 from mhclite.evidence.style import (
     FAINT,
     INK,
@@ -30,41 +26,32 @@ from mhclite.evidence.style import (
     empty_figure,
     paired_grid,
     remark,
+    rows_of_variants,
     wrapped_grid,
 )
-from mhclite.measure.files import Mixing
-
-FloatArray = npt.NDArray[np.float64]
-
+from mhclite.evidence.topics.losses import divergence_note
 
 ROUNDING = 1e-6  # deviations below this are rounding of 32-bit numbers
-
-
 SINKHORN_LIMIT = 30  # log(1/nu) above which 20 Sinkhorn iterations leave a gap
-
-
 H_RES = r"$H_\mathrm{res}$"
-
-
 NO_PROBES = "No multi-stream run reached its last step, so there is no H_res to show."
 
 
 def probed(results: Results) -> list[tuple[str, str]]:
     """(corpus, model) of the cells in which at least one run was probed."""
     return [
-        (corpus, model)
-        for corpus, model in results.panels()
-        if any(results.mixing(corpus, model, variant) for variant in results.variants)
+        place
+        for place in results.panels()
+        if any(results.mixing(*place, variant) for variant in results.variants)
     ]
 
 
-def pooled_quantiles(quantiles: list[list[float]], levels: list[float]) -> dict[str, Any]:
-    """Statistics of a box (for `Axes.bxp`) from each seed's quantiles.
+def pooled_quantiles(table: np.ndarray[Any, Any], levels: list[float]) -> dict[str, Any]:
+    """Statistics of a box (for `Axes.bxp`) from each seed's quantiles (seeds, levels).
 
     Box, median and whiskers (0.1 % and 99.9 %) are medians over the seeds of each seed's quantile;
     the two single points are the extremes over all seeds.
     """
-    table = np.array(quantiles)
     middle = dict(zip(levels, np.median(table, axis=0).tolist(), strict=True))
     return {
         "whislo": middle[0.001],
@@ -120,40 +107,27 @@ def row_sums(results: Results) -> Figure:
     cells = probed(results)
     if not cells:
         return empty_figure(NO_PROBES)
-    variants = [variant for variant in results.variants if variant != BASELINE]
+    variants = results.streams
     figure, axes = paired_grid(len(cells), 0.9 + 0.3 * len(variants), sharey=True)
     largest = results.runs[["single_max_deviation", "product_max_deviation"]].max().max()
-    for row, (corpus, model) in enumerate(cells):
-        boxes: list[list[tuple[float, str, bool, dict[str, Any]]]] = [[], []]
-        for place, variant in enumerate(variants):
-            probes = list(results.mixing(corpus, model, variant).values())
-            if not probes:
-                continue
-            levels = probes[0].quantile_levels
-            single = [(p.single.row_sum_all, p.single.column_sum_all) for p in probes]
-            product = [(p.product.row_sum[-1], p.product.column_sum[-1]) for p in probes]
-            for kind, sums in zip(boxes, (single, product), strict=True):
-                rows, columns = (np.array(side) - 1 for side in zip(*sums, strict=True))
-                for at, side in ((place - 0.2, rows), (place + 0.2, columns)):
-                    box = pooled_quantiles(side.tolist(), levels)
-                    kind.append((at, variant, side is columns, box))
-        for panel, kind, title in zip(
-            axes[row], boxes, (f"single {H_RES}", "product over depth"), strict=True
-        ):
+    for pair, (corpus, model) in zip(axes, cells, strict=True):
+        for panel, title in zip(pair, (f"single {H_RES}", "product over depth"), strict=True):
             panel.axvspan(-ROUNDING, ROUNDING, color="#eeeeee", zorder=0)
             panel.axvline(0, color=FAINT, linewidth=0.8)
-            for drawn in kind:
-                _box(panel, *drawn)
-            panel.set_yticks(range(len(variants)), [results.label(v) for v in variants])
-            panel.set_ylim(len(variants) - 0.4, -0.6)
-            panel.tick_params(axis="y", length=0)
-            panel.grid(visible=False, axis="y")
+            rows_of_variants(panel, [results.label(variant) for variant in variants])
             _deviation_axis(panel, float(largest))
-            panel.set(
-                title=f"{results.panel_title(corpus, model)}\n{title}",
-                xlabel="sum minus 1",
-            )
-        remark(axes[row, 0], results.divergence_note(corpus, model))
+            name = results.panel_title(corpus, model)
+            panel.set(title=f"{name}\n{title}", xlabel="sum minus 1")
+        for place, variant in enumerate(variants):
+            probes = list(results.mixing(corpus, model, variant).values())
+            for pale, at in ((False, place - 0.2), (True, place + 0.2)) if probes else ():
+                side = "column" if pale else "row"
+                single = [getattr(p.single, f"{side}_sum_all") for p in probes]
+                product = [getattr(p.product, f"{side}_sum")[-1] for p in probes]
+                for panel, sums in zip(pair, (single, product), strict=True):
+                    box = pooled_quantiles(np.array(sums) - 1, probes[0].quantile_levels)
+                    _box(panel, at, variant, pale, box)
+        remark(pair[0], divergence_note(results, corpus, model))
     figure.legend(
         handles=[
             Line2D([], [], color=FAINT, label="1 exactly"),
@@ -199,20 +173,6 @@ def _box(axes: Axes, place: float, variant: str, pale: bool, box: dict[str, Any]
     )
 
 
-def sinkhorn_histogram(probes: Iterable[Mixing]) -> tuple[FloatArray, FloatArray, float, float]:
-    """Edges, share of inputs per bin, share above the limit, largest log(1/nu), over all seeds.
-
-    The probe's last bin is open: it is closed here one width further.
-    """
-    inputs = [probe.sinkhorn_input for probe in probes if probe.sinkhorn_input is not None]
-    edges = np.array(inputs[0].bin_edges, dtype=np.float64)
-    edges = np.append(edges, 2 * edges[-1] - edges[-2])
-    counts = np.sum([entry.counts for entry in inputs], axis=0).astype(np.float64)
-    # Every seed's probe has the same number of inputs.
-    above = float(np.mean([entry.share_above_30 for entry in inputs]))
-    return edges, counts / counts.sum(), above, max(entry.max for entry in inputs)
-
-
 @exhibits.figure(
     "sinkhorn_inputs",
     title="Inputs of the Sinkhorn-Knopp iterations",
@@ -239,40 +199,34 @@ def sinkhorn_inputs(results: Results) -> Figure:
     if not cells:
         names = " or ".join(map(results.label, iterated))
         return empty_figure(f"No run of {names} reached its last step.")
-    narrow = len(cells) > 4
-    figure, panels = wrapped_grid(len(cells), 1.9, beside=4 if narrow else 2)
+    figure, panels = wrapped_grid(len(cells), 1.9, beside=4 if len(cells) > 4 else 2)
     for panel, (corpus, model, variant) in zip(panels, cells, strict=True):
         probes = results.mixing(corpus, model, variant).values()
-        edges, shares, above, highest = sinkhorn_histogram(probes)
-        sns.histplot(
-            x=edges[:-1],
-            weights=100 * shares,
-            bins=edges.tolist(),
-            color=colour(variant),
-            alpha=0.8,
-            edgecolor="white",
-            linewidth=0.3,
-            ax=panel,
-        )
+        inputs = [probe.sinkhorn_input for probe in probes if probe.sinkhorn_input is not None]
+        left = np.array(inputs[0].bin_edges)  # the probe's last bin is open: drawn as wide
+        counts = np.sum([entry.counts for entry in inputs], axis=0)
+        shares = 100 * counts / counts.sum()
+        # Every seed's probe has the same number of inputs.
+        above = float(np.mean([entry.share_above_30 for entry in inputs]))
+        highest = max(entry.max for entry in inputs)
+        panel.bar(left, shares, left[-1] - left[-2], align="edge", color=colour(variant), alpha=0.8)
         panel.axvline(SINKHORN_LIMIT, color=INK, linewidth=1, linestyle=(0, (3, 2)))
         panel.annotate(
             f"{100 * above:.3g} % above {SINKHORN_LIMIT}\nlargest {highest:.1f}",
-            (1 if narrow else SINKHORN_LIMIT, 0.98),
-            xycoords=("axes fraction" if narrow else "data", "axes fraction"),
-            xytext=(0 if narrow else 4, 0),
-            textcoords="offset points",
-            ha="right" if narrow else "left",
+            (1, 0.98),
+            xycoords="axes fraction",
+            ha="right",
             va="top",
             fontsize=7,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1} if narrow else None,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )
         place = results.panel_title(corpus, model)
         panel.set(
             title=f"{place}, {results.label(variant)}" if len(iterated) > 1 else place,
-            xlabel="log(1/ν)" if narrow else "log(1/ν) of a Sinkhorn input",
+            xlabel="log(1/ν)",
             ylabel="share of inputs (%)",
-            xlim=(0, max(1.4 * SINKHORN_LIMIT, min(highest, edges[-1]) * 1.05)),
-            ylim=(0, 130 * shares.max()),  # room for the text above the bars
+            xlim=(0, max(1.4 * SINKHORN_LIMIT, min(highest, 2 * left[-1] - left[-2]) * 1.05)),
+            ylim=(0, 1.3 * shares.max()),  # room for the text above the bars
         )
-        remark(panel, results.divergence_note(corpus, model, [variant]))
+        remark(panel, divergence_note(results, corpus, model))
     return figure

@@ -21,7 +21,7 @@ from mhclite.evidence.style import (
     variant_legend,
     wrapped_grid,
 )
-from mhclite.evidence.table_format import NONE, Rows, fixed, significant, sparse
+from mhclite.evidence.tables import NONE, Col, Record, Rows, number, places, rows_of, significant
 from mhclite.study.sections import BASE
 
 
@@ -72,60 +72,57 @@ def mean_losses(results: Results, arm: dict[str, Any], final: bool) -> dict[floa
 )
 def learning_rates(results: Results) -> Rows:
     """One row per arm."""
-    rows, shown = [], []
+    rows: list[Record] = []
     for arm in arms_of(results):
         grid, final = (mean_losses(results, arm, final=final) for final in (False, True))
-        rate, shared = arm["rate"], arm["shared_rate"]
+        rate, band = arm["rate"], arm["band"] or (None, None)
         finite = [loss for loss in grid.values() if loss is not None]
-        row = {
-            "corpus": arm["corpus"],
-            "model": arm["model"],
-            "condition": arm["condition"],
-            "variant": arm["variant"],
-            "rate": rate,
-            "shared_rate": shared,
-            "grid_at_shared_rate": grid.get(shared),
-            "grid_at_rate": grid.get(rate),
-            "grid_best": min(finite, default=None),
-            "band_low": arm["band"][0] if arm["band"] else None,
-            "band_high": arm["band"][1] if arm["band"] else None,
-            "final_loss": final.get(rate),
-            "tried": len(grid),
-            "inside": min(grid) < rate < max(grid) if grid and rate is not None else None,
-        }
-        rows.append(row)
-        changed = NONE if arm["condition"] == BASE else style.title_of(results, arm["condition"])
-        low, high = (significant(row[end]) for end in ("band_low", "band_high"))
-        inside = {None: "by hand", True: "yes", False: "at its edge"}[row["inside"]]
-        shown.append(
-            {
-                "Corpus": arm["corpus"],
-                "Model": results.model_label(arm["model"]),
-                "Changed": changed,
-                "Variant": results.label(arm["variant"]),
-                "Rate": NONE if rate is None else significant(rate),
-                "Inside the grid": inside,
-                "Grid, size's rate": fixed(row["grid_at_shared_rate"]),
-                "Grid, this rate": fixed(row["grid_at_rate"]),
-                "Rates as good": low if low == high else f"{low} to {high}",
-                "Whole length": fixed(row["final_loss"]),
+        rows.append(
+            {name: arm[name] for name in ("corpus", "model", "condition", "variant", "rate")}
+            | {
+                "shared_rate": arm["shared_rate"],
+                "grid_at_shared_rate": grid.get(arm["shared_rate"]),
+                "grid_at_rate": grid.get(rate),
+                "grid_best": min(finite, default=None),
+                "band_low": band[0],
+                "band_high": band[1],
+                "final_loss": final.get(rate),
+                "tried": len(grid),
+                "inside": min(grid) < rate < max(grid) if grid and rate is not None else None,
             }
         )
+
+    def changed(row: Record) -> str:
+        condition = row["condition"]
+        return NONE if condition == BASE else style.title_of(results, condition)
+
+    def good(row: Record) -> str:
+        ends = [significant(row[f"band_{end}"]) for end in ("low", "high")]
+        return " to ".join(dict.fromkeys(ends))
+
     rule = results.settings["learning_rates"]["rule"]
     band = f"{rule['band']:g} nats" if rule else "the band"
-    display = pd.DataFrame(shown)
-    return Rows(
-        notes=(
-            "Losses in nats per token, means over the sweep's seeds. Grid: its shorter runs, at "
-            "the rate that all variants of a size began with and at the one chosen. Rates as good: "
-            f"those next to the best of the grid whose loss is at most {band} above it. Whole "
-            "length: all steps, other seeds, by which the rate was chosen. At its edge: "
-            "the best of the grid is inside it, the rate chosen among the best is not. By hand: "
-            f"not swept. {NONE}: none, or a run diverged."
-        ),
-        data=pd.DataFrame(rows),
-        display=sparse(display, ["Corpus", "Model", "Changed"]),
-        numeric=tuple(display.columns[4:]),
+    *place, variant = places(results)
+    return rows_of(
+        pd.DataFrame(rows),
+        [*place, Col("Changed", changed), variant],
+        [
+            Col("Rate", number("rate")),
+            Col(
+                "Inside the grid",
+                lambda row: {None: "by hand", True: "yes", False: "at its edge"}[row["inside"]],
+            ),
+            Col("Grid, size's rate", number("grid_at_shared_rate", 4)),
+            Col("Grid, this rate", number("grid_at_rate", 4)),
+            Col("Rates as good", good),
+            Col("Whole length", number("final_loss", 4)),
+        ],
+        "Losses in nats per token, means over the sweep's seeds. Grid: its shorter runs, at the "
+        "rate that all variants of a size began with and at the one chosen. Rates as good: those "
+        f"next to the best of the grid whose loss is at most {band} above it. Whole length: all "
+        "steps, other seeds, by which the rate was chosen. At its edge: the best of the grid is "
+        "inside it, the rate chosen among the best is not. By hand: not swept. "
+        f"{NONE}: none, or a run diverged.",
     )
 
 

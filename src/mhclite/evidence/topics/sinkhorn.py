@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -12,36 +14,18 @@ from matplotlib.lines import Line2D
 from mhclite.evidence import exhibits
 from mhclite.evidence.results import Results
 from mhclite.evidence.style import FAINT, grid
-from mhclite.evidence.table_format import Rows, significant, sparse
+from mhclite.evidence.tables import Col, Record, Rows, rows_of, significant
 
 FLOOR = 1e-8  # below it float32's rounding is all there is; the axis ends there
 
 
-METHODS = {
-    ("fp32", "log"): "fp32, log domain",
-    ("fp32", "exp"): "fp32, exp domain",
-    ("bf16", "log"): "bf16, log domain",
-    ("bf16", "exp"): "bf16, exp domain",
-}
-
-
+METHODS = [(precision, domain) for precision in ("fp32", "bf16") for domain in ("log", "exp")]
 PAPER_ITERATIONS = 20
 
 
 def _rows(results: Results) -> list[dict[str, Any]]:
     assert results.sinkhorn is not None
     return list(results.sinkhorn["rows"])
-
-
-def _trained_limit(results: Results) -> float | None:
-    """Largest log(1/nu) of the inputs of this study's trained runs, no setting changed."""
-    probes = [results.probes[run] for run in results.runs["run"] if run in results.probes]
-    values = [
-        probe.mixing.sinkhorn_input.max
-        for probe in probes
-        if probe.mixing is not None and probe.mixing.sinkhorn_input is not None
-    ]
-    return max(values, default=None)
 
 
 @exhibits.figure(
@@ -128,7 +112,6 @@ def sinkhorn_error(results: Results) -> Figure:
     ),
     heading="mixing",
     needs="sinkhorn",
-    row_head="Logit range",
 )
 def sinkhorn_table(results: Results) -> Rows:
     """Median and largest deviation by range, iterations and way of computing."""
@@ -146,86 +129,49 @@ def sinkhorn_table(results: Results) -> Rows:
         }
         for row in rows
     )
-    by_place = {(r["logit_range"], r["iterations"], r["precision"], r["domain"]): r for r in rows}
-    display = []
-    for spread in sorted({row["logit_range"] for row in rows}):
-        for count in sorted({row["iterations"] for row in rows}):
-            cells = {"Logit range": f"{spread:g}", "Iterations": str(count)}
-            for (precision, domain), label in METHODS.items():
-                one = by_place[spread, count, precision, domain]
-                cells[f"{label}, one matrix"] = (
-                    f"{significant(one['single']['median'], 2)} / "
-                    f"{significant(one['single']['max'], 2)}"
-                )
-                if (precision, domain) == ("fp32", "log"):
-                    product = one["product"][str(deepest)]
-                    cells[f"{label}, {deepest} multiplied"] = (
-                        f"{significant(product['median'], 2)} / {significant(product['max'], 2)}"
-                    )
-            display.append(cells)
-    table = pd.DataFrame(display)
+    lines = {
+        (spread, count): {
+            (row["precision"], row["domain"]): row
+            for row in rows
+            if (row["logit_range"], row["iterations"]) == (spread, count)
+        }
+        for spread in sorted({row["logit_range"] for row in rows})
+        for count in sorted({row["iterations"] for row in rows})
+    }
+    text = pd.DataFrame(
+        {"logit_range": spread, "iterations": count}
+        | {
+            f"{precision}, {domain} domain, one matrix": _pair(of[precision, domain]["single"])
+            for precision, domain in METHODS
+        }
+        | {
+            f"fp32, log domain, {deepest} multiplied": _pair(
+                of[METHODS[0]]["product"][f"{deepest}"]
+            )
+        }
+        for (spread, count), of in lines.items()
+    )
     assert results.sinkhorn is not None
-    limit = _trained_limit(results)
-    trained = (
-        ""
-        if limit is None
-        else f" The inputs of this study's trained runs reach log(1/ν) = {limit:.1f}."
+    reached = results.values.loc[results.values["metric"] == "largest_log_inverse_nu", "value"]
+    trained = f" Those of this study's trained runs reach log(1/ν) = {reached.max():.1f}."
+    shown = rows_of(
+        text,
+        [
+            Col("Logit range", lambda row: f"{row['logit_range']:g}"),
+            Col("Iterations", lambda row: str(row["iterations"])),
+        ],
+        [Col(name, _cell(name)) for name in text.columns[2:]],
+        "Median / largest |sum - 1| on the side that the last half-step does not normalise, "
+        f"over {results.sinkhorn['settings']['matrices']:,} x {deepest} random 4 × 4 matrices "
+        "with logits uniform over the range (log(1/ν) is nearly the range). Products multiply "
+        f"{deepest} of them in float64.{trained * bool(len(reached))}",
     )
-    return Rows(
-        notes=(
-            f"Median / largest |sum - 1| on the side that the last half-step does not normalise, "
-            f"over {results.sinkhorn['settings']['matrices']:,} x {deepest} random 4 × 4 matrices "
-            "with logits uniform over the range (log(1/ν) is nearly the range). Products multiply "
-            f"{deepest} of them in float64.{trained}"
-        ),
-        data=data,
-        display=sparse(table, ["Logit range"]),
-        numeric=tuple(table.columns[1:]),
-    )
+    return replace(shown, data=data)
 
 
-@exhibits.table(
-    "sinkhorn_example",
-    title="The paper's 3 × 3 example",
-    caption=(
-        "Column sums of the example of arXiv 2601.05732 after so many iterations. Source: "
-        "sinkhorn.json."
-    ),
-    heading="mixing",
-    needs="sinkhorn",
-    row_head="Iterations",
-)
-def example_table(results: Results) -> Rows:
-    """The paper's 3 x 3 example."""
-    assert results.sinkhorn is not None
-    rows = results.sinkhorn["example"]
-    data = pd.DataFrame(
-        {
-            "iterations": row["iterations"],
-            **{f"column_{at}": value for at, value in enumerate(row["column_sums"], start=1)},
-            **{f"row_{at}": value for at, value in enumerate(row["row_sums"], start=1)},
-        }
-        for row in rows
-    )
-    display = pd.DataFrame(
-        {
-            "Iterations": str(row["iterations"]),
-            "Column sums": " / ".join(f"{value:.3f}" for value in row["column_sums"]),
-            "Sum of all entries": f"{sum(row['column_sums']):.3f}",
-            "Largest |row sum - 1|": significant(
-                max(abs(value - 1) for value in row["row_sums"]), 2
-            ),
-        }
-        for row in rows
-    )
-    return Rows(
-        notes=(
-            "[[1/2, α, α], [1/2, α, α], [α, 1, 1]] with α = 1e-13, columns normalised, then rows, "
-            "in float64. After 20 iterations the paper is quoted with column sums 1.92 / 0.59 / "
-            "0.59. They add up to 3.10; the rows are exact after the last half-step, so the sums "
-            "must add up to 3."
-        ),
-        data=data,
-        display=display,
-        numeric=tuple(display.columns[1:]),
-    )
+def _pair(found: dict[str, float]) -> str:
+    return f"{significant(found['median'], 2)} / {significant(found['max'], 2)}"
+
+
+def _cell(name: str) -> Callable[[Record], str]:
+    return lambda row: str(row[name])

@@ -1,8 +1,8 @@
-"""Critical learning rates, sensitivity to the rate, and when training becomes unstable."""
+"""The learning rates at which runs cease to learn."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import numpy as np
 import pandas as pd
@@ -11,77 +11,100 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from mhclite.evidence import exhibits, style
-from mhclite.evidence.critical import (
-    GROUP,
-    MARGINS,
-    all_tries,
-    compare,
-    compare_times,
-    critical_rates,
-)
+from mhclite.evidence.frame import columns
 from mhclite.evidence.results import Results, of
-from mhclite.evidence.statistics import BASELINE, t_interval
-from mhclite.evidence.style import FAINT, INK, colour, grid, line_style, marker, variant_legend
-from mhclite.evidence.survival import median_time
-from mhclite.evidence.table_format import NONE, Rows, fixed, missing, plus_minus, sparse
-from mhclite.measure.files import RISE, SMOOTHING
+from mhclite.evidence.statistics import BASELINE, minus, t_interval
+from mhclite.evidence.style import (
+    FAINT,
+    INK,
+    colour,
+    grid,
+    line_style,
+    marker,
+    rows_of_variants,
+    variant_legend,
+)
+from mhclite.evidence.tables import (
+    NONE,
+    Col,
+    Record,
+    Rows,
+    counted,
+    mean_and_half,
+    missing,
+    percent_of,
+    places,
+    rows_of,
+)
+from mhclite.measure.files import Critical, critical_rate, read_critical
 from mhclite.study.sections import BASE
 
 REFERENCES = (BASELINE, "mhc")
-KEYS = [*GROUP, "variant"]
+KEYS = ["corpus", "model", "condition", "variant"]
 
 
-def title_of(results: Results, condition: str) -> str:
-    """A condition for readers."""
-    if condition == BASE:
-        return "none"
-    return str(results.settings["conditions"][condition]["title"])
+def _coordinates(results: Results) -> pd.DataFrame:
+    return results.all_runs[["run", *KEYS, "seed"]]
 
 
-def by_variant(table: pd.DataFrame) -> dict[tuple[Any, ...], dict[Any, Any]]:
-    """(corpus, model, condition, variant) -> row."""
-    return {tuple(row[k] for k in KEYS): row for row in table.to_dict("records")}
+def _searches(results: Results) -> dict[str, Critical]:
+    """run -> its search, for all runs of the study."""
+    folder = results.folder / "critical"
+    return {run: read_critical(folder / f"{run}.json", run) for run in results.all_runs["run"]}
 
 
-def references(results: Results) -> list[str]:
-    """The variants that others are compared with."""
-    return [name for name in REFERENCES if name in results.variants]
+def critical_rates(results: Results) -> pd.DataFrame:
+    """One row per run: its coordinates and what its tries come to.
+
+    run, corpus, model, variant, condition, seed; `critical_rate`, `low`, `high`, `beyond`;
+    `holds_above`: whether a rate above the first failure holds.
+    """
+    rows = []
+    for run, found in _searches(results).items():
+        rate = critical_rate(found.tries)
+        holding = [math.log2(one.factor) for one in found.tries if not one.failed]
+        above = rate["high"] is not None and max(holding, default=-math.inf) > rate["high"]
+        rows.append({"run": run, **rate, "holds_above": above})
+    return _coordinates(results).merge(pd.DataFrame(rows), on="run", validate="one_to_one")
 
 
-def times(octaves: float) -> str:
-    """A factor of the learning rate, from its log2."""
-    return f"x {2**octaves:.3g}"
+def all_tries(results: Results) -> pd.DataFrame:
+    """One row per try: coordinates of the run, the fields of `Try`, and whether it is `common`."""
+    rows = [
+        {"run": run, **vars(one), "common": at < len(found.settings.factors)}
+        for run, found in _searches(results).items()
+        for at, one in enumerate(found.tries)
+    ]
+    table = _coordinates(results).merge(pd.DataFrame(rows), on="run", validate="one_to_many")
+    return table.astype({"validation_loss": "float64"})
 
 
 def stress_data(results: Results) -> pd.DataFrame:
-    """One row per corpus, model, condition and variant: its critical rates, and comparisons.
+    """One row per corpus, model, condition and variant: its critical rates, and differences.
 
-    `critical_rate`, `half_width`, `low`, `high`: mean of log2 and its interval; `below`, `above`,
-    `holds_above`: seeds; `minus_<reference>` with `_half_width`, `_p_holm`, `_verdict`.
+    `critical_rate`: log2, with its interval; `below`, `above`, `holds_above`: seeds;
+    `minus_<reference>`: the difference in octaves, paired by seed.
     """
     rates, level = critical_rates(results), results.confidence
-    against = {
-        name: by_variant(compare(rates, "critical_rate", name, level))
-        for name in references(results)
+    groups = dict(iter(rates.groupby(KEYS, observed=True, sort=True)))
+    by_seed = {
+        key: dict(zip(own["seed"], own["critical_rate"], strict=True))
+        for key, own in groups.items()
     }
-    rows = []
-    for key, own in rates.groupby(KEYS, observed=True, sort=True):
-        interval = t_interval(own["critical_rate"], level)
-        row: dict[str, Any] = dict(zip(KEYS, key, strict=True)) | {
+    rows: list[Record] = []
+    for key, own in groups.items():
+        *place, variant = key
+        row: Record = dict(zip(KEYS, key, strict=True)) | {
             "seeds": len(own),
-            "critical_rate": interval.mean,
-            "half_width": interval.half_width,
-            "low": interval.low,
-            "high": interval.high,
             "below": int((own["beyond"] == "below").sum()),
             "above": int((own["beyond"] == "above").sum()),
             "holds_above": int(own["holds_above"].sum()),
         }
-        for name, found in against.items():
-            pair = found.get(tuple(key), {})
-            row[f"minus_{name}"] = pair.get("mean")
-            for field in ("half_width", "p_holm", "verdict"):
-                row[f"minus_{name}_{field}"] = pair.get(field)
+        row |= columns("critical_rate", t_interval(own["critical_rate"], level))
+        for name in REFERENCES:
+            other = {} if name == variant else by_seed.get((*place, name), {})
+            difference = t_interval(minus(by_seed[key], other).values(), level)
+            row |= columns(f"minus_{name}", difference)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -99,146 +122,50 @@ def stress_data(results: Results) -> pd.DataFrame:
 )
 def stress_table(results: Results) -> Rows:
     """Critical rate of every variant, and what it comes to against two references."""
-    data = stress_data(results)
-    rows = []
-    for row in data.to_dict("records"):
-        shown = times(row["critical_rate"])
-        if not missing(row["low"]):
-            shown += f" ({times(row['low'])} to {times(row['high'])})"
-        display: dict[str, str] = {
-            "Corpus": row["corpus"],
-            "Model": row["model"],
-            "Changed": title_of(results, row["condition"]),
-            "Variant": results.label(row["variant"]),
-            "Critical rate": shown,
-            "Below, above the rates tried": f"{row['below']}, {row['above']} of {row['seeds']}",
-            "A larger rate holds": f"{row['holds_above']} of {row['seeds']}",
-        }
-        for name in references(results):
-            mean, half = row[f"minus_{name}"], row[f"minus_{name}_half_width"]
-            word = row[f"minus_{name}_verdict"]
-            text = NONE if missing(mean) else f"{plus_minus(mean, half, 2)}, {word}"
-            display[f"Octaves above {results.label(name)}"] = text
-        rows.append(display)
-    display_table = pd.DataFrame(rows)
+
+    def times(row: Record) -> str:
+        ends = [row[f"critical_rate{end}"] for end in ("", "_low", "_high")]
+        rate, *interval = (NONE if missing(end) else f"x {2**end:.3g}" for end in ends)
+        return rate if NONE in interval else f"{rate} ({' to '.join(interval)})"
+
+    def changed(row: Record) -> str:
+        conditions, name = results.settings["conditions"], row["condition"]
+        return "none" if name == BASE else str(conditions[name]["title"])
+
     settings = results.settings["critical_rate"]
     rates = ", ".join(
         f"{name} {model['learning_rate']:g}" for name, model in results.settings["models"].items()
     )
     tried = ", ".join(f"{factor:g}" for factor in settings["factors"])
-    return Rows(
-        notes=(
-            f"Multiples of the study's own learning rate ({rates}). A run fails, of whatever "
-            "variant, if it diverges or its final validation loss is not "
-            f"{settings['below_unigram']:g} nats below the unigram model's. Tried are x {tried}, "
-            "then the stretch from the smallest rate that fails to the one below it is halved "
-            f"{settings['halvings']} time{'s' * (settings['halvings'] != 1)}, in logarithms. "
-            "Critical rate: geometric mean over "
-            f"seeds with its {100 * results.confidence:.6g} % Student t interval; a seed all of "
-            "whose rates fail (below) or hold (above) counts with the end, so that differences "
-            "are too small rather than too large. A larger rate holds: seeds in which failing is "
-            "not monotone. Octaves (factors of 2) above: mean of the paired differences ± "
-            "half-width of its interval. Higher or lower: p of exchanging the two variants within "
-            "each seed, corrected after Holm over the variants of the same model and settings, is "
-            f"at most {1 - results.confidence:.3g}. Practically equal: within "
-            f"{MARGINS['critical_rate']:g} octaves by two one-sided t tests, with every rate off "
-            "by half its interval to the worse side; never said where a rate lies beyond those "
-            "tried."
-        ),
-        data=data,
-        display=sparse(display_table, ["Corpus", "Model", "Changed"]),
-        numeric=tuple(display_table.columns[4:]),
-    )
-
-
-def sensitivity_data(results: Results) -> pd.DataFrame:
-    """One row per corpus, model, condition and variant, over the common rates.
-
-    `rate_sensitivity`, `half_width`; `seeds` in it; `minus_residual` and its verdict;
-    `unstable_<factor>` runs and `median_<factor>`, their median step (Kaplan-Meier);
-    `logrank_p_holm` against the plain residual.
-    """
-    rates, tries, level = critical_rates(results), all_tries(results), results.confidence
-    compared = by_variant(compare(rates, "rate_sensitivity", BASELINE, level))
-    ranked = by_variant(compare_times(tries, BASELINE))
-    common = tries[tries["common"]]
-    rows = []
-    for key, own in rates.groupby(KEYS, observed=True, sort=True):
-        interval = t_interval(own["rate_sensitivity"].dropna(), level)
-        pair = compared.get(tuple(key), {})
-        row: dict[str, Any] = dict(zip(KEYS, key, strict=True)) | {
-            "runs": len(own),
-            "seeds": interval.n,
-            "rate_sensitivity": interval.mean,
-            "half_width": interval.half_width,
-            **{f"minus_residual_{k}": pair.get(k) for k in ("mean", "half_width", "verdict")},
-            "logrank": ranked.get(tuple(key), {}).get("statistic"),
-            "logrank_p_holm": ranked.get(tuple(key), {}).get("p_holm"),
-        }
-        of_runs = common[common["run"].isin(own["run"])]
-        for factor, at in of_runs.groupby("factor"):
-            unstable = at["unstable_step"].notna()
-            row[f"unstable_{factor:g}"] = int(unstable.sum())
-            step = at["unstable_step"].fillna(at["steps"])
-            row[f"median_{factor:g}"] = median_time(list(step), list(unstable))
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-@exhibits.table(
-    "sensitivity",
-    title="Sensitivity to the learning rate, and time to instability",
-    caption=(
-        "How much a wrong learning rate costs, and at which step training becomes unstable, at "
-        "rates that are the same for all variants, over {seeds}. Source: the files "
-        "in critical/."
-    ),
-    heading="stability",
-    needs="critical_rate",
-)
-def sensitivity_table(results: Results) -> Rows:
-    """Sensitivity after arXiv 2309.14322, unstable runs and their times at the common rates."""
-    data = sensitivity_data(results)
-    factors = [f"{factor:g}" for factor in results.settings["critical_rate"]["factors"]]
-    rows = []
-    for row in data.to_dict("records"):
-        word, p = row["minus_residual_verdict"], row["logrank_p_holm"]
-        difference = plus_minus(row["minus_residual_mean"], row["minus_residual_half_width"], 3)
-        display = {
-            "Corpus": row["corpus"],
-            "Model": row["model"],
-            "Changed": title_of(results, row["condition"]),
-            "Variant": results.label(row["variant"]),
-            "Sensitivity": plus_minus(row["rate_sensitivity"], row["half_width"], 3),
-            "Minus Residual": NONE if missing(word) else f"{difference}, {word}",
-        }
-        for factor in factors:
-            median, unstable = row[f"median_{factor}"], row[f"unstable_{factor}"]
-            step = "" if missing(median) else f", step {median:.0f}"
-            display[f"Unstable, x {factor}"] = f"{unstable} of {row['runs']}{step}"
-        # 0 where no run of either is unstable: there is nothing to rank.
-        if missing(p) or row["logrank"] == 0:
-            display["Log-rank p"] = NONE
-        else:
-            display["Log-rank p"] = fixed(p, 3) + (" more" if row["logrank"] > 0 else " less")
-        rows.append(display)
-    display_table = pd.DataFrame(rows)
-    return Rows(
-        notes=(
-            "Sensitivity: mean over these rates of the smaller of final and initial validation "
-            "loss, minus the best of them (arXiv 2309.14322), in nats per token; mean over seeds ± "
-            "half-width of the interval. Verdicts as in the table of critical rates, practically "
-            f"equal within {MARGINS['rate_sensitivity']:g} nats. Unstable: the mean training loss "
-            f"of {SMOOTHING} steps rises more than {RISE:g} nats above its smallest value so far, "
-            "or the run diverges; runs, and the median step after Kaplan and Meier where half of "
-            "them do. Runs that do not are censored at their last step. Log-rank p: stratified by "
-            "rate, against the plain residual; by exchange of the two variants within each seed, "
-            "since its runs at several rates are not independent; corrected after Holm; more and "
-            f"less say in which direction; {NONE} where no run of either is unstable."
-        ),
-        data=data,
-        display=sparse(display_table, ["Corpus", "Model", "Changed"]),
-        numeric=tuple(display_table.columns[4:]),
+    *place, variant = places(results)
+    return rows_of(
+        stress_data(results),
+        [*place, Col("Changed", changed), variant],
+        [
+            Col("Critical rate", times),
+            Col(
+                "Below, above the rates tried",
+                lambda row: f"{row['below']}, {row['above']} of {row['seeds']}",
+            ),
+            Col("A larger rate holds", lambda row: f"{row['holds_above']} of {row['seeds']}"),
+            *(
+                Col(
+                    f"Octaves above {results.labels.get(name, name)}",
+                    mean_and_half(f"minus_{name}", 2),
+                )
+                for name in REFERENCES
+            ),
+        ],
+        f"Multiples of the study's own learning rate ({rates}). A run fails, of whatever variant, "
+        f"if it diverges or its final validation loss is not {settings['below_unigram']:g} nats "
+        f"below the unigram model's. Tried are x {tried}, then the stretch from the smallest rate "
+        f"that fails to the one below it is halved {counted(settings['halvings'], 'time')}, in "
+        "logarithms. Critical rate: geometric mean over seeds with its "
+        f"{percent_of(results.confidence)} Student t interval; a seed all of whose rates fail "
+        "(below) or hold (above) counts with the end, so that differences are too small rather "
+        "than too large. A larger rate holds: seeds in which failing is not monotone. Octaves "
+        "(factors of 2) above: mean of the paired differences ± half-width of its interval, not "
+        "corrected for their number.",
     )
 
 
@@ -322,8 +249,8 @@ def stress_rates(results: Results) -> Figure:
             title += f", {titles[condition]}"
         rate = f"learning rate ({results.settings['models'][model]['learning_rate']:g} x)"
         left.set(title=title, xlabel=rate, ylabel="final validation loss (nats/token)")
-        right.set(title="critical rate", xlabel=rate, ylim=(len(shown) - 0.5, -0.5))
-        right.set_yticks(range(len(shown)), [results.label(variant) for variant in shown])
+        right.set(title="critical rate", xlabel=rate)
+        rows_of_variants(right, [results.label(variant) for variant in shown])
         for axis in (left, right):
             axis.xaxis.set_major_locator(MultipleLocator(1))
             axis.xaxis.set_major_formatter(octave)

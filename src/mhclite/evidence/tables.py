@@ -1,0 +1,399 @@
+"""Tables: numbers and sentences for readers, and how a table is written.
+
+CSV has all digits; Markdown, LaTeX and HTML are rounded.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+from tabulate import tabulate
+
+from mhclite.evidence.metrics import METRICS
+from mhclite.evidence.results import Results
+from mhclite.files import write_text
+
+NONE = "–"  # shown where there is no value
+MIB = 2**20
+NEARLY_EXACT = 1e-4  # below it a row-sum error is one of float32, or of an iteration that converged
+
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        **{letter: f"${letter}$" for letter in "|<>"},
+        "±": r"$\pm$",
+        "×": r"$\times$",
+        "√": r"$\surd$",
+        "ν": r"$\nu$",
+        "–": "--",
+    }
+)
+Record = dict[Any, Any]  # a row of numbers
+
+
+class Col(NamedTuple):
+    """A column for readers: its heading, and the text of a row of numbers."""
+
+    heading: str
+    text: Callable[[Record], str]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The content of a table: for readers, and the numbers behind it.
+
+    `data` goes to the CSV: one row per cell of the grid, snake_case columns, unrounded. `display`
+    is the same for readers: strings, headings with units; repeated group names are blank. `bold`
+    are the (row, column) positions in `display` to stress. `numeric` columns are aligned right.
+    """
+
+    notes: str  # what the columns mean, n and the kind of interval
+    data: pd.DataFrame
+    display: pd.DataFrame
+    numeric: Sequence[str] = ()
+    bold: frozenset[tuple[int, str]] = frozenset()
+
+    def named(self, name: str, title: str) -> Table:
+        """The table with the name of its files and its title."""
+        return Table(**vars(self), name=name, title=title)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(Rows):
+    """A table with the name of its files, and its title."""
+
+    name: str
+    title: str
+
+
+def rows_of(
+    data: pd.DataFrame,
+    places: Sequence[Col],
+    columns: Sequence[Col],
+    notes: str,
+    bold: Callable[[Record], Iterable[str]] = lambda row: (),
+) -> Rows:
+    """A table of one line for each row of numbers.
+
+    Args:
+        places: columns that say which cell a row is; names that repeat are left blank, but for
+            the last of them.
+        columns: numbers; one without any value is left out.
+        bold: the headings to stress in a row.
+    """
+    records = data.to_dict("records")
+    display = pd.DataFrame(
+        [[column.text(row) for column in (*places, *columns)] for row in records],
+        columns=[column.heading for column in (*places, *columns)],
+    )
+    headings = [column.heading for column in columns]
+    empty = [name for name in headings if display[name].isin(["", NONE]).all()]
+    display = display.drop(columns=empty)
+    return Rows(
+        notes=notes,
+        data=data,
+        display=sparse(display, [column.heading for column in places[:-1]]),
+        numeric=[name for name in headings if name not in empty],
+        bold=frozenset(
+            (at, name) for at, row in enumerate(records) for name in bold(row) if name not in empty
+        ),
+    )
+
+
+# --- text -----------------------------------------------------------------------------------
+
+
+def missing(value: Any) -> bool:
+    """Whether there is no number: None, NaN or NA."""
+    return value is None or bool(pd.isna(value))
+
+
+def fixed(value: Any, decimals: int = 4) -> str:
+    """A number with a fixed number of decimals and thousands separators."""
+    return NONE if missing(value) else f"{value:z,.{decimals}f}"
+
+
+def significant(value: Any, digits: int = 3) -> str:
+    """A number with significant digits; powers of ten where it is very small or large."""
+    if missing(value):
+        return NONE
+    if value == 0:
+        return "0"
+    # The exponent of the rounded number: 9.999 has two digits before the point when rounded.
+    exponent = int(f"{value:.{digits - 1}e}".split("e")[1])
+    if not -3 <= exponent < 6:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:,.{max(0, digits - 1 - exponent)}f}"
+
+
+def plus_minus(mean: Any, half_width: Any, decimals: int = 4) -> str:
+    """`mean ± half_width`; the mean alone where there is no interval."""
+    if missing(mean) or missing(half_width):
+        return fixed(mean, decimals)
+    return f"{fixed(mean, decimals)} ± {fixed(half_width, decimals)}"
+
+
+def scaled_plus_minus(mean: Any, half_width: Any, digits: int = 3) -> str:
+    """`mean ± half_width` with as many decimals as the mean has at that many digits."""
+    if missing(mean) or mean == 0:
+        return plus_minus(mean, half_width)
+    exponent = math.floor(math.log10(abs(mean)))
+    return plus_minus(mean, half_width, min(6, max(0, digits - 1 - exponent)))
+
+
+def with_interval(mean: Any, low: Any, high: Any, exact: float = NEARLY_EXACT) -> str:
+    """`mean [low, high]`; the mean alone where there is no interval, or none to be seen.
+
+    Below `exact` it is rounding, as of a row sum that is exact, of which an interval says nothing.
+    """
+    if not missing(mean) and 0 <= mean < exact:
+        return significant(mean, 1)
+    middle, *ends = (significant(value) for value in (mean, low, high))
+    return middle if missing(low) or ends[0] == ends[1] else f"{middle} [{', '.join(ends)}]"
+
+
+def quartiles(row: Record, name: str, decimals: int) -> str:
+    """`median [q1, q3]`."""
+    middle, *ends = (row.get(f"{name}_{q}") for q in ("median", "q1", "q3"))
+    if missing(middle):
+        return NONE
+    return f"{fixed(middle, decimals)} [{', '.join(fixed(end, decimals) for end in ends)}]"
+
+
+def percent_of(confidence: float) -> str:
+    """0.95 as `95 %`, 0.995 as `99.5 %`."""
+    return f"{100 * confidence:.6g} %"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 seed`, `2 seeds`, `10,000 steps`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def sparse(display: pd.DataFrame, groups: list[str]) -> pd.DataFrame:
+    """Blank the names of a group, outermost first, in all its rows but the first."""
+    blank = display.copy()
+    for depth, name in enumerate(groups, start=1):
+        blank.loc[display.duplicated(groups[:depth]), name] = ""
+    return blank
+
+
+# --- columns --------------------------------------------------------------------------------
+
+
+def mean_and_half(name: str, decimals: int = 4) -> Callable[[Record], str]:
+    """Text of a mean with the half-width of its interval."""
+    return lambda row: plus_minus(row.get(name), row.get(f"{name}_half_width"), decimals)
+
+
+def scaled(name: str) -> Callable[[Record], str]:
+    """The same with as many decimals as the mean needs."""
+    return lambda row: scaled_plus_minus(row.get(name), row.get(f"{name}_half_width"))
+
+
+def mean_and_ends(name: str) -> Callable[[Record], str]:
+    """Text of a geometric mean with the ends of its interval."""
+    return lambda row: with_interval(row.get(name), row.get(f"{name}_low"), row.get(f"{name}_high"))
+
+
+def number(name: str, decimals: int | None = None, scale: float = 1.0) -> Callable[[Record], str]:
+    """Text of a number, with fixed decimals or three significant digits."""
+
+    def text(row: Record) -> str:
+        value = row.get(name)
+        if value is None or missing(value):
+            return NONE
+        value *= scale
+        return significant(value) if decimals is None else fixed(value, decimals)
+
+    return text
+
+
+def places(results: Results) -> list[Col]:
+    """The columns that say which cell of the grid a row is; one corpus is not named."""
+    return [
+        *([Col("Corpus", lambda row: row["corpus"])] if len(results.corpora) > 1 else []),
+        Col("Model", lambda row: results.model_label(row["model"])),
+        Col("Variant", lambda row: results.label(row["variant"])),
+    ]
+
+
+def metric(name: str, heading: str = "", of: Callable[[str], bool] = lambda variant: True) -> Col:
+    """The column of a metric's mean, as the registry says; `of` which variants."""
+    about = METRICS[name]
+    if about.log or about.geometric:
+        text = mean_and_ends(name)
+    elif about.share:
+        text = number(name, None, 100)
+    elif about.decimals is not None:
+        text = mean_and_half(name, about.decimals)
+    else:
+        text = scaled(name)
+    heading = heading or about.heading
+    return Col(heading, lambda row: text(row) if of(row["variant"]) else NONE)
+
+
+# --- files ----------------------------------------------------------------------------------
+
+
+def latex(text: str) -> str:
+    """Plain text as LaTeX."""
+    text = text.translate(_LATEX)
+    if text.startswith(("[", "*")):  # at the start of a row both belong to the line break before
+        text = f"{{{text[0]}}}{text[1:]}"
+    return text
+
+
+# What would be read as markup: emphasis, code, mathematics, links, tags, entities, a column's end.
+_MARKUP = re.compile(r"[\\`*$|]|(?<!\w)_|_(?!\w)|~(?=~)|\](?=[(\[:])|<(?=[A-Za-z/!?])|&(?=#?\w+;)")
+
+
+def escaped(text: str) -> str:
+    """Plain text for a cell of a Markdown table."""
+    return " ".join(_MARKUP.sub(r"\\\g<0>", text).splitlines())
+
+
+def markdown(table: Table) -> str:
+    """The table as Markdown: title, table, notes."""
+    columns = list(table.display.columns)
+    rows = [
+        [
+            f"**{escaped(text)}**" if (at, name) in table.bold else escaped(text)
+            for name, text in zip(columns, row)
+        ]
+        for at, row in enumerate(table.display.to_numpy().tolist())
+    ]
+    text = tabulate(
+        rows,
+        [escaped(name) for name in columns],
+        tablefmt="pipe",
+        disable_numparse=True,  # 0.10 stays 0.10
+        colalign=["right" if name in table.numeric else "left" for name in columns],
+    )
+    return f"**{table.title}**\n\n{text}\n\n{table.notes}\n"
+
+
+def _where_bold(table: Table, css: str) -> pd.DataFrame:
+    """`css` in the cells where the table is bold."""
+    styles = pd.DataFrame("", index=table.display.index, columns=table.display.columns)
+    for row, column in table.bold:
+        styles.loc[row, column] = css
+    return styles
+
+
+def latex_table(table: Table) -> str:
+    """The table as a LaTeX float with booktabs rules; title and notes are its caption.
+
+    A table wider than the text is scaled down to it.
+    """
+    style = table.display.map(latex).style.hide(axis="index")
+    style.apply(lambda _: _where_bold(table, "textbf:--rwrap;"), axis=None)
+    style.format_index(lambda name: latex(str(name)), axis="columns")
+    aligned = "".join("r" if name in table.numeric else "l" for name in table.display.columns)
+    tabular: str = style.to_latex(hrules=True, column_format=aligned)
+    return "\n".join(
+        [
+            r"% Needs \usepackage{booktabs,graphicx}. Written by mhclite; do not edit.",
+            r"\begin{table}[htbp]",
+            r"\centering",
+            rf"\caption{{{latex(f'{table.title}. {table.notes}')}}}",
+            rf"\label{{tab:{table.name}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"{tabular.rstrip()}}}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+# Of the report, and of each table's own page.
+CSS = """\
+body { margin: 0; color: #1c1c1c; background: #fff; font: 16px/1.5 system-ui, sans-serif; }
+header, main, nav { max-width: 76rem; margin: 0 auto; padding: 0 1.25rem; }
+h1 { font-size: 1.75rem; margin: 2rem 0 .5rem; }
+h2 { font-size: 1.3rem; margin: 2.5rem 0 .75rem; padding-top: .75rem; border-top: 1px solid #ddd; }
+h3 { font-size: 1.05rem; margin: 2rem 0 .4rem; }
+p, dd { max-width: 46rem; }
+a { color: #0b5a99; }
+nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.25rem; list-style: none; padding: 0; }
+dl { display: grid; grid-template-columns: 9.5rem minmax(0, 1fr); gap: .5rem 1rem; }
+dt { font-weight: 600; }
+dd { margin: 0; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .84rem; line-height: 1.35; }
+th, td { padding: .28rem .55rem; text-align: left; vertical-align: top; max-width: 28rem; }
+td { border-bottom: 1px solid #e4e4e4; }
+thead th { vertical-align: bottom; border-bottom: 1.5px solid #444; max-width: 9.5rem; }
+td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+td.bold { font-weight: 700; }
+.notes, figcaption { color: #555; font-size: .87rem; max-width: 46rem; }
+figure { margin: 0 0 2.5rem; max-width: 54rem; }
+figure img { display: block; width: 100%; height: auto; }
+code, pre { font: .85em/1.45 ui-monospace, monospace; }
+pre { background: #f5f5f3; padding: .75rem; overflow-x: auto; }
+@media (max-width: 40rem) {
+  dl { display: block; }
+  th, td { padding: .28rem .3rem; }
+  figure img { min-width: 44rem; }
+}
+@media print {
+  @page { size: A4; margin: 14mm 12mm; }
+  body { font-size: 10pt; }
+  nav { display: none; }
+  table { font-size: 7pt; max-width: 100%; }
+  td.number { white-space: normal; }
+  .scroll { overflow: visible; }
+  th, td { padding: 1pt 2pt; overflow-wrap: anywhere; }
+  tr, figure { break-inside: avoid; }
+  figure img { max-height: 225mm; min-width: 0; }
+  h2, h3 { break-after: avoid; }
+  pre { white-space: pre-wrap; font-size: 8pt; }
+}
+"""
+
+
+def html_table(table: Table) -> str:
+    """The table alone as HTML, its text escaped; `CSS` gives it its looks."""
+    style = Styler(table.display, cell_ids=False, uuid=table.name)
+    style.hide(axis="index").format(escape="html")
+    style.format_index(escape="html", axis="columns")
+    classes = _where_bold(table, "bold ")
+    for name in table.numeric:
+        classes[name] += "number"
+    style.set_td_classes(classes)
+    return re.sub(r"<style.*?</style>\s*", "", str(style.to_html()), flags=re.DOTALL)
+
+
+def html_page(table: Table) -> str:
+    """The table as a page of its own, with title and notes."""
+    title, notes = html.escape(table.title), html.escape(table.notes)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f"<title>{title}</title>\n<style>\n{CSS}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>"
+        f'\n{html_table(table)}<p class="notes">{notes}</p>\n</main>\n</body>\n</html>\n'
+    )
+
+
+def write_table(table: Table, folder: Path) -> None:
+    """Write <name>.csv, .md, .tex and .html."""
+    csv = table.data.to_csv(index=False, lineterminator="\n")  # numbers with all their digits
+    write_text(folder / f"{table.name}.csv", csv)
+    write_text(folder / f"{table.name}.md", markdown(table))
+    write_text(folder / f"{table.name}.tex", latex_table(table))
+    write_text(folder / f"{table.name}.html", html_page(table))
