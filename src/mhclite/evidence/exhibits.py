@@ -97,7 +97,6 @@ class Exhibit:
             level=f"{100 * results.confidence:.6g}",
             window=study["stability"]["fluctuation_window"],
             rounds=study["throughput"]["rounds"],
-            matrices=(study["sinkhorn"] or {}).get("matrices"),
         )
 
 

@@ -294,23 +294,6 @@ def wrapped_grid(
     return figure, list(axes.flat[:panels])
 
 
-def paired_grid(
-    cells: int, height: float, **options: Any
-) -> tuple[Figure, np.ndarray[tuple[int, int], np.dtype[np.object_]]]:
-    """A figure of two panels for each cell of the grid, as axes (cells, 2).
-
-    They stand side by side; those of three or four cells above each other, the cells side by side
-    on shared y axes: so the figure takes half a page, and depths can be compared along a row.
-
-    Args:
-        options: of `subplots`, where the panels of a cell stand side by side.
-    """
-    if 2 < cells <= 4:
-        figure, axes = grid(2, cells, height, sharey="row")
-        return figure, axes.T
-    return grid(cells, 2, height, **options)
-
-
 def outer_labels(figure: Figure) -> None:
     """Leave the name of a y axis that a row of panels shares to the first of them."""
     for panel in figure.axes:

@@ -142,8 +142,6 @@ def test_captions_take_their_numbers_from_the_study(results: Results) -> None:
     assert "2 seeds " in table.caption_for(two)
     assert "90 %" in table.caption_for(two)
     assert "a window of 20 steps" in FIGURES["gradient_norm"][0].caption_for(results)
-    whole = with_settings(results, sinkhorn={"matrices": 321})
-    assert "321 random" in FIGURES["sinkhorn_error"][0].caption_for(whole)
 
 
 @pytest.mark.parametrize("name", ["study", "report"])

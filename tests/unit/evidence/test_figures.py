@@ -180,9 +180,6 @@ def test_what_is_drawn_along_the_sublayers(results: Results) -> None:
         assert mean.get_ydata() == pytest.approx([factor * gain("hc", k) for k in range(1, 9)])
     said = " ".join(forward.get_xlabel().split())
     assert "within 0.005 of 1: Identity HC, mHC-lite, KromHC, JPmHC" in said
-    panel = figure_of(results, "identity_distance").axes[0]
-    (mean,) = lines_of(panel, style.colour("kromhc"), bold=True)
-    assert mean.get_ydata() == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
 # --- over depth -----------------------------------------------------------------------------
@@ -243,7 +240,6 @@ def test_a_frame_holds_its_values_and_little_more(scale: str, values: list[float
             False,
             {
                 **dict.fromkeys(("row_sums", "composite_gain"), "no H_res to show"),
-                "identity_distance": "no H_res to show",
                 "validation_loss": "nothing to compare",
             },
         ),
@@ -254,7 +250,6 @@ def test_a_frame_holds_its_values_and_little_more(scale: str, values: list[float
                 "sinkhorn_inputs": "No run of mHC reached its last step",
                 "row_sums": "No multi-stream run reached its last step",
                 "composite_gain": "No multi-stream run reached its last step",
-                "identity_distance": "No multi-stream run reached its last step",
                 "gradient_norm": "No run has the 20 steps",
             },
         ),
@@ -286,18 +281,6 @@ def test_what_is_missing_is_said_and_the_rest_is_drawn(
             assert said[exhibit.name] in texts(figure), exhibit.name
         else:
             assert "reached its last step" not in texts(figure), exhibit.name
-
-
-def test_variants_that_do_not_mix_are_named_rather_than_drawn(
-    tmp_path: Path, results: Results
-) -> None:
-    still = replace(results, probes={**results.probes})
-    for run, probe in results.probes.items():
-        if probe.mixing is not None and (probe.variant == "identity"):
-            zero = [0.0] * probe.mixing.n_sublayers
-            still.probes[run] = replace(probe, mixing=replace(probe.mixing, identity_distance=zero))
-    moved = replace(still, folder=tmp_path)
-    assert "0 everywhere: Identity HC" in texts(figure_of(moved, "identity_distance"))
 
 
 def test_gains_of_exactly_one_are_shown_around_one(tmp_path: Path) -> None:

@@ -16,8 +16,6 @@ from mhclite.evidence.style import (
     line_style,
     look,
     marker,
-    outer_labels,
-    paired_grid,
     style,
     variant_legend,
     wrapped_grid,
@@ -108,19 +106,3 @@ def test_rows_of_panels_are_of_equal_length(
     assert place is not None
     assert (place.get_gridspec().nrows, place.get_gridspec().ncols) == shape
     assert sum(panel.axison for panel in figure.axes) == panels
-
-
-@pytest.mark.parametrize("cells", range(1, 6))
-def test_cells_stand_side_by_side_where_they_fit(cells: int) -> None:
-    """Three or four share the y axis of a row, and its name stands once; others have their own."""
-    figure, axes = paired_grid(cells, 1.0)
-    assert axes.shape == (cells, 2)
-    for panel in axes.flat:
-        panel.set_ylabel("nats")
-    outer_labels(figure)
-    across = cells in (3, 4)
-    assert figure.get_size_inches()[1] == (2 if across else cells)
-    named = [panel for panel in axes.flat if panel.get_ylabel()]
-    assert len(named) == (2 if across else 2 * cells)
-    axes[0, 0].set_ylim(1, 5)
-    assert (axes[cells - 1, 0].get_ylim() == (1, 5)) == (across or cells == 1)

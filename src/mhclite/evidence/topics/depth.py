@@ -1,4 +1,4 @@
-"""What depth does to every variant: the study in one figure, and H_res along the sub-layers.
+"""What depth does to every variant: the study in one figure, and the gain along the sub-layers.
 
 H_res is in operator orientation: row t holds the weights that enter output stream t.
 """
@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import (
     FixedLocator,
     FuncFormatter,
-    MaxNLocator,
     NullLocator,
     PercentFormatter,
 )
@@ -39,10 +38,9 @@ from mhclite.evidence.style import (
     colour,
     empty_figure,
     empty_state,
+    grid,
     line_style,
     marker,
-    outer_labels,
-    paired_grid,
     plain_log,
     remark,
     variant_legend,
@@ -50,7 +48,6 @@ from mhclite.evidence.style import (
 )
 from mhclite.evidence.topics.losses import divergence_note
 from mhclite.evidence.topics.mixing import H_RES, NO_PROBES, probed
-from mhclite.measure.files import Mixing
 from mhclite.study.sections import BASE
 
 SHARED = 0.66  # of the way to the next depth is shared by the variants of one
@@ -286,40 +283,6 @@ def depth(results: Results) -> Figure:
 # --- along the sub-layers -------------------------------------------------------------------
 
 
-def _along(
-    axes: Axes,
-    results: Results,
-    corpus: str,
-    model: str,
-    series_of: Callable[[Mixing], list[float]],
-) -> dict[str, list[float]]:
-    """Draw a probe's series over sub-layers: seeds thin, their mean bold.
-
-    Returns variant -> all values. Zeros, which a logarithmic axis cannot show, are not drawn.
-    """
-    found = {}
-    for variant in results.variants:
-        series = [series_of(mixing) for mixing in results.mixing(corpus, model, variant).values()]
-        if not series:
-            continue
-        table = np.array(series)
-        found[variant] = table.ravel().tolist()
-        places = np.arange(1, table.shape[1] + 1)
-        if table.any():
-            axes.plot(places, table.T, color=colour(variant), linewidth=0.5, alpha=0.45)
-            axes.plot(
-                places, table.mean(axis=0), color=colour(variant), linestyle=line_style(variant)
-            )
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-    return found
-
-
-def _names(results: Results, found: dict[str, list[float]], value: float, within: float) -> str:
-    """The variants whose values all lie within a distance of one value."""
-    alike = [v for v, all_ in found.items() if all(abs(x - value) <= within for x in all_)]
-    return ", ".join(map(results.label, alike))
-
-
 @exhibits.figure(
     "composite_gain",
     title="Composite gain over depth",
@@ -339,69 +302,33 @@ def composite_gain(results: Results) -> Figure:
     cells = probed(results)
     if not cells:
         return empty_figure(NO_PROBES)
-    figure, axes = paired_grid(len(cells), 1.85, sharey=True)
+    figure, axes = grid(len(cells), 2, 1.85, sharex="row", sharey=True)
     gains = [1 - AT_ONE, 1 + AT_ONE]  # the least that the axis shows
     for pair, (corpus, model) in zip(axes, cells, strict=True):
         for panel, way, what in zip(pair, ("forward", "backward"), ("row", "column"), strict=True):
-
-            def series(mixing: Mixing, way: str = way) -> list[float]:
-                found: list[float] = getattr(mixing.product, f"gain_{way}")
-                return found
-
-            found = _along(panel, results, corpus, model, series)
-            gains += [gain for drawn in found.values() for gain in drawn]
+            level = []  # variants whose lines lie on top of each other
+            for variant in results.streams:
+                probes = results.mixing(corpus, model, variant).values()
+                series = np.array([getattr(probe.product, f"gain_{way}") for probe in probes])
+                if not len(series):
+                    continue
+                places, tint = np.arange(1, series.shape[1] + 1), colour(variant)
+                panel.plot(places, series.T, color=tint, linewidth=0.5, alpha=0.45)
+                panel.plot(places, series.mean(0), color=tint, linestyle=line_style(variant))
+                gains += series.ravel().tolist()
+                if np.abs(series - 1).max() < AT_ONE:
+                    level.append(results.label(variant))
             panel.axhline(1, color=FAINT, linewidth=0.8, zorder=1)
             panel.set(
                 title=f"{results.panel_title(corpus, model)}\n{way}",
                 xlabel="matrices multiplied",
                 ylabel=f"largest absolute {what} sum",
             )
-            at_one = _names(results, found, 1, AT_ONE)
-            remark(panel, f"within {AT_ONE} of 1: {at_one}" if at_one else "")
+            remark(panel, f"within {AT_ONE} of 1: {', '.join(level)}" if level else "")
         remark(pair[0], divergence_note(results, corpus, model))
     margin = (max(gains) / min(gains)) ** 0.05
     for panel in figure.axes:
         panel.set_ylim(min(gains) / margin, max(gains) * margin)
         plain_log(panel)
-    outer_labels(figure)
-    variant_legend(figure, results.streams, results.labels, extra=[SEED_LINE])
-    return figure
-
-
-@exhibits.figure(
-    "identity_distance",
-    title="Distance of the mixing matrices from identity",
-    caption=(
-        "Frobenius norm of H_res minus the identity in each sub-layer of the trained models, "
-        "mean over the tokens of held-out text; 0 means that the streams are not mixed. "
-        "Sub-layers alternate between attention and MLP, from the input to the output. Bold: "
-        "mean over {seeds}; thin: each seed. Source: the files in probes/."
-    ),
-    alt=(
-        "Curves over the sub-layers on a logarithmic axis, one colour and line style for each "
-        "variant."
-    ),
-    heading="mixing",
-)
-def identity_distance(results: Results) -> Figure:
-    """Distance of H_res from the identity, sub-layer by sub-layer."""
-    cells = probed(results)
-    if not cells:
-        return empty_figure(NO_PROBES)
-    figure, panels = wrapped_grid(len(cells), 1.85)
-    for panel, (corpus, model) in zip(panels, cells, strict=True):
-        found = _along(panel, results, corpus, model, lambda mixing: mixing.identity_distance)
-        zero = _names(results, found, 0, 0)
-        if not any(map(any, found.values())):
-            empty_state(panel, f"H_res is the identity everywhere: {zero}.")
-            continue
-        plain_log(panel)
-        panel.set(
-            title=results.panel_title(corpus, model),
-            xlabel="sub-layer (two per layer)",
-            ylabel="distance from identity",
-        )
-        remark(panel, f"0 everywhere: {zero}" if zero else "")
-        remark(panel, divergence_note(results, corpus, model))
     variant_legend(figure, results.streams, results.labels, extra=[SEED_LINE])
     return figure

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import NullLocator
 
 from mhclite.connections.registry import VARIANTS
 from mhclite.evidence import exhibits
@@ -24,7 +24,7 @@ from mhclite.evidence.style import (
     INK,
     colour,
     empty_figure,
-    paired_grid,
+    grid,
     remark,
     rows_of_variants,
     wrapped_grid,
@@ -66,24 +66,10 @@ def pooled_quantiles(table: np.ndarray[Any, Any], levels: list[float]) -> dict[s
 def _deviation_axis(axes: Axes, largest: float) -> None:
     """x axis of `sum - 1`: linear within rounding, logarithmic to both sides beyond."""
     axes.set_xscale("symlog", linthresh=ROUNDING, linscale=0.7)
-    top = max(-3, math.ceil(math.log10(max(largest, ROUNDING))))
-    low = round(math.log10(ROUNDING)) + 2
-    place = axes.get_subplotspec()
-    many = 4 if place and place.get_gridspec().ncols <= 2 else 2  # ticks to a side, by the room
-    exponents = range(top, low - 1, -max(2, math.ceil((top - low) / many)))[:many]
-    ticks = [0.0, *(sign * 10.0**k for k in exponents for sign in (-1, 1))]
-    axes.xaxis.set_major_locator(FixedLocator(sorted(ticks)))
+    top = 10.0 ** max(-3, math.ceil(math.log10(max(largest, ROUNDING))))
+    axes.set_xticks([-top, -1e-4, 0.0, 1e-4, top])
     axes.xaxis.set_minor_locator(NullLocator())
-
-    def label(value: float, _: Any) -> str:
-        if value == 0:
-            return "0"
-        exponent = round(math.log10(abs(value)))
-        number = f"$10^{{{exponent}}}$" if exponent not in (0, 1) else f"{10**exponent}"
-        return f"{'+' if value > 0 else '−'}{number}"
-
-    axes.xaxis.set_major_formatter(FuncFormatter(label))
-    axes.set_xlim(-(10.0**top) * 2, 10.0**top * 2)
+    axes.set_xlim(-2 * top, 2 * top)
 
 
 @exhibits.figure(
@@ -108,7 +94,7 @@ def row_sums(results: Results) -> Figure:
     if not cells:
         return empty_figure(NO_PROBES)
     variants = results.streams
-    figure, axes = paired_grid(len(cells), 0.9 + 0.3 * len(variants), sharey=True)
+    figure, axes = grid(len(cells), 2, 0.9 + 0.3 * len(variants), sharey=True)
     largest = results.runs[["single_max_deviation", "product_max_deviation"]].max().max()
     for pair, (corpus, model) in zip(axes, cells, strict=True):
         for panel, title in zip(pair, (f"single {H_RES}", "product over depth"), strict=True):

@@ -17,8 +17,7 @@ from mhclite.evidence.style import (
     colour,
     empty_figure,
     empty_state,
-    outer_labels,
-    paired_grid,
+    grid,
     plain_log,
     remark,
     runs_and_means,
@@ -159,7 +158,7 @@ def gradient_norm(results: Results) -> Figure:
     if curves.empty:
         return empty_figure(f"No run has the {window} steps over which the mean is taken.")
     lowest = curves["grad_norm_window_mean"].min()
-    figure, axes = paired_grid(len(results.panels()), 1.9)
+    figure, axes = grid(len(results.panels()), 2, 1.9)
     for (left, right), (corpus, model) in zip(axes, results.panels(), strict=True):
         table = thinned(of(curves, corpus, model))
         title = results.panel_title(corpus, model)
@@ -191,6 +190,5 @@ def gradient_norm(results: Results) -> Figure:
         plain_log(left)
         plain_log(right)
         remark(left, divergence_note(results, corpus, model))
-    outer_labels(figure)
     variant_legend(figure, results.variants, results.labels, extra=[SEED_LINE])
     return figure
