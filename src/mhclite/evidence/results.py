@@ -172,16 +172,6 @@ class Results:
         """Title of a panel: depth, and the corpus where there are several."""
         return f"{corpus}, " * (len(self.corpora) > 1) + self.model_label(model)
 
-    def divergence_note(self, corpus: str, model: str, variants: list[str] | None = None) -> str:
-        """Which runs diverged, e.g. `diverged: HC 1 of 5, mHC 2 of 5`; empty if none."""
-        parts = []
-        for variant in variants or self.variants:
-            diverged = of(self.runs, corpus, model, variant)["status"] == "diverged"
-            if diverged.any():
-                count = f"{self.label(variant)} {diverged.sum()} of {len(diverged)}"
-                parts.append(count.replace(" ", "\u00a0"))  # is not broken over two lines
-        return f"diverged: {', '.join(parts)}" if parts else ""
-
 
 def of(
     table: pd.DataFrame, corpus: str, model: str | None = None, variant: str | None = None

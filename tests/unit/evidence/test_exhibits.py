@@ -73,7 +73,7 @@ def test_all_is_said_of_every_exhibit(results: Results, exhibit: Exhibit) -> Non
     assert plain(caption) == caption  # Snakemake's report says the same: no markup in it
     if exhibit.kind == "figure":
         assert exhibit.alt.endswith(".")
-        assert any(number in exhibit.caption for number in ("{seeds}", "{rounds}", "{matrices}"))
+        assert any(number in exhibit.caption for number in ("{seeds}", "{rounds}"))
 
 
 def test_names_and_titles_are_unique() -> None:
@@ -136,10 +136,10 @@ def test_the_rule_has_the_files_of_the_registry_as_outputs(tmp_path: Path, name:
 def test_captions_take_their_numbers_from_the_study(results: Results) -> None:
     table = TABLES["results"][0]
     one = with_settings(results, seeds=[5])
-    assert "1 seed " in table.caption_for(one)
+    assert "1 seed." in table.caption_for(one)
     assert "95 %" in table.caption_for(one)
     two = with_settings(results, seeds=[1, 2], statistics={"confidence": 0.9})
-    assert "2 seeds " in table.caption_for(two)
+    assert "2 seeds." in table.caption_for(two)
     assert "90 %" in table.caption_for(two)
     assert "a window of 20 steps" in FIGURES["gradient_norm"][0].caption_for(results)
 

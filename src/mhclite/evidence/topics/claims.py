@@ -142,11 +142,7 @@ def _p(value: Any) -> str:
 @exhibits.table(
     "claims",
     title="What this study says of each claim",
-    caption=(
-        "Verdict for every claim of config/claims.yaml over {seeds}, with effect, {level} % "
-        "Student t interval and corrected p values; below a verdict the model sizes that do not "
-        "decide it. Source: runs.csv, the files in probes/ and throughput/."
-    ),
+    caption="Every claim, with effect and corrected p values, over {seeds}. Source: runs.csv.",
     heading="claims",
 )
 def claims_table(results: Results) -> Rows:
@@ -188,11 +184,7 @@ def claims_table(results: Results) -> Rows:
 @exhibits.table(
     "verdicts",
     title="The claims, by model size",
-    caption=(
-        "One verdict for each claim, corrected for the number of claims, and beside it the effect "
-        "at each model size by itself. The table of claims has every number. Source: runs.csv, "
-        "the files in probes/ and throughput/."
-    ),
+    caption="One verdict for each claim, and its effect at each model size. Source: runs.csv.",
     heading="claims",
 )
 def verdicts_table(results: Results) -> Rows:

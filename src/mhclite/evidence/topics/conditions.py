@@ -97,12 +97,7 @@ def conditions_data(results: Results) -> pd.DataFrame:
 @exhibits.table(
     "conditions",
     title="What each change of settings does",
-    caption=(
-        "Final validation loss with one setting changed, against the same variant and seed "
-        "without the change, and the differences between variants before and after it; mean "
-        "over the seeds of the change with the half-width of the {level} % Student t interval. "
-        "Source: runs.csv."
-    ),
+    caption="Losses with one setting changed, over up to {seeds}. Source: runs.csv.",
     heading="changes",
     needs="conditions",
 )
@@ -173,11 +168,7 @@ def streams_data(results: Results) -> pd.DataFrame:
 @exhibits.table(
     "streams",
     title="Numbers of streams",
-    caption=(
-        "Final validation loss, parameters, memory and speed of the variants with other numbers"
-        " of streams; loss over {seeds} with the half-width of the {level} % Student t "
-        "interval. Source: runs.csv and throughput/."
-    ),
+    caption="Loss and cost by number of streams, over {seeds}. Source: runs.csv, throughput/.",
     heading="changes",
     needs="streams",
 )
@@ -247,10 +238,7 @@ def faster_data(results: Results) -> pd.DataFrame:
 @exhibits.table(
     "faster_mixing",
     title="Where the mixing learns faster",
-    caption=(
-        "What H_res comes to where what makes it learns several times as fast as the rest, beside "
-        "the study's own runs, over up to {seeds}. Source: runs.csv and probes/."
-    ),
+    caption="H_res where it learns several times as fast, over up to {seeds}. Source: runs.csv.",
     heading="mixing",
     needs="faster_mixing",
 )

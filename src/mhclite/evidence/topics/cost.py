@@ -100,11 +100,7 @@ def how_measured(results: Results) -> str:
 @exhibits.table(
     "parameters",
     title="Parameters, arithmetic and speed",
-    caption=(
-        "Parameters, FLOPs per token, throughput, step time relative to the plain residual "
-        "(with the study's implementation and with others) and peak memory of every variant; "
-        "medians and quartiles over {rounds} timed rounds. Source: the files in throughput/."
-    ),
+    caption="What a step costs: medians over {rounds} timed rounds. Source: throughput/.",
     heading="cost",
 )
 def parameters_table(results: Results) -> Rows:

@@ -85,12 +85,7 @@ def best_rows(data: pd.DataFrame) -> list[int]:
 @exhibits.table(
     "results",
     title="Validation loss at the end of training",
-    caption=(
-        "Final validation loss by corpus, variant and depth: mean over the completed runs of "
-        "{seeds} with the half-width of the {level} % Student t interval, and the difference to "
-        "the plain residual paired by seed. Unigram and bigram are counting models of the same "
-        "text. Source: runs.csv."
-    ),
+    caption="Final loss with {level} % intervals over {seeds}. Source: runs.csv.",
     heading="loss",
 )
 def results_table(results: Results) -> Rows:

@@ -114,26 +114,24 @@ def row_sums(results: Results) -> Figure:
                     box = pooled_quantiles(np.array(sums) - 1, probes[0].quantile_levels)
                     _box(panel, at, variant, pale, box)
         remark(pair[0], divergence_note(results, corpus, model))
+    dot = Line2D([], [], color=INK, marker=".", linestyle="none", label="least, largest")
     figure.legend(
         handles=[
-            Line2D([], [], color=FAINT, label="1 exactly"),
             Patch(color="#eeeeee", label="rounding of 32-bit numbers"),
-            Patch(
-                facecolor="#888888", edgecolor=INK, linewidth=0.6, label="rows: middle half, median"
-            ),
-            Patch(facecolor="#dddddd", edgecolor=INK, linewidth=0.6, label="columns"),
+            Patch(facecolor="#888888", edgecolor=INK, label="rows: middle half, median"),
+            Patch(facecolor="#dddddd", edgecolor=INK, label="columns"),
             Line2D([], [], color=INK, marker="|", label="0.1 % to 99.9 %"),
-            Line2D([], [], color=INK, marker=".", linestyle="none", label="least, largest"),
+            dot,
         ],
         loc="outside upper center",
         ncols=3,
-        columnspacing=1.1,
     )
     return figure
 
 
 def _box(axes: Axes, place: float, variant: str, pale: bool, box: dict[str, Any]) -> None:
     """One horizontal box from its statistics."""
+    thin = {"color": INK, "linewidth": 0.7}
     axes.bxp(
         [box],
         positions=[place],
@@ -147,15 +145,10 @@ def _box(axes: Axes, place: float, variant: str, pale: bool, box: dict[str, Any]
             "linewidth": 0.6,
             "alpha": 0.3 if pale else 0.85,
         },
-        medianprops={"color": INK, "linewidth": 1},
-        whiskerprops={"color": INK, "linewidth": 0.7},
-        capprops={"color": INK, "linewidth": 0.7},
-        flierprops={
-            "marker": ".",
-            "markersize": 3.5,
-            "markerfacecolor": INK,
-            "markeredgewidth": 0,
-        },
+        medianprops=thin,
+        whiskerprops=thin,
+        capprops=thin,
+        flierprops={"marker": ".", "markersize": 3.5, "markerfacecolor": INK, "markeredgewidth": 0},
     )
 
 

@@ -83,10 +83,7 @@ def _cost(results: Results, model: str, variant: str) -> Record:
 @exhibits.table(
     "overview",
     title="Every variant at a glance",
-    caption=(
-        "Loss, differences paired by seed, what the mixing matrices do and what a step costs, at "
-        "the study's deepest model, over up to {seeds}. Source: runs.csv and throughput/."
-    ),
+    caption="Every variant at the deepest model, over {seeds}. Source: runs.csv, throughput/.",
     heading="claims",
 )
 def overview_table(results: Results) -> Rows:

@@ -62,11 +62,7 @@ def mean_losses(results: Results, arm: dict[str, Any], final: bool) -> dict[floa
 @exhibits.table(
     "learning_rates",
     title="Learning rate of each arm",
-    caption=(
-        "The peak learning rate that each variant is trained with, and the final validation losses "
-        "of the sweep that it was chosen from. Source: the file of learning rates that the study "
-        "names."
-    ),
+    caption="The rate of each arm, and its sweep's losses. Source: the file that the study names.",
     heading="loss",
     needs="learning_rates",
 )

@@ -23,10 +23,7 @@ def _rows(results: Results) -> list[dict[str, Any]]:
 @exhibits.table(
     "sinkhorn",
     title="What Sinkhorn-Knopp leaves after so many iterations",
-    caption=(
-        "Median and largest deviation of the inexact sums from 1 by logit range, iterations, "
-        "precision and domain, single and multiplied. Source: sinkhorn.json."
-    ),
+    caption="Median and largest deviation of the inexact sums from 1. Source: sinkhorn.json.",
     heading="mixing",
     needs="sinkhorn",
 )

@@ -71,11 +71,7 @@ def stability_data(results: Results) -> pd.DataFrame:
 @exhibits.table(
     "stability",
     title="Stability of training and of the mixing over depth",
-    caption=(
-        "Spikes of loss and gradient norm, diverged runs, the gradient norm over the last "
-        "{window} steps, and what H_res (operator orientation) does on held-out text, over "
-        "{seeds}. Source: runs.csv and stability.json."
-    ),
+    caption="Spikes, gradient norms, and what H_res does, over {seeds}. Source: runs.csv.",
     heading="stability",
 )
 def stability_table(results: Results) -> Rows:

@@ -12,17 +12,16 @@ from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from mhclite.evidence import exhibits, style
 from mhclite.evidence.frame import columns
-from mhclite.evidence.results import Results, of
+from mhclite.evidence.results import Results
 from mhclite.evidence.statistics import BASELINE, minus, t_interval
 from mhclite.evidence.style import (
     FAINT,
     INK,
     colour,
-    grid,
     line_style,
     marker,
-    rows_of_variants,
     variant_legend,
+    wrapped_grid,
 )
 from mhclite.evidence.tables import (
     NONE,
@@ -112,11 +111,7 @@ def stress_data(results: Results) -> pd.DataFrame:
 @exhibits.table(
     "stress",
     title="Critical learning rates",
-    caption=(
-        "The multiple of the study's learning rate at which each variant ceases to learn, found "
-        "by bisection for each of {seeds}, and its difference from others', paired by seed. "
-        "Source: the files in critical/."
-    ),
+    caption="Multiples of the rate at which runs cease to learn, {seeds}. Source: critical/.",
     heading="stability",
     needs="critical_rate",
 )
@@ -174,50 +169,38 @@ ABOVE = 0.4  # nats above the unigram model at which the axis ends; diverged run
 
 @exhibits.figure(
     "stress_rates",
-    title="Final loss against the learning rate, and critical rates",
+    title="Final loss at multiples of the learning rate",
     caption=(
-        "Left: final validation loss at multiples of the study's learning rate; lines are means "
+        "Final validation loss at multiples of the study's learning rate; lines are means "
         "over {seeds} at the rates that all were given, points are all runs, crosses those that "
-        "failed; losses far above the unigram model (dotted) are drawn at the upper end. Right: "
-        "the critical rate of each seed, its mean and the Student t interval of it; triangles lie "
-        "beyond the rates tried. Source: the files in critical/."
+        "failed; losses far above the unigram model (dotted) are drawn at the upper end. The table "
+        "has the critical rates. Source: the files in critical/."
     ),
-    alt=(
-        "Rising curves over the learning rate, one colour, marker and line style for each variant; "
-        "beside them one row of points for each variant with a bar for the interval."
-    ),
+    alt="Rising curves over the learning rate, one colour, marker and line style each.",
     heading="stability",
     needs="critical_rate",
 )
 def stress_rates(results: Results) -> Figure:
-    """Final loss against the learning rate; critical rate of every seed with its interval."""
-    tries, rates = all_tries(results), critical_rates(results)
-    places = [
-        (corpus, model, condition)
-        for corpus, model in results.panels()
-        for condition in [BASE, *results.settings["conditions"]]
-        if (of(rates, corpus, model)["condition"] == condition).any()
-    ]
+    """Final loss against the learning rate, a panel for each size and condition that has runs."""
+    tries = all_tries(results)
+    groups = {
+        (str(corpus), str(model), str(condition)): runs
+        for (corpus, model, condition), runs in tries.groupby(KEYS[:3], observed=True, sort=True)
+    }
     titles = {name: style.title_of(results, name) for name in results.settings["conditions"]}
-    figure, axes = grid(len(places), 2, 2.8)
-    octave = FuncFormatter(lambda value, _: f"x {2**value:g}")
-    for (left, right), (corpus, model, condition) in zip(axes, places, strict=True):
+    figure, axes = wrapped_grid(len(groups), 2.8)
+    for panel, ((corpus, model, condition), runs) in zip(axes, groups.items(), strict=True):
         unigram = results.counting_models[corpus]["unigram"]
-        cell, found = of(tries, corpus, model), of(rates, corpus, model)
-        cell, found = (one[one["condition"] == condition] for one in (cell, found))
-        shown = [v for v in results.variants if (found["variant"] == v).any()]
-        for row, variant in enumerate(shown):
-            own = cell[cell["variant"] == variant]
-            top = unigram + ABOVE
-            loss, octaves = (
-                own["validation_loss"].fillna(top).clip(upper=top),
-                np.log2(own["factor"]),
-            )
+        top = unigram + ABOVE
+        for variant in results.variants:
+            own, tint = runs[runs["variant"] == variant], colour(variant)
+            loss = own["validation_loss"].fillna(top).clip(upper=top)
+            octaves = np.log2(own["factor"])
             means = loss[own["common"]].groupby(octaves[own["common"]]).mean()
-            left.plot(
+            panel.plot(
                 means.index,
                 means,
-                color=colour(variant),
+                color=tint,
                 linestyle=line_style(variant),
                 linewidth=1,
                 marker=marker(variant),
@@ -225,35 +208,16 @@ def stress_rates(results: Results) -> Figure:
             )
             for failed, shape in ((False, "."), (True, "x")):
                 part = own["failed"] == failed
-                left.plot(
-                    octaves[part], loss[part], shape, color=colour(variant), markersize=3, alpha=0.5
-                )
-            values = found[found["variant"] == variant]
-            for beyond, shape in (("", "o"), ("below", "<"), ("above", ">")):
-                seeds = values.loc[values["beyond"] == beyond, "critical_rate"]
-                spread = row + np.linspace(-0.25, 0.25, len(seeds))
-                right.plot(seeds, spread, shape, color=colour(variant), markersize=3, alpha=0.6)
-            interval = t_interval(values["critical_rate"], results.confidence)
-            right.errorbar(
-                [interval.mean],
-                [row],
-                xerr=[[interval.half_width or 0.0]] * 2,
-                color=colour(variant),
-                marker="|",
-                markersize=12,
-                capsize=3,
-            )
-        left.axhline(unigram, color=FAINT, linewidth=0.8, ls=":")
-        title = results.panel_title(corpus, model)
-        if condition != BASE:
-            title += f", {titles[condition]}"
-        rate = f"learning rate ({results.settings['models'][model]['learning_rate']:g} x)"
-        left.set(title=title, xlabel=rate, ylabel="final validation loss (nats/token)")
-        right.set(title="critical rate", xlabel=rate)
-        rows_of_variants(right, [results.label(variant) for variant in shown])
-        for axis in (left, right):
-            axis.xaxis.set_major_locator(MultipleLocator(1))
-            axis.xaxis.set_major_formatter(octave)
+                panel.plot(octaves[part], loss[part], shape, color=tint, markersize=3, alpha=0.5)
+        panel.axhline(unigram, color=FAINT, linewidth=0.8, ls=":")
+        changed = "" if condition == BASE else f", {titles[condition]}"
+        panel.set(
+            title=results.panel_title(corpus, model) + changed,
+            xlabel=f"learning rate ({results.settings['models'][model]['learning_rate']:g} x)",
+            ylabel="final validation loss (nats/token)",
+        )
+        panel.xaxis.set_major_locator(MultipleLocator(1))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"x {2**value:g}"))
     cross = Line2D([], [], color=INK, linestyle="none", marker="x", label="failed")
     variant_legend(figure, results.variants, results.labels, extra=[cross])
     return figure

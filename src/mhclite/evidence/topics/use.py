@@ -53,10 +53,7 @@ def use_data(results: Results) -> pd.DataFrame:
 @exhibits.table(
     "mixing_use",
     title="What the mixing is used for",
-    caption=(
-        "Rise of the loss on held-out text when parts of a trained model are taken away, over "
-        "{seeds}. Source: the files in probes/."
-    ),
+    caption="Rise of the loss without parts of a trained model, over {seeds}. Source: probes/.",
     heading="mixing",
 )
 def mixing_use_table(results: Results) -> Rows:
