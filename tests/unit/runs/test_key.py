@@ -176,11 +176,10 @@ EDITS: dict[str, tuple[str, str, str, str, str]] = {
         "evidence/style.py", "#0072B2", "#0072B3", NOTHING, EVIDENCE,
     ),
     "a caption": (
-        "evidence/topics/losses.py", "Final validation loss against depth",
-        "Final loss against depth", NOTHING, EVIDENCE,
+        "evidence/topics/losses.py", "Final loss with", "Loss at the end with", NOTHING, EVIDENCE,
     ),
     "what a statistic computes": (
-        "evidence/statistics.py", "ddof=1", "ddof=0", NOTHING, EVIDENCE,
+        "evidence/statistics.py", "ddof=1", "ddof=0", NOTHING, COLLECT,
     ),
     "how a spike is found": (
         "measure/stability.py", "FLAT = 1e-10", "FLAT = 1e-9", NOTHING,
