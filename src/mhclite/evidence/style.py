@@ -294,14 +294,6 @@ def wrapped_grid(
     return figure, list(axes.flat[:panels])
 
 
-def outer_labels(figure: Figure) -> None:
-    """Leave the name of a y axis that a row of panels shares to the first of them."""
-    for panel in figure.axes:
-        place = panel.get_subplotspec()
-        if place and not place.is_first_col() and not panel.yaxis.get_tick_params()["labelleft"]:
-            panel.set_ylabel("")
-
-
 def empty_state(axes: Axes, reason: str) -> None:
     """A panel without data: says in words why."""
     axes.set_axis_off()

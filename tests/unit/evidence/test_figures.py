@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
@@ -18,7 +17,7 @@ from matplotlib.text import Annotation, Text
 from mhclite.connections.registry import VARIANTS
 from mhclite.evidence import style
 from mhclite.evidence.exhibits import FIGURES, shown
-from mhclite.evidence.frame import Cell, apart, conditions_that_change
+from mhclite.evidence.frame import conditions_that_change
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.topics.depth import PANELS, SHARED, frame
 from mhclite.evidence.topics.mixing import pooled_quantiles
@@ -89,23 +88,6 @@ def test_loss_curves_leave_diverged_runs_out_of_the_mean(results: Results) -> No
     (cross,) = [line for line in panel.lines if line.get_marker() == "x"]
     assert cross.get_xdata()[0] == own[own["run"] == DIVERGED]["step"].max()
     assert "diverged: HC 1 of 3" in " ".join(panel.get_xlabel().split())
-
-
-def test_loss_differences_are_paired_by_seed(results: Results) -> None:
-    panel = figure_of(results, "validation_loss").axes[2]  # below 2 layers
-    (mean,) = lines_of(panel, style.colour("mhc_lite"), bold=True)
-    cell = Cell("sotu", "d2", "mhc_lite")
-    expected = apart(results, cell, cell._replace(variant="residual")).mean
-    assert mean.get_ydata()[-1] == pytest.approx(expected)
-
-
-def test_a_run_that_goes_astray_does_not_hide_the_other_differences(results: Results) -> None:
-    curves = results.curves.copy()
-    astray = (curves["run"] == DIVERGED) & (curves["step"] > 0)
-    curves.loc[astray, "validation_loss"] += 100
-    figure = FIGURES["validation_loss"][1](replace(results, curves=curves))
-    low, high = figure.axes[3].get_ylim()
-    assert -0.1 < low < high < 0.1
 
 
 def test_gradient_norm_has_mean_and_spread_of_the_window(results: Results) -> None:
@@ -234,13 +216,12 @@ def test_a_frame_holds_its_values_and_little_more(scale: str, values: list[float
     ("options", "all_diverge", "said"),
     [
         ({"seeds": (7,), "variants": ("residual", "hc", "mhc_lite")}, False, {}),
-        ({"variants": ("mhc", "mhc_lite")}, False, {"validation_loss": "minus mHC"}),
+        ({"variants": ("mhc", "mhc_lite")}, False, {}),
         (
             {"variants": ("residual",)},
             False,
             {
                 **dict.fromkeys(("row_sums", "composite_gain"), "no H_res to show"),
-                "validation_loss": "nothing to compare",
             },
         ),
         (

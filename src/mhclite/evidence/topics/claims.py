@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -13,7 +11,7 @@ from matplotlib.figure import Figure
 from mhclite.evidence import exhibits
 from mhclite.evidence.claims import Claim
 from mhclite.evidence.findings import Finding, findings_of
-from mhclite.evidence.frame import LOSS, condition_of
+from mhclite.evidence.frame import LOSS
 from mhclite.evidence.metrics import METRICS
 from mhclite.evidence.results import Results
 from mhclite.evidence.rows import ALL_MODELS, Row
@@ -24,7 +22,6 @@ from mhclite.evidence.style import (
     grid,
     rows_of_variants,
     seeds_and_interval,
-    title_of,
 )
 from mhclite.evidence.tables import (
     NONE,
@@ -39,14 +36,12 @@ from mhclite.evidence.tables import (
     with_interval,
 )
 from mhclite.evidence.verdicts import DECIDED
-from mhclite.study.sections import BASE
 
 NUMBERS = (
     *("threshold", "margin", "effect", "half_width", "p", "p_corrected"),
     *("p_equal", "p_equal_corrected", "windows_low", "windows_high"),
 )
 ROW = 0.24  # inches per claim of the figure
-LABEL = 48  # characters of a line there
 
 
 def claims_data(results: Results) -> pd.DataFrame:
@@ -226,33 +221,16 @@ def verdicts_table(results: Results) -> Rows:
 # --- figure ---------------------------------------------------------------------------------
 
 
-def label_of(results: Results, claim: Claim) -> str:
-    """Who is compared with whom, e.g. `HC (final norm after the sum) - Residual`."""
-
-    def arm(variant: str, setting: Mapping[str, Any]) -> str:
-        name = condition_of(results, variant, setting)
-        if name == BASE:
-            return results.label(variant)
-        said = ", ".join(f"{key}: {value}" for key, value in setting.items())
-        if name is not None:
-            said = title_of(results, name)
-        return results.label(variant) + (f" ({said})" if said else "")
-
-    own = arm(claim.variant, claim.setting)
-    other = arm(str(claim.reference), claim.reference_setting)
-    return f"{own} - {other}" + (f" (margin {claim.margin:g})" if claim.margin else "")
-
-
 @exhibits.figure(
     "forest",
     title="Paired differences of final losses, with verdicts",
     caption=(
-        "Each row is a claim that compares final validation losses: the first variant's minus "
-        "the second's of the same seed. Marker and bar: mean with its {level} % Student t "
-        "interval over up to {seeds}; faint points: each seed; dotted: the margin of a claim of no "
-        "worse. The verdicts stand beside the model that decides. Filled markers and black "
-        "verdicts: decided, after correction over all claims; hollow and grey: not. Source: "
-        "runs.csv."
+        "Each row is a claim that compares final validation losses, by its name in "
+        "config/claims.yaml: variant minus reference of the same seed. Marker and bar: mean with "
+        "its {level} % Student t interval over up to {seeds}; faint points: each seed; dotted: the "
+        "margin of a claim of no worse. The verdicts stand beside the model that decides. Filled "
+        "markers and black verdicts: decided, after correction over all claims; hollow and grey: "
+        "not. Source: runs.csv."
     ),
     alt="Rows of points with error bars around a line at zero, a panel for each depth.",
     heading="claims",
@@ -269,11 +247,10 @@ def forest(results: Results) -> Figure:
         return empty_figure("No claim compares the final losses of variants in this study.")
     claims = list({finding.claim.id: finding.claim for finding in findings}.values())
     place = {claim.id: at for at, claim in enumerate(claims)}
-    labels = [textwrap.fill(label_of(results, claim), LABEL) for claim in claims]
     panels = results.panels()
     figure, axes = grid(1, len(panels), 0.8 + ROW * len(claims), sharey=True)
     for panel, (corpus, model) in zip(axes[0], panels, strict=True):
-        rows_of_variants(panel, labels)
+        rows_of_variants(panel, list(place))
         panel.axvline(0, color=FAINT, linewidth=0.8)
         for finding in findings:
             at = next(at for at, row in enumerate(finding.rows) if row.model == model)

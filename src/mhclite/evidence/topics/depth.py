@@ -322,7 +322,7 @@ def composite_gain(results: Results) -> Figure:
             panel.set(
                 title=f"{results.panel_title(corpus, model)}\n{way}",
                 xlabel="matrices multiplied",
-                ylabel=f"largest absolute {what} sum",
+                ylabel=f"largest |{what} sum|",
             )
             remark(panel, f"within {AT_ONE} of 1: {', '.join(level)}" if level else "")
         remark(pair[0], divergence_note(results, corpus, model))

@@ -16,10 +16,7 @@ from mhclite.evidence.statistics import BASELINE, far_off
 from mhclite.evidence.style import (
     FAINT,
     SEED_LINE,
-    colour,
-    empty_state,
     grid,
-    outer_labels,
     plain_log,
     remark,
     runs_and_means,
@@ -27,7 +24,6 @@ from mhclite.evidence.style import (
 )
 from mhclite.evidence.tables import NONE, Record, Rows, fixed, listed, percent_of, plus_minus
 
-COMPARED_FROM = 0.25  # differences are drawn from this part of training on; before, they are huge
 BITS = "validation_bits_per_byte"
 
 
@@ -176,66 +172,29 @@ def _counting_lines(panels: Sequence[Axes], losses: dict[str, float]) -> None:
         )
 
 
-def _difference_to(baseline: str, table: pd.DataFrame) -> pd.DataFrame:
-    """Validation loss minus the baseline's of the same seed and step, as `difference`."""
-    base = table[table["variant"] == baseline].set_index(["seed", "step"])[LOSS]
-    others = table[table["variant"] != baseline].join(
-        base.rename("base"), on=["seed", "step"], how="inner"
-    )
-    return others.assign(difference=others[LOSS] - others["base"])
-
-
 @exhibits.figure(
     "validation_loss",
     title="Validation loss over training",
     caption=(
-        "Top: loss on held-out text; the dotted lines are counting models of the same text. "
-        "Bottom: the loss minus that of the first variant of the same seed at the same step, from "
-        "a quarter of training on. Bold: mean over the completed runs of {seeds}; thin: each "
-        "seed; a cross is the last evaluation before a run diverged. No interval is drawn: that of "
-        "the last step is in the figure of final loss against depth. Source: curves.csv."
+        "Loss on held-out text; the dotted lines are counting models of the same text. Bold: mean "
+        "over the completed runs of {seeds}; thin: each seed; a cross is the last evaluation "
+        "before a run diverged. No interval is drawn: that of the last step is in the table of "
+        "results. Source: curves.csv."
     ),
-    alt=(
-        "Falling curves that almost coincide; below them the differences to one of the variants, "
-        "one colour and line style for each variant."
-    ),
+    alt="Falling curves, one colour and line style for each variant.",
     heading="loss",
 )
 def validation_loss(results: Results) -> Figure:
-    """Validation loss over training; below each, the differences to the plain residual."""
+    """Validation loss over training: each run, and each variant's mean."""
     evaluated = results.curves.dropna(subset=[LOSS])
-    baseline = BASELINE if BASELINE in results.variants else results.variants[0]
-    figure, axes = grid(2 * len(results.corpora), len(results.models), 1.8, sharey="row")
-    for at, corpus in enumerate(results.corpora):
-        above, below = axes[2 * at], axes[2 * at + 1]
-        span = [0.0]  # of the differences of completed runs
-        _counting_lines(above, results.counting_models[corpus])
-        for loss, difference, model in zip(above, below, results.models, strict=True):
-            table = of(evaluated, corpus, model)
-            runs_and_means(loss, results, table, LOSS)
-            plain_log(loss)
-            loss.set(
-                title=results.panel_title(corpus, model),
-                xlabel="training step",
-                ylabel="validation loss (nats/token)",
-            )
-            remark(loss, divergence_note(results, corpus, model))
-            compared = _difference_to(baseline, table)
-            compared = compared[compared["step"] >= COMPARED_FROM * table["step"].max()]
-            if compared.empty:
-                empty_state(difference, "There is nothing to compare with\nat the same seed.")
-                continue
-            runs_and_means(difference, results, compared, "difference")
-            difference.axhline(0, color=colour(baseline), linewidth=1)
-            # A run on its way to divergence would hide all other differences: it leaves the panel.
-            finished = compared.loc[compared["run"].isin(results.completed), "difference"]
-            span += finished.dropna().tolist()
-            difference.set(
-                xlabel="training step", ylabel=f"minus {results.label(baseline)} (nats/token)"
-            )
-        room = 0.08 * (max(span) - min(span))
-        if room:
-            below[0].set_ylim(min(span) - room, max(span) + room)
-    outer_labels(figure)
+    figure, axes = grid(len(results.corpora), len(results.models), 2.0, sharey="row")
+    for panels, corpus in zip(axes, results.corpora, strict=True):
+        _counting_lines(list(panels), results.counting_models[corpus])
+        for panel, model in zip(panels, results.models, strict=True):
+            runs_and_means(panel, results, of(evaluated, corpus, model), LOSS)
+            plain_log(panel)
+            panel.set(title=results.panel_title(corpus, model), xlabel="training step")
+            remark(panel, divergence_note(results, corpus, model))
+        panels[0].set_ylabel("validation loss (nats/token)")
     variant_legend(figure, results.variants, results.labels, extra=[SEED_LINE])
     return figure
