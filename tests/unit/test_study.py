@@ -24,7 +24,6 @@ from mhclite.cli import main
 from mhclite.config import RunConfig
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
-from mhclite.evidence.claims import load_claims
 from mhclite.planning.describe import PUBLISHED
 from mhclite.study.docs import settings_classes
 from mhclite.study.reading import load_study, parse_study, read_yaml
@@ -58,22 +57,17 @@ def change(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return apply
 
 
+NORM = {"title": "norm", "variants": ["mhc"], "connections": {"final_norm": "after_sum"}}
+# One of each kind of mistake: what is changed, and what the line says. Which settings are numbers,
+# and which texts are none, test_every_number_is_a_plain_one_and_every_boolean_true_or_false tries.
 BAD = {
     "unknown key": (change("sedes", value=[0]), ["sedes", "did you mean 'seeds'?"]),
-    "unknown inner key": (
-        change("training", "warmup", value=3),
-        ["training.warmup", "did you mean 'warmup_steps'?"],
-    ),
     "unknown key of a model": (
         change("models", "d2", "n_heads", value=2),
         ["models.d2.n_heads", "did you mean 'n_head'?"],
     ),
     "n_head": (change("models", "d2", "n_head", value=5), ["models.d2", "n_head = 5", "32"]),
-    "kromhc with 3": (
-        change("connections", "n_streams", value=3),
-        ["n_streams = 3", "kromhc", "power of two"],
-    ),
-    "mhc_lite with 8": (
+    "streams": (
         change("connections", "n_streams", value=8),
         ["n_streams = 8", "mhc_lite", "40,320", "kromhc"],
     ),
@@ -99,7 +93,6 @@ BAD = {
     "variants that are none": (change("variants", value=[["hc"], 3]), ["variants.0", "['hc']"]),
     "missing key": (change("training", "steps", value=...), ["training.steps", "missing"]),
     "missing section": (change("models", value=...), ["models", "missing"]),
-    "wrong type": (change("training", "steps", value="many"), ["training.steps", "'many'"]),
     "negative": (change("training", "batch_size", value=-1), ["training.batch_size", "-1"]),
     "warm-up": (change("training", "warmup_steps", value=40), ["training", "warmup_steps = 40"]),
     "processes": (change("training", "processes", value=3), ["training", "processes = 3"]),
@@ -118,22 +111,23 @@ BAD = {
         change("tokenizer", value={"kind": "gpt2", "vocab_size": 1000}),
         ["tokenizer", "vocab_size = 1000"],
     ),
-    "infinite": (
-        change("models", "d2", "learning_rate", value=float("inf")),
-        ["models.d2.learning_rate", "inf"],
-    ),
     "infinite, though only a lower bound is asked for": (
         change("training", "weight_decay", value=float("inf")),
         ["training.weight_decay", "inf"],
-    ),
-    "not a number": (
-        change("connections", "initial_logit", value=float("nan")),
-        ["connections.initial_logit", "nan"],
     ),
     "not a number, in a list": (
         change("sinkhorn", value={"logit_ranges": [1.0, float("nan")]}),
         ["sinkhorn.logit_ranges.1", "nan"],
     ),
+    "several": (
+        change("models", value={f"m{i}": {} for i in range(50)}),
+        ["models.m0.n_layer: ", "more)"],
+    ),
+    "unknown variant, before what conditions ask of it": (
+        lambda study: study.update(variants=["mhclite"], conditions={"norm": NORM}),
+        ["'mhclite' is unknown", "did you mean 'mhc_lite'?"],
+    ),
+    "a condition called base": (change("conditions", value={"base": NORM}), ["base"]),
 }
 
 
@@ -155,18 +149,6 @@ def test_files_are_looked_for_once_and_not_by_the_settings(
     assert Study.model_validate(found.model_dump(mode="json")) == found
 
 
-def test_several_mistakes_are_named_at_once() -> None:
-    study = smoke(name="own-txt", models={f"m{i}": {} for i in range(50)})
-    with pytest.raises(UserError) as error:
-        parse_study(study)
-    for what in ("'own-txt' may have only", "models.m0.n_layer: ", "more)"):
-        assert what in str(error.value)
-    with pytest.raises(UserError) as error:
-        parse_study(smoke(name="n" * 10**6, seeds=["y" * 10**6], models="z" * 10**6))
-    for what in ("name: ", "seeds: ", "models: "):
-        assert what in str(error.value)
-
-
 @pytest.mark.parametrize("name", BAD)
 def test_bad_study_is_one_line_that_names_the_key(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -182,13 +164,6 @@ def test_bad_study_is_one_line_that_names_the_key(
     assert error.startswith(f"error: {path}: ")
     for words in said:
         assert words in error
-
-
-@pytest.mark.parametrize("variants", [["mhclite"], ["residual", "mhclite"], ["mhc", "mhclite"]])
-def test_an_unknown_variant_is_said_before_conditions(variants: list[str]) -> None:
-    conditions = {"c": {"title": "c", "connections": {"final_norm": "after_sum"}}}
-    with pytest.raises(UserError, match=r"'mhclite' is unknown.* did you mean 'mhc_lite'\?$"):
-        parse_study(smoke(variants=variants, conditions=conditions))
 
 
 def test_names_that_results_has_for_itself_are_taken() -> None:
@@ -213,42 +188,22 @@ def test_names_that_results_has_for_itself_are_taken() -> None:
         (b"- a\n- b\n", "mapping"),
         (b"name: [unclosed\n", "not YAML"),
         (b"\xff\xfe\x00", "UTF-8"),
+        (b"seeds: !!set {0, 1}\n", "line 1: remove the tag"),
+        (b"a: &a {x: 1}\nb: {<<: *a, x: 3, x: 4}\n", "line 2: the key 'x' is there already"),
+        (b"a: 1\n'a': 2\n", "line 2: the key 'a' is there already, in line 1"),
+        (None, "study file"),
     ],
 )
-def test_file_that_is_no_study(text: bytes, said: str, tmp_path: Path) -> None:
+def test_file_that_is_no_study(text: bytes | None, said: str, tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
-    path.write_bytes(text)
+    if text is not None:
+        path.write_bytes(text)
     with pytest.raises(UserError, match=said) as caught:
         load_study(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "said"),
-    [
-        (
-            "seeds: ",
-            "seeds: [7]\nseeds: ",
-            "line {line}.*'seeds' is there already, in line {first}",
-        ),
-        ("  steps: ", "  steps: 7\n  steps: ", "line {line}.*'steps' is there already"),
-        ("  d2: ", "  d2: {{}}\n  'd2': ", "line {line}.*'d2' is there already"),
-    ],
-)
-def test_a_key_that_is_there_twice_is_refused(
-    old: str, new: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """At the top, in a section, and with quotes around it."""
-    text = (CONFIG / "smoke.yaml").read_text()
-    assert f"\n{old}" in text or f"\n{old.rstrip()}" in text
-    before = text[: text.index(f"\n{old.rstrip()}")].count("\n") + 2
-    path = tmp_path / "study.yaml"
-    path.write_text(text.replace(f"\n{old.rstrip()}", f"\n{new.rstrip()}", 1))
-    assert main(["check", str(path)]) == 2
-    error = capsys.readouterr().err
-    assert re.search(said.format(line=before + 1, first=before), error), error
-    assert error.count("\n") == 1
+    path.write_text("a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, y: 4}\n")
+    assert read_yaml(path, "file")["c"] == {"x": 3, "y": 4}  # an anchor's keys may be changed
 
 
 @given(
@@ -277,26 +232,16 @@ def test_yaml_reads_numbers_and_booleans_as_anybody_does(
             assert not re.match("[-+]?0[0-9]", text)
 
 
-@pytest.mark.parametrize(
-    "value", ["010", "1:30", "1:30.5", "1_000", "0x10", "0b11", "yes", "NO", "on", "2020-01-01"]
-)
+@pytest.mark.parametrize("value", ["010", "1:30", "1_000", "0x10", "NO", "2020-01-01"])
 def test_what_yaml_reads_otherwise_than_it_looks_is_refused(value: str, tmp_path: Path) -> None:
     path, text = tmp_path / "study.yaml", (CONFIG / "smoke.yaml").read_text()
-    for old in ("0, 1", "smoke", "d2", "1.0e-2"):  # in a list, a name, a key, a number
+    for old in ("0, 1", "d2"):  # in a list, a key
         line = text[: text.index(old)].count("\n") + 1
         path.write_text(text.replace(old, value, 1))
         with pytest.raises(UserError, match=rf"study.yaml line {line}: YAML reads '{value}' as "):
             load_study(path)
     path.write_text(text.replace("final norm after the sum", f"'{value}'"))
     assert load_study(path).conditions["norm_after_sum"].title == value
-
-
-@pytest.mark.parametrize("value", ["!!set {0, 1}", '!!int "3"', "! 3", "!!binary aGk=", "!own 3"])
-def test_tags_are_refused(value: str, tmp_path: Path) -> None:
-    path = tmp_path / "study.yaml"
-    path.write_text((CONFIG / "smoke.yaml").read_text().replace("[0, 1]", value))
-    with pytest.raises(UserError, match=r"study.yaml line \d+: remove the tag '!?"):
-        load_study(path)
 
 
 NO_NUMBERS = (True, "yes", "010", "1_0", "0x10", "1:30", " 1 ", "\uff11", "1e", "")
@@ -335,12 +280,8 @@ def test_every_number_is_a_plain_one_and_every_boolean_true_or_false(
     ("entry", "said"),
     [
         ("seeds=[yes]", "seeds: 'yes'"),
-        ("seeds=[010]", "seeds: '010'"),
-        ("training={compile: 1}", "training.compile: '1'"),
         ("training={steps: 1_000}", "training.steps: '1_000'"),
         ("conditions={c: {title: c, training: {steps: 0x10}}}", "conditions.c: training.steps"),
-        ("name=010", "name: "),
-        ("seeds=[0, 2]", ""),
         ("training={compile: true, steps: 1e2}", ""),
         ("models={d2: {learning_rate: 4e-3}}", ""),
     ],
@@ -353,28 +294,6 @@ def test_values_of_snakemakes_command_line(entry: str, said: str) -> None:
             parse_study(study)
     else:
         parse_study(study)
-
-
-def test_an_anchor_whose_keys_are_changed_is_no_key_twice(tmp_path: Path) -> None:
-    path = tmp_path / "a.yaml"
-    path.write_text("a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, y: 4}\n")
-    assert read_yaml(path, "file")["c"] == {"x": 3, "y": 4}
-
-
-def test_a_claim_with_a_key_twice_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "claims.yaml"
-    path.write_text("- id: one\n  margin: 1\n  margin: 2\n")
-    with pytest.raises(
-        UserError, match=r"claims.yaml line 3: the key 'margin' is there already, in line 2"
-    ):
-        load_claims(path)
-
-
-def test_missing_file_and_folder(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.yaml", tmp_path):
-        with pytest.raises(UserError, match="study file") as caught:
-            load_study(path)
-        assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
@@ -412,9 +331,6 @@ def test_a_run_knows_only_the_options_that_it_reads() -> None:
     assert study.resolved_connection("mhc").options["sinkhorn_iterations"] == 7
     for variant in ("residual", "hc", "mhc_lite", "kromhc", "jpmhc"):
         assert "sinkhorn_iterations" not in study.resolved_connection(variant).options
-
-
-NORM = {"title": "norm", "variants": ["mhc"], "connections": {"final_norm": "after_sum"}}
 
 
 def test_conditions_add_runs_and_change_no_other() -> None:
@@ -469,16 +385,22 @@ def changes(one: RunConfig, other: RunConfig) -> set[str]:
 
 BAD_CONDITIONS = {
     "unknown key": ({"connections": {"final_norms": 1}}, ["final_norms", "'final_norm'"]),
-    "unknown training key": ({"training": {"step": 1}}, ["conditions.norm", "training.step"]),
     "bad value": ({"connections": {"final_norm": "never"}}, ["conditions.norm", "final_norm"]),
     "other variant": ({"variants": ["nope"]}, ["conditions.norm", "nope"]),
     "changes nothing": ({"variants": ["residual"]}, ["changes nothing for residual"]),
-    "same value": ({"connections": {"final_norm": "per_stream"}}, ["changes nothing for mhc"]),
     "streams": ({"variants": ["kromhc"], "connections": {"n_streams": 3}}, ["n_streams = 3"]),
     "other model": ({"models": ["d9"]}, ["conditions.norm", "'d9'", "models: d2"]),
     "other seed": ({"seeds": [7]}, ["conditions.norm", "7 is none", "seeds: 0, 1"]),
     "no variants": ({"variants": []}, ["conditions.norm.variants"]),
-}
+    "unknown model to match": ({"match_parameters": "mhclite"}, ["did you mean 'mhc_lite'"]),
+    "nothing to widen": ({"match_parameters": "identity"}, ["nothing to widen"]),
+    "another depth": ({"model": {"n_layer": 3}}, ["n_layer"]),
+    "qk_norm as it is": ({"model": {"qk_norm": False}, "connections": {}}, ["changes nothing"]),
+    "rate of nothing": (
+        {"variants": ["residual"], "connections": {"connection_rate_factor": 2}}, ["nothing"],
+    ),
+    "rate of 0": ({"connections": {"connection_rate_factor": 0}}, ["greater than 0"]),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD_CONDITIONS)
@@ -491,19 +413,9 @@ def test_bad_conditions(name: str) -> None:
         assert words in str(caught.value)
 
 
-def test_base_is_no_name_for_a_condition() -> None:
-    with pytest.raises(UserError, match="base"):
-        parse_study(smoke(conditions={"base": NORM}))
-
-
 def test_corpus_folder_follows_its_settings() -> None:
     before = parse_study(smoke()).corpus_folder("sotu")
     assert parse_study(smoke(seeds=[5])).corpus_folder("sotu") == before
     other = smoke()
     other["tokenizer"]["vocab_size"] = 385
     assert parse_study(other).corpus_folder("sotu") != before
-
-
-def test_check_prints_the_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "--runs", str(CONFIG / "smoke.yaml")]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 16
