@@ -5,15 +5,12 @@ from __future__ import annotations
 import copy
 import inspect
 import io
-import os
-import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interpreted import kernels_are_interpreted  # noqa: F401
-from tiny import MODEL, VARIANTS
+from tiny import VARIANTS, n_of, perturbed
 from tiny import connection as connection_config
 from torch import Tensor, nn
 from torch.export import Dim
@@ -34,10 +31,7 @@ from mhclite.connections.fast.functions import Projection, project
 from mhclite.connections.fast.projected import projected
 from mhclite.connections.head import Head
 from mhclite.connections.public import SubLayer, connect, make
-from mhclite.connections.registry import MAX_STREAMS, check_streams
 from mhclite.connections.registry import VARIANTS as REGISTRY
-from mhclite.model import GPT
-from mhclite.training.optimizer import AdamW
 
 C = 16
 SEVERAL = [v for v in VARIANTS if v != "residual"]
@@ -49,33 +43,6 @@ NORMS = {
     for found in [projected(connection_class(variant)(4, C, 0)).projection()]
 }
 TWO = ("reference", "fast")
-
-
-def streams_of(variant: str) -> list[int]:
-    """Numbers of streams that it can have: 1, 2, the largest, and 4."""
-
-    def possible(n: int) -> bool:
-        try:
-            check_streams(variant, n)
-        except ValueError:
-            return False
-        return True
-
-    numbers = [n for n in range(1, MAX_STREAMS + 1) if possible(n)]
-    return [n for n in numbers if n in (1, 2, 4, numbers[-1])]
-
-
-def perturbed(connection: Connection) -> Connection:
-    """All of its parameters matter."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in connection.parameters():
-            p += 0.3 * torch.randn(p.shape, generator=generator)
-    return connection
-
-
-def n_of(variant: str) -> int:
-    return 1 if variant == "residual" else 4
 
 
 def made(variant: str, n: int | None = None) -> Connection:
@@ -181,19 +148,6 @@ def test_nearly_equal_numbers_leave_no_negative_variance() -> None:
     assert finite(outcome(connection, x, "fast", autocast=True))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_padding_token_leaves_finite_weights(variant: str) -> None:
-    """The whole model: a token without embedding, one step."""
-    for implementation in TWO:
-        model = GPT(MODEL, connection_config(variant, implementation=implementation), seed=0)
-        with torch.no_grad():
-            model.wte.weight[0] = 0
-            model.wpe.weight.zero_()
-        model.loss(torch.tensor([[0, 0, 5, 7, 0, 3, 0]])).backward()
-        AdamW(model, (0.9, 0.95), 0.1).step(1e-2)
-        assert all(p.isfinite().all() for p in model.parameters())
-
-
 class Affine(DynamicConnection):
     """A variant of somebody else's: H_pre = offset + scale f(a), either learned, for any f."""
 
@@ -265,41 +219,6 @@ def test_the_compiled_gradient_of_sinkhorn_knopp_is_right_at_trained_logits(vari
     torch._dynamo.reset()
 
 
-# --- numbers of streams ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("variant", "n"),
-    [
-        pytest.param(v, n, marks=[pytest.mark.slow] if n > 4 else [])
-        for v in VARIANTS
-        for n in streams_of(v)
-    ],
-)
-def test_every_number_of_streams_trains(variant: str, n: int) -> None:
-    """In a model, as a study trains it; both implementations agree."""
-    found = []
-    for implementation in ("reference", "fast"):
-        settings = connection_config(variant, n, implementation=implementation)
-        model = GPT(replace(MODEL, n_layer=1), settings, seed=0)
-        loss = model.loss(torch.tensor([[1, 2, 3, 4, 5, 6, 7]]))
-        loss.backward()
-        AdamW(model, (0.9, 0.95), 0.1).step(1e-3)
-        assert all(p.isfinite().all() for p in model.parameters())
-        found.append(loss)
-    torch.testing.assert_close(found[1], found[0])
-    connection, x = made(variant, n).double(), normal(1, 2, n, C).double().requires_grad_()
-    exact, fast = (
-        torch.autograd.grad(
-            connect(x, torch.tanh).sum(), [x, *connection.parameters()], materialize_grads=True
-        )
-        for connect in (connection, connection.fast_forward)
-    )
-    for ours, theirs in zip(fast, exact, strict=True):
-        largest = theirs.abs().amax() if theirs.numel() else 1.0
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9 * (1 + float(largest)))
-
-
 # --- shapes -------------------------------------------------------------------------------------
 
 
@@ -334,46 +253,33 @@ WAYS = ("forward", "fast_forward", *TWO)
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_another_shape_is_refused_and_both_are_said(variant: str) -> None:
-    for how in (*WAYS, *["fused"] * (variant == "mhc_lite")):
-        refuses(variant, how)
-
-
-def refuses(variant: str, how: str) -> None:
     connection, n = made(variant), n_of(variant)
     other_n = 2 if n == 1 else 1
-    for shape in (
-        (2, 3, n * C), (6, n, C), (2, 3, 4, n, C), (2, 3, other_n, C), (2, 3, C, n), (2, 3, n, 1),
-        (C,), (),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match="expected") as refused:
-            applied(connection, normal(*shape), body, how)
-        assert str(shape) in str(refused.value)
-        assert f"{n}, {C})" in str(refused.value)
-    x = normal(2, 3, n, C)
-    for branch, came in (
-        (lambda h: h.transpose(0, 1), (3, 2, C)), (lambda h: h[:, :1], (2, 1, C)),
-        (lambda h: h[..., :1], (2, 3, 1)), (lambda h: h[0], (3, C)), (lambda h: h.sum(), ()),
-        (lambda h: h.flatten(0, 1), (6, C)), (lambda h: (h, h), "tuple"), (lambda h: None, "None"),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match="branch") as refused:
-            applied(connection, x, branch, how)
-        assert str(came) in str(refused.value)
-        assert str((2, 3, C)) in str(refused.value)
+    for how in (*WAYS, *["fused"] * (variant == "mhc_lite")):
+        for shape in ((2, 3, n * C), (2, 3, other_n, C), (2, 3, C, n), (2, 3, n, 1), ()):
+            with pytest.raises(ValueError, match="expected") as refused:
+                applied(connection, normal(*shape), body, how)
+            assert str(shape) in str(refused.value)
+            assert f"{n}, {C})" in str(refused.value)
+        for branch, came in (
+            (lambda h: h.transpose(0, 1), (3, 2, C)), (lambda h: h[..., :1], (2, 3, 1)),
+            (lambda h: h.flatten(0, 1), (6, C)), (lambda h: (h, h), "tuple"),
+        ):  # fmt: skip
+            with pytest.raises(ValueError, match="branch") as refused:
+                applied(connection, normal(2, 3, n, C), branch, how)
+            assert str(came) in str(refused.value)
+            assert str((2, 3, C)) in str(refused.value)
 
 
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_the_compiler_does_not_hide_what_is_refused(compiled: bool) -> None:
+@pytest.mark.slow
+def test_the_compiler_does_not_hide_what_is_refused() -> None:
     """Nor is the check in its way: sizes may be dynamic."""
     connection = made("mhc_lite")
-
-    def step(x: Tensor) -> Tensor:
-        return connection.fast_forward(x, body)
-
-    function: Any = torch.compile(step, backend="eager", dynamic=True) if compiled else step
+    step = torch.compile(lambda x: connection.fast_forward(x, body), backend="eager", dynamic=True)
     for B, T in ((2, 3), (4, 5)):
-        assert function(normal(B, T, 4, C)).shape == (B, T, 4, C)
+        assert step(normal(B, T, 4, C)).shape == (B, T, 4, C)
     with pytest.raises(ValueError, match=r"shape \(2, 3, 1, 16\), expected \(B, T, 4, 16\)"):
-        function(normal(2, 3, 1, C))
+        step(normal(2, 3, 1, C))
     torch._dynamo.reset()
 
 
@@ -416,7 +322,7 @@ NOT_FINITE = NOT_NUMBERS | st.sampled_from([float("nan"), float("inf"), -float("
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=30, deadline=None, database=None)
 @given(data=st.data())
 def test_a_value_that_cannot_be_is_one_line_that_names_it(
     variant: str, data: st.DataObject
@@ -516,20 +422,14 @@ def test_the_learned_read_can_be_initialised() -> None:
 def test_scales_without_a_dimension_are_read() -> None:
     """As older versions wrote them, and the authors do."""
     for module in (Head(4, C), *map(made, VARIANTS)):
-        reads_scales_without_a_dimension(module)
-
-
-def reads_scales_without_a_dimension(module: nn.Module) -> None:
-    state = {f"it.{name}": value for name, value in module.state_dict().items()}
-    assert all(value.dim() > 0 for value in state.values())
-    old = {k: v.reshape(()) if v.shape == (1,) else v for k, v in state.items()}
-    holder = nn.ModuleDict({"it": copy.deepcopy(module)})
-    with torch.no_grad():
-        for parameter in holder.parameters():
-            parameter.zero_()
-    holder.load_state_dict(old, strict=True)
-    assert all(torch.equal(value, state[name]) for name, value in holder.state_dict().items())
-    assert all(value.dim() == 0 for name, value in old.items() if "scale" in name)  # as given
+        state = {f"it.{name}": value for name, value in module.state_dict().items()}
+        assert all(value.dim() > 0 for value in state.values())
+        old = {k: v.reshape(()) if v.shape == (1,) else v for k, v in state.items()}
+        holder = perturbed(nn.ModuleDict({"it": copy.deepcopy(module)}))
+        holder.load_state_dict(old, strict=True)
+        found = holder.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in found.items())
+        assert all(v.dim() == 0 for name, v in old.items() if "scale" in name)  # as given
 
 
 # --- what programs do with modules ----------------------------------------------------------------
@@ -549,47 +449,39 @@ class Layer(nn.Module):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_copies_compute_the_same(variant: str) -> None:
+def test_copies_and_checkpointed_activations_compute_the_same(variant: str) -> None:
     for implementation in TWO:
-        layer, x = Layer(variant, implementation), normal(2, 3, n_of(variant), C)
+        layer, x = Layer(variant, implementation), normal(2, 3, n_of(variant), C).requires_grad_()
         stored = io.BytesIO()
         torch.save(layer, stored)
         stored.seek(0)
-        for again in (
-            copy.deepcopy(layer),
-            pickle.loads(pickle.dumps(layer)),
-            torch.load(stored, weights_only=False),
-        ):
+        for again in (copy.deepcopy(layer), torch.load(stored, weights_only=False)):
             assert torch.equal(again(x), layer(x))
             again.connection.reset_parameters()  # it still knows how it was made
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_activations_can_be_computed_again(variant: str) -> None:
-    for implementation in TWO:
-        layer, x = Layer(variant, implementation), normal(2, 3, n_of(variant), C).requires_grad_()
-        found = []
-        for reentrant in (None, False, True):
-            layer.zero_grad()
-            x.grad = None
-            again = reentrant is not None
-            out = checkpoint(layer, x, use_reentrant=reentrant) if again else layer(x)
-            out.square().sum().backward()
-            found.append([p.grad for p in (x, *layer.parameters()) if p.grad is not None])
-        for other in found[1:]:
-            assert len(found[0]) == len(other)
-            assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+        wanted = [x, *layer.parameters()]
+        for reentrant in (False, True):
+            found = []
+            for out in (layer(x), checkpoint(layer, x, use_reentrant=reentrant)):
+                x.grad = None
+                layer.zero_grad()
+                out.square().sum().backward()
+                found.append([p.grad for p in wanted])
+            for one, other in zip(*found, strict=True):
+                assert (one is None) == (other is None)
+                assert one is None or torch.equal(one, other)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [v if v in NORMS.values() else pytest.param(v, marks=pytest.mark.exhaustive) for v in VARIANTS],
+)
 def test_can_be_exported_and_compiled(variant: str) -> None:
     x, other = normal(2, 3, n_of(variant), C), normal(3, 5, n_of(variant), C)
     for implementation in TWO if variant in NORMS.values() else ("reference",):
         layer = Layer(variant, implementation)
         sizes = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
         exported = torch.export.export(layer, (x,), dynamic_shapes=(sizes,)).module()
-        torch.testing.assert_close(exported(x), layer(x))
         torch.testing.assert_close(exported(other), layer(other))
     again = partial(checkpoint, Layer(variant, "fast"), use_reentrant=False)
     compiled = torch.compile(again, backend="eager", fullgraph=True)
@@ -614,10 +506,8 @@ def test_gradients_by_torch_func(variant: str) -> None:
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4, msg=name)
 
 
-class Sharded:
-    """What a process of `test_sharded_and_replicated` runs, on its share of the batch."""
-
-    SCRIPT: ClassVar[str] = """
+# What a process of `test_sharded_and_replicated` runs, on its share of the batch.
+SHARDED = """
 import copy, sys, warnings
 import torch
 import torch.distributed as dist
@@ -670,17 +560,14 @@ dist.destroy_process_group()
 @pytest.mark.exhaustive
 def test_sharded_and_replicated(tmp_path: Path) -> None:
     """`fully_shard` and DistributedDataParallel: two steps of two processes, as by one."""
-    size = 2
-    command = [sys.executable, "-c", Sharded.SCRIPT]
     processes = [
         subprocess.Popen(
-            [*command, str(rank), str(size), str(tmp_path / "store")],
+            [sys.executable, "-c", SHARDED, str(rank), "2", str(tmp_path / "store")],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-        for rank in range(size)
+        for rank in range(2)
     ]
     try:
         outputs = [process.communicate(timeout=500) for process in processes]

@@ -1,15 +1,20 @@
-"""A tiny corpus, model and run configuration for the tests of training and measuring."""
+"""A tiny corpus, model and run, and what tests of several implementations share."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from mhclite.config import MODEL_FIELDS, ConnectionConfig, ModelConfig, RunConfig, TrainingConfig
+from mhclite.connections.fast.sinkhorn_operator import sinkhorn
+from mhclite.connections.fast.sinkhorn_v4 import sinkhorn_v4
+from mhclite.connections.matrices import sinkhorn_knopp
+from mhclite.connections.mhc_v4 import shipped_sinkhorn
 from mhclite.connections.registry import VARIANTS as REGISTRY
 from mhclite.connections.registry import has_streams
 from mhclite.data.manifest import (
@@ -26,6 +31,7 @@ from mhclite.data.manifest import (
     write_manifest,
 )
 from mhclite.data.parts import ShardWriter
+from mhclite.model import GPT
 from mhclite.runs.folder import (
     SCHEMA,
     Attempt,
@@ -37,6 +43,7 @@ from mhclite.runs.folder import (
 from mhclite.runs.provenance import GitState, Provenance
 from mhclite.study.sections import Connections
 
+M = TypeVar("M", bound=torch.nn.Module)
 VARIANTS = tuple(REGISTRY)
 MIXING = tuple(name for name in VARIANTS if "freeze_mixing" in REGISTRY[name].options)
 MODEL = ModelConfig(
@@ -65,6 +72,58 @@ TRAINING = TrainingConfig(
 def streams_of(variant: str) -> list[int]:
     """Numbers of streams that the variant can have, among those that tests take."""
     return [n for n in (1, 2, 4) if has_streams(variant, n)]
+
+
+def n_of(variant: str) -> int:
+    """The most streams that tests give the variant."""
+    return streams_of(variant)[-1]
+
+
+def perturbed(module: M, size: float = 0.3, seed: int = 1) -> M:
+    """All of its parameters matter: each is moved from where it starts, the same every time."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            p += size * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+    return module
+
+
+# Operator and formula of Sinkhorn-Knopp, of logits and a number of iterations.
+SINKHORN: dict[str, tuple[Any, Any]] = {
+    "mhc": (sinkhorn, sinkhorn_knopp),
+    "mhc_v4": (lambda x, k: sinkhorn_v4(x, k, 1e-6), lambda x, k: shipped_sinkhorn(x, k, 1e-6)),
+}
+
+
+def sinkhorn_errors(
+    functions: tuple[Any, Any], logits: torch.Tensor, weight: torch.Tensor
+) -> tuple[float, float]:
+    """Largest errors of the operator in float32 against the formula in float64: of the matrices,
+    and of the gradient of their weighted sum."""
+    results = []
+    for function, dtype in zip(functions, (torch.float32, torch.float64), strict=True):
+        given = logits.to(dtype, copy=True).requires_grad_()
+        M = function(given, 20)
+        (gradient,) = torch.autograd.grad((M * weight).sum(), given)
+        results.append((M.detach().double(), gradient.double()))
+    matrices, gradient = (float((ours - exact).abs().max()) for ours, exact in zip(*results))
+    return matrices, gradient
+
+
+def one_graph(size: ModelConfig, connection: ConnectionConfig, bf16: bool = False) -> None:
+    """The compiler traces the loss without a break, and its gradients are those of eager."""
+    model = perturbed(GPT(size, connection, seed=0), 0.1)
+    tokens = torch.arange(2 * (size.block_size + 1)).view(2, -1) % size.vocab_size
+    found = []
+    for loss in (model.loss, torch.compile(model.loss, backend="aot_eager", fullgraph=True)):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            value = loss(tokens)
+        value.backward()
+        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    torch._dynamo.reset()
+    largest = max(float(gradient.abs().max()) for gradient in found[0])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5 * largest)
 
 
 def connection(variant: str, n_streams: int = 4, **changes: Any) -> ConnectionConfig:
