@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tiny import MIXING, REGISTRY, VARIANTS, streams_of
+from tiny import MIXING, REGISTRY, VARIANTS, n_of, streams_of
 from tiny import connection as connection_config
 from torch import Tensor
 
@@ -44,10 +44,6 @@ def streams(n: int, seed: int, batch: int = 2, tokens: int = 3) -> Tensor:
 
 def branch(h: Tensor) -> Tensor:
     return torch.sin(h) + h.roll(1, -1) ** 2
-
-
-def n_of(variant: str) -> int:
-    return streams_of(variant)[-1]
 
 
 # --- sums -------------------------------------------------------------------------------------
@@ -149,10 +145,8 @@ def permute(connection: Connection, variant: str, order: list[int]) -> None:
         state["b_res"] = state["b_res"][order][:, order]
         state["w_res"] = state["w_res"][:, order]
     elif variant == "jpmhc":
-        state["norm.weight"], state["norm.bias"] = (
-            rows(state["norm.weight"]),
-            rows(state["norm.bias"]),
-        )
+        for name in ("norm.weight", "norm.bias"):
+            state[name] = rows(state[name])
         for end in ("pre", "post", "res"):
             state[f"w_{end}"] = both(rows(state[f"w_{end}"]))
     elif variant == "gated":
@@ -206,16 +200,18 @@ def test_permuting_streams_permutes_outputs(variant: str, seed: int, data: st.Da
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
-# --- n = 1 and equal streams ------------------------------------------------------------------
+# --- at the start, n = 1 and equal streams ------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", ["identity", "mhc", "mhc_lite", "kromhc", "jpmhc"])
-@quick
-@given(seed=SEEDS)
-def test_one_stream_is_carried_unchanged(variant: str, seed: int) -> None:
-    H_res = make(variant, 1, seed).coefficients(streams(1, seed)).H_res
-    assert H_res.shape == (2, 3, 1, 1)
-    torch.testing.assert_close(H_res, torch.ones_like(H_res), rtol=1e-15, atol=0)
+def test_how_rotations_and_deepseeks_start() -> None:
+    """ohc at the identity, bit for bit, and its scale is no parameter; mhc_v4 uniform."""
+    connection, x = make("ohc", 4).float(), streams(4, 3).float()
+    for H in (connection.coefficients(x).H_res, connection.fast_coefficients(x).H_res):
+        assert torch.equal(H, torch.eye(4).expand_as(H))
+    assert "scale_res" not in dict(connection.named_parameters())
+    found = make("mhc_v4", 4).coefficients(streams(4, 1))
+    for ours, number in zip(found, (0.5, 1.0, 0.25), strict=True):
+        torch.testing.assert_close(ours, torch.full_like(ours, number), rtol=1e-5, atol=0)
 
 
 # Of those with reads and writes of their own, the ones that can be; gated up to its norm.
@@ -234,6 +230,9 @@ def test_one_stream_can_be_the_plain_residual(variant: str) -> None:
             connection.b_post.fill_(0.0)
     expected = make("residual", 1)(x, branch)
     torch.testing.assert_close(connection(x, branch), expected, rtol=1e-14, atol=1e-14)
+    if REGISTRY[variant].mixes != "freely":  # whatever the weights
+        H_res = make(variant, 1, 7).coefficients(x).H_res
+        torch.testing.assert_close(H_res, torch.ones_like(H_res), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("variant", ["identity", "mhc", "mhc_lite", "kromhc"])
@@ -306,12 +305,6 @@ def test_cayley_iterated_errs_by_the_fourth_power(seed: int, size: float) -> Non
     assert error >= norm**4 / (1 + norm**2) - 1e-14  # it is no exact solve either
 
 
-def test_jpmhc_is_orthogonal_as_far_as_it_iterates() -> None:
-    H = make("jpmhc", 4, 9).coefficients(streams(4, 9)).H_res
-    error = (H @ H.transpose(-1, -2) - torch.eye(4, dtype=torch.float64)).abs().max()
-    assert 1e-9 < error < 0.2
-
-
 # --- DeepSeek V4's Sinkhorn-Knopp -------------------------------------------------------------
 
 
@@ -327,13 +320,6 @@ def test_shipped_sinkhorn_has_exact_rows(seed: int, iterations: int) -> None:
     torch.testing.assert_close(exact.sum(1), torch.ones(4).double(), rtol=1e-13, atol=0)
     # Without eps it is mHC's, of the transpose.
     torch.testing.assert_close(exact, sinkhorn_knopp(logits.T, iterations).T, rtol=1e-10, atol=0)
-
-
-def test_mhc_v4_starts_uniform() -> None:
-    H_pre, H_post, H_res = make("mhc_v4", 4).coefficients(streams(4, 1))
-    torch.testing.assert_close(H_pre, torch.full_like(H_pre, 0.5 + 1e-6), rtol=1e-12, atol=0)
-    torch.testing.assert_close(H_post, torch.ones_like(H_post), rtol=0, atol=0)
-    torch.testing.assert_close(H_res, torch.full_like(H_res, 0.25), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("variant", ["mhc_v4", "ohc"])
@@ -377,15 +363,6 @@ def test_ohc_is_a_rotation_for_any_logits(dtype: torch.dtype, logits: list[float
     bound = 16 * torch.finfo(dtype).eps
     assert (H @ H.T - torch.eye(4, dtype=dtype)).abs().max() <= bound
     assert torch.linalg.det(H.double()) > 0.99
-
-
-def test_ohc_starts_at_the_identity() -> None:
-    """Bit for bit; its scale is no parameter."""
-    connection = make("ohc", 4).float()
-    x = streams(4, 3).float()
-    for H in (connection.coefficients(x).H_res, connection.fast_coefficients(x).H_res):
-        assert torch.equal(H, torch.eye(4).expand_as(H))
-    assert "scale_res" not in dict(connection.named_parameters())
 
 
 # --- gated --------------------------------------------------------------------------------------
@@ -434,21 +411,11 @@ def test_the_gates_rank_is_an_eighth_of_the_width_unless_said() -> None:
     ("variant", "n", "said"),
     [
         ("residual", 2, "one stream, not 2"),
-        ("kromhc", 3, "power of two"),
-        ("kromhc", 12, "n_streams = 12"),
-        ("mhc_lite", 7, "5,040 permutations"),
-        ("mhc_lite", 8, "use kromhc"),
+        ("kromhc", 12, "n_streams = 12.*power of two"),
+        ("mhc_lite", 8, "40,320 permutations.*use kromhc"),
         ("ohc", 2, "n_streams = 2: ohc rotates four streams"),
-        ("ohc", 8, "use jpmhc"),
     ],
 )
 def test_impossible_streams_are_refused(variant: str, n: int, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         check_streams(variant, n)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_possible_streams_build(variant: str) -> None:
-    assert streams_of(variant)
-    for n in streams_of(variant):
-        assert make(variant, n).n_streams == n
