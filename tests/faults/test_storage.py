@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from mhclite import cli
 from mhclite.config import RunConfig
 from mhclite.errors import UserError
 from mhclite.files import read_json, read_jsonl, sha256_of, write_json
+from mhclite.tracking.content import step_times
 from mhclite.training import checkpoint, loop
 from mhclite.training.loop import train
 
-CONFIG = configuration(steps=40, checkpoint_interval=5, evaluation_interval=20)
+CONFIG = configuration(steps=22, checkpoint_interval=5, evaluation_interval=11)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,36 @@ def expected(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 def digests(folder: Path) -> dict[str, str]:
     return {name: sha256_of(folder / name) for name in ("metrics.jsonl", "weights.pt")}
+
+
+@contextmanager
+def saving(before: Callable[[int], None], after: Callable[[int], None]) -> Iterator[None]:
+    """Call these with the step of each checkpoint."""
+
+    def save(folder: Path, step: int, *rest: Any) -> None:
+        before(step)
+        saved(folder, step, *rest)
+        after(step)
+
+    saved = checkpoint.save_checkpoint
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save_checkpoint", save)
+        yield
+
+
+def nothing(_: int) -> None:
+    pass
+
+
+def stop_at(step: int, corpus: Path, folder: Path) -> None:
+    """Train up to just after the checkpoint of a step."""
+
+    def stop(at: int) -> None:
+        if at == step:
+            raise KeyboardInterrupt
+
+    with saving(nothing, stop), pytest.raises(KeyboardInterrupt):
+        train(CONFIG, corpus, folder)
 
 
 @pytest.fixture
@@ -70,7 +101,7 @@ def command(config: RunConfig, corpus: Path, folder: Path) -> list[str]:
     return ["train", *options]
 
 
-@pytest.mark.parametrize("spare", [0, 8192, 200_000])
+@pytest.mark.parametrize("spare", [0, 8192, 30_000])
 def test_disk_full_in_training(
     spare: int,
     small_disk: Path,
@@ -78,41 +109,32 @@ def test_disk_full_in_training(
     expected: dict[str, str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """However little is left: at the first file, in the metrics, in a checkpoint, at the end."""
+    """However little is left: at the first file, in the metrics, in a checkpoint."""
     ballast = fill(small_disk, spare)
     folder = small_disk / "run"
     arguments = command(CONFIG, corpus, folder)
-    code = cli.main(arguments)
+    assert cli.main(arguments) == cli.EXIT_STORAGE
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    if code != 0:
-        assert code == cli.EXIT_STORAGE
-        assert said.startswith("error: No space left on device")
-        assert "run the same command again" in said
-        assert not (folder / "summary.json").exists()
-    else:
-        assert spare == 300_000, "there was room for it all"
+    assert said.startswith("error: No space left on device")
+    assert "run the same command again" in said
+    assert not (folder / "summary.json").exists()
     ballast.unlink()
     assert cli.main(arguments) == 0
     assert digests(folder) == expected
 
 
 def test_disk_full_in_a_checkpoint_keeps_the_one_before(
-    small_disk: Path, corpus: Path, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    small_disk: Path, corpus: Path, expected: dict[str, str]
 ) -> None:
     folder = small_disk / "run"
-    save = checkpoint.save_checkpoint
     ballast: list[Path] = []
 
-    def crowded(where: Path, step: int, *rest: object) -> None:
+    def crowd(step: int) -> None:
         if step == 15:
             ballast.append(fill(small_disk, 6000))
-        save(where, step, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(checkpoint, "save_checkpoint", crowded)
-    with pytest.raises(OSError, match="No space left") as caught:
+    with saving(crowd, nothing), pytest.raises(OSError, match="No space left"):
         train(CONFIG, corpus, folder)
-    assert caught.value.errno == errno.ENOSPC
-    monkeypatch.undo()
     kept = sorted(path.name for path in (folder / "checkpoints").glob("step_*"))
     assert kept == [f"step_{step:09d}.{end}" for step in (5, 10) for end in ("json", "pt")]
     ballast[0].unlink()
@@ -146,7 +168,6 @@ def test_results_read_only(
     small_disk: Path,
     corpus: Path,
     expected: dict[str, str],
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Read-only from the start; then half-way, as a server's disk is after an error."""
@@ -154,24 +175,18 @@ def test_results_read_only(
     def remount(mode: str) -> None:
         subprocess.run(["mount", "-o", f"remount,{mode}", str(small_disk)], check=True)
 
+    def read_only() -> None:
+        assert cli.main(arguments) == cli.EXIT_STORAGE
+        assert "Read-only file system" in capsys.readouterr().err.splitlines()[-1]
+
     folder = small_disk / "run"
     arguments = command(CONFIG, corpus, folder)
     remount("ro")
-    assert cli.main(arguments) == cli.EXIT_STORAGE
-    assert "Read-only file system" in capsys.readouterr().err.splitlines()[-1]
+    read_only()
     remount("rw")
-    with monkeypatch.context() as patch:
-        save = checkpoint.save_checkpoint
-
-        def then_stop(*given: Any) -> None:
-            save(*given)
-            raise OSError(errno.EROFS, "Read-only file system", str(folder))
-
-        patch.setattr(checkpoint, "save_checkpoint", then_stop)
-        assert cli.main(arguments) == cli.EXIT_STORAGE
+    stop_at(10, corpus, folder)
     remount("ro")
-    assert cli.main(arguments) == cli.EXIT_STORAGE
-    assert "Read-only file system" in capsys.readouterr().err.splitlines()[-1]
+    read_only()
     remount("rw")
     assert cli.main(arguments) == 0
     assert digests(folder) == expected
@@ -180,68 +195,49 @@ def test_results_read_only(
 # --- damage -----------------------------------------------------------------------------------
 
 
-def stop_at(step: int, corpus: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train up to just after the checkpoint of a step."""
-    save = checkpoint.save_checkpoint
-
-    def then_stop(where: Path, at: int, *rest: object) -> None:
-        save(where, at, *rest)  # type: ignore[arg-type]
-        if at == step:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_checkpoint", then_stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(CONFIG, corpus, folder)
-
-
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_damaged_checkpoints(
     seed: int,
     corpus: Path,
     expected: dict[str, str],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """One byte flipped or the file cut, at a random place: the one before is taken, and said so.
     Both damaged: an error, never a silent start from nothing."""
-    stop_at(20, corpus, tmp_path, monkeypatch)
+    folder, both = tmp_path / "run", tmp_path / "both"
+    stop_at(20, corpus, folder)
     random = np.random.default_rng(seed)
-    older, newer = sorted((tmp_path / "checkpoints").glob("*.pt"))
-    for state in (newer, older):
+    older, newer = sorted((folder / "checkpoints").glob("*.pt"))
+    for state in (newer, both / "checkpoints" / older.name):
+        if state.parent == both / "checkpoints":
+            shutil.copytree(folder, both)
         content = bytearray(state.read_bytes())
         place = int(random.integers(len(content)))
         if seed % 2:
             content[place] ^= 1 << int(random.integers(8))
         else:
             del content[place:]
-        if state is older:
-            shutil.copytree(tmp_path, tmp_path / "both")
-            (tmp_path / "both" / "checkpoints" / older.name).write_bytes(content)
-        else:
-            newer.write_bytes(content)
-    before = (tmp_path / "both" / "metrics.jsonl").read_bytes()
+        state.write_bytes(content)
+    before = (both / "metrics.jsonl").read_bytes()
     with pytest.raises(UserError, match=r"all checkpoints .* are damaged"):
-        train(CONFIG, corpus, tmp_path / "both")
-    assert (tmp_path / "both" / "metrics.jsonl").read_bytes() == before
-    caplog.clear()
+        train(CONFIG, corpus, both)
+    assert (both / "metrics.jsonl").read_bytes() == before
     caplog.set_level("INFO")
-    train(CONFIG, corpus, tmp_path)
+    train(CONFIG, corpus, folder)
     assert f"{newer} is damaged" in caplog.text
     assert "continuing at step 15" in caplog.text
-    assert digests(tmp_path) == expected
+    assert digests(folder) == expected
 
 
-def test_a_token_shard_that_was_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_token_shard_that_was_changed(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus")
     shard = next(corpus.glob("train*.bin"))
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    assert cli.main(command(CONFIG, corpus, tmp_path / "run")) == cli.EXIT_USER_ERROR
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert shard.name in said
+    with pytest.raises(UserError, match=shard.name):
+        train(CONFIG, corpus, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
@@ -252,8 +248,17 @@ def test_a_deleted_summary_costs_nothing(
     corpus: Path, tmp_path: Path, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Snakemake deletes the declared output before it runs a job again, for instance because a
-    clock went backwards and an input looks newer."""
-    train(CONFIG, corpus, tmp_path)
+    clock went backwards, as here, and an input looks newer."""
+    now = time.time()
+    back = iter(now - 3600 * k for k in range(10**6))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.time, "time", lambda: next(back))
+        train(CONFIG, corpus, tmp_path)
+    assert digests(tmp_path) == expected
+    walls = [line["wall"] for line in read_jsonl(tmp_path / "timing.jsonl")]
+    assert walls == sorted(walls, reverse=True)
+    assert len(step_times(tmp_path)) == CONFIG.training.steps + 1
+
     summary = (tmp_path / "summary.json").read_bytes()
     (tmp_path / "summary.json").unlink()
     with monkeypatch.context() as patch:
@@ -269,22 +274,6 @@ def test_a_deleted_summary_costs_nothing(
     assert digests(tmp_path) == expected
 
 
-def test_a_clock_that_goes_backwards(
-    corpus: Path, tmp_path: Path, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = time.time()
-    back = iter(now - 3600 * k for k in range(10**6))
-    monkeypatch.setattr(loop.time, "time", lambda: next(back))
-    train(CONFIG, corpus, tmp_path)
-    assert digests(tmp_path) == expected
-    walls = [line["wall"] for line in read_jsonl(tmp_path / "timing.jsonl")]
-    assert walls == sorted(walls, reverse=True)
-    monkeypatch.undo()
-    from mhclite.tracking.content import step_times
-
-    assert len(step_times(tmp_path)) == 41
-
-
 def test_a_run_folder_of_an_older_version(
     corpus: Path,
     tmp_path: Path,
@@ -295,37 +284,31 @@ def test_a_run_folder_of_an_older_version(
     """Other code is another run: it is trained anew; what was under way is kept until that is
     finished, and found again by the code that made it."""
     caplog.set_level("INFO")
-    stop_at(20, corpus, tmp_path, monkeypatch)
+    stop_at(15, corpus, tmp_path)
     old = read_json(tmp_path / "run.json")
     with monkeypatch.context() as patch:
         patch.setattr("mhclite.runs.key.code_digest", lambda config: "newer")
         patch.setattr(loop, "code_digest", lambda config: "newer")
-        stop_at(10, corpus, tmp_path, monkeypatch)
+        stop_at(10, corpus, tmp_path)
         assert "it was under way: kept in" in caplog.text
         kept = tmp_path / "superseded" / old["key"][:12]
         assert len(list((kept / "checkpoints").glob("*.pt"))) == 2
     caplog.clear()
     train(CONFIG, corpus, tmp_path)  # the older code again
-    assert "continuing at step 20" in caplog.text
+    assert "continuing at step 15" in caplog.text
     assert digests(tmp_path) == expected
     assert not (tmp_path / "superseded").exists()
-
-
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", "null", '{"key": 3}', '{"key": "../../x", "attempts": []}']
-)
-def test_a_run_json_that_describes_no_run(content: str, corpus: Path, tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text(content)
-    with pytest.raises(UserError, match="to train this run again") as caught:
-        train(CONFIG, corpus, tmp_path)
-    assert len(str(caught.value).splitlines()) == 1
-
-
-def test_a_summary_of_an_older_version(corpus: Path, tmp_path: Path) -> None:
-    """A result without today's fields is not taken for one."""
-    train(CONFIG, corpus, tmp_path)
+    # A result without today's fields is not taken for one.
     for name in ("summary.json", "result.json"):
         summary = read_json(tmp_path / name)
         write_json(tmp_path / name, {**summary, "schema": 0, "key": "0" * 64})
     train(CONFIG, corpus, tmp_path)
     assert read_json(tmp_path / "summary.json")["schema"] == loop.SCHEMA
+
+
+@pytest.mark.parametrize("content", ["", "null", '{"key": "../../x", "attempts": []}'])
+def test_a_run_json_that_describes_no_run(content: str, corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(UserError, match="to train this run again") as caught:
+        train(CONFIG, corpus, tmp_path)
+    assert "\n" not in str(caught.value)
