@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from tiny import VARIANTS, connection
+from tiny import SINKHORN, VARIANTS, connection, n_of, one_graph, perturbed, sinkhorn_errors
 from torch import Tensor
 
 from mhclite.config import ModelConfig
@@ -17,11 +17,8 @@ from mhclite.connections import connection_class
 from mhclite.connections.base import Connection
 from mhclite.connections.dynamic import DynamicConnection
 from mhclite.connections.fast.projected import Projected
-from mhclite.connections.fast.sinkhorn_operator import sinkhorn
-from mhclite.connections.fast.sinkhorn_v4 import sinkhorn_v4
 from mhclite.connections.matrices import sinkhorn_knopp
-from mhclite.connections.mhc_v4 import shipped_sinkhorn
-from mhclite.connections.registry import has_streams
+from mhclite.connections.registry import MAX_STREAMS, has_streams
 from mhclite.model import GPT
 
 OPTIONS = {v: dict(connection(v).options) for v in VARIANTS if v != "residual"}
@@ -33,15 +30,7 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
 
 def made(variant: str, n: int, C: int, dtype: torch.dtype) -> Connection:
     """A connection all of whose parameters matter."""
-    return perturbed(connection_class(variant)(n, C, 1, **OPTIONS[variant]).to(dtype))
-
-
-def perturbed(connection: Connection) -> Connection:
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in connection.parameters():
-            p += 0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
-    return connection
+    return perturbed(connection_class(variant)(n, C, n - 1, **OPTIONS[variant]).to(dtype))
 
 
 def outcome(connection: Connection, fast: bool, n: int, C: int, dtype: torch.dtype) -> list[Tensor]:
@@ -57,7 +46,8 @@ def outcome(connection: Connection, fast: bool, n: int, C: int, dtype: torch.dty
     connect = connection.fast_forward if fast else connection
     out = connect(x, lambda h: torch.tanh(h @ w))
     out.backward(normal(2, 7, n, C))
-    return [out.detach(), *(t.grad for t in (x, w, *connection.parameters()) if t.grad is not None)]
+    wanted = (x, w, *(p for p in connection.parameters() if p.numel()))  # one stream needs not all
+    return [out.detach(), *(torch.zeros_like(t) if t.grad is None else t.grad for t in wanted)]
 
 
 def errors(ours: list[Tensor], theirs: list[Tensor]) -> list[float]:
@@ -70,14 +60,14 @@ def errors(ours: list[Tensor], theirs: list[Tensor]) -> list[float]:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize(
-    ("variant", "n"),
-    [(v, n) for v in OPTIONS for n in (2, 4, 5, 8) if has_streams(v, n)],
-)
-def test_same_values_and_gradients(variant: str, n: int, dtype: torch.dtype) -> None:
-    connection = made(variant, n, 24, dtype)
-    found = errors(*(outcome(connection, fast, n, 24, dtype) for fast in (True, False)))
-    assert max(found) < TOLERANCE[dtype]
+@pytest.mark.parametrize("variant", OPTIONS)
+def test_same_values_and_gradients(variant: str, dtype: torch.dtype) -> None:
+    """With one stream, two, four, and the most that the variant can have."""
+    possible = [n for n in range(1, MAX_STREAMS + 1) if has_streams(variant, n)]
+    for n in {*possible[:2], n_of(variant), possible[-1]}:
+        connection = made(variant, n, 24, dtype)
+        found = errors(*(outcome(connection, fast, n, 24, dtype) for fast in (True, False)))
+        assert max(found) < TOLERANCE[dtype], n
 
 
 @pytest.mark.parametrize("variant", OPTIONS)
@@ -87,29 +77,19 @@ def test_under_autocast_it_is_as_near_to_float64_as_the_reference(
 ) -> None:
     """bf16: within 5 % of the gradient of a whole model, or 1.5 times the reference's own error."""
     tokens = torch.randint(50, (2, 13), generator=torch.Generator().manual_seed(0))
-    found = {}
-    for implementation in ("exact", "reference", "fast"):
-        how = "reference" if implementation == "exact" else implementation
+    found = []
+    for how, rounded in (("reference", False), ("reference", True), ("fast", True)):
         settings = connection(variant, stream_dtype=stream_dtype, implementation=how)
-        model = GPT(MODEL, settings, seed=0)
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for p in model.parameters():
-                p += 0.05 * torch.randn(p.shape, generator=generator)
-        if implementation == "exact":
+        model = perturbed(GPT(MODEL, settings, seed=0), 0.05)
+        if not rounded:
             model.double()
-            model.loss(tokens).backward()
-        else:
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = model.loss(tokens)
-            loss.backward()
-        found[implementation] = torch.cat(
-            [p.grad.double().flatten() for p in model.parameters() if p.grad is not None]
-        )
-    exact = found["exact"]
-    ours, theirs = (
-        ((found[name] - exact).norm() / exact.norm()).item() for name in ("fast", "reference")
-    )
+        with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+            loss = model.loss(tokens)
+        loss.backward()
+        gradients = [p.grad.double().flatten() for p in model.parameters() if p.grad is not None]
+        found.append(torch.cat(gradients))
+    exact, *others = found
+    theirs, ours = (((other - exact).norm() / exact.norm()).item() for other in others)
     assert ours < max(0.05, 1.5 * theirs)
 
 
@@ -149,62 +129,33 @@ def test_streams_that_are_views_of_one_embedding() -> None:
     assert errors(gradients[:1], gradients[1:])[0] < 1e-11
 
 
-def shipped(logits: Tensor, iterations: int) -> Tensor:
-    return shipped_sinkhorn(logits, iterations, 1e-6)
-
-
-def shipped_fast(logits: Tensor, iterations: int) -> Tensor:
-    return sinkhorn_v4(logits, iterations, 1e-6)
-
-
-def in_cpp(logits: Tensor, iterations: int) -> Tensor:
-    M: Tensor = torch.ops.mhclite.sinkhorn(logits, iterations, True)
-    return M
-
-
-def shipped_in_cpp(logits: Tensor, iterations: int) -> Tensor:
-    M: Tensor = torch.ops.mhclite.sinkhorn_v4(logits, iterations, 1e-6, True)
-    return M
-
-
-@pytest.mark.parametrize(
-    "functions",
-    [
-        (sinkhorn, sinkhorn_knopp),
-        (in_cpp, sinkhorn_knopp),
-        (shipped_fast, shipped),
-        (shipped_in_cpp, shipped),
-    ],
+SINKHORN_IN_CPP = (
+    (lambda x, k: torch.ops.mhclite.sinkhorn(x, k, True), sinkhorn_knopp),
+    (lambda x, k: torch.ops.mhclite.sinkhorn_v4(x, k, 1e-6, True), SINKHORN["mhc_v4"][1]),
 )
-@pytest.mark.parametrize("spread", [1.0, 30.0, 79.0, 200.0, 1e4])
-def test_sinkhorn_whatever_the_logits(
-    spread: float, functions: tuple[Callable[[Tensor, int], Tensor], ...]
-) -> None:
+
+
+@pytest.mark.parametrize("functions", [*SINKHORN.values(), *SINKHORN_IN_CPP])
+@pytest.mark.parametrize("spread", [1.0, 79.0, 200.0, 1e4])
+def test_sinkhorn_whatever_the_logits(spread: float, functions: tuple[Any, Any]) -> None:
     """In float32; the gradient too, as far as the matrix is not degenerate."""
     generator = torch.Generator().manual_seed(0)
     logits = spread * torch.rand(50, 4, 4, generator=generator)
     weight = torch.randn(50, 4, 4, generator=generator)
-    results = []
-    for function, dtype in zip(functions, (torch.float32, torch.float64), strict=True):
-        given = logits.to(dtype, copy=True).requires_grad_()
-        M = function(given, 20)
-        (M * weight).sum().backward()
-        assert given.grad is not None
-        results.append((M.detach().double(), given.grad.double()))
-    (ours, our_gradient), (exact, gradient) = results
     # float32 logits of size 1e4 are themselves known to 1e-3 only.
     tolerance = 1e-5 if spread < 100 else 1e-3 if spread < 1000 else 1e-2
-    assert (ours - exact).abs().max() < tolerance
-    assert (our_gradient - gradient).abs().max() < 10 * tolerance
+    errors = sinkhorn_errors(functions, logits, weight)
+    assert errors[0] < tolerance
+    assert errors[1] < 10 * tolerance
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (3, 2), (512, 4)])
-def test_sinkhorn_in_cpp_is_that_in_torch(shape: tuple[int, int]) -> None:
-    """Matrices and gradients; what is given stays as it is."""
+def test_sinkhorn_in_cpp_leaves_what_is_given(shape: tuple[int, int]) -> None:
+    """And is that in torch, for one matrix, for more than one thread has, and of another size."""
     logits, dM = torch.randn(2, *shape, shape[1], generator=torch.Generator().manual_seed(0))
-    for functions in ((sinkhorn, in_cpp), (shipped_fast, shipped_in_cpp)):
+    for (in_cpp, _), (in_torch, _) in zip(SINKHORN_IN_CPP, SINKHORN.values(), strict=True):
         results = []
-        for function in functions:
+        for function in (in_torch, in_cpp):
             given, weight = logits.clone().requires_grad_(), dM.clone()
             M = function(given, 20)
             (gradient,) = torch.autograd.grad(M, given, weight)
@@ -221,18 +172,7 @@ def test_sinkhorn_in_cpp_is_that_in_torch(shape: tuple[int, int]) -> None:
 )
 def test_is_one_graph_for_the_compiler(variant: str) -> None:
     """Traced without a break; what is computed is the same."""
-    tokens = torch.randint(50, (2, 13), generator=torch.Generator().manual_seed(0))
-    model = GPT(MODEL, connection(variant, implementation="fast"), seed=0)
-    model.loss(tokens).backward()
-    eager = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-    model.zero_grad()
-    torch.compile(model.loss, backend="aot_eager", fullgraph=True)(tokens).backward()
-    compiled = [p.grad for p in model.parameters() if p.grad is not None]
-    scale = max(g.abs().max().item() for g in eager)
-    assert max((a - b).abs().max().item() for a, b in zip(eager, compiled, strict=True)) < (
-        1e-5 * scale
-    )
-    torch._dynamo.reset()
+    one_graph(MODEL, connection(variant, implementation="fast"))
 
 
 WITHOUT_KERNELS = """
