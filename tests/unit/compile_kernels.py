@@ -1,4 +1,4 @@
-"""Compile the fused kernels for sm_90 (H100); print what each needs, as JSON. `all` takes minutes.
+"""Compile the fused kernels for sm_90 (H100); print what each needs, as JSON.
 
 Without a GPU: Triton's package brings NVIDIA's assembler. The launches are those that the operators
 make, recorded in place of running, so that types and constants are not written down a second time.
@@ -61,7 +61,7 @@ class Shape(NamedTuple):
     streams: torch.dtype = torch.bfloat16
     branch: torch.dtype = torch.bfloat16
     # Where it lies: `inner`, between two sub-layers; `first`, which writes nothing, its streams
-    # views of one or copied; `last`, which reads nothing.
+    # views of one; `last`, which reads nothing.
     part: str = "inner"
 
     def __str__(self) -> str:
@@ -69,24 +69,14 @@ class Shape(NamedTuple):
         return f"{self.variant} n={self.n} C={self.C} {types}, {self.part}"
 
 
-FLOAT32 = {"streams": torch.float32, "branch": torch.float32}
 # What a variant's kernels depend on is its projection (columns, norm, eps), its activation with or
 # without an offset, and whether it mixes. kromhc stands for ohc too, mhc for mhc_lite.
-SOME = [
+SHAPES = [
     *(Shape(variant) for variant in ("mhc", "hc", "jpmhc", "identity")),
     Shape("mhc", part="first"),
     Shape("mhc", part="last"),
     Shape("mhc", streams=torch.float32),
     Shape("hc", streams=torch.float32),
-]
-OTHERS = [
-    *(Shape(variant) for variant in ("kromhc", "mhc_v4")),
-    *(Shape("mhc", C) for C in (16, 96, 512, 768)),
-    Shape("mhc", part="first, copied"),
-    Shape("identity", part="last"),
-    *(Shape(variant, n=2) for variant in ("mhc", "hc", "jpmhc", "identity")),
-    Shape("jpmhc", streams=torch.float32),
-    *(Shape(variant, **FLOAT32) for variant in ("mhc", "hc", "jpmhc", "identity")),
 ]
 
 
@@ -187,15 +177,13 @@ def needs(launched: Launched) -> dict[str, int]:
 
 
 def main() -> None:
-    everything = sys.argv[1:] == ["all"]
     found = {}
-    for shape in SOME + (OTHERS if everything else []):
+    for shape in SHAPES:
         for launched in recorded(boundary, shape):
             if "boundary" in launched.kernel.__name__:
                 found[f"{launched.kernel.__name__} {shape}"] = needs(launched)
-    for n in (2, 4) if everything else (4,):
-        for launched in recorded(sinkhorns, n):
-            found[f"{launched.kernel.__name__} n={n}"] = needs(launched)
+    for launched in recorded(sinkhorns, 4):
+        found[f"{launched.kernel.__name__} n=4"] = needs(launched)
     print(json.dumps(found, indent=1))
 
 

@@ -43,14 +43,11 @@ def locked() -> dict[str, str]:
     return pins([line for line in lines if line and not line.startswith("#")])
 
 
-def test_conda_and_pip_pin_the_same() -> None:
+def test_conda_pip_and_lock_pin_the_same() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     pip = environment["dependencies"][-1]["pip"]
     assert pip[0] == "--constraint requirements.lock"
     assert pins(pip[1:]) == declared()
-
-
-def test_lock_holds_what_is_declared() -> None:
     assert {name: locked().get(name) for name in declared()} == declared()
 
 
@@ -72,7 +69,6 @@ def test_what_is_installed_is_pinned() -> None:
     ("platform", "python"),
     [
         ("x86_64-manylinux_2_28", "3.11"),
-        ("x86_64-manylinux_2_28", "3.13"),
         ("aarch64-manylinux_2_28", "3.12"),
         ("aarch64-apple-darwin", "3.13"),
     ],
@@ -151,45 +147,30 @@ def make(folder: Path, *words: str, **environment: str) -> str:
 
 
 def test_an_environment_that_is_ready_is_used(checkout: Path) -> None:
-    assert make(checkout, "-n", "ui") == ".venv/bin/python -m mhclite ui\n"
-    assert make(checkout, "-n", "ui", "PORT=5001").endswith("mhclite ui --port '5001'\n")
-
-
-@pytest.mark.parametrize("how", ["rename", "copytree"])
-def test_an_environment_that_was_moved_is_made_anew(checkout: Path, how: str) -> None:
-    moved = checkout.parent / "elsewhere"
-    {"rename": os.rename, "copytree": shutil.copytree}[how](checkout, moved)
-    assert "-m venv --clear .venv" in make(moved, "-n", "ui")
-
-
-def test_a_link_to_an_environment_is_used(checkout: Path) -> None:
+    """Also through a link; one that was moved or copied is made anew."""
+    assert make(checkout, "-n", "ui", "PORT=5001") == (
+        ".venv/bin/python -m mhclite ui --port '5001'\n"
+    )
     linked = checkout.parent / "linked"
     shutil.copytree(checkout, linked, ignore=shutil.ignore_patterns(".venv"))
     (linked / ".venv").symlink_to(checkout / ".venv")
     assert "venv --clear" not in make(linked, "-n", "ui")
+    copied = shutil.copytree(checkout, checkout.parent / "copied")
+    assert "-m venv --clear .venv" in make(copied, "-n", "ui")
 
 
-def test_what_pip_is_told_for_other_projects_is_not_ours(checkout: Path) -> None:
-    """PIP_USER also overrides `user = true` of pip's configuration."""
-    names = "PIP_TARGET PIP_PREFIX PYTHONHOME PIP_CONSTRAINT PIP_REQUIRE_HASHES UV_CONSTRAINT"
-    others = {"PIP_USER": "1"} | dict.fromkeys([*names.split(), "UV_OVERRIDE"], "/x")
-    lines = make(checkout, "show", **others).splitlines()
+def test_what_is_set_for_other_projects_is_not_ours(checkout: Path, tmp_path: Path) -> None:
+    """PIP_USER also overrides `user = true` of pip's configuration. Caches go into the checkout
+    where the home folder cannot be written to."""
+    names = "PIP_TARGET PYTHONHOME PIP_CONSTRAINT UV_OVERRIDE PYTHONDONTWRITEBYTECODE"
+    others = {"PIP_USER": "1", "XDG_CACHE_HOME": ""} | dict.fromkeys(names.split(), "/x")
+    lines = make(checkout, "show", HOME="/proc/nobody", **others).splitlines()
     assert "PIP_USER=0" in lines
     assert not [line for line in lines if line.endswith("=/x")]
-
-
-def test_imports_are_compiled_once(checkout: Path) -> None:
-    lines = make(checkout, "show", PYTHONDONTWRITEBYTECODE="1").splitlines()
-    assert not [line for line in lines if line.startswith("PYTHONDONTWRITEBYTECODE")]
-
-
-def test_caches_go_into_the_checkout_where_home_cannot_be_written(
-    checkout: Path, tmp_path: Path
-) -> None:
-    own = {"XDG_CACHE_HOME": ""}
     cache = f"XDG_CACHE_HOME={checkout}/.cache"
-    assert cache in make(checkout, "show", HOME="/proc/nobody", **own).splitlines()
-    assert cache not in make(checkout, "show", HOME=str(tmp_path / "home"), **own).splitlines()
+    assert cache in lines
+    own = make(checkout, "show", HOME=str(tmp_path / "home"), XDG_CACHE_HOME="").splitlines()
+    assert cache not in own
 
 
 # --- making it ----------------------------------------------------------------------------------
@@ -240,16 +221,12 @@ def attempt(
         ("sys.version_info = (3, 10)", "Python 3.11 to 3.14 is needed"),
         ("sys.version_info = (3, 15)", "Python 3.11 to 3.14 is needed"),
         ("platform.machine = lambda: 'i686'", "there is no torch 2"),
-        ("platform.machine = lambda: 'armv7l'", "there is no torch 2"),
-        ("platform.system = lambda: 'Darwin'", "there is no torch 2"),
         ("platform.libc_ver = lambda: ('', '')", "there is no torch 2"),
     ],
 )
 def test_what_is_not_supported_is_one_line(
     checkout: Path, tmp_path: Path, fake: str, said: str
 ) -> None:
-    if "Darwin" in fake and os.uname().machine == "arm64":
-        pytest.skip("that is supported")
     code, output, log = attempt(checkout, tmp_path, fake)
     assert code != 0
     assert said in output

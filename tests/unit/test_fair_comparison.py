@@ -12,8 +12,7 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
-from tiny import MIXING, MODEL, VARIANTS, connection
+from tiny import MIXING, MODEL, VARIANTS, connection, perturbed
 
 from mhclite.connections.counts import connection_parameters
 from mhclite.model import GPT, CausalSelfAttention
@@ -34,45 +33,32 @@ def study(**changes: Any) -> Study:
 # --- the rate of the connections ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("final_norm", ["after_sum", "head"])
 @pytest.mark.parametrize("variant", SEVERAL)
-def test_connection_rate_factor_is_of_all_but_the_backbone(variant: str, final_norm: str) -> None:
-    changes: dict[str, Any] = {"connection_rate_factor": 3.0, "final_norm": final_norm}
+def test_rate_factors_move_what_they_name_and_decay_as_before(variant: str) -> None:
+    """The connections', of all but the backbone, and that of what makes H_res alone."""
+    changes: dict[str, Any] = {"connection_rate_factor": 4.0, "final_norm": "head"}
     if variant in MIXING:
         changes["mixing_rate_factor"] = 2.0
-    model = GPT(MODEL, connection(variant, **changes), seed=0)
-    backbone = {id(p) for _, p in model.backbone_parameters()}
-    mixing = {
-        id(p)
-        for one in model.connections()
-        for name, p in one.named_parameters()
-        if name in one.mixing
-    }
-    found = {id(p): g.rate_factor for g in model.parameter_groups() for p in g.parameters}
-    assert found.keys() == {id(p) for p in model.parameters()}
-    for parameter, factor in found.items():
-        faster = 2.0 if parameter in mixing and variant in MIXING else 1.0
-        expected = 1.0 if parameter in backbone else 3.0 * faster
-        assert factor == expected
-
-
-def test_a_faster_connection_moves_by_the_factor_and_decays_as_before() -> None:
-    model = GPT(MODEL, connection("mhc", connection_rate_factor=4.0), seed=0)
+    model = perturbed(GPT(MODEL, connection(variant, **changes), seed=0))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     AdamW(model, (0.9, 0.95), weight_decay=0.1).step(1e-3)
     decayed = {id(p) for g in model.parameter_groups() if g.decayed for p in g.parameters}
+    backbone = {id(p) for _, p in model.backbone_parameters()}
+    mixing = next(model.connections()).mixing if variant in MIXING else ()
+    # AdamW by hand: decay by rate and decay, then a first step of the size of the rate.
     for name, p in model.named_parameters():
-        rate = 4e-3 if ".connection." in name else 1e-3
-        expected = before[name] * (1 - 1e-4 * (id(p) in decayed)) - rate
+        factor = 1.0 if id(p) in backbone else 4.0
+        factor *= 2.0 if name.partition(".connection.")[2] in mixing else 1.0
+        expected = before[name] * (1 - 1e-4 * (id(p) in decayed)) - 1e-3 * factor
         torch.testing.assert_close(p.detach(), expected, rtol=1e-5, atol=1e-6)
 
 
 # --- equal parameters ---------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(
     st.sampled_from(SEVERAL),
     st.integers(1, 6),
@@ -97,37 +83,12 @@ def test_a_widened_residual_has_as_many_parameters(
         GPT(run.model, run.connection, 0).parameter_counts()["total"] for run in (wide, other)
     ]
     assert abs(counts[0] - counts[1]) <= n_layer * n_embd  # half a hidden unit a layer
+    # Counted before a model is made.
+    own, head = other.connection, final_norm == "head"
+    extra = connection_parameters(variant, own.n_streams, n_embd, n_layer, own.options, head)
+    assert extra == GPT(other.model, own, 0).parameter_counts()["connection"]
     assert wide.model == replace(other.model, mlp_width=wide.model.mlp_width)
     assert runs["sotu-m-residual-s0"].model.mlp_width is None
-
-
-@pytest.mark.parametrize("final_norm", ["per_stream", "head"])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_parameters_are_counted_before_a_model_is_made(variant: str, final_norm: str) -> None:
-    made = connection(variant) if variant == "residual" else connection(variant, 4)
-    made = replace(made, final_norm=final_norm)
-    found = connection_parameters(
-        variant, made.n_streams, 8, MODEL.n_layer, made.options, final_norm == "head"
-    )
-    assert found == GPT(MODEL, made, 0).parameter_counts()["connection"]
-
-
-@pytest.mark.parametrize(
-    ("condition", "said"),
-    [
-        ({"variants": ["residual"], "match_parameters": "mhclite"}, "did you mean 'mhc_lite'"),
-        ({"variants": ["residual"], "match_parameters": "residual"}, "nothing to widen"),
-        ({"variants": ["mhc_lite"], "match_parameters": "identity"}, "nothing to widen"),
-        ({"variants": ["hc"], "model": {"n_layer": 3}}, "n_layer"),
-        ({"variants": ["hc"], "model": {"qk_norm": "perhaps"}}, "qk_norm"),
-        ({"variants": ["hc"], "model": {"qk_norm": False}}, "changes nothing"),
-        ({"variants": ["residual"], "connections": {"connection_rate_factor": 2}}, "nothing"),
-        ({"variants": ["hc"], "connections": {"connection_rate_factor": 0}}, "greater than 0"),
-    ],
-)
-def test_a_condition_that_makes_no_sense_is_refused(condition: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
-        study(conditions={"other": {"title": "Other", **condition}})
 
 
 # --- attention ----------------------------------------------------------------------------------
@@ -138,54 +99,33 @@ def attentions(model: GPT) -> list[CausalSelfAttention]:
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
-@pytest.mark.parametrize("implementation", ["reference", "fast"])
-@pytest.mark.parametrize("variant", ["residual", "hc", "mhc_lite"])
+@pytest.mark.parametrize(
+    ("variant", "implementation"), [("residual", "reference"), ("hc", "reference"), ("mhc", "fast")]
+)
 def test_largest_attention_logit(variant: str, implementation: str, qk_norm: bool) -> None:
-    """Of what each attention is given, pair by pair."""
+    """Of what each attention is given, pair by pair. qk_norm bounds it whatever the weights."""
     made = connection(variant, implementation=implementation)
     model = GPT(replace(MODEL, qk_norm=qk_norm), made, seed=0)
+    given: list[torch.Tensor] = []
     with torch.no_grad():
         for body in attentions(model):
             body.c_attn.weight.mul_(30)
-    given: list[torch.Tensor] = []
-    for body in attentions(model):
-        body.register_forward_hook(lambda body, inputs, out: given.append(inputs[0].detach()))
+            body.register_forward_hook(lambda body, inputs, out: given.append(inputs[0].detach()))
     found = largest_attention_logit(model, TOKENS)
-    expected = 0.0
+    expected, width = 0.0, MODEL.n_embd // MODEL.n_head
     for body, x in zip(attentions(model), given, strict=True):
         for row in x:
-            q, k, _ = body.c_attn(row).detach().chunk(3, dim=-1)
-            for head in range(body.n_head):
-                width = MODEL.n_embd // body.n_head
-                part = slice(head * width, (head + 1) * width)
-                q_h, k_h = q[:, part], k[:, part]
-                if qk_norm:
-                    q_h, k_h = (v / v.square().mean(-1, keepdim=True).sqrt() for v in (q_h, k_h))
-                for t in range(len(row)):
-                    for s in range(t + 1):
-                        expected = max(expected, abs(float(q_h[t] @ k_h[s]) / math.sqrt(width)))
+            q, k, _ = body.c_attn(row).detach().unflatten(-1, (3, body.n_head, width)).unbind(-3)
+            if qk_norm:
+                q, k = (v / v.square().mean(-1, keepdim=True).sqrt() for v in (q, k))
+            logits = torch.einsum("thd,shd->hts", q, k).tril() / math.sqrt(width)
+            expected = max(expected, float(logits.abs().max()))
     assert found == pytest.approx(expected, rel=1e-4)
-    assert not [hook for body in attentions(model) for hook in body._forward_pre_hooks]
-
-
-@settings(deadline=None)
-@given(st.floats(1.0, 1e6))
-def test_qk_norm_bounds_the_logits_whatever_the_weights(size: float) -> None:
-    model = GPT(replace(MODEL, qk_norm=True), connection("residual"), seed=0)
-    with torch.no_grad():
-        for body in attentions(model):
-            body.c_attn.weight.mul_(size)
-    bound = math.sqrt(MODEL.n_embd // MODEL.n_head)  # with gains of 1
-    assert 0 < largest_attention_logit(model, TOKENS) <= bound * (1 + 1e-5)
-
-
-def test_gains_of_qk_norm_are_learned_and_belong_to_the_backbone() -> None:
-    model = GPT(replace(MODEL, qk_norm=True), connection("mhc_lite"), seed=0)
-    model.loss(TOKENS).backward()
-    backbone = dict(model.backbone_parameters())
-    for name in ("q_norm", "k_norm"):
-        parameters = [p for key, p in backbone.items() if name in key]
-        assert len(parameters) == MODEL.n_layer
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in parameters)
-    decayed = {id(p) for g in model.parameter_groups() if g.decayed for p in g.parameters}
-    assert not decayed & {id(p) for key, p in backbone.items() if "_norm" in key}
+    if qk_norm:
+        assert found <= math.sqrt(width) * (1 + 1e-5)  # with gains of 1
+        gains = [p for name, p in model.backbone_parameters() if name.endswith("_norm.weight")]
+        assert len(gains) == 2 * MODEL.n_layer
+        model.loss(TOKENS).backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in gains)
+        decayed = {id(p) for g in model.parameter_groups() if g.decayed for p in g.parameters}
+        assert not decayed & {id(p) for p in gains}

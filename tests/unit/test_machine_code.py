@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_nothing_spills() -> None:
     """And of a multiprocessor's shared memory, 227 KiB, each takes at most the half."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import MODEL, connection
+from tiny import MODEL, connection, perturbed
 
-from mhclite.connections.matrices import cyclic_matrices, permutation_matrices
+from mhclite.connections.matrices import cyclic_matrices
 from mhclite.connections.public import make
 from mhclite.connections.registry import check_streams, functional_mixing
 from mhclite.model import GPT
@@ -49,22 +48,16 @@ def test_one_marginal_is_exact_and_a_product_is_bounded(
     assert free.max() <= n * (1 + 1e-12)
     norm = torch.linalg.matrix_norm(product, 2)
     assert norm <= math.sqrt(n) * (1 + 1e-12)
-
-
-@pytest.mark.parametrize("axis", ["rows", "columns"])
-def test_the_other_marginal_is_free(axis: str) -> None:
-    """It comes close to its bound: every stream to one, or one from every stream."""
-    logits = torch.zeros(4, 4, dtype=torch.float64)
+    # The other marginal is free, up to its bound: every stream to one, or one from every stream.
+    logits = torch.zeros(n, n, dtype=torch.float64)
     (logits[:, 0] if axis == "rows" else logits[0]).fill_(50.0)
-    H_res = make("oshc", 4, 4, stochastic_axis=axis).mixing_matrix(logits)
-    assert H_res.sum(FREE[axis]).max() > 3.99
-    assert torch.linalg.matrix_norm(H_res, 2) == pytest.approx(2.0, rel=1e-3)
+    H_res = make("oshc", n, 4, stochastic_axis=axis).mixing_matrix(logits)
+    assert H_res.sum(FREE[axis]).max() > n - 0.01
 
 
 @pytest.mark.parametrize(
     ("axis", "final_norm", "count"),
     [
-        ("rows", "per_stream", 3),
         ("rows", "after_sum", 3),
         ("columns", "per_stream", 4),
         ("columns", "after_sum", 3),
@@ -74,12 +67,10 @@ def test_sub_layers_whose_matrix_counts(axis: str, final_norm: str, count: int) 
     """By algebra, and by what a changed matrix does to the model's output."""
     assert functional_mixing("oshc", 2, final_norm, axis) == count
     made = connection("oshc", final_norm=final_norm, stochastic_axis=axis)
-    model = GPT(MODEL, made, seed=0).double()
+    model = perturbed(GPT(MODEL, made, seed=0).double(), 0.1)
     tokens = torch.arange(6).unsqueeze(0)
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator).double()
         before, changed = model(tokens), 0
         for one in model.connections():
             own = one.get_parameter("b_res")
@@ -93,75 +84,47 @@ def test_sub_layers_whose_matrix_counts(axis: str, final_norm: str, count: int) 
 # --- cyclic -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 8])
-def test_cyclic_shifts_are_powers_of_one_permutation(n: int) -> None:
-    shifts = cyclic_matrices(n)
-    assert shifts.shape == (n, n, n)
-    step = shifts[1 % n]
-    x = torch.arange(float(n)).double()
-    torch.testing.assert_close(step @ x, x.roll(1))
-    for r, shift in enumerate(shifts):
-        torch.testing.assert_close(shift, torch.linalg.matrix_power(step, r))
-    if n <= 4:
-        every = {tuple(p.flatten().tolist()) for p in permutation_matrices(n)}
-        assert {tuple(p.flatten().tolist()) for p in shifts} <= every
-    assert torch.equal(shifts.sum(0), torch.ones(n, n).double())
-
-
 @quick
 @given(STREAMS, SPREADS, SEEDS)
-def test_cyclic_is_doubly_stochastic_and_circulant(n: int, spread: float, seed: int) -> None:
-    module = make("mhc_lite", n, 4, permutations="cyclic")
+def test_cyclic_is_a_mixture_of_shifts(n: int, spread: float, seed: int) -> None:
+    """Powers of one permutation, a coefficient for each: doubly stochastic, and circulant."""
+    shifts = cyclic_matrices(n)
+    x = torch.arange(float(n)).double()
+    for r, shift in enumerate(shifts):
+        torch.testing.assert_close(shift @ x, x.roll(r))
+    module = make("mhc_lite", n, 4, permutations="cyclic").double()
+    assert module.get_parameter("b_res").numel() == n
     logits = torch.randn(5, n, generator=torch.Generator().manual_seed(seed)).double() * spread
-    H_res = module.double().mixing_matrix(logits)
+    H_res = module.mixing_matrix(logits)
     for dim in (-1, -2):
         torch.testing.assert_close(H_res.sum(dim), torch.ones(5, n).double(), rtol=1e-14, atol=0)
     torch.testing.assert_close(H_res.roll((1, 1), (-2, -1)), H_res)  # constant along diagonals
 
 
-def test_cyclic_has_a_coefficient_for_each_stream() -> None:
-    whole, cyclic = (make("mhc_lite", 4, 8, permutations=name) for name in ("all", "cyclic"))
-    assert (whole.get_parameter("b_res").numel(), cyclic.get_parameter("b_res").numel()) == (24, 4)
-    x = torch.randn(1, 2, 4, 8)
-    for module in (whole, cyclic):  # almost the identity at first
-        assert (module.coefficients(x).H_res - torch.eye(4)).abs().max() < 0.02
+def test_cyclic_may_have_more_streams() -> None:
     check_streams("mhc_lite", 12, "cyclic")
     with pytest.raises(ValueError, match="permutations: cyclic"):
         check_streams("mhc_lite", 12)
-    assert make("mhc_lite", 12, 4, permutations="cyclic").get_parameter("b_res").numel() == 12
+    with pytest.raises(ValueError, match="is none of"):
+        make("mhc_lite", 4, 8, permutations="some")
+    for name in ("all", "cyclic"):  # almost the identity at first
+        H_res = (
+            make("mhc_lite", 4, 8, permutations=name).coefficients(torch.randn(1, 2, 4, 8)).H_res
+        )
+        assert (H_res - torch.eye(4)).abs().max() < 0.02
 
 
 @pytest.mark.parametrize(
     ("variant", "options"),
-    [
-        ("mhc_lite", {"permutations": "all"}),
-        ("mhc_lite", {"permutations": "cyclic"}),
-        ("oshc", {"stochastic_axis": "rows"}),
-        ("oshc", {"stochastic_axis": "columns"}),
-    ],
+    [("mhc_lite", {"permutations": "cyclic"}), ("oshc", {"stochastic_axis": "columns"})],
 )
-@pytest.mark.parametrize("n", [2, 3, 4])
-def test_fast_equals_the_formula(variant: str, options: dict[str, str], n: int) -> None:
-    module = make(variant, n, 8, **options).double()
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter += torch.randn(parameter.shape, generator=generator).double()
+def test_fast_equals_the_formula(variant: str, options: dict[str, str]) -> None:
+    """With the other value than tests/unit/test_fast.py."""
+    module = perturbed(make(variant, 3, 8, **options).double(), 1.0)
     results = []
     for call in (module, module.fast_forward):
-        x = torch.randn(2, 3, n, 8, generator=torch.Generator().manual_seed(3)).double()
-        x.requires_grad_()
-        out = call(x, torch.sin)
+        x = torch.randn(2, 3, 3, 8, generator=torch.Generator().manual_seed(3)).double()
+        out = call(x.requires_grad_(), torch.sin)
         gradients = torch.autograd.grad(out.square().sum(), [x, *module.parameters()])
         results.append([out, *gradients])
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("variant", "options"),
-    [("mhc_lite", {"permutations": "some"}), ("oshc", {"stochastic_axis": 1})],
-)
-def test_an_unknown_value_is_named(variant: str, options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="is none of"):
-        make(variant, 4, 8, **options)
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
