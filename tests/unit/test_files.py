@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from mhclite import cli, files
 from mhclite.cli import main
 from mhclite.data.lock import CorporaLock
 from mhclite.errors import UserError
-from mhclite.files import is_locked, locked, read_json, read_jsonl, write_json
+from mhclite.files import is_locked, locked, read_jsonl, write_json
 from mhclite.planning import check
 from mhclite.records import read_record
 from mhclite.training.loop import train
@@ -32,31 +33,30 @@ class Number:
     value: float
 
 
-@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
+@pytest.mark.parametrize("text", ["NaN", "-Infinity", "1e999"])
 def test_what_is_no_number_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(f'{{"schema": 1, "value": {text}}}')
     with pytest.raises(UserError, match=r"a\.json .*; make it again"):
         read_record(Number, path, "the number", 1, "make it again")
-
-
-def test_nan_in_lines_is_named_with_its_line(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"loss": 1}\n{"loss": NaN}\n')
-    with pytest.raises(UserError, match=r"a\.jsonl line 2 is not JSON: NaN is no number"):
-        read_jsonl(path)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": [float("-inf")]}])
-def test_no_file_that_we_call_json_holds_nan(value: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"loss": 1}\n{"loss": NaN}\n')
+    with pytest.raises(UserError, match=r"a\.jsonl line 2 is not JSON"):
+        read_jsonl(tmp_path / "a.jsonl")
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(tmp_path / "a.json", value)
-    assert list(tmp_path.iterdir()) == []
+        write_json(tmp_path / "b.json", {"a": [float(text)]})
+    assert not list(tmp_path.glob("*b.json*"))
 
 
-def test_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf{}")
-    assert read_json(tmp_path / "a.json") == {}
+def test_nobody_is_told_to_delete_what_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "this and that.json"
+    for damaged in (None, "{", '{"schema": 2}', '{"schema": 1, "value": "x"}'):
+        if damaged is not None:
+            path.write_text(damaged)
+        with pytest.raises(UserError) as caught:
+            read_record(Number, path, "the number", 1, f"delete {path} and make it again")
+        assert (f"delete {path}" in str(caught.value)) == (damaged is not None)
+    path.write_bytes(b'\xef\xbb\xbf{"schema": 1, "value": 2}')  # a byte order mark is no content
+    assert read_record(Number, path, "the number", 1, "").value == 2
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_file_system_without_locks_is_one_line(
     assert not is_locked(tmp_path / "x")
 
 
-@pytest.mark.parametrize("number", files.NO_SYNC)
+@pytest.mark.parametrize("number", files.NO_SYNC[:1])
 def test_a_file_system_that_cannot_sync_is_written_to(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,36 +114,17 @@ def test_a_file_system_that_cannot_sync_is_written_to(
     assert not list(tmp_path.glob("*a.json*"))
 
 
-# Of a pipe whose reader has gone nothing is said.
-SAID = set(errno.errorcode) - {*cli.BUGS, errno.EPIPE, errno.ESHUTDOWN}
-
-
-@pytest.mark.parametrize("number", sorted(SAID))
 def test_what_the_system_answers_is_one_line(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(check, "run", answering(number))
-    assert main(["check", "study.yaml"]) == cli.EXIT_STORAGE
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {os.strerror(number)}")
-
-
-def test_what_is_rather_our_mistake_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    for number in cli.BUGS:
+    """Each error that there is, but for those that are rather our mistakes. Of a pipe whose reader
+    has gone nothing is said."""
+    for number in set(errno.errorcode) - {errno.EPIPE, errno.ESHUTDOWN}:
         monkeypatch.setattr(check, "run", answering(number))
-        with pytest.raises(OSError, match=os.strerror(number)):
-            main(["check", "study.yaml"])
-
-
-def remedy(path: Path) -> str:
-    with pytest.raises(UserError) as caught:
-        read_record(Number, path, "the number", 1, f"delete {path} and make it again")
-    return str(caught.value)
-
-
-def test_nobody_is_told_to_delete_what_is_not_there(tmp_path: Path) -> None:
-    path = tmp_path / "this and that.json"
-    assert remedy(path).endswith("does not exist; make it again")
-    for damaged in ("{", '{"schema": 2}', '{"schema": 1, "value": "x"}'):
-        path.write_text(damaged)
-        assert remedy(path).endswith(f"; delete {path} and make it again")
+        if number in cli.BUGS:
+            with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+                main(["check", "study.yaml"])
+        else:
+            assert main(["check", "study.yaml"]) == cli.EXIT_STORAGE
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.startswith(f"error: {os.strerror(number)}")
