@@ -25,7 +25,6 @@ from tiny import configuration, write_corpus
 
 from mhclite.config import RunConfig
 from mhclite.data.batches import batch_starts, evaluation_starts
-from mhclite.data.tokens import TokenSplit
 from mhclite.errors import Interrupted, UserError
 from mhclite.files import read_json, read_jsonl, sha256_of
 from mhclite.measure.evaluate import evaluate
@@ -45,29 +44,6 @@ STEPS = 150  # some seconds: time enough to interrupt them
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-def test_the_windows_of_a_step_are_asked_for_a_step_ahead(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[list[int]] = []
-    read: list[list[int]] = []
-    windows, prefetch = TokenSplit.windows, TokenSplit.prefetch
-
-    def reading(split: TokenSplit, starts: Any, length: int) -> Any:
-        if len(split) == 2000:  # train
-            read.append(starts.tolist())
-        return windows(split, starts, length)
-
-    def asking(split: TokenSplit, starts: Any, length: int) -> None:
-        asked.append(starts.tolist())
-        prefetch(split, starts, length)
-
-    monkeypatch.setattr(TokenSplit, "windows", reading)
-    monkeypatch.setattr(TokenSplit, "prefetch", asking)
-    train(configuration(steps=4, micro_batch_size=None), corpus, tmp_path / "run")
-    assert len(read) == 4
-    assert asked[:3] == read[1:]
 
 
 def arguments(config: RunConfig, corpus: Path, folder: Path) -> list[str]:
@@ -226,31 +202,6 @@ def test_the_next_call_raises_what_went_wrong(tmp_path: Path) -> None:
         pass
     with pytest.raises(ValueError, match="of training"), failing():
         raise ValueError("of training")
-
-
-def test_steps_go_on_while_a_checkpoint_is_written(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Up to the next checkpoint, and to the end of the run; the run has the same bits."""
-    config = configuration(steps=11, checkpoint_interval=4)
-    train(config, corpus, tmp_path / "plain")
-    slow = Slow(monkeypatch)
-    folder = tmp_path / "run"
-    done: list[tuple[int, int]] = []  # lines of metrics.jsonl, checkpoints finished
-
-    def wait(saver: Saver, wait: Any = Saver.wait) -> None:
-        if saver._under_way is not None:
-            lines = len(read_jsonl(folder / "metrics.jsonl"))
-            done.append((lines - 1, len(slow.finished)))
-            slow.go_on.release()
-        wait(saver)
-
-    monkeypatch.setattr(Saver, "wait", wait)
-    train(config, corpus, folder)
-    assert done == [(8, 0), (11, 1)]
-    assert slow.finished == [4, 8]
-    for name in ("metrics.jsonl", "weights.pt"):
-        assert (folder / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
 
 
 # --- whole runs -------------------------------------------------------------------------------

@@ -104,27 +104,53 @@ def test_every_state(
     ]
 
 
-def test_all_finished(
+def test_nothing_yet_and_all_finished(
     study: Path, place: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert said(study, capsys) == ["study watched: 6 runs: 6 waiting"]
     for run in load_study(study).runs():
         place(run, 100, status="completed")
-    assert said(study, capsys)[0] == "study watched: 6 runs: 6 finished"
-    assert said(study, capsys)[1].startswith("all runs are finished; no report yet:")
+    lines = said(study, capsys)
+    assert lines[0] == "study watched: 6 runs: 6 finished"
+    assert lines[1].startswith("all runs are finished; no report yet:")
 
 
-def test_nothing_yet(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert said(study, capsys) == ["study watched: 6 runs: 6 waiting"]
-
-
-def test_a_run_of_other_settings_is_outdated(
+def test_a_run_of_other_settings_code_or_text_is_outdated(
     study: Path, place: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     place("sotu-d2-hc-s0", 100, status="completed", weight_decay=0.7)
-    place("sotu-d2-hc-s1", 100, status="completed", checkpoint_interval=7)  # decides nothing
+    other = place(
+        "sotu-d2-hc-s1", 100, status="completed", checkpoint_interval=7
+    )  # decides nothing
     lines = said(study, capsys)
     assert "1 finished, 1 outdated, 4 waiting" in lines[0]
     assert lines[1].split() == ["outdated", "sotu-d2-hc-s0", "of", "other", "settings"]
+    config, record = load_study(study).runs()["sotu-d2-hc-s1"], RunFolder(other).record()
+    for corpus, code, expected in (
+        (record.corpus.digest, record.code, ""),
+        (None, record.code, ""),
+        (None, "another", "of other code"),
+        ("another", record.code, "of another corpus"),
+    ):
+        assert status.outdated(config, corpus, replace(record, code=code)) == expected
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "mixing.jsonl", "."])
+def test_what_a_finished_run_lost(
+    name: str, study: Path, place: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run whose whole folder is gone has not failed."""
+    log = "12:00:00 step 100 of 100: loss 4.8034\n"
+    folder = place("sotu-d2-hc-s0", 100, status="completed", log=log)
+    if name == ".":
+        shutil.rmtree(folder)
+    else:
+        (folder / name).unlink()
+    lines = said(study, capsys)
+    assert "1 damaged" in lines[0]
+    if name != ".":
+        assert lines[1].split() == ["damaged", "sotu-d2-hc-s0", name, "is", "gone"]
+        assert str(folder / name) in lines[-1]  # what the start of the DAG says
 
 
 def test_a_held_lock_is_a_run_under_way(
@@ -141,7 +167,6 @@ def test_a_held_lock_is_a_run_under_way(
 @pytest.mark.parametrize(
     ("log", "state"),
     [
-        ("12:00:00 step 30\ninterrupted: SIGINT, saved\n", "stopped"),
         ("12:00:00 step 30\ninterrupted: SIGINT, saved\nW1125 torchrun: sent SIGTERM\n", "stopped"),
         ("error: no room\n", "failed"),
         ("interrupted: SIGINT, saved\n12:00:09 step 3\n", "under way"),  # appended by the next try
@@ -171,54 +196,21 @@ def test_a_clock_that_went_backwards_and_half_a_line(
     assert "step 30 of 100" in lines[1]
 
 
-@pytest.mark.parametrize("why", ["of other code", "of another corpus"])
-def test_other_code_or_text_is_outdated(why: str, study: Path, place: Callable[..., Path]) -> None:
-    folder = RunFolder(place("sotu-d2-hc-s0", 100, status="completed"))
-    config = load_study(study).runs()["sotu-d2-hc-s0"]
-    record = folder.record()
-    assert status.outdated(config, record.corpus.digest, record) == ""
-    assert status.outdated(config, None, record) == ""
-    if why == "of other code":
-        assert status.outdated(config, None, replace(record, code="another")) == why
-    else:
-        assert status.outdated(config, "another", record) == why
-
-
-@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "mixing.jsonl"])
-def test_a_file_that_a_finished_run_lost(
-    name: str, study: Path, place: Callable[..., Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = place("sotu-d2-hc-s0", 100, status="completed")
-    (folder / name).unlink()
-    lines = said(study, capsys)
-    assert "1 damaged" in lines[0]
-    assert lines[1].split() == ["damaged", "sotu-d2-hc-s0", name, "is", "gone"]
-    assert str(folder / name) in lines[-1]  # what the start of the DAG says
-
-
-def test_a_run_whose_folder_is_gone_has_not_failed(
-    study: Path, place: Callable[..., Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    log = "12:00:00 step 100 of 100: loss 4.8034\n"
-    shutil.rmtree(place("sotu-d2-hc-s0", 100, status="completed", log=log))
-    assert "1 damaged" in said(study, capsys)[0]
-
-
 def test_durations() -> None:
     times = (30, 119, 121, 7199, 7201, 200_000)
     shown = ["30 s", "119 s", "2.0 min", "120.0 min", "2.0 h", "2.3 d"]
     assert [status.duration(seconds) for seconds in times] == shown
 
 
-def test_needs_no_torch(study: Path) -> None:
-    """A login node has none, and `status` is asked often."""
+@pytest.mark.parametrize("command", ["status", "keys"])
+def test_needs_no_torch(command: str, study: Path) -> None:
+    """A login node has none, and these are asked often."""
     script = (
-        "import sys\nfrom mhclite.cli import main\nmain(['status', sys.argv[1]])\n"
+        "import sys\nfrom mhclite.cli import main\nmain(sys.argv[1:])\n"
         "print(*{name.split('.')[0] for name in sys.modules})"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(study)], capture_output=True, text=True, check=True
-    )
+    arguments = [sys.executable, "-c", script, command, str(study)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.splitlines()[-1].split())
     assert "mhclite" in loaded
-    assert not loaded & {"torch", "numpy", "pandas", "mlflow", "snakemake"}
+    assert not loaded & {"torch", "pandas", "mlflow", "snakemake"}
