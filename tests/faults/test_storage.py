@@ -148,7 +148,7 @@ def test_disk_full_while_a_corpus_is_prepared(
 ) -> None:
     settings = {
         "name": "sotu",
-        "corpus": {"source": "embedded", "max_documents": 60, "validation_fraction": 0.1},
+        "corpus": {"source": "embedded", "max_documents": 30, "validation_fraction": 0.1},
         "tokenizer": {"kind": "bpe", "vocab_size": 384},
     }
     lock = str(tmp_path / "lock.json")

@@ -83,6 +83,7 @@ def gpt2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     return names
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 def test_the_pages_gpt2_as_it_stands(gpt2: dict[str, Any]) -> None:
