@@ -15,6 +15,7 @@ from tiny import run_record, run_summary
 from mhclite.cli import main
 from mhclite.errors import UserError
 from mhclite.files import write_json
+from mhclite.planning import describe as step
 from mhclite.planning.describe import (
     as_text,
     describe,
@@ -62,8 +63,12 @@ def study() -> Study:
 
 
 def test_hours_come_from_the_measured_throughput(
-    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    study: Study,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(step, "counts", lambda *_: (1000, 1e6))  # which takes seconds
     speeds = {v: 1000.0 * (at + 1) for at, v in enumerate(study.variants)}
     for model in study.models:
         write_json(
@@ -108,6 +113,7 @@ def test_hours_come_from_a_benchmark_file(study: Study, tmp_path: Path) -> None:
         speeds(study, "d2", tmp_path, tmp_path / "other.json")
 
 
+@pytest.mark.slow
 def test_nothing_is_said_that_was_not_measured(study: Study, tmp_path: Path) -> None:
     found = describe(study, tmp_path)
     assert found["totals"]["device_hours"] is None
