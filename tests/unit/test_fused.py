@@ -30,6 +30,7 @@ from mhclite.connections import connection_class
 from mhclite.connections.base import Connection
 from mhclite.connections.fast import availability, fused
 from mhclite.connections.fast.availability import Choice
+from mhclite.errors import UserError
 from mhclite.files import read_json
 from mhclite.model import GPT
 from mhclite.training.loop import train
@@ -92,6 +93,11 @@ def test_authors_connections(path: Path) -> None:
     _, errors = check_file(path, "fused")
     assert {"output.out", "output.H_res", "grad.y"} <= errors.keys()
     assert max(errors.values()) <= FUSED_TOLERANCE["connection"]
+
+
+def test_a_variant_without_kernels_is_one_line() -> None:
+    with pytest.raises(UserError, match="gated has no fused implementation"):
+        check_file(GOLDEN / "connection_gated_n4.npz", "fused")
 
 
 @pytest.mark.parametrize("functions", SINKHORN.values(), ids=list(SINKHORN))

@@ -212,19 +212,3 @@ def test_no_module_but_the_registry_lists_variants() -> None:
     )
     gone = NAMED_TOGETHER.keys() - seen.keys()
     assert not gone, f"no longer there, remove from NAMED_TOGETHER: {sorted(gone)}"
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        'A = ["hc", "mhc"]',
-        'def f(v):\n    return v in ("hc", "mhc")',
-        'def f(v):\n    return v == "hc" or v == "mhc"',
-        'A = {"x": [("hc", 1), ("mhc", 2)]}',
-        'class A:\n    B = frozenset({"hc", "mhc"})',
-    ],
-)
-def test_a_list_of_variants_is_seen(source: str) -> None:
-    ((place, _, found),) = named_together(ast.parse(source))
-    assert place in ("A", "f")
-    assert found == ["hc", "mhc"]

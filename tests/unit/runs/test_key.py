@@ -413,3 +413,4 @@ def test_the_commit_is_that_of_what_tracks_the_package(
     assert provenance.git_state() == provenance.GitState(None, None)
     (unpacked / provenance.PACKED).write_text(json.dumps({"commit": "0" * 40, "dirty": False}))
     assert provenance.git_state() == provenance.GitState("0" * 40, False)
+    assert {"python", "torch", "numpy"} <= provenance.provenance().versions.keys()
