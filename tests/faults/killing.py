@@ -39,7 +39,7 @@ from mhclite.training.trainer import Trainer
 
 OPERATIONS = ("open", "os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir")
 RESULTS = ("metrics.jsonl", "mixing.jsonl", "weights.pt")
-TIMES = 8
+TIMES = 4
 MOVES = 6  # operations at the start of a run that finds another one under way in its folder
 
 WAITING = threading.Event()
@@ -185,6 +185,12 @@ class Kills:
             ended = self.train(folder, arm, seconds)
         self.tell(name, folder, ended)
 
+    def say(
+        self, name: str, folder: Path, ended: bool, lost: int, steps: bool = True, left: Any = ()
+    ) -> None:
+        point = {"point": name, "ended": ended, "lost": lost, "steps": steps, "left": list(left)}
+        print(json.dumps(point | {"same": digests(folder) == self.expected}), flush=True)
+
     def tell(self, name: str, folder: Path, ended: bool) -> None:
         saved = [int(p.stem[5:]) for p in folder.glob("checkpoints/step_*.json")]
         metrics = folder / "metrics.jsonl"
@@ -193,21 +199,9 @@ class Kills:
         finished = (folder / "summary.json").exists() or (folder / "result.json").exists()
         assert self.train(folder)
         steps = [line["step"] for line in read_jsonl(folder / "timing.jsonl")]
-        print(
-            json.dumps(
-                {
-                    "point": name,
-                    "ended": ended,
-                    "lost": 0 if finished else max(0, done - before),
-                    "same": digests(folder) == self.expected,
-                    "steps": steps == list(range(1, len(steps) + 1)),
-                    "left": sorted(
-                        p.name for p in folder.iterdir() if p.name in ("checkpoints", "superseded")
-                    ),
-                }
-            ),
-            flush=True,
-        )
+        left = sorted(p.name for p in folder.iterdir() if p.name in ("checkpoints", "superseded"))
+        lost = 0 if finished else max(0, done - before)
+        self.say(name, folder, ended, lost, steps == list(range(1, len(steps) + 1)), left)
 
     def operations(self, folder: Path, config: RunConfig) -> int:
         """How many operations on files an undisturbed run makes."""
@@ -261,19 +255,7 @@ class Kills:
             self.train(folder, at_start, config=self.other)
             back.unlink(missing_ok=True)
             in_child(lambda: loop.train(self.config, self.corpus, folder, note))
-            print(
-                json.dumps(
-                    {
-                        "point": f"switch {k}",
-                        "ended": False,
-                        "lost": saved - int(back.read_text()),
-                        "same": digests(folder) == self.expected,
-                        "steps": True,
-                        "left": [],
-                    }
-                ),
-                flush=True,
-            )
+            self.say(f"switch {k}", folder, False, saved - int(back.read_text()))
 
     def many(self, whole_time: float) -> None:
         """One run killed again and again until it is through."""
