@@ -173,8 +173,8 @@ def test_it_and_one_of_another_kind_conform(checkout: Checkout) -> None:
     put(package / "study/sections.py", "    decay_logits: Literal", option)
     # What the page has one say in tests: how renamed streams change the weights of this one.
     said = passed(checkout, "-k", "softmax_hc or (paired and not permuting)")
-    assert len(re.findall(r"\[.*softmax_hc.*\] PASSED", said)) > 20
-    assert len(re.findall(r"\[.*paired.*\] PASSED", said)) > 15
+    assert len(re.findall(r"\[.*softmax_hc.*\] PASSED", said)) > 15
+    assert len(re.findall(r"\[.*paired.*\] PASSED", said)) > 10
     script = "from benchmarks.session import PAPER; print(*PAPER.variants)"
     planned = python(checkout, "-c", script).split()
     assert "softmax_hc" in planned

@@ -9,6 +9,8 @@ import json
 import re
 import shutil
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -52,19 +54,11 @@ def test_every_variant_is_there_and_all_views_say_the_same_numbers(finished: Che
         on_windows = row.validation_loss_windows
         assert metrics[-1]["validation_loss"] == summary["validation_loss"] == on_windows
         assert in_mlflow[row.run] == [row.validation_loss]  # of the whole split, from the probe
+        assert row.validation_loss < metrics[0]["validation_loss"] - 0.5, "it learns nothing"
     means = runs[runs["condition"] == "base"].groupby("variant")["validation_loss"].mean()
     for variant, mean in means.items():
         assert f"{mean:.4f}" in page, f"the report lacks the mean loss of {variant}"
     assert len(in_mlflow) == len(runs) + 1, "one MLflow run a training run, and the study's"
-
-
-def test_models_learn(finished: Checkout) -> None:
-    runs = pd.read_csv(finished.folder / OUT / "runs.csv")
-    first = [
-        read_jsonl(finished.folder / OUT / "runs" / run / "metrics.jsonl")[0]["validation_loss"]
-        for run in runs["run"]
-    ]
-    assert (runs["validation_loss"] < pd.Series(first) - 0.5).all()
 
 
 def test_snakemake_report_holds_every_figure_and_table(finished: Checkout) -> None:
@@ -78,37 +72,30 @@ def test_snakemake_report_holds_every_figure_and_table(finished: Checkout) -> No
         assert json.dumps(caption.read_text())[1:-1] in page, caption.name
 
 
-def test_editing_one_variant_reruns_that_variant(finished: Checkout) -> None:
-    module = finished.folder / "src/mhclite/connections/hc.py"
-    before = module.read_text()
+@contextmanager
+def edited(checkout: Checkout, lines: dict[str, str]) -> Iterator[None]:
+    """With a line more in each of these modules."""
+    modules = {checkout.folder / "src/mhclite" / name: line for name, line in lines.items()}
+    before = {module: module.read_text() for module in modules}
     try:
-        module.write_text(before + "\nUNUSED = 1\n")
-        planned = finished.planned()
-    finally:
-        module.write_text(before)
-    assert planned == {
-        "train": 2,
-        "probe": 1,
-        "throughput": 1,
-        "stability": 1,
-        **EVIDENCE,
-    }
-
-
-def test_editing_a_figure_or_a_comment_trains_nothing(finished: Checkout) -> None:
-    edits = {
-        finished.folder / "src/mhclite/evidence/topics/losses.py": "UNUSED = 1",
-        finished.folder / "src/mhclite/connections/mhc_lite.py": "# a remark, and a newer file",
-    }
-    before = {module: module.read_text() for module in edits}
-    try:
-        for module, line in edits.items():
+        for module, line in modules.items():
             module.write_text(f"{before[module]}\n{line}\n")
-        planned = finished.planned()
+        yield
     finally:
         for module, text in before.items():
             module.write_text(text)
-    assert set(planned) == {"evidence", "track", "all"}
+
+
+def test_an_edit_reruns_what_it_decides(finished: Checkout) -> None:
+    with edited(finished, {"connections/hc.py": "UNUSED = 1"}):
+        variant = {"train": 2, "probe": 1, "throughput": 1, "stability": 1, **EVIDENCE}
+        assert finished.planned() == variant
+    nothing = {
+        "evidence/topics/losses.py": "UNUSED = 1",
+        "connections/mhc_lite.py": "# a remark, and a newer file",
+    }
+    with edited(finished, nothing):
+        assert set(finished.planned()) == {"evidence", "track", "all"}
 
 
 def test_a_setting_reruns_exactly_what_depends_on_it(finished: Checkout) -> None:
@@ -125,79 +112,66 @@ def test_a_setting_reruns_exactly_what_depends_on_it(finished: Checkout) -> None
     assert "prepare" not in seed
 
 
-def test_outdated_runs_are_trained_again_without_snakemakes_records(finished: Checkout) -> None:
-    """As in another clone that the results were moved to, or after `--touch`."""
-    records = finished.folder / ".snakemake"
-    records.rename(finished.folder / "records")
-    try:
-        assert finished.planned() == {}
-        longer = finished.planned("--config", "training={steps: 41}")
-        assert longer["train"] == 2 * len(VARIANTS) + 2
-    finally:
-        shutil.rmtree(records, ignore_errors=True)
-        (finished.folder / "records").rename(records)
-
-
 RUN = "sotu-d2-mhc-s0"
 AFTER_TRAINING = {"probe", "stability", *EVIDENCE}
-MISSED = (  # together: what is lost, and the jobs that all of it takes
-    (
+# What is lost together, what is asked for, and the jobs that all of it takes. Of the kinds of
+# files, one for each rule; tests/unit/planning/test_keys.py has the others.
+LOST: dict[str, tuple[tuple[str, ...], tuple[str, ...], set[str]]] = {
+    "measurements": (
         ("throughput/d2.json", f"probes/{RUN}.json", "captions/claims.txt"),
+        (),
         {"throughput", "probe", *EVIDENCE},
     ),
-    (
+    "runs": (
         ("resolved.json", "../corpora/*/validation-00000.bin", "runs/sotu-d2-hc-s1"),
+        (),
         {"resolve", "prepare", "train", *AFTER_TRAINING},
     ),
-)
+    "whatever is asked for": (
+        ("throughput/d2.json", "probes"),
+        (f"{OUT}/report.html",),
+        {"throughput", "probe", "collect", "evidence"},
+    ),
+    "what no result is made from": (
+        (*(f"runs/{RUN}/{name}" for name in ("weights.pt", "timing.jsonl", "result.json")), "logs"),
+        (),
+        set(),
+    ),
+    "Snakemake's records, as in another clone": (("../../.snakemake",), (), set()),
+}
 
 
-@pytest.mark.parametrize(("patterns", "jobs"), MISSED)
-def test_what_is_lost_of_a_finished_study_is_missed(
-    patterns: tuple[str, ...], jobs: set[str], finished: Checkout, tmp_path: Path
-) -> None:
-    """Of the kinds of files, one for each rule; tests/unit/planning/test_keys.py has the others."""
-    out = finished.folder / OUT
-    paths = [path.resolve() for pattern in patterns for path in out.glob(pattern)]
+@contextmanager
+def lost(checkout: Checkout, patterns: tuple[str, ...], kept: Path) -> Iterator[list[Path]]:
+    """Without these of its study's files."""
+    found = [path for pattern in patterns for path in (checkout.folder / OUT).glob(pattern)]
+    paths = [path.resolve() for path in found]
     assert len(paths) == len(patterns)
     for i, path in enumerate(paths):
-        path.rename(tmp_path / str(i))
+        path.rename(kept / str(i))
     try:
-        code, output = finished.snakemake("--dry-run")
+        yield paths
     finally:
         for i, path in enumerate(paths):
-            (tmp_path / str(i)).rename(path)
+            shutil.rmtree(path, ignore_errors=True)
+            (kept / str(i)).rename(path)
+
+
+@pytest.mark.parametrize("what", LOST)
+def test_what_is_lost_of_a_finished_study_is_missed(
+    what: str, finished: Checkout, tmp_path: Path
+) -> None:
+    patterns, target, jobs = LOST[what]
+    with lost(finished, patterns, tmp_path) as paths:
+        code, output = finished.snakemake("--dry-run", *target)
+        if what.startswith("Snakemake"):
+            longer = finished.planned("--config", "training={steps: 41}")
+            assert longer["train"] == 2 * len(VARIANTS) + 2
     assert code == 0, output
-    planned = finished.jobs(output)
+    assert set(finished.jobs(output)) == jobs
     said = [line for line in output.splitlines() if line.startswith("missing, and made again")]
-    for path in paths:
+    for path in paths if jobs and not target else ():
         assert str(path.relative_to(finished.folder.resolve())) in "\n".join(said)
-    assert set(planned) == jobs
-
-
-def test_what_is_lost_is_missed_whatever_is_asked_for(finished: Checkout, tmp_path: Path) -> None:
-    paths = (finished.folder / OUT / "throughput/d2.json", finished.folder / OUT / "probes")
-    for path in paths:
-        path.rename(tmp_path / path.name)
-    try:
-        planned = finished.planned(f"{OUT}/report.html")
-    finally:
-        for path in paths:
-            (tmp_path / path.name).rename(path)
-    assert set(planned) == {"throughput", "probe", "collect", "evidence"}
-
-
-def test_what_no_result_is_made_from_is_not_missed(finished: Checkout, tmp_path: Path) -> None:
-    run = f"{OUT}/runs/{RUN}"
-    places = [f"{run}/weights.pt", f"{run}/timing.jsonl", f"{run}/result.json", f"{OUT}/logs"]
-    for i, place in enumerate(places):
-        (finished.folder / place).rename(tmp_path / str(i))
-    try:
-        assert finished.planned() == {}
-    finally:
-        shutil.rmtree(finished.folder / OUT / "logs", ignore_errors=True)
-        for i, place in enumerate(places):
-            (tmp_path / str(i)).rename(finished.folder / place)
 
 
 def test_what_is_lost_is_made_again(finished: Checkout, tmp_path: Path) -> None:
@@ -205,17 +179,15 @@ def test_what_is_lost_is_made_again(finished: Checkout, tmp_path: Path) -> None:
     runs = checkout.folder / OUT / "runs"
     before = sha256_of(runs / RUN / "metrics.jsonl")
     (runs / RUN / "mixing.jsonl").unlink()
-    shutil.rmtree(runs / "sotu-d2-identity-s1")
+    shutil.rmtree(runs / "sotu-d2-hc-s1")
     code, output = checkout.snakemake("--until", "train")
     assert code == 0, output
     assert (runs / RUN / "mixing.jsonl").is_file()
     assert sha256_of(runs / RUN / "metrics.jsonl") == before
-    assert (runs / "sotu-d2-identity-s1" / "summary.json").is_file()
+    assert (runs / "sotu-d2-hc-s1" / "summary.json").is_file()
     assert re.search(r"train\s+2", output)
     # And what is made from them, by the next command.
-    planned = checkout.planned()
-    assert "train" not in planned
-    assert set(planned) == AFTER_TRAINING
+    assert set(checkout.planned()) == AFTER_TRAINING
 
 
 def test_a_job_that_no_cluster_takes_costs_no_corpus(finished: Checkout, tmp_path: Path) -> None:
@@ -273,20 +245,16 @@ def test_a_step_that_fails_after_an_update_is_done_by_the_same_command(
 
     Last, since Snakemake forgets what the measurement was made of, which is put back.
     """
-    module = finished.folder / "src/mhclite/measure/throughput.py"
     measured = finished.folder / OUT / "throughput/d2.json"
     shutil.copy2(measured, tmp_path / "kept.json")
-    before = module.read_text()
     try:
-        module.write_text(before + "\nimport os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
-        code, output = finished.snakemake()
-        module.write_text(before)
-        lost = not measured.exists()
+        dies = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+        with edited(finished, {"measure/throughput.py": dies}):
+            code, output = finished.snakemake()
+        assert not measured.exists()
         planned = finished.planned()
     finally:
-        module.write_text(before)
         measured.parent.mkdir(exist_ok=True)  # Snakemake has deleted the folder with its last file
         shutil.copy2(tmp_path / "kept.json", measured)
     assert code != 0, output
-    assert lost
     assert set(planned) == {"throughput", "evidence", "track", "all"}
