@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -13,11 +14,13 @@ from mhclite.arguments import file_path
 from mhclite.data.manifest import expect_window, load_if_prepared
 from mhclite.data.reading import look_into
 from mhclite.errors import UserError
-from mhclite.study.reading import load_study
+from mhclite.study.reading import load_planned
 from mhclite.study.sections import RESULTS
 from mhclite.study.settings import Study
 from mhclite.study.text_files import matching
 from mhclite.training.compiled import no_compiler
+
+log = logging.getLogger(__name__)
 
 SECONDS = 3.0  # spent on local files; the rest of them `prepare` reads as a whole
 
@@ -108,7 +111,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print one line a study; the first bad one ends with its error."""
     for path in args.study:
-        study = load_study(path)
+        study, note = load_planned(path)
+        if note:
+            log.warning("%s: %s", path, note)
         check_files(study)
         check_nodes(study)
         check_windows(study)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Collection
@@ -30,7 +31,7 @@ from mhclite.files import read_json
 from mhclite.measure.steps import counts
 from mhclite.runs.folder import SUMMARY, RunFolder
 from mhclite.runs.status import duration
-from mhclite.study.reading import parse_study, read_yaml
+from mhclite.study.reading import load_planned
 from mhclite.study.sections import BASE
 from mhclite.study.settings import Study
 
@@ -38,6 +39,9 @@ SEEDS = (3, 5)  # whose detectable differences are said, beside those of the stu
 PUBLISHED = "published/depth/runs.csv"  # its spread is used until the study has one of its own
 POWER, CONFIDENCE = 0.8, 0.95
 SAME_FUNCTION = 0.001  # nats/token: two that agree so closely in every seed compute the same
+
+log = logging.getLogger(__name__)
+
 Losses = dict[tuple[str, str, str, int], float]  # by corpus, model, variant and seed
 
 
@@ -344,12 +348,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Describe one study; also one whose learning rates have not been found yet."""
-    content, note = read_yaml(args.study, "study file"), ""
-    rates = content.get("learning_rates") if isinstance(content, dict) else None
-    if isinstance(rates, str) and not Path(rates).is_file():
-        note = f"There is no file {rates} yet: the study starts when a sweep has made it.\n"
-        del content["learning_rates"]
-    found = describe(parse_study(content, str(args.study)), args.results, args.throughput)
-    if note and not args.json:
-        print(note)
+    study, note = load_planned(args.study)
+    found = describe(study, args.results, args.throughput)
+    if note:
+        log.warning("%s", note)
     print(json.dumps(found, indent=1) if args.json else as_text(found))

@@ -127,6 +127,22 @@ def load_study(path: str | Path) -> Study:
     return parse_study(read_yaml(path, "study file"), str(path))
 
 
+def load_planned(path: str | Path) -> tuple[Study, str]:
+    """A study file, also one whose learning rates have not been found yet, and a line that says so.
+
+    Without them every run has its model's rate: enough to count and to check the rest.
+    """
+    content = read_yaml(path, "study file")
+    rates = content.get("learning_rates") if isinstance(content, dict) else None
+    if not isinstance(rates, str) or os.path.isfile(rates):
+        return parse_study(content, str(path)), ""
+    del content["learning_rates"]
+    return parse_study(content, str(path)), (
+        f"learning_rates: there is no file {rates!r:.200} yet: the study starts when a sweep has "
+        "made it (docs/experiments.md)"
+    )
+
+
 def read_learning_rates(path: str, source: str) -> LearningRates:
     """A file of learning rates (YAML); `UserError` in one line if it is none.
 

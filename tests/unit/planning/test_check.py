@@ -35,6 +35,24 @@ def study_of(folder: Path, pattern: str) -> Path:
     return folder / "study.yaml"
 
 
+def test_a_study_whose_rates_are_not_found_yet_is_checked_without_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is wrong otherwise is found before a sweep of days; the study itself does not start."""
+    study: dict[str, Any] = yaml.safe_load(SMOKE.read_text())
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study | {"learning_rates": str(tmp_path / "rates.yaml")}))
+    for command in ("check", "describe"):
+        assert main([command, str(path)]) == 0
+        assert "rates.yaml" in caplog.text
+        caplog.clear()
+    assert "is valid" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"rates\.yaml"):
+        load_study(path)
+    path.write_text(yaml.safe_dump(study | {"learning_rates": "no.yaml", "seeds": ["x"]}))
+    assert main(["check", str(path)]) == 2
+
+
 @pytest.mark.parametrize("where", ["training", "condition"])
 def test_several_nodes_need_slurm(
     where: str,
