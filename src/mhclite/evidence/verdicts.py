@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, stats
+from scipy import stats
 
 from mhclite.evidence.statistics import Interval, t_interval
 
@@ -32,7 +32,6 @@ Verdict = Literal[
 ]
 
 DECIDED: tuple[Verdict, ...] = ("supported", "contradicted", "practically equal")
-POWER = 0.8  # of the detectable effect
 MOST_FLIPS = 16  # values up to which all 2^n sign flips are tried
 
 Array = npt.NDArray[np.float64]
@@ -204,29 +203,3 @@ def verdict(
     if p is None or p > level or comparison.side == 0:
         return "inconclusive"
     return "supported" if comparison.side < 0 else "contradicted"
-
-
-# --- power ----------------------------------------------------------------------------------
-
-
-def power(effect: float, n: int, confidence: float) -> float:
-    """Power of a two-sided t test at level 1 - confidence with n >= 2 paired differences.
-
-    Args:
-        effect: distance of their true mean from the margin in standard deviations, >= 0.
-    """
-    critical = stats.t.ppf((1 + confidence) / 2, df=n - 1)
-    # Far from 0 the other tail has no weight, and scipy's nct loses accuracy: t is normal then.
-    if n > 200:
-        return float(stats.norm.sf(critical - effect * math.sqrt(n)))
-    return float(stats.nct.sf(critical, df=n - 1, nc=effect * math.sqrt(n)))
-
-
-def detectable_effect(n: int, confidence: float) -> float | None:
-    """The smallest effect, in standard deviations, that n paired differences find with 80 % power.
-
-    None for n < 2: one difference says nothing about its spread.
-    """
-    if n < 2:
-        return None
-    return float(optimize.brentq(lambda effect: power(effect, n, confidence) - POWER, 1e-6, 1e4))

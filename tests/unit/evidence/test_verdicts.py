@@ -18,10 +18,8 @@ from mhclite.evidence.verdicts import (
     compare_equal,
     compare_preserved,
     compare_share,
-    detectable_effect,
     gatekeep,
     holm,
-    power,
     sign_flip,
     signed_ranks,
     verdict,
@@ -168,21 +166,6 @@ def test_holm_and_the_gate_by_hand() -> None:
     assert second == pytest.approx([0.04, 0.04])
     assert gatekeep([0.2, 0.3], [1e-9], 0.05)[1] == [1.0]
     assert gatekeep([], [0.01], 0.05)[1] == [0.01]
-
-
-def test_the_detectable_effect_has_the_power() -> None:
-    for n in (2, 5, 12):
-        for confidence in (0.95, 0.999):
-            effect = detectable_effect(n, confidence)
-            assert effect is not None
-            critical = stats.t.ppf((1 + confidence) / 2, df=n - 1)
-            by_scipy = stats.nct.sf(critical, df=n - 1, nc=effect * math.sqrt(n))
-            assert power(effect, n, confidence) == pytest.approx(by_scipy)
-            assert by_scipy == pytest.approx(0.8, abs=1e-6)
-    assert detectable_effect(1, CONFIDENCE) is None
-
-
-# --- properties -------------------------------------------------------------------------------
 
 
 @settings(deadline=None, database=None, max_examples=50)
