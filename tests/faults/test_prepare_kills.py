@@ -111,7 +111,7 @@ def test_kills_while_a_corpus_is_prepared(tmp_path: Path, tell: Callable[[str], 
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said.decode()
     assert content(killed) == content(whole)
-    assert within >= 2
+    assert within
     tell(
         f"preparation: {KILLS} kills of two processes, {within} of them amid its {parts} parts; "
         "the same bytes in the end, no finished part done again"

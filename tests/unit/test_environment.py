@@ -14,8 +14,11 @@ import tomllib
 from importlib.metadata import distributions
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
+
+from mhclite.runs.parquet import STUDY
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,8 +105,9 @@ def test_every_package_that_a_stranger_gets_is_pinned(platform: str, python: str
 
 def test_torch_is_the_version_that_results_were_made_with() -> None:
     """The pin and what published runs record."""
-    records = (ROOT / "results" / "published" / "laptop" / "runs").glob("*/run.json")
-    attempts = [attempt for path in records for attempt in json.loads(path.read_text())["attempts"]]
+    rows = pq.read_table(ROOT / "results/published/laptop" / STUDY, columns=["path", "text"])
+    records = [row["text"] for row in rows.to_pylist() if row["path"].endswith("/run.json")]
+    attempts = [attempt for text in records for attempt in json.loads(text)["attempts"]]
     versions = {attempt["provenance"]["versions"]["torch"] for attempt in attempts}
     assert {version.partition("+")[0] for version in versions} == {declared()["torch"]}
 

@@ -25,6 +25,7 @@ from mhclite.evidence.published import publish, rebuild
 from mhclite.evidence.results import Results
 from mhclite.files import write_json
 from mhclite.records import to_json
+from mhclite.runs.parquet import STUDY, pack, unpack
 
 pytestmark = pytest.mark.slow  # its fixture alone takes ten seconds
 
@@ -99,7 +100,11 @@ def test_another_process_writes_the_same_bytes(written: Written) -> None:
 @pytest.mark.exhaustive
 def test_rebuilt_is_what_was_published(written: Written, tmp_path: Path) -> None:
     publish(written.folder, tmp_path / "kept")
-    kept = sorted(p.name for p in (tmp_path / "kept/runs/sotu-d1-mhc-s0").iterdir())
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {
+        STUDY, "runs.csv", "claims.csv",
+    }  # fmt: skip
+    unpack(tmp_path / "kept" / STUDY, tmp_path / "files")
+    kept = sorted(p.name for p in (tmp_path / "files/runs/sotu-d1-mhc-s0").iterdir())
     assert kept == ["metrics.jsonl", "mixing.jsonl", "run.json", "summary.json"]
     rebuild(tmp_path / "kept", tmp_path / "again")
     for path, content in written.files.items():
@@ -114,7 +119,9 @@ def test_a_study_that_is_not_there(
 ) -> None:
     """As a name mistyped in `make figures STUDY=` or `make publish STUDY=`."""
     option = {"make": "--results", "rebuild": "--published"}[action]
-    nowhere = written.folder.parent / "nosuch"
+    there = written.folder.parent / "published"
+    publish(written.folder, there / "synthetic")
+    nowhere = {"make": written.folder.parent, "rebuild": there}[action] / "nosuch"
     command = ["publish", action, option, str(nowhere), "--out", str(tmp_path / "out")]
     assert cli.main(command) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -124,21 +131,25 @@ def test_a_study_that_is_not_there(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("damage", ["changed", "gone"])
+@pytest.mark.parametrize("damage", ["changed", "cut"])
 def test_what_was_published_and_is_damaged_is_not_trained_again(
     damage: str, written: Written, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     publish(written.folder, tmp_path / "kept")
-    metrics = tmp_path / "kept/runs/sotu-d1-mhc-s0/metrics.jsonl"
-    metrics.write_bytes(metrics.read_bytes().replace(b"\n", b"\r\n"))  # a checkout's line ends
-    if damage == "gone":
-        metrics.unlink()
+    packed = tmp_path / "kept" / STUDY
+    if damage == "cut":
+        packed.write_bytes(packed.read_bytes()[:-100])
+    else:
+        unpack(packed, tmp_path / "files")
+        (tmp_path / "files/runs/sotu-d1-mhc-s0/metrics.jsonl").write_text('{"step": 0}\n')
+        files = [path for path in (tmp_path / "files").rglob("*") if path.is_file()]
+        pack({str(path.relative_to(tmp_path / "files")): path for path in files}, packed)
     out = str(tmp_path / "again")
     assert (
         cli.main(["publish", "rebuild", "--published", str(tmp_path / "kept"), "--out", out]) == 2
     )
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "metrics.jsonl" in line
+    assert ("metrics.jsonl" if damage == "changed" else STUDY) in line
     assert "version control" in line
     assert "delete" not in line
     assert "snakemake" not in line
