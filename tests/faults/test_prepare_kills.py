@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from mhclite.data.corpora import EMBEDDED
 from mhclite.data.reading import examine, read
 
-KILLS = 10
+KILLS = 8
 PART_BYTES = 150_000
 SCRIPT = Path(__file__).with_name("preparing.py")
 

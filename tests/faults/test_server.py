@@ -158,7 +158,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]
 # --- live metrics -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["server", "postgres"])
+@pytest.mark.parametrize("kind", ["server", pytest.param("postgres", marks=pytest.mark.exhaustive)])
 def test_many_writers_at_once(
     kind: str,
     request: pytest.FixtureRequest,

@@ -190,6 +190,7 @@ def test_what_is_lost_is_made_again(finished: Checkout, tmp_path: Path) -> None:
     assert set(checkout.planned()) == AFTER_TRAINING
 
 
+@pytest.mark.exhaustive
 def test_a_job_that_no_cluster_takes_costs_no_corpus(finished: Checkout, tmp_path: Path) -> None:
     """Snakemake deletes the declared output of a job that failed: one that never began, here."""
     checkout = finished.copy(tmp_path / "copy")

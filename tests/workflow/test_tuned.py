@@ -70,11 +70,14 @@ def test_a_sweep_goes_on_after_kills_and_a_study_takes_its_rates(tmp_path: Path)
     (tmp_path / sweep_file).write_text(yaml.safe_dump(content))
     arms = tmp_path / "results/tiny_rates/sweep"
 
-    # Job and Snakemake die at once.
+    # Jobs and Snakemake die at once.
     process = checkout.start(study=sweep_file)
     trains = wait_for_checkpoint(checkout, process, 2)
     process.kill()
     os.kill(trains, signal.SIGKILL)
+    for lock in arms.glob("*/*/lock"):  # of the other arm, which would be trained to its end
+        if RunFolder(lock.parent).is_locked() and (number := lock.read_text().strip()):
+            os.kill(int(number), signal.SIGKILL)
     process.communicate(timeout=300)
     before = {
         path: path.with_name("metrics.jsonl").stat().st_mtime_ns

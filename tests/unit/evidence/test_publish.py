@@ -68,7 +68,7 @@ def test_a_mark_that_is_not_closed_loses_no_text(rest: str) -> None:
         with_texts(f"<!-- table:s/t -->\nold\n{rest}", texts)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_published_probes_are_possible(tmp_path: Path) -> None:
     """What wrong code measured is not in them: entropies over channels, and knock-outs of another
     model than the one that was evaluated."""
