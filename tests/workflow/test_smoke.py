@@ -174,6 +174,7 @@ def test_what_is_lost_of_a_finished_study_is_missed(
         assert str(path.relative_to(finished.folder.resolve())) in "\n".join(said)
 
 
+@pytest.mark.exhaustive
 def test_what_is_lost_is_made_again(finished: Checkout, tmp_path: Path) -> None:
     checkout = finished.copy(tmp_path / "copy")
     runs = checkout.folder / OUT / "runs"

@@ -101,6 +101,8 @@ def test_a_sweep_goes_on_after_kills_and_a_study_takes_its_rates(tmp_path: Path)
         assert one.bracketed
         assert [trial.rate for trial in one.trials[:3]] == [0.01, 0.0005, 0.2]
         assert {trial.seed for trial in one.trials[3:]} == {1}
+        if arm == ARMS[0]:  # one arm is enough, of the variant that has more to restore
+            continue
         config = study.arms()[arm][0]
         settings = build(SweepSettings, {**study.sweep.model_dump(), "seeds": [0]})  # type: ignore[union-attr]
         undisturbed = measure(config, corpus, settings, tmp_path / "undisturbed" / f"{arm}.json")
