@@ -39,8 +39,8 @@ from mhclite.training.trainer import Trainer
 
 OPERATIONS = ("open", "os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir")
 RESULTS = ("metrics.jsonl", "mixing.jsonl", "weights.pt")
-TIMES = 4
-MOVES = 6  # operations at the start of a run that finds another one under way in its folder
+TIMES = 20
+MOVES = 14  # operations at the start of a run that finds another one under way in its folder
 
 WAITING = threading.Event()
 

@@ -42,9 +42,9 @@ def test_a_kill_anywhere_costs_only_the_steps_since_the_last_finished_checkpoint
     once = [point for point in points if point["point"].split()[0] != "again"]
     assert not [point["point"] for point in once if point["ended"]]
     killed = sum(not point["ended"] for point in points)
-    assert killed >= 60
+    assert killed >= 80
     assert kinds["operation"] >= 40  # every file operation of a whole run
-    assert kinds["time"] == 4
+    assert kinds["time"] == 20
     assert {"half", "evaluation", "switch", "again"} <= kinds.keys()
     # Steps done, and of the last checkpoint that is finished, when training waits for another one:
     # 6 and none, 9 and 3, 11 (the end) and 6. Then, before the oldest is removed, 11 and 9.

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from mhclite.data.corpora import EMBEDDED
 from mhclite.data.reading import examine, read
 
-KILLS = 8
+KILLS = 20
 PART_BYTES = 150_000
 SCRIPT = Path(__file__).with_name("preparing.py")
 
@@ -111,7 +111,7 @@ def test_kills_while_a_corpus_is_prepared(tmp_path: Path, tell: Callable[[str], 
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said.decode()
     assert content(killed) == content(whole)
-    assert within
+    assert within >= 3
     tell(
         f"preparation: {KILLS} kills of two processes, {within} of them amid its {parts} parts; "
         "the same bytes in the end, no finished part done again"

@@ -136,7 +136,7 @@ STUDIES = {name: (ROOT / "config" / f"{name}.yaml").read_text() for name in ("sm
 CLAIMS = yaml.safe_load((ROOT / "config" / "claims.yaml").read_text())
 
 
-@fuzz(1500)
+@fuzz(3500)
 @given(st.sampled_from(sorted(STUDIES)).flatmap(lambda name: mutated(study_of(name))))
 def test_studies(document: Any) -> None:
     with one_line_at_most("study"):
@@ -159,7 +159,7 @@ def test_study_files(content: bytes, tmp_path_factory: pytest.TempPathFactory) -
         load_study(path)
 
 
-@fuzz(1000)
+@fuzz(3000)
 @given(st.lists(st.sampled_from(CLAIMS), min_size=1, max_size=3).flatmap(mutated))
 def test_claims(document: Any) -> None:
     with one_line_at_most("claims"):
@@ -302,6 +302,6 @@ def test_enough_cases_were_tried(tell: Callable[[str], None]) -> None:
     """Stands last: hypothesis must not have given up early."""
     if len(CASES) < 7:
         pytest.skip("only some of the tests of this file were run")
-    assert CASES.total() >= 5_000, CASES
+    assert CASES.total() >= 10_000, CASES
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(CASES.items()))
     tell(f"fuzzing: {CASES.total():,} cases, each accepted or refused with one line ({kinds})")

@@ -16,6 +16,7 @@ from tiny import VARIANTS as ALL
 from tiny import n_of, perturbed
 from torch import Tensor, nn
 
+from mhclite.connections import public
 from mhclite.connections.public import Connection, SubLayer, connect, make, parameter_groups
 
 PAGE = Path(__file__).parents[2] / "docs" / "use-elsewhere.md"
@@ -35,6 +36,22 @@ def page(variant: str) -> tuple[nn.Module, nn.Module]:
     first, second = loop["Stack"](variant), joined["Stack"](variant)
     second.load_state_dict(first.state_dict())
     return first, second
+
+
+def test_public_names() -> None:
+    """As the page promises them: a name that goes breaks other people's models."""
+    assert public.__all__ == [
+        "VARIANTS",
+        "Coefficients",
+        "Connection",
+        "ParameterGroups",
+        "SubLayer",
+        "connect",
+        "make",
+        "parameter_groups",
+    ]
+    assert SubLayer._fields == ("connection", "gain", "body")
+    assert public.ParameterGroups._fields == ("decayed", "undecayed", "others")
 
 
 def test_nothing_else_of_this_project_is_loaded() -> None:
@@ -62,13 +79,13 @@ def test_the_pages_listings_agree_and_learn(variant: str) -> None:
 
     optimizer = torch.optim.AdamW(second.parameters(), lr=1e-2)
     losses = []
-    for _ in range(15):
+    for _ in range(30):
         optimizer.zero_grad()
         loss = (second(h) - target).square().mean()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.85 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]
 
 
 @pytest.fixture

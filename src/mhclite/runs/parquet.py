@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mhclite.errors import UserError
+from mhclite.files import atomic_write
 
 SERIES = "metrics.jsonl"
 STUDY = "study.parquet"
@@ -83,7 +84,7 @@ def pack(files: Mapping[str, Path], out: Path) -> None:
         text = source.read_bytes().decode()
         columns = _columns(text) if parts[-1] == SERIES else {}
         own = _kinds(columns)
-        plain = object not in own.values() and own.items() <= {**own, **kinds}.items()
+        plain = all(kind is kinds.get(name, kind) is not object for name, kind in own.items())
         if columns and plain and _text(columns) == text:
             row |= columns
             kinds |= own
@@ -96,31 +97,41 @@ def pack(files: Mapping[str, Path], out: Path) -> None:
         types[name] = pa.list_(_type(kind, (row.get(name) for row in rows)))
     table = {name: pa.array([row.get(name) for row in rows], of) for name, of in types.items()}
     encodings = {int: "DELTA_BINARY_PACKED", float: "BYTE_STREAM_SPLIT"}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(
-        pa.table(table),
-        out,
-        compression="zstd",
-        compression_level=19,
-        use_dictionary=["run", "keys.list.element"],
-        column_encoding={f"{name}.list.element": encodings[kind] for name, kind in kinds.items()},
-        data_page_size=1 << 26,  # one page a column: zstd sees what runs share
-        write_statistics=False,
-    )
+    with atomic_write(out, "wb") as file:
+        pq.write_table(
+            pa.table(table),
+            file,
+            compression="zstd",
+            compression_level=19,
+            use_dictionary=["run", "keys.list.element"],
+            column_encoding={
+                f"{name}.list.element": encodings[kind] for name, kind in kinds.items()
+            },
+            data_page_size=1 << 26,  # one page a column: zstd sees what runs share
+            write_statistics=False,
+        )
 
 
 def unpack(packed: Path, folder: Path) -> None:
     """Write the files of a Parquet file that `pack` made into a folder.
 
     Raises:
-        UserError: it is no such file.
+        UserError: it is no such file, or names a place outside of the folder.
     """
     try:
-        rows = pq.read_table(packed).to_pylist()
+        table = pq.read_table(packed)
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{packed} is not a published study: {reason}") from None
-    for row in rows:
+    if missing := {"path", "text", "keys", "line"} - {*table.column_names}:
+        names = ", ".join(sorted(missing))
+        raise UserError(f"{packed} is not a published study: it has no column {names}")
+    for name in table["path"].to_pylist():  # it may come from somebody else
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(
+                f"{packed}: {name!r:.200} leads out of the folder: do not use this file"
+            )
+    for row in table.to_pylist():
         path = folder / row["path"]
         path.parent.mkdir(parents=True, exist_ok=True)
         text = row["text"] if row["text"] is not None else _text(row)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -54,8 +55,20 @@ def test_a_run_is_a_row_of_series(tmp_path: Path) -> None:
     assert str(table.schema.field("series.validation_loss").type) == "list<element: double>"
 
 
-def test_another_file_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / STUDY).write_bytes(b"PAR1 and nothing more")
-    with pytest.raises(UserError, match="is not a published study") as caught:
-        unpack(tmp_path / STUDY, tmp_path / "back")
+@pytest.mark.parametrize("kind", ["cut", "of something else", "outside", "absolute"])
+def test_another_file_is_one_line_and_writes_nothing(kind: str, tmp_path: Path) -> None:
+    packed = tmp_path / "packed" / STUDY
+    packed.parent.mkdir()
+    if kind == "cut":
+        packed.write_bytes(b"PAR1 and nothing more")
+    elif kind == "of something else":
+        pq.write_table(pa.table({"text": ["a"]}), packed)
+    else:
+        (tmp_path / "a").write_text("a")
+        name = "runs/../../b" if kind == "outside" else str(tmp_path / "b")
+        pack({"resolved.json": tmp_path / "a", name: tmp_path / "a"}, packed)
+    with pytest.raises(UserError) as caught:
+        unpack(packed, tmp_path / "back")
+    assert str(packed) in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} <= {"packed", "a"}
