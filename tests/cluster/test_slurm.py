@@ -70,6 +70,12 @@ def write_study(checkout: Checkout, name: str, **changes: object) -> str:
     return f"{name}.yaml"
 
 
+def end_what_slurm_left() -> None:
+    """This SLURM knows a job's processes by their parents alone, without cgroups: of a job that it
+    ended (limit, requeue, scancel) the inner Snakemake may stay, and nobody kills it."""
+    stop_leftovers()
+
+
 @pytest.fixture(scope="module")
 def finished(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkout, float]:
     """A checkout in which SLURM has run a whole study, and the seconds that it took."""
@@ -217,6 +223,7 @@ def test_preemption_cancellation_lost_node_time_limit(
         assert steps == list(range(1, STEPS + 1))
         lines.append(f"{drill.replace('_', ' ')} ({len(attempts)} attempts)")
     tell(f"SLURM: {', '.join(lines)}: each ended with the undisturbed run's bits")
+    end_what_slurm_left()
     states = {state.split()[0] for _, state in slurm.history("JobID,State")}
     # REQUEUED was seen above; in the end accounting may have another word for that attempt.
     assert {"CANCELLED", "TIMEOUT", "COMPLETED"} <= states
@@ -295,9 +302,7 @@ def test_a_run_on_two_nodes_then_on_one(
         stop(process)  # or it would submit the job again
     run("scancel", slurm.jobs()[f"rule_train_wildcards_{RUN}"])
     wait_until(lambda: not slurm.jobs("running,completing"), "the job has left")
-    # This SLURM knows a job's processes by their parents alone, without cgroups: a Snakemake that
-    # was told to end twice, by the requeue and by scancel, may stay, and nobody kills it.
-    stop_leftovers()
+    end_what_slurm_left()
     (second,) = set(map(int, re.findall(r"SIGTERM after step (\d+) of", log.read_text())))
     assert second > first
 
