@@ -37,7 +37,7 @@ ifeq ($(shell test -e $(READY) && { head -n 3 $(BIN)/snakemake | \
 .PHONY: $(READY)
 endif
 
-.PHONY: replicate tuned figures publish test test-all test-quick check bench bench-data bench-pipeline gpu-check ui audit lock \
+.PHONY: replicate tuned figures publish test test-all test-quick check bench bench-data bench-pipeline gpu-check ui site audit lock \
 	clean
 
 replicate: $(READY)
@@ -106,6 +106,13 @@ gpu-check:
 ui: $(READY)
 	$(BIN)/python -m mhclite ui$(if $(PORT), --port '$(PORT)')
 
+# docs/, README.md and the reports of all published studies as one static folder: site/index.html.
+site: $(READY)
+	for study in $$(ls -d results/published/*/study.parquet | cut -d / -f 3); do \
+		$(BIN)/python -m mhclite publish rebuild --published results/published/$$study --out results/$$study-rebuilt || exit 1; done
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build
+	@echo "open site/index.html"
+
 # Preparation against the tokenizer alone, two processes against one, memory (docs/data.md).
 bench-data: $(READY)
 	$(BIN)/python -m benchmarks data --out results/bench/data.json
@@ -140,8 +147,8 @@ audit: $(READY)
 # Pin again, for every platform and Python, after a change of the versions in pyproject.toml. Pins
 # that need not change stay. Of the public index alone: a local build of torch needs fewer packages.
 lock:
-	env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(BIN)/uv pip compile -q --universal --python-version 3.11 --extra dev \
-		--no-annotate --custom-compile-command 'make lock' pyproject.toml --output-file requirements.lock
+	env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(BIN)/uv pip compile -q --universal --fork-strategy fewest \
+		--python-version 3.11 --extra dev --no-annotate --custom-compile-command 'make lock' pyproject.toml --output-file requirements.lock
 
 clean:
 	rm -rf $(VENV)
