@@ -24,20 +24,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.kernels import Case, cases, connection_of, error_of, gradient, has_kernels
-from mhclite.authors.conformance import FUSED_TOLERANCE, check_file, read_golden
 from mhclite.config import ModelConfig
 from mhclite.connections import connection_class
 from mhclite.connections.base import Connection
 from mhclite.connections.fast import availability, fused
 from mhclite.connections.fast.availability import Choice
-from mhclite.errors import UserError
 from mhclite.files import read_json
 from mhclite.model import GPT
 from mhclite.training.loop import train
 
 CPU = torch.device("cpu")
 VARIANTS = [variant for variant in REGISTRY if has_kernels(variant)]
-GOLDEN = Path(__file__).parents[1] / "golden"
 SIZE = ModelConfig("tiny", 9, n_layer=1, n_head=1, n_embd=16, block_size=4, learning_rate=1e-3)
 
 
@@ -78,26 +75,6 @@ def test_as_near_to_float64_as_the_reference(case: Case) -> None:
 def test_the_same_bits_every_time() -> None:
     first, again = (gradient(Case("hc"), "fused", CPU) for _ in range(2))
     assert torch.equal(first.gradient, again.gradient)
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        p
-        for p in sorted(GOLDEN.glob("connection_*.npz"))
-        if read_golden(p)[0]["variant"] in VARIANTS
-    ],
-    ids=lambda p: p.stem,
-)
-def test_authors_connections(path: Path) -> None:
-    _, errors = check_file(path, "fused")
-    assert {"output.out", "output.H_res", "grad.y"} <= errors.keys()
-    assert max(errors.values()) <= FUSED_TOLERANCE["connection"]
-
-
-def test_a_variant_without_kernels_is_one_line() -> None:
-    with pytest.raises(UserError, match="gated has no fused implementation"):
-        check_file(GOLDEN / "connection_gated_n4.npz", "fused")
 
 
 @pytest.mark.parametrize("functions", SINKHORN.values(), ids=list(SINKHORN))

@@ -173,7 +173,7 @@ NAMED_TOGETHER = {
     "authors.names VARIANTS": "those of the authors' code, whose layout this module knows",
     "authors.names to_ours": "likewise",
     "authors.names _connection_to_theirs": "likewise",
-    "authors.checkpoint _connection_of": "likewise",
+    "authors.exchange _connection_of": "likewise",
     "planning.describe detectable": "the paper's question, beside each variant's with the residual",
     "evidence.topics.conditions OTHERS": "with whom every variant is compared",
     "benchmarks.session FIRST": "what is measured first; all others follow",

@@ -1,15 +1,9 @@
-"""Comparison with golden vectors made by the authors' own modules.
+"""Comparison with golden vectors made by the authors' own modules, in float64.
 
-There are two kinds of golden file (tests/golden/README.md): `connection`, the outputs and gradients
-of one sub-layer's connection, `head`, those of the learned read after the last one, and
-`trajectory`, a whole small training run.
-
-The implementations `reference` and `fast` are computed in float64, `fused` in float32, since its
-kernels have no float64. `trajectory` files are compared completely with any of them. In
-`head` files hold nothing that a kernel computes, so that all three are the same there. In
-`connection` files, `fused` is checked on less: its kernel returns LayerNorm(h), what the branch is
-given, and not h = H_pre x itself, so neither h nor the gradients that flow through h can be
-compared. What remains are the other outputs and the gradient of y.
+There are three kinds of golden file (tests/golden/README.md): `connection`, the outputs and
+gradients of one sub-layer's connection, `head`, those of the learned read after the last one, and
+`trajectory`, a whole small training run. They are compared with the formulas (`reference`), to
+which tests hold the other implementations.
 """
 
 from __future__ import annotations
@@ -26,12 +20,10 @@ from torch import Tensor
 
 from mhclite.arguments import file_path, positive_float
 from mhclite.authors import names
-from mhclite.authors.checkpoint import SIZES
+from mhclite.authors.exchange import SIZES
 from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.connections import connection_class
 from mhclite.connections.base import Coefficients, Connection
-from mhclite.connections.fast.availability import interpreted
-from mhclite.connections.fast.projected import projected
 from mhclite.connections.head import Head
 from mhclite.connections.registry import VARIANTS, check_streams
 from mhclite.errors import UserError
@@ -40,14 +32,11 @@ from mhclite.training.optimizer import AdamW, learning_rate
 
 # Largest relative error that counts as agreement. A trajectory accumulates rounding over its steps.
 TOLERANCE = {"connection": 1e-9, "head": 1e-9, "trajectory": 1e-6}
-# The same in float32.
-FUSED_TOLERANCE = {"connection": 1e-5, "head": 1e-5, "trajectory": 1e-4}
-DTYPE = {"reference": torch.float64, "fast": torch.float64, "fused": torch.float32}
 
 # Errors are relative to the tensor's own largest entry, or to this share of the largest entry among
 # all tensors compared with it, whichever is more: some true gradients are 0 (all streams are equal
 # at entry), so that their values are nothing but rounding.
-RELATIVE_FLOOR = {torch.float64: 1e-6, torch.float32: 1e-2}
+RELATIVE_FLOOR = 1e-6
 
 # A file with larger numbers is damaged; without these bounds it would compute for hours.
 LARGEST = {
@@ -94,15 +83,13 @@ def read_golden(path: Path) -> tuple[dict[str, Any], Arrays]:
     return meta, arrays
 
 
-def relative_errors(
-    pairs: dict[str, tuple[Any, Any]], dtype: torch.dtype = torch.float64
-) -> dict[str, float]:
+def relative_errors(pairs: dict[str, tuple[Any, Any]]) -> dict[str, float]:
     """Largest |ours - theirs| of each pair over the largest |theirs|, with `RELATIVE_FLOOR`."""
     magnitudes = {name: float(np.abs(theirs).max(initial=0)) for name, (_, theirs) in pairs.items()}
-    floor = RELATIVE_FLOOR[dtype] * max(magnitudes.values(), default=0.0)
+    floor = RELATIVE_FLOOR * max(magnitudes.values(), default=0.0)
     errors = {}
     for name, (ours, theirs) in pairs.items():
-        ours = ours.detach().cpu().numpy() if isinstance(ours, Tensor) else np.asarray(ours)
+        ours = ours.detach().numpy() if isinstance(ours, Tensor) else np.asarray(ours)
         theirs = np.asarray(theirs)
         if theirs.ndim == 0 and ours.size == 1:  # a scale, which is (1) here
             ours = ours.reshape(())
@@ -117,28 +104,25 @@ def relative_errors(
 
 
 def compared(
-    arrays: Arrays, implementation: str, outputs: dict[str, Any], gradients: dict[str, Any]
+    arrays: Arrays, outputs: dict[str, Any], gradients: dict[str, Any]
 ) -> dict[str, float]:
     """Relative errors of outputs and gradients, each kind on its own scale."""
     errors: dict[str, float] = {}
     for kind, ours in (("output", outputs), ("grad", gradients)):
-        pairs = {f"{kind}.{name}": value for name, value in ours.items()}
-        errors |= relative_errors(
-            {name: (value, arrays[name]) for name, value in pairs.items()}, DTYPE[implementation]
-        )
+        named = {f"{kind}.{name}": value for name, value in ours.items()}
+        errors |= relative_errors({name: (value, arrays[name]) for name, value in named.items()})
     return errors
 
 
-def _tensor(array: Any, implementation: str, **options: Any) -> Tensor:
+def _tensor(array: Any, **options: Any) -> Tensor:
     if array.dtype.kind not in "fiu":
         raise UserError(f"it holds numbers of type {array.dtype}, expected real numbers")
-    dtype, device = DTYPE[implementation], _device(implementation)
-    return torch.tensor(array, dtype=dtype, device=device, **options)
+    return torch.tensor(array, dtype=torch.float64, **options)
 
 
-def _device(implementation: str) -> str:
-    """A GPU for the fused implementation, unless Triton's interpreter is asked for."""
-    return "cuda" if implementation == "fused" and not interpreted() else "cpu"
+def _state(arrays: Arrays) -> dict[str, Tensor]:
+    """The parameters that a file holds."""
+    return {name[6:]: _tensor(a) for name, a in arrays.items() if name.startswith("param.")}
 
 
 def stated(meta: dict[str, Any], made: type[torch.nn.Module]) -> dict[str, Any]:
@@ -162,53 +146,30 @@ class Transposed(Connection):
         return found._replace(H_res=found.H_res.mT)
 
 
-def connection_errors(
-    meta: dict[str, Any], arrays: Arrays, implementation: str = "reference", *mixins: type
-) -> dict[str, float]:
+def connection_errors(meta: dict[str, Any], arrays: Arrays, *mixins: type) -> dict[str, float]:
     """Relative errors of one connection's outputs and gradients; `mixins` change the variant."""
     made = connection_class(meta["variant"])
     made = type(made.__name__, (*mixins, made), {})
-    connection = made(meta["n_streams"], meta["n_embd"], 0, **options_of(meta))
-    connection = connection.to(_device(implementation), DTYPE[implementation])
+    connection = made(meta["n_streams"], meta["n_embd"], 0, **options_of(meta)).double()
+    connection.load_state_dict(_state(arrays))
+    x, y = (_tensor(arrays[f"input.{name}"], requires_grad=True) for name in "xy")
+    read: list[Tensor] = []
 
-    def tensor(name: str, **more: Any) -> Tensor:
-        return _tensor(arrays[name], implementation, **more)
+    def branch(h: Tensor) -> Tensor:
+        read.append(h)
+        return y
 
-    connection.load_state_dict(
-        {name[6:]: tensor(name) for name in arrays if name.startswith("param.")}
-    )
-    x, y = (tensor(f"input.{name}", requires_grad=True) for name in "xy")
-    if implementation == "fused" and not connection.has_projection:
-        raise UserError(
-            f"{meta['variant']} has no fused implementation; compare it with --implementation "
-            "reference or fast"
-        )
-    if implementation == "fused":
-        ours = fused_outputs(connection, x, y)
-        (ours["out"] * tensor("input.grad_out")).sum().backward()
-        gradients = {"y": y.grad}
-    else:
-        read: list[Tensor] = []
-
-        def branch(h: Tensor) -> Tensor:
-            read.append(h)
-            return y
-
-        reference = implementation == "reference"
-        out = (connection if reference else connection.fast_forward)(x, branch)
-        objective = (read[0] * tensor("input.grad_h")).sum()
-        (objective + (out * tensor("input.grad_out")).sum()).backward()
-        # Without a projection, what is fast is the formula itself.
-        formula = reference or not connection.has_projection
-        ask = connection.coefficients if formula else projected(connection).fast_coefficients
-        found = ask(x)._asdict()
-        # A file holds neither an H_pre by channel nor the H_res of streams that are never mixed.
-        wanted = ["H_pre"] * (found["H_pre"].dim() == 3) + ["H_post"]
-        wanted += ["H_res"] * (VARIANTS[meta["variant"]].mixes != "never")
-        ours = {"h": read[0], "out": out, **{name: found[name] for name in wanted}}
-        gradients = {"x": x.grad, "y": y.grad}
-        gradients |= {name: p.grad for name, p in connection.named_parameters()}
-    return compared(arrays, implementation, ours, gradients)
+    out = connection(x, branch)
+    objective = (read[0] * _tensor(arrays["input.grad_h"])).sum()
+    (objective + (out * _tensor(arrays["input.grad_out"])).sum()).backward()
+    found = connection.coefficients(x)._asdict()
+    # A file holds neither an H_pre by channel nor the H_res of streams that are never mixed.
+    wanted = ["H_pre"] * (found["H_pre"].dim() == 3) + ["H_post"]
+    wanted += ["H_res"] * (VARIANTS[meta["variant"]].mixes != "never")
+    ours = {"h": read[0], "out": out, **{name: found[name] for name in wanted}}
+    gradients = {"x": x.grad, "y": y.grad}
+    gradients |= {name: p.grad for name, p in connection.named_parameters()}
+    return compared(arrays, ours, gradients)
 
 
 def transposed(path: Path, tolerance: float) -> str | None:
@@ -223,55 +184,41 @@ def transposed(path: Path, tolerance: float) -> str | None:
         (arrays, (Transposed,), applied),
         (turned, (Transposed,), applied),
     ):
-        if max(connection_errors(meta, file, "reference", *mixins).values()) <= tolerance:
+        if max(connection_errors(meta, file, *mixins).values()) <= tolerance:
             return f"{said}: all agrees but for that"
     return None
 
 
-def head_errors(
-    meta: dict[str, Any], arrays: Arrays, implementation: str = "reference"
-) -> dict[str, float]:
+def head_errors(meta: dict[str, Any], arrays: Arrays) -> dict[str, float]:
     """Relative errors of the learned read's output and gradients."""
-    head = Head(meta["n_streams"], meta["n_embd"], **stated(meta, Head))
-    head = head.to(_device(implementation), DTYPE[implementation])
-    head.load_state_dict(
-        {name[6:]: _tensor(a, implementation) for name, a in arrays.items() if name[:6] == "param."}
-    )
-    x = _tensor(arrays["input.x"], implementation, requires_grad=True)
+    head = Head(meta["n_streams"], meta["n_embd"], **stated(meta, Head)).double()
+    head.load_state_dict(_state(arrays))
+    x = _tensor(arrays["input.x"], requires_grad=True)
     h = head(x)
-    (h * _tensor(arrays["input.grad_h"], implementation)).sum().backward()
+    (h * _tensor(arrays["input.grad_h"])).sum().backward()
     gradients = {"x": x.grad} | {name: p.grad for name, p in head.named_parameters()}
-    return compared(arrays, implementation, {"h": h}, gradients)
+    return compared(arrays, {"h": h}, gradients)
 
 
-def golden_model(meta: dict[str, Any], arrays: Arrays, implementation: str = "reference") -> GPT:
+def golden_model(meta: dict[str, Any], arrays: Arrays) -> GPT:
     """Our GPT with the initial weights of a trajectory file."""
     variant, n = meta["variant"], meta["n_streams"]
-    connection = ConnectionConfig(
-        variant, n, implementation=implementation, options=options_of(meta)
-    )
     sizes = {name: meta[name] for name in SIZES}
     size = ModelConfig(name="golden", learning_rate=meta["learning_rate"], **sizes)
-    model = GPT(size, connection, seed=0).to(_device(implementation), DTYPE[implementation])
+    model = GPT(size, ConnectionConfig(variant, n, options=options_of(meta)), seed=0).double()
     state: dict[str, torch.Tensor] = {}
     for name, array in arrays.items():
         if name.startswith("state.") and not names.is_repeated(name):
             parts = names.to_ours(name.removeprefix("state."), array, variant, n)
-            state |= {ours: _tensor(part, implementation) for ours, part in parts.items()}
+            state |= {ours: _tensor(part) for ours, part in parts.items()}
     model.load_state_dict(state)
-    computed, reason = model.choice(autocast=False)
-    if computed != implementation and model.n_streams > 1:
-        raise UserError(f"the fused implementation does not run: {reason}")
     return model
 
 
-def trajectory_errors(
-    meta: dict[str, Any], arrays: Arrays, implementation: str = "reference"
-) -> dict[str, float]:
+def trajectory_errors(meta: dict[str, Any], arrays: Arrays) -> dict[str, float]:
     """Relative errors of a training run: losses, gradient norms, learning rates, logits."""
-    model = golden_model(meta, arrays, implementation)
+    model = golden_model(meta, arrays)
     tokens = torch.tensor(arrays["tokens"].astype(np.int64))  # (steps, accumulation, B, T + 1)
-    tokens = tokens.to(_device(implementation))
     first = tokens[0, 0]
 
     loss_initial = model.loss(first)
@@ -286,7 +233,7 @@ def trajectory_errors(
     for name, theirs in norms.items():
         parts = names.parts_of(name)
         pairs[f"grad_norm.{name}"] = (sum(squares[part] for part in parts) ** 0.5, theirs)
-    errors = relative_errors(pairs, DTYPE[implementation])
+    errors = relative_errors(pairs)
     logits = model(first[:, :-1])
     model.zero_grad(set_to_none=True)
 
@@ -318,25 +265,6 @@ def trajectory_errors(
     return errors
 
 
-def fused_outputs(given: Connection, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """A connection's outputs by the fused operators, for streams (B, T, n, C) and y (B, T, C).
-
-    Their read ends in the branch's LayerNorm, so that what it is given, h, does not show.
-    """
-    from mhclite.connections.fast import fused
-
-    B, T, n, C = x.shape
-    connection = projected(given)
-    read = fused.reading(connection, torch.ones_like(x[0, 0, 0]), x.dtype)
-    streams, a, _, _ = fused.boundary(x.reshape(-1, n, C), None, read, x.dtype)
-    H_pre, H_post, H_res = connection.from_projection(fused.coefficient_inputs(a, read, n))
-    out = fused.write(streams, fused.Write(y.reshape(-1, C), H_res, H_post))
-    if H_res is None:
-        H_res = torch.eye(n, device=x.device).expand(len(out), -1, -1)
-    found = {"out": out, "H_pre": H_pre, "H_post": H_post, "H_res": H_res}
-    return {name: value.unflatten(0, (B, T)) for name, value in found.items()}
-
-
 COMPARE = {
     "connection": connection_errors,
     "head": head_errors,
@@ -344,16 +272,11 @@ COMPARE = {
 }
 
 
-def check_file(path: Path, implementation: str = "reference") -> tuple[str, dict[str, float]]:
+def check_file(path: Path) -> tuple[str, dict[str, float]]:
     """(kind, relative error of everything compared) for a golden file."""
-    if _device(implementation) == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "--implementation fused needs a GPU, and torch sees none; with TRITON_INTERPRET=1 in "
-            "the environment its kernels run on the CPU"
-        )
     meta, arrays = read_golden(path)
     try:
-        return meta["kind"], COMPARE[meta["kind"]](meta, arrays, implementation)
+        return meta["kind"], COMPARE[meta["kind"]](meta, arrays)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (KeyError, RuntimeError, IndexError, TypeError, ValueError) as error:
@@ -369,51 +292,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=positive_float,
         help="largest relative error that agrees, instead of the usual one for the kind of file",
     )
-    parser.add_argument(
-        "--implementation",
-        choices=tuple(DTYPE),
-        default="reference",
-        help="how the connections are computed; TRITON_INTERPRET=1 in the environment runs the "
-        "kernels of `fused` without a GPU",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run(args: argparse.Namespace) -> int:
     """Compare every file; exit code 1 if any disagrees."""
-    report: list[dict[str, Any]] = []
-    for path in args.file:
-        kind, errors = check_file(path, args.implementation)
-        usual = FUSED_TOLERANCE if args.implementation == "fused" else TOLERANCE
-        tolerance = args.tolerance if args.tolerance is not None else usual[kind]
-        agrees = max(errors.values()) <= tolerance
-        report.append(
-            {
-                "file": str(path),
-                "kind": kind,
-                "tolerance": tolerance,
-                "agrees": agrees,
-                "relative_errors": errors,
-                "transposed": None if agrees else transposed(path, TOLERANCE[kind]),
-            }
-        )
-    if args.json:
-        # JSON has no inf: an error that is not a number becomes null.
-        for entry in report:
-            entry["relative_errors"] = {
-                name: error if np.isfinite(error) else None
-                for name, error in entry["relative_errors"].items()
-            }
-        print(json.dumps(report, indent=1, allow_nan=False))
-    else:
-        from tabulate import tabulate
+    from tabulate import tabulate
 
-        for entry in report:
-            rows = [(name, f"{error:.1e}") for name, error in entry["relative_errors"].items()]
-            print(f"\n{entry['file']} ({entry['kind']})")
-            print(tabulate(rows, headers=("quantity", "largest relative error")))
-            outcome = "agrees" if entry["agrees"] else "DISAGREES"
-            print(f"{outcome} within {entry['tolerance']:g}")
-            if entry["transposed"]:
-                print(entry["transposed"])
-    return 0 if all(entry["agrees"] for entry in report) else 1
+    agree = True
+    for path in args.file:
+        kind, errors = check_file(path)
+        tolerance = TOLERANCE[kind] if args.tolerance is None else args.tolerance
+        rows = [(name, f"{error:.1e}") for name, error in errors.items()]
+        print(f"\n{path} ({kind})")
+        print(tabulate(rows, headers=("quantity", "largest relative error")))
+        if max(errors.values()) <= tolerance:
+            print(f"agrees within {tolerance:g}")
+            continue
+        agree = False
+        print(f"DISAGREES within {tolerance:g}")
+        if said := transposed(path, TOLERANCE[kind]):
+            print(said)
+    return 0 if agree else 1

@@ -1,41 +1,209 @@
-"""Import of the authors' checkpoints into a run folder, export from one; see docs/exchange.md."""
+"""`python -m mhclite exchange`: checkpoints of the authors' repository (FFTYYY/mhc-lite, nanoGPT).
+
+Import into a run folder, export from one; docs/exchange.md. Their `ckpt.pt` is a dictionary of
+`model` (a state dict), `model_args`, `config`, `optimizer`, `iter_num` and `best_val_loss`. Its
+tensors are renamed and transposed by `names`, never computed anew, so import and export give the
+same bits back.
+"""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import math
+import pickle
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from mhclite.arguments import file_path, folder_path
 from mhclite.authors import names
-from mhclite.authors.checkpoint import (
-    SIZES,
-    VARIANT_OF,
-    TheirCheckpoint,
-    read_checkpoint,
-    tensor_of,
-)
-from mhclite.config import RunConfig
-from mhclite.data.manifest import load_manifest
+from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.errors import UserError
 from mhclite.files import sha256_of, write_json
 from mhclite.measure.trained import IMPORTED, ImportedModel, read_trained
 from mhclite.measure.trained import SCHEMA as IMPORTED_SCHEMA
 from mhclite.model import GPT
-from mhclite.records import to_json
-from mhclite.runs.folder import CHECKPOINTS, STEP_FILES, WEIGHTS, CorpusRecord, Origin, RunFolder
-from mhclite.runs.key import run_key
-from mhclite.training.checkpoint import save_checkpoint, save_tensors
-from mhclite.training.loop import new_record
-from mhclite.training.optimizer import AdamW
-from mhclite.training.train import run_config
+from mhclite.records import build, to_json
+from mhclite.runs.folder import WEIGHTS
+from mhclite.training.checkpoint import save_tensors
+
+SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+VARIANT_OF = {"none": "residual"}  # their `hyper_conn_type` where it is not our name
+EXPECTED = (
+    "expected a checkpoint of the authors' repository: a dictionary of model, model_args, config, "
+    "optimizer, iter_num"
+)
+SHOWN = 5  # names of tensors in an error
 
 log = logging.getLogger(__name__)
 
 
-def import_finished(path: Path, folder: Path) -> None:
+@dataclass(frozen=True)
+class TheirCheckpoint:
+    """What a ckpt.pt holds, under our names."""
+
+    model: ModelConfig
+    connection: ConnectionConfig
+    state: dict[str, Tensor]
+    steps: int
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """The file's content: a dictionary with tensors under `model` and settings beside them."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):  # older files are none; torch compares no checksum
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged:
+                raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except Exception as error:  # whatever the damage leads torch to
+        reason = " ".join(str(error).split())[:120]
+        if isinstance(error, pickle.UnpicklingError):  # torch says how to run the file's code
+            reason = "it holds more than tensors, numbers and text, or is no file of torch.save"
+        raise UserError(f"{path} is not a checkpoint that can be read safely: {reason}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, {EXPECTED}")
+    for key in ("model", "model_args"):
+        if not isinstance(content.get(key), dict):
+            raise UserError(f"{path} lacks {key!r}, or it is no dictionary, {EXPECTED}")
+    # None is how some programs write what they do not have.
+    found = {**content, "config": content.get("config") or {}}
+    if not isinstance(found["config"], dict):
+        raise UserError(f"{path} has a 'config' that is no dictionary, {EXPECTED}")
+    for name, tensor in found["model"].items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise UserError(f"{path}: model[{name!r:.60}] is no tensor, {EXPECTED}")
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(f"{path}: {name} has NaN or infinity: the model had diverged")
+    return found
+
+
+def _whole(value: Any, what: str, path: Path, least: int) -> int:
+    """A setting that is a whole number of at least `least`."""
+    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if isinstance(number, bool) or not isinstance(number, int | float) or number != number // 1:
+        raise UserError(f"{path}: {what} is {value!r:.60}, expected a whole number")
+    if number < least:
+        raise UserError(f"{path}: {what} is {value!r:.60}, expected at least {least}")
+    return int(number)
+
+
+def _connection_of(
+    state: dict[str, Tensor], settings: dict[str, Any], path: Path
+) -> tuple[str, int]:
+    """(variant, n_streams), from what the file states and the shapes of its tensors."""
+    stated = settings.get("hyper_conn_type")
+    beta = next((t for name, t in state.items() if name.endswith(".static_beta")), None)
+    if beta is None:
+        if stated not in (None, "none"):
+            raise UserError(f"{path} says {stated!r} but has no hyper-connection tensors")
+        return "residual", 1
+    n = beta.numel()
+    alpha = next((t for name, t in state.items() if name.endswith(".static_alpha")), None)
+    if alpha is None:
+        raise UserError(f"{path} lacks tensors of the authors' code: static_alpha")
+    if alpha.dim() == 2:
+        hc = any(name.endswith(".dynamic_alpha_scale") for name in state)
+        found = "hc" if hc else "mhc"
+    else:
+        logits = alpha.numel() - n
+        # With two streams both have two logits, with the same meaning: what is stated decides.
+        widths = {"mhc_lite": math.factorial(n), "kromhc": 2 * (n.bit_length() - 1)}
+        possible = [variant for variant, width in widths.items() if width == logits]
+        if not possible:
+            raise UserError(
+                f"{path} has {logits} residual logits for {n} streams, which fits neither mhc_lite "
+                f"({math.factorial(n)}) nor kromhc"
+            )
+        found = str(stated) if stated in possible else possible[0]
+    variant = VARIANT_OF.get(str(stated), str(stated)) if stated is not None else found
+    if variant != found:
+        raise UserError(f"{path} says {stated!r}, but its tensors are those of {found}")
+    return found, n
+
+
+def read_checkpoint(path: Path) -> TheirCheckpoint:
+    """Read a ckpt.pt of the authors; `UserError` names unknown and missing tensors."""
+    content = _load(path)
+    settings = {**content["config"], **content["model_args"]}
+    missing = [name for name in SIZES if name not in settings]
+    if missing:
+        raise UserError(f"{path}: neither model_args nor config says {missing[0]!r}")
+    if settings.get("bias"):
+        raise UserError(f"{path} has biases (bias = True); the paper's models have none")
+    state = {
+        own: tensor
+        for name, tensor in content["model"].items()
+        if not names.is_causal_mask(own := names.without_wrappers(name))
+    }
+    variant, n = _connection_of(state, settings, path)
+    sizes = {name: _whole(settings[name], name, path, 1) for name in SIZES}
+    if sizes["n_embd"] % sizes["n_head"]:
+        raise UserError(f"{path}: n_head = {sizes['n_head']} does not divide n_embd")
+    # Before a model of these sizes is made.
+    for table, first in (("wte", "vocab_size"), ("wpe", "block_size")):
+        name, shape = f"transformer.{table}.weight", (sizes[first], sizes["n_embd"])
+        if name in state and state[name].shape != shape:
+            raise UserError(
+                f"{path}: {name} has shape {tuple(state[name].shape)}, expected {shape}"
+            )
+    # The learning rate plays no part in a model whose training has ended.
+    model = build(ModelConfig, {"name": "imported", "learning_rate": 0.0, **sizes})
+    options = {"sinkhorn_iterations": 20} if variant == "mhc" else {}
+    connection = ConnectionConfig(variant, n, options=options)
+    expected = _their_shapes(model, connection)
+    _check_names(state, expected, path)
+    ours: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if not names.is_repeated(name):
+            half = tensor.dtype in (torch.bfloat16, torch.float16)  # numpy has no bfloat16
+            array = (tensor.float() if half else tensor).detach().numpy()
+            parts = names.to_ours(name, array, variant, n)
+            ours |= {own: tensor_of(part) for own, part in parts.items()}
+    steps = _whole(content.get("iter_num") or 0, "iter_num", path, 0)
+    return TheirCheckpoint(model, connection, ours, steps)
+
+
+def tensor_of(array: names.Array) -> Tensor:
+    """A tensor with the array's values and shape."""
+    # `ascontiguousarray` makes a vector of a scalar, hence the reshape.
+    return torch.from_numpy(np.ascontiguousarray(array)).reshape(array.shape)
+
+
+def _their_shapes(model: ModelConfig, connection: ConnectionConfig) -> dict[str, torch.Size]:
+    """Their names and shapes for a model of these sizes."""
+    state = {name: value.numpy() for name, value in GPT(model, connection, 0).state_dict().items()}
+    theirs = names.to_theirs(state, connection.variant, connection.n_streams)
+    return {name: torch.Size(array.shape) for name, array in theirs.items()}
+
+
+def _check_names(state: dict[str, Tensor], expected: dict[str, torch.Size], path: Path) -> None:
+    """`UserError` for tensors that are unknown, missing or of another shape."""
+    missing = {name for name in expected.keys() - state.keys() if not names.is_repeated(name)}
+    for what, found in (
+        ("has tensors unknown to", state.keys() - expected.keys()),
+        ("lacks tensors of", missing),
+    ):
+        if found:
+            listed = ", ".join(sorted(found)[:SHOWN]) + ", ..." * (len(found) > SHOWN)
+            raise UserError(f"{path} {what} the authors' code: {listed}")
+    for name, tensor in state.items():
+        if tensor.shape != expected[name]:
+            raise UserError(
+                f"{path}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name])}"
+            )
+
+
+def import_checkpoint(path: Path, folder: Path) -> None:
     """Make a folder to evaluate and probe: the weights, and where they are from."""
     theirs = read_checkpoint(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,76 +217,8 @@ def import_finished(path: Path, folder: Path) -> None:
         weights_sha256=save_tensors(folder / WEIGHTS, theirs.state),
     )
     write_json(folder / IMPORTED, to_json(imported))
-    log.info(
-        "%s: %s, %d streams, %d steps, imported into %s",
-        path,
-        theirs.connection.variant,
-        theirs.connection.n_streams,
-        theirs.steps,
-        folder,
-    )
-
-
-def _check_same(path: Path, theirs: TheirCheckpoint, config: RunConfig) -> None:
-    """Refuse a checkpoint of another model than the run's."""
-    found = {
-        f"model.{name}": (getattr(theirs.model, name), getattr(config.model, name))
-        for name in SIZES
-    }
-    for name in ("variant", "n_streams"):
-        both = (theirs.connection, config.connection)
-        found[f"connection.{name}"] = (getattr(both[0], name), getattr(both[1], name))
-    for name, value in theirs.connection.options.items():
-        found[f"connection.{name}"] = (value, config.connection.options.get(name, value))
-    if config.connection.final_norm == "head":  # they normalise each stream
-        found["connection.final_norm"] = (theirs.connection.final_norm, "head")
-    for where, (value, wanted) in found.items():
-        if wanted != value:
-            raise UserError(f"{path} has {where} = {value!r}, the run's configuration {wanted!r}")
-
-
-def import_to_continue(path: Path, out: Path, config: RunConfig, corpus: Path) -> None:
-    """Make a run folder with a checkpoint, which `train` continues with the same arguments."""
-    theirs = read_checkpoint(path)
-    _check_same(path, theirs, config)
-    if theirs.steps >= config.training.steps:
-        raise UserError(
-            f"{path} has done {theirs.steps} steps and the run's configuration ends at "
-            f"{config.training.steps}: there is nothing to continue; raise training.steps"
-        )
-    folder = RunFolder(out)
-    if folder.begun_key() is not None:
-        raise UserError(f"{out} already holds a run; name another folder")
-    model = GPT(config.model, config.connection, config.seed)
-    model.load_state_dict(theirs.state)
-    optimizer = AdamW(model, config.training.betas, config.training.weight_decay)
-    if theirs.optimizer is None:
-        log.warning("%s has no optimizer state: AdamW starts from zero averages", path)
-    else:
-        name_of = {id(parameter): name for name, parameter in model.named_parameters()}
-        for parameter in optimizer.exp_avg:
-            entry = theirs.optimizer[name_of[id(parameter)]]
-            optimizer.exp_avg[parameter].copy_(entry["exp_avg"])
-            optimizer.exp_avg_sq[parameter].copy_(entry["exp_avg_sq"])
-            optimizer.updates[parameter].copy_(entry["step"])
-    manifest = load_manifest(corpus)
-    key = run_key(config, manifest.digest)
-    out.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(
-        folder / CHECKPOINTS,
-        theirs.steps,
-        key,
-        {
-            "model": model.state_dict(),
-            "optimizer": optimizer.tensors(),
-            "step": theirs.steps,
-            "sizes": dict.fromkeys(STEP_FILES, 0),
-        },
-    )
-    source = CorpusRecord(config.corpus, manifest.digest, str(corpus / "manifest.json"))
-    origin = Origin(str(path), sha256_of(path))
-    folder.begin(new_record(config, model, key, source, [], origin))
-    log.info("step %d of %s is in %s: `train` continues it", theirs.steps, path, out)
+    variant, n = theirs.connection.variant, theirs.connection.n_streams
+    log.info("%s: %s, %d streams, %d steps, in %s", path, variant, n, theirs.steps, folder)
 
 
 def export(folder: Path, path: Path) -> None:
@@ -166,10 +266,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     incoming = actions.add_parser("import", help="a ckpt.pt of the authors into a run folder")
     incoming.add_argument("checkpoint", type=file_path, help="their ckpt.pt")
     incoming.add_argument("--out", required=True, type=folder_path, help="run folder to write")
-    incoming.add_argument(
-        "--config", help="resolved run configuration, JSON or @FILE: continue training as this run"
-    )
-    incoming.add_argument("--corpus", type=folder_path, help="prepared corpus; with --config")
     outgoing = actions.add_parser("export", help="a finished run as a ckpt.pt of the authors")
     outgoing.add_argument("run", type=folder_path, help="run folder")
     outgoing.add_argument("--out", required=True, type=file_path, help="file to write")
@@ -179,10 +275,5 @@ def run(args: argparse.Namespace) -> None:
     """Import or export one checkpoint."""
     if args.action == "export":
         export(args.run, args.out)
-    elif args.config is None:
-        import_finished(args.checkpoint, args.out)
-    elif args.corpus is None:
-        raise UserError("--config needs --corpus: the prepared corpus to continue on")
     else:
-        config = run_config(args.config)
-        import_to_continue(args.checkpoint, args.out, config, args.corpus)
+        import_checkpoint(args.checkpoint, args.out)

@@ -37,14 +37,6 @@ _CONNECTION = {
     "h_post_scale": "scale_post",
 }
 
-# nanoGPT's own names of what their code puts into branches.
-_NANOGPT = {
-    "ln_1": "branch_attn.0",
-    "attn": "branch_attn.1",
-    "ln_2": "branch_mlp.0",
-    "mlp": "branch_mlp.1",
-}
-
 VARIANTS = ("residual", "hc", "mhc", "mhc_lite", "kromhc")  # those in their code
 
 
@@ -162,12 +154,6 @@ def _connection_to_theirs(own: dict[str, Array], variant: str, n: int) -> dict[s
         result["residual_scale"] = own["scale_res"].reshape(1)
         result["h_post_scale"] = own["scale_post"].reshape(())
     return result
-
-
-def of_nanogpt(name: str) -> str:
-    """The authors' name of a tensor of nanoGPT's own model; any other name as it is."""
-    match = re.fullmatch(r"(transformer\.h\.\d+)\.(ln_1|attn|ln_2|mlp)\.(.+)", name)
-    return name if match is None else f"{match[1]}.{_NANOGPT[match[2]]}.{match[3]}"
 
 
 def without_wrappers(name: str) -> str:

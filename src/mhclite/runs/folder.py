@@ -41,20 +41,12 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Origin:
-    """A checkpoint of the authors' repository, with which a run began (`exchange`)."""
-
-    file: str
-    sha256: str
-
-
-@dataclass(frozen=True)
 class Attempt:
     """A time that a process began to train the run."""
 
     started: str  # ISO 8601, UTC
     provenance: Provenance
-    imported: Origin | None = None
+    imported: dict[str, Any] | None = None  # older runs: the checkpoint that they went on from
 
 
 @dataclass(frozen=True)
@@ -124,7 +116,7 @@ class FinishedRun:
     run: str
     record: RunRecord
     summary: Summary
-    metrics: list[dict[str, Any]]  # metrics.jsonl; step 0 first, but after an import
+    metrics: list[dict[str, Any]]  # metrics.jsonl; step 0 first
 
 
 class RunFolder:

@@ -32,7 +32,6 @@ from mhclite.runs.folder import (
     WEIGHTS,
     Attempt,
     CorpusRecord,
-    Origin,
     ParameterCounts,
     RunFolder,
     RunRecord,
@@ -208,7 +207,7 @@ def _summary(trainer: Trainer, folder: RunFolder, key: str, attempts: int) -> Su
     """What a finished run comes to, from its own files. Writes its final weights."""
     metrics = read_jsonl(folder / "metrics.jsonl")
     seconds = [record["seconds"] for record in read_jsonl(folder / "timing.jsonl")]
-    steps = [m for m in metrics if m["step"] > 0]  # what goes on from an import has no step 0
+    steps = [m for m in metrics if m["step"] > 0]
     last = steps[-1]
     # The last line holds a null exactly if the run diverged there.
     diverged = None in last.values()
@@ -245,9 +244,8 @@ def new_record(
     key: str,
     corpus: CorpusRecord,
     earlier: list[Attempt],
-    imported: Origin | None = None,
 ) -> RunRecord:
-    """run.json of an attempt that begins now, after `earlier` ones, perhaps from an import."""
+    """run.json of an attempt that begins now, after `earlier` ones."""
     choice = model.choice(config.training.precision == "bf16")
     if choice.obstacle:
         log.warning("connections are computed fast instead of fused: %s", choice.obstacle)
@@ -259,7 +257,7 @@ def new_record(
         code=code_digest(config),
         config=config,
         corpus=corpus,
-        attempts=[*earlier, Attempt(started, provenance(), imported)],
+        attempts=[*earlier, Attempt(started, provenance())],
         parameters=ParameterCounts(**model.parameter_counts()),
         implementation=choice.implementation,
         launch=launch.settings() if on_gpu or choice.implementation == "fused" else None,

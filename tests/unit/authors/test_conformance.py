@@ -41,25 +41,6 @@ def test_agrees(path: Path) -> None:
     assert max(errors.values()) <= TOLERANCE[kind]
 
 
-def test_command_agrees(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["conformance", str(CONNECTION)]) == 0
-    out = capsys.readouterr().out
-    assert "output.H_res" in out
-    assert "agrees within 1e-09" in out
-
-
-def test_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["conformance", "--json", str(CONNECTION), str(GOLDEN / FILES[0].name)]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert [entry["agrees"] for entry in report] == [True, True]
-    assert report[0]["relative_errors"]["grad.w_res"] < 1e-9
-
-
-def test_without_a_fast_implementation_the_formula_agrees() -> None:
-    _, errors = check_file(GATED, "fast")
-    assert max(errors.values()) <= TOLERANCE["connection"]
-
-
 @pytest.mark.parametrize(
     ("source", "name"),
     [
@@ -79,12 +60,14 @@ def test_disagrees(
     arrays[name] = arrays[name] * (1 + 1e-5)
     changed = tmp_path / "changed.npz"
     np.savez(changed, **arrays)
+    _, errors = check_file(changed)
+    assert max(errors, key=errors.__getitem__) == name
     # A good file before and after does not hide it.
-    assert main(["conformance", "--json", str(CONNECTION), str(changed), str(CONNECTION)]) == 1
-    report = json.loads(capsys.readouterr().out)
-    assert [entry["agrees"] for entry in report] == [True, False, True]
-    worst = max(report[1]["relative_errors"], key=report[1]["relative_errors"].__getitem__)
-    assert worst == name
+    assert main(["conformance", str(CONNECTION), str(changed), str(CONNECTION)]) == 1
+    out = capsys.readouterr().out
+    assert out.count("\nagrees within") == 2
+    assert name in out[out.index(str(changed)) : out.index("DISAGREES")]
+    assert main(["conformance", "--tolerance", "1e-3", str(changed)]) == 0
 
 
 # Whose H_res is not symmetric, as that of two streams and of KromHC always is.
@@ -102,16 +85,15 @@ def test_a_transposed_mixing_matrix_is_said(
     assert "output.H_res is the transpose of the one that is applied" in capsys.readouterr().out
     other = arrays | {"output.h": arrays["output.h"] * (1 + 1e-5)}
     np.savez(path, **other)
-    assert main(["conformance", "--json", str(path)]) == 1
-    assert json.loads(capsys.readouterr().out)[0]["transposed"] is None
+    assert main(["conformance", str(path)]) == 1
+    assert "transpose of" not in capsys.readouterr().out
 
     # A module that applies the transpose, whatever it calls H_res.
     applied = arrays | of_a_module_that_transposes(arrays)
     for H_res in (applied["output.H_res"], applied["output.H_res"].swapaxes(-1, -2)):
         np.savez(path, **(applied | {"output.H_res": H_res}))
-        assert main(["conformance", "--json", str(path)]) == 1
-        (entry,) = json.loads(capsys.readouterr().out)
-        assert "applies the transpose of H_res" in entry["transposed"]
+        assert main(["conformance", str(path)]) == 1
+        assert "applies the transpose of H_res" in capsys.readouterr().out
 
 
 def of_a_module_that_transposes(arrays: dict[str, Any]) -> dict[str, Any]:
@@ -141,22 +123,11 @@ def of_a_module_that_transposes(arrays: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_tolerance_can_be_chosen(tmp_path: Path) -> None:
-    arrays = contents(CONNECTION)
-    arrays["output.h"] = arrays["output.h"] * (1 + 1e-5)
-    changed = tmp_path / "changed.npz"
-    np.savez(changed, **arrays)
-    assert main(["conformance", str(changed)]) == 1
-    assert main(["conformance", "--tolerance", "1e-3", str(changed)]) == 0
-
-
-def test_not_a_number_disagrees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_not_a_number_disagrees(tmp_path: Path) -> None:
     arrays = contents(CONNECTION)
     arrays["input.y"] = np.full_like(arrays["input.y"], np.nan)
     np.savez(tmp_path / "nan.npz", **arrays)
-    assert main(["conformance", "--json", str(tmp_path / "nan.npz")]) == 1
-    (entry,) = json.loads(capsys.readouterr().out)
-    assert entry["relative_errors"]["output.out"] is None
+    assert main(["conformance", str(tmp_path / "nan.npz")]) == 1
 
 
 def cut(path: Path) -> None:
@@ -224,12 +195,11 @@ def restated(source: Path, path: Path, **changes: Any) -> None:
         (HEAD, {"hc_eps": 1e-4}),
     ],
 )
-@pytest.mark.parametrize("implementation", ["reference", "fast"])
 def test_what_a_file_states_is_used(
-    source: Path, changes: dict[str, float], implementation: str, tmp_path: Path
+    source: Path, changes: dict[str, float], tmp_path: Path
 ) -> None:
     restated(source, tmp_path / "other.npz", **changes)
-    assert main(["conformance", "--implementation", implementation, str(tmp_path / "other.npz")])
+    assert main(["conformance", str(tmp_path / "other.npz")]) == 1
 
 
 def gate_of_another_rank(path: Path) -> None:
@@ -269,12 +239,3 @@ def test_bad_file_is_one_line(
     assert "\n" not in str(caught.value)
     assert main(["conformance", str(path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_fused_without_a_gpu_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert main(["conformance", "--implementation", "fused", str(CONNECTION)]) == 2
-    assert "fused needs a GPU, and torch sees none" in capsys.readouterr().err
