@@ -14,7 +14,7 @@ from tiny import run_record, run_summary, write_corpus
 
 from mhclite import cli
 from mhclite.bundle import drive, merge, pack
-from mhclite.bundle.jobs import RECEIPTS, SCHEMA, Bundle, PackedJob
+from mhclite.bundle.drive import RECEIPTS, SCHEMA, Bundle, PackedJob
 from mhclite.errors import UserError
 from mhclite.files import sha256_of, write_json
 from mhclite.measure.files import PROBE_SCHEMA, Probe
@@ -47,21 +47,17 @@ def touched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return told
 
 
-def write_run(results: Path, train: PackedJob, loss: float | None = None, steps: int = 0) -> Path:
-    """A run folder as training leaves it: finished with a loss, or with a checkpoint."""
+def write_run(results: Path, train: PackedJob, loss: float | None = None) -> Path:
+    """A run folder as training leaves it: finished with a loss, or begun."""
     config = train.config()
     folder = results / "runs" / config.run
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "run.json", to_json(run_record(config, train.digest)))
-    (folder / "metrics.jsonl").write_text(json.dumps({"loss": loss, "steps": steps}) + "\n")
+    (folder / "metrics.jsonl").write_text(json.dumps({"loss": loss}) + "\n")
     if loss is not None:
         digest = sha256_of(folder / "metrics.jsonl")
         summary = run_summary(config, train.digest, metrics_sha256=digest)
         write_json(folder / "summary.json", to_json(summary))
-    if steps:
-        meta = {"key": train.digest, "step": steps}
-        write_json(folder / f"checkpoints/step_{steps:09d}.json", meta)
-        (folder / f"checkpoints/step_{steps:09d}.pt").write_bytes(b"")
     return folder
 
 
@@ -94,39 +90,33 @@ def test_runs_come_seed_by_seed_with_all_variants(study: Study) -> None:
 
 
 def test_what_is_taken_over_what(study: Study, touched: list[str]) -> None:
-    """A finished run is kept; an unfinished one gives way to more steps, and to a finished one."""
+    """What is finished there is taken, unless it is finished here."""
     runs = pack.bundle_of(study).runs
     here, there = Path("results/smoke"), Path("bundle/results/smoke")
-    (kept, _), (longer, _), (shorter, _), (ended, _), (new, _) = runs[:5]
+    (kept, _), (both, _), (unfinished, _), (ended, _), (new, _) = runs[:5]
     write_run(here, kept, loss=1.0)
-    write_run(there, kept, steps=10)
-    write_run(here, longer, steps=10)
-    write_run(there, longer, steps=20)
-    write_run(here, shorter, steps=20)
-    write_run(there, shorter, steps=10)
-    write_run(here, ended, steps=30)
+    write_run(there, kept)
+    write_run(here, both, loss=1.5)
+    write_run(there, both, loss=1.75)
+    write_run(here, unfinished)
+    write_run(there, unfinished)
+    write_run(here, ended)
     write_run(there, ended, loss=2.0)
     write_run(there, new, loss=3.0)
 
     line = merge.merge(Path("study.yaml"), Path("bundle"))
-    assert "new files: 2" in line
-    for count, what in (
-        (2, "finished,"),
-        (1, "finished here already"),
-        (1, "to be continued"),
-        (1, "no further than here"),
-        (11, "not begun"),
-    ):
-        assert f"{count} {what}" in f"{line},"
-    assert RunFolder(here / "runs" / kept.config().run).finished_key() == kept.digest
-    for train, steps in ((longer, 20), (shorter, 20), (ended, 0)):
+    assert "2 runs and 0 other files are new" in line
+    assert "4 of 16 runs are finished here" in line
+    for train, loss in ((kept, 1.0), (both, 1.5), (unfinished, None), (ended, 2.0), (new, 3.0)):
         folder = RunFolder(here / "runs" / train.config().run)
-        assert folder.saved_steps(train.digest) == steps
+        assert folder.finished_key() == (None if loss is None else train.digest)
+        assert json.loads((folder / "metrics.jsonl").read_text())["loss"] == loss
     targets = [f"results/smoke/{train.output}" for train in (ended, new)]
     assert touched == ["--touch", "--force", *targets]
 
     touched.clear()
-    assert "new files: 0" in merge.merge(Path("study.yaml"), Path("bundle/results"))
+    line = merge.merge(Path("study.yaml"), Path("bundle/results"))
+    assert "0 runs and 0 other files are new" in line
     assert touched == []
 
 
@@ -185,7 +175,7 @@ def test_a_merge_that_was_ended_is_recorded_by_the_next(
         busy.setattr(merge, "snakemake", fail)
         with pytest.raises(UserError, match="another snakemake"):
             merge.merge(Path("study.yaml"), Path("bundle"))
-    assert "new files: 1" in merge.merge(Path("study.yaml"), Path("bundle"))
+    assert "1 of 16 runs are finished here" in merge.merge(Path("study.yaml"), Path("bundle"))
     assert touched[2:] == [f"results/smoke/{train.output}"]
     assert not Path("results/smoke", merge.PENDING).exists()
 
@@ -215,7 +205,7 @@ def test_what_is_refused_changes_nothing(study: Study, capsys: pytest.CaptureFix
     change(config=record["config"] | {"training": settings})
     assert "1 of 16 runs (sotu-d2-identity-s0) are of other settings" in refused(capsys, "bundle")
     change(code="another")
-    assert "other code than is here now" in refused(capsys, "bundle")
+    assert "of other code than here" in refused(capsys, "bundle")
     write_json(folder / "run.json", record)
     (folder / "metrics.jsonl").write_text("cut o")
     assert "metrics.jsonl is damaged: bring it back again" in refused(capsys, "bundle")

@@ -23,12 +23,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--jobs", type=positive_int, default=1, help="runs at once (default: %(default)s)"
     )
-    run.add_argument(
-        "--throughput",
-        choices=("first", "last", "no"),
-        default="first",
-        help="when throughput is measured, alone on the device (default: %(default)s)",
-    )
     merge = actions.add_parser("merge", help="bring what a bundle has done into results/")
     merge.add_argument(
         "source", type=any_path, help="the bundle's folder or results, or an archive"
@@ -41,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "run":
         from mhclite.bundle.drive import run_bundle
 
-        return run_bundle(args.bundle, args.minutes, args.jobs, args.throughput)
+        return run_bundle(args.bundle, args.minutes, args.jobs)
     if args.action == "pack":
         from mhclite.bundle.pack import describe_bundle, pack
 

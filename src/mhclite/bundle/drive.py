@@ -8,6 +8,7 @@ goes on wherever the folder is, or its `results/`.
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 import platform
@@ -15,27 +16,82 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Lock
+from typing import NamedTuple
 
-from mhclite.bundle.jobs import BUNDLE, RECEIPTS, SCHEMA, TRAIN, Bundle, PackedJob, receipts
+from mhclite.config import RunConfig
 from mhclite.data.manifest import load_manifest
 from mhclite.errors import Interrupted, UserError
-from mhclite.files import write_json
-from mhclite.records import read_record
+from mhclite.files import read_json, write_json
+from mhclite.records import Misfit, build, read_record
 from mhclite.runs import status
 from mhclite.runs.folder import RunFolder
 from mhclite.runs.key import run_key
 from mhclite.training import compiler_caches, torchrun
 
+SCHEMA = 2
+BUNDLE = "bundle.json"  # the jobs, in the folder of the bundle
+RECEIPTS = "bundle-receipts.json"  # output -> digest of what it was made of; in results/<study>
 RESULTS = Path("results")
-Chain = list[PackedJob]  # done one after the other
+TRAIN = "train"
 POLL_SECONDS = 0.2
 TOLD_SECONDS = 30.0  # between two lines that say where the study stands
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PackedJob:
+    """A job (`mhclite.jobs`), with the digest of all that decides its output."""
+
+    step: str
+    output: str  # declared output, under results/<study>/
+    log: str  # likewise
+    digest: str  # for `train` the key of the run
+    arguments: list[str]
+    processes: int = 1
+
+    def config(self) -> RunConfig:
+        """The run that a training job trains."""
+        assert self.step == TRAIN
+        text = self.arguments[self.arguments.index("--config") + 1]
+        return RunConfig.from_json(json.loads(text))
+
+    def corpus(self) -> Path:
+        """The prepared corpus of a training job."""
+        return Path(self.arguments[self.arguments.index("--corpus") + 1])
+
+
+Chain = list[PackedJob]  # done one after the other
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """bundle.json."""
+
+    schema: int
+    study: str
+    throughput: list[PackedJob]
+    runs: list[Chain]  # training and probe of each run, in the order of their work
+
+
+@dataclass(frozen=True)
+class Receipts:
+    """bundle-receipts.json."""
+
+    made_of: dict[str, str]
+
+
+def receipts(out: Path) -> dict[str, str]:
+    """Output -> digest of what it was made of, for the throughput and probes of a bundle."""
+    path = out / RECEIPTS
+    if not path.is_file():
+        return {}
+    try:
+        return build(Receipts, {"made_of": read_json(path, "receipts")}).made_of
+    except Misfit as problem:
+        raise UserError(f"{path} is not what a bundle wrote: {problem}; delete it") from None
 
 
 def load_bundle(folder: Path) -> Bundle:
@@ -57,6 +113,14 @@ def load_bundle(folder: Path) -> Bundle:
     return bundle
 
 
+class Running(NamedTuple):
+    """The first job of a chain, under way."""
+
+    process: subprocess.Popen[bytes]
+    chain: Chain
+    gpus: list[str]
+
+
 class Driver:
     """The jobs of one bundle. A signal in `signals` ends its work."""
 
@@ -67,8 +131,6 @@ class Driver:
         self.signals = signals
         self.failed: list[str] = []
         self.stopping = ""  # why, once there is a reason
-        self._running: dict[str, subprocess.Popen[bytes]] = {}  # by output
-        self._lock = Lock()  # of the receipts
 
     def is_done(self, job: PackedJob) -> bool:
         """Whether the output of a job is there, and is of what the bundle holds."""
@@ -79,48 +141,39 @@ class Driver:
 
     def work(self, chains: list[Chain], jobs: int, deadline: float | None) -> None:
         """Do chains of jobs, each in its order and so many at once."""
-        gpus: SimpleQueue[list[str]] = SimpleQueue()
-        for share in shares(jobs):
-            gpus.put(share)
-        told: set[subprocess.Popen[bytes]] = set()
+        waiting, free, running = list(chains), shares(jobs), list[Running]()
         last = time.monotonic()
-        self._look(deadline)  # before anything is begun
-        with ThreadPoolExecutor(jobs) as pool:
-            futures = [pool.submit(self._chain, chain, gpus) for chain in chains]
-            try:
-                while wait(futures, POLL_SECONDS, FIRST_EXCEPTION).not_done:
-                    self._look(deadline)
-                    if self.stopping:
-                        for process in set(self._running.values()) - told:
-                            process.terminate()
-                            told.add(process)
-                    if time.monotonic() - last >= TOLD_SECONDS:
-                        last = time.monotonic()
-                        log.info("%s", remaining(self.standing()))
-                    for future in futures:
-                        if future.done():
-                            future.result()
-            except BaseException:  # an error of ours must not leave processes behind
-                self.stopping = "an error"
-                for process in list(self._running.values()):
-                    process.terminate()
-                raise
-
-    def _look(self, deadline: float | None) -> None:
-        """Note a reason to stop, if there is one now."""
-        if self.signals:
-            self.stopping = signal.Signals(self.signals[0]).name
-        elif deadline is not None and time.monotonic() >= deadline:
-            self.stopping = "the time is up"
-
-    def _chain(self, chain: Chain, gpus: SimpleQueue[list[str]]) -> None:
-        share = gpus.get()
         try:
-            for job in chain:
-                if self.stopping or not (self.is_done(job) or self._do(job, share)):
-                    return
-        finally:
-            gpus.put(share)
+            while waiting or running:
+                if not self.stopping and (why := self._why_stop(deadline)):
+                    self.stopping = why
+                    for one in running:
+                        one.process.terminate()
+                if self.stopping:
+                    waiting.clear()
+                while waiting and free:
+                    left = [job for job in waiting.pop(0) if not self.is_done(job)]
+                    if left:
+                        running.append(self._start(left, free.pop(0)))
+                if running:
+                    time.sleep(POLL_SECONDS)
+                for one in [one for one in running if one.process.poll() is not None]:
+                    running.remove(one)
+                    free.append(one.gpus)
+                    if self._has_made(one.chain[0], one.process.returncode):
+                        waiting.insert(0, one.chain[1:])
+                if time.monotonic() - last >= TOLD_SECONDS:
+                    last = time.monotonic()
+                    log.info("%s", remaining(self.standing()))
+        finally:  # an error of ours must not leave processes behind
+            for one in running:
+                one.process.terminate()
+
+    def _why_stop(self, deadline: float | None) -> str:
+        """A reason to stop, if there is one now."""
+        if self.signals:
+            return signal.Signals(self.signals[0]).name
+        return "the time is up" if deadline is not None and time.monotonic() >= deadline else ""
 
     def command(self, job: PackedJob, gpus: list[str]) -> tuple[list[str], dict[str, str]]:
         """How a job is called, and its environment; no GPUs named: all that there are."""
@@ -138,8 +191,9 @@ class Driver:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         return command, environment
 
-    def _do(self, job: PackedJob, gpus: list[str]) -> bool:
-        """Do one job; whether its output is there."""
+    def _start(self, chain: Chain, gpus: list[str]) -> Running:
+        """Start the first job of a chain."""
+        job = chain[0]
         command, environment = self.command(job, gpus)
         path = self.out / job.log
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -148,12 +202,12 @@ class Driver:
             process = subprocess.Popen(
                 command, cwd=self.folder, env=environment, stdout=file, stderr=file
             )
-        self._running[job.output] = process
-        code = process.wait()
-        del self._running[job.output]
+        return Running(process, chain, gpus)
+
+    def _has_made(self, job: PackedJob, code: int) -> bool:
+        """Whether a job that ended has made its output; says so, with a receipt."""
         if code == 0 and job.step != TRAIN:
-            with self._lock:
-                write_json(self.out / RECEIPTS, {**receipts(self.out), job.output: job.digest})
+            write_json(self.out / RECEIPTS, {**receipts(self.out), job.output: job.digest})
         if code == 0 and self.is_done(job):
             log.info("%s: done", job.output)
             return True
@@ -194,14 +248,16 @@ def shares(jobs: int) -> list[list[str]]:
     return [[gpus[at % len(gpus)]] if gpus else [] for at in range(jobs)]
 
 
-def run_bundle(folder: Path, minutes: float | None, jobs: int, throughput: str) -> int:
-    """Do what is left of a bundle. Returns the exit code: 1 if a job failed, 0 if all is done.
+def run_bundle(folder: Path, minutes: float | None, jobs: int) -> int:
+    """Do what is left of a bundle: its runs, then throughput with nothing beside it.
 
     Args:
         folder: of the bundle.
         minutes: after which running jobs are asked to save and stop; None: no limit.
         jobs: runs at once.
-        throughput: "first", "last" or "no".
+
+    Returns:
+        the exit code: 1 if a job failed, 0 if all is done.
 
     Raises:
         Interrupted: by the time or a signal, with something left to do; all is saved.
@@ -218,27 +274,20 @@ def run_bundle(folder: Path, minutes: float | None, jobs: int, throughput: str) 
     log.info("torch %s, %d GPUs", torch.__version__, torch.cuda.device_count())
     folder = folder.resolve()
     bundle = load_bundle(folder)
-    steps = [(bundle.runs, jobs)]
-    if throughput != "no":  # measured with nothing beside it
-        measuring: list[Chain] = [[job] for job in bundle.throughput]
-        steps.insert(0 if throughput == "first" else 1, (measuring, 1))
     with stop_signals() as signals:
         driver = Driver(folder, bundle, signals)
-        for chains, at_once in steps:
-            driver.work(chains, at_once, deadline)
-    return _conclude(driver, [job for chains, _ in steps for chain in chains for job in chain])
-
-
-def _conclude(driver: Driver, jobs: list[PackedJob]) -> int:
-    left = [job for job in jobs if not driver.is_done(job)]
+        driver.work(bundle.runs, jobs, deadline)
+        driver.work([[job] for job in bundle.throughput], 1, deadline)
+    everything = [job for chain in (*bundle.runs, bundle.throughput) for job in chain]
+    left = [job for job in everything if not driver.is_done(job)]
     log.info("%s", remaining(driver.standing()))
     if driver.failed:
         log.error("%d jobs failed, the first: %s", len(driver.failed), driver.failed[0])
         return 1
     if left:
         raise Interrupted(
-            f"{driver.stopping}; saved, {len(left)} of {len(jobs)} jobs left: run the same command "
-            "to continue"
+            f"{driver.stopping}; saved, {len(left)} of {len(everything)} jobs left: run the same "
+            "command to continue"
         )
     log.info("nothing is left; merge %s with `bundle merge`", driver.out)
     return 0

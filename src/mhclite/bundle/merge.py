@@ -2,9 +2,8 @@
 
 A published study is taken as well: with more seeds or variants in the study file, only those train.
 
-Everything is checked before anything is copied. A run is taken if its key is the study's here; a
-finished run is never replaced, an unfinished one only by more steps of the same run. Merging again
-changes nothing.
+Everything is checked before anything is copied. A finished run is taken if its key is the study's
+here and it is not finished here already. Merging again changes nothing.
 """
 
 from __future__ import annotations
@@ -13,35 +12,24 @@ import logging
 import shutil
 import tarfile
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mhclite.bundle.jobs import PackedJob, receipts
-from mhclite.bundle.pack import bundle_of
-from mhclite.bundle.pipeline import snakemake
+from mhclite.bundle.drive import PackedJob, receipts
+from mhclite.bundle.pack import bundle_of, snakemake
 from mhclite.errors import UserError
 from mhclite.files import read_json, write_json
 from mhclite.jobs import PROBE, results_folder
 from mhclite.measure.files import read_probe
-from mhclite.runs.folder import (
-    CHECKPOINTS,
-    RECORD,
-    RESULT,
-    STEP_FILES,
-    SUMMARY,
-    WEIGHTS,
-    RunFolder,
-)
-from mhclite.runs.key import code_digest, deciding
+from mhclite.runs.folder import RECORD, RESULT, STEP_FILES, SUMMARY, WEIGHTS, RunFolder
 from mhclite.runs.parquet import STUDY, unpack
+from mhclite.runs.status import outdated
 from mhclite.study.reading import load_study
 from mhclite.study.sections import RESULTS
 from mhclite.tarball import extract
 
-RUN_FILES = (RECORD, *(f"{name}.jsonl" for name in STEP_FILES), WEIGHTS)
-RESULT_FILES = (RESULT, SUMMARY)  # the last one says that the run is finished
+RUN_FILES = (RECORD, *(f"{name}.jsonl" for name in STEP_FILES), WEIGHTS, RESULT, SUMMARY)
 PENDING = "merge-pending.json"  # outputs that Snakemake has not recorded yet: a merge was ended
 SHOWN = 3  # refused runs that are named
 
@@ -85,59 +73,40 @@ def find_study(source: Path, name: str) -> Path:
     )
 
 
-def why_not(train: PackedJob, folder: RunFolder) -> str | None:
-    """Why the run in a folder is not the study's; None if it is, or if none is there."""
+def why_not(train: PackedJob, folder: RunFolder) -> str:
+    """Of what else the run in a folder is than the study's; empty if it is, or if none is there."""
     if folder.begun_key() in (None, train.digest):
-        return None
-    record, config = folder.record(), train.config()
-    if deciding(record.config) != deciding(config):
-        return "other settings than the study has now"
-    if record.code != code_digest(config):
-        return "other code than is here now"
-    return "another corpus than is prepared here"
+        return ""
+    return outdated(train.config(), None, folder.record()) or "of another corpus"
 
 
 def check_run(train: PackedJob, theirs: RunFolder, ours: RunFolder) -> None:
     """Refuse a run that is under way here, or whose files are not those of its summary."""
-    if ours.finished_key() == train.digest or theirs.begun_key() is None:
+    if not is_new(train, theirs, ours):
         return
     if ours.is_locked():
         raise UserError(f"{ours.path} is being trained here: stop that first, or let it end")
-    if theirs.finished_key() == train.digest:
-        # Weights are large, and only the probe needs them: they may have been left behind.
-        damaged = theirs.damage(theirs.summary(), weights_needed=False)
-        if damaged is not None:
-            raise UserError(f"{damaged} is damaged: bring it back again")
+    # Weights are large, and only the probe needs them: they may have been left behind.
+    damaged = theirs.damage(theirs.summary(), weights_needed=False)
+    if damaged is not None:
+        raise UserError(f"{damaged} is damaged: bring it back again")
 
 
-def merge_run(train: PackedJob, theirs: RunFolder, ours: RunFolder) -> str:
-    """Take a run over if it is further than ours. Returns what was done, in a word or two."""
-    key = train.digest
-    if theirs.begun_key() is None:
-        return "not begun"
-    if ours.finished_key() == key:
-        return "finished here already"
-    finished = theirs.finished_key() == key
-    steps = theirs.saved_steps(key)
-    if not finished and steps == 0:
-        return "without a checkpoint"
-    if not finished:
-        if ours.begun_key() not in (None, key):
-            log.warning("%s holds a run of other settings or code: left as it is", ours.path)
-            return "left out"
-        if steps <= ours.saved_steps(key):
-            return "no further than here"
+def is_new(train: PackedJob, theirs: RunFolder, ours: RunFolder) -> bool:
+    """Whether a run is finished there, and not here."""
+    return theirs.finished_key() == train.digest != ours.finished_key()
+
+
+def take(theirs: RunFolder, ours: RunFolder) -> None:
+    """Copy a finished run; what is here of it, or of another run of its name, gives way."""
     incoming = ours.path.with_name(f".{ours.path.name}.incoming")
     shutil.rmtree(incoming, ignore_errors=True)
     incoming.mkdir(parents=True)
-    for name in (*RUN_FILES, *(RESULT_FILES if finished else ())):
+    for name in RUN_FILES:
         if (theirs / name).exists():
             shutil.copyfile(theirs / name, incoming / name)
-    if not finished:
-        shutil.copytree(theirs / CHECKPOINTS, incoming / CHECKPOINTS)
     shutil.rmtree(ours.path, ignore_errors=True)
     incoming.replace(ours.path)
-    return "finished" if finished else "to be continued"
 
 
 def merge_output(
@@ -193,9 +162,9 @@ def merge(study_file: Path, source: Path) -> str:
         if refused:
             names = ", ".join(list(refused)[:SHOWN]) + ", ..." * (len(refused) > SHOWN)
             raise UserError(
-                f"{source}: {len(refused)} of {len(runs)} runs ({names}) are of "
-                f"{next(iter(refused.values()))}; merge where that is as it was packed, or pack "
-                "again and train anew"
+                f"{source}: {len(refused)} of {len(runs)} runs ({names}) are "
+                f"{next(iter(refused.values()))} than here; merge where that is as it was packed, "
+                "or pack again and train anew"
             )
         for train, _ in runs:
             check_run(train, of(train, theirs), of(train, ours))
@@ -205,15 +174,14 @@ def merge(study_file: Path, source: Path) -> str:
         jobs = [*bundle.throughput, *(train for train, _ in runs)]
         there_is = [job.output for job in jobs if (theirs / job.output).is_file()]
         write_json(pending, sorted({*before, *there_is}))
-        told: Counter[str] = Counter()
         new = [output for output in before if (ours / output).is_file()]
-        probes = 0
+        taken = probes = 0
         for train, probe in runs:
             here, there = of(train, ours), of(train, theirs)
-            done = merge_run(train, there, here)
-            told[done] += 1
-            if done == "finished":
+            if is_new(train, there, here):
+                take(there, here)
                 new.append(train.output)
+                taken += 1
             if same_result(train, there, here):
                 # Not for Snakemake: the rule takes a probe that is right as made.
                 probes += merge_output(probe, train.digest, theirs, ours, made_of)
@@ -225,6 +193,8 @@ def merge(study_file: Path, source: Path) -> str:
         # Snakemake records what they were made of: a later change reruns exactly what it should.
         snakemake(study_file, "--touch", "--force", *(f"{ours}/{output}" for output in new))
     pending.unlink()
-    return f"study {study.name}: new files: {len(new) + probes}; runs: " + ", ".join(
-        f"{count} {what}" for what, count in told.items()
+    done = sum(of(train, ours).finished_key() == train.digest for train, _ in runs)
+    return (
+        f"study {study.name}: {taken} runs and {len(new) + probes - taken} other files are new; "
+        f"{done} of {len(runs)} runs are finished here"
     )

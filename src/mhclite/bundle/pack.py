@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import shutil
+import subprocess
+import sys
 import tarfile
 import tempfile
 from pathlib import Path
 
 from mhclite import jobs
-from mhclite.bundle.jobs import BUNDLE, SCHEMA, Bundle, PackedJob
-from mhclite.bundle.pipeline import snakemake
+from mhclite.bundle.drive import BUNDLE, SCHEMA, Bundle, PackedJob
 from mhclite.data.manifest import MANIFEST, SPLITS, expect_window, load_manifest, verify_split
 from mhclite.errors import UserError
 from mhclite.files import write_json, write_text
@@ -87,14 +88,34 @@ def pack(study_file: Path, out: Path) -> None:
                 "the search for critical learning rates is not packed: after `bundle merge`, "
                 "snakemake makes it on the machine that it runs on"
             )
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        log.info("%.1f MB: code, tokens and jobs", size / 1e6)
         if archive:
             with tarfile.open(Path(work) / out.name, "w:gz") as tar:
                 tar.add(folder, arcname=name)
             (Path(work) / out.name).replace(out)
         else:
             folder.replace(out)
+
+
+def snakemake(study_file: Path, *arguments: str) -> None:
+    """Run Snakemake on a study in the folder of the project.
+
+    Raises:
+        UserError: it fails, or this is not the folder of the project.
+    """
+    if not Path("Snakefile").is_file():
+        raise UserError(f"{Path.cwd()} has no Snakefile: run this in the folder of the project")
+    command = [sys.executable, "-m", "snakemake", *arguments, "--cores", "all"]
+    done = subprocess.run(
+        [*command, "--configfile", str(study_file)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode != 0:
+        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("error:")]
+        reason = (errors or lines or ["it said nothing"])[-1].removeprefix("error: ")
+        raise UserError(f"snakemake {' '.join(arguments)[:200]}: {reason}")
 
 
 def bundle_of(study: Study) -> Bundle:
@@ -110,19 +131,17 @@ def bundle_of(study: Study) -> Bundle:
         name: load_manifest(jobs.corpus_folder(study, name)).digest for name in study.corpora
     }
     runs = sorted(study.runs().values(), key=lambda config: study.seeds.index(config.seed))
-    packed = []
+
+    def packed(job: jobs.Job, key: str | None = None) -> PackedJob:
+        made_of = jobs.digest(job, key)
+        return PackedJob(job.step, job.output, job.log, made_of, job.arguments, job.processes)
+
+    chains = []
     for config in runs:
         key = run_key(config, digests[config.corpus])
-        chain = (jobs.train(study, config), jobs.probe(study, config))
-        packed.append([_packed(job, key) for job in chain])
-    throughput = [_packed(jobs.throughput(study, model)) for model in study.models]
-    return Bundle(SCHEMA, study.name, throughput, packed)
-
-
-def _packed(job: jobs.Job, key: str | None = None) -> PackedJob:
-    return PackedJob(
-        job.step, job.output, job.log, jobs.digest(job, key), job.arguments, job.processes
-    )
+        chains.append([packed(make(study, config), key) for make in (jobs.train, jobs.probe)])
+    throughput = [packed(jobs.throughput(study, model)) for model in study.models]
+    return Bundle(SCHEMA, study.name, throughput, chains)
 
 
 def _fill(folder: Path, study: Study, corpora: list[Path]) -> None:

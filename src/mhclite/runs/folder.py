@@ -200,16 +200,6 @@ class RunFolder:
         content = read_json(self / SUMMARY, "summary of the run")
         return str(content.get("key")) if isinstance(content, dict) else None
 
-    def saved_steps(self, key: str) -> int:
-        """Steps of the newest checkpoint; 0 if there is none of this key."""
-        saved = [0]
-        for path in (self / CHECKPOINTS).glob("step_*.json"):
-            meta = read_json(path, "checkpoint")
-            ours = isinstance(meta, dict) and meta.get("key") == key
-            if ours and path.with_suffix(".pt").is_file() and isinstance(meta.get("step"), int):
-                saved.append(meta["step"])
-        return max(saved)
-
     def damage(self, summary: Summary, weights_needed: bool = True) -> Path | None:
         """The first file that does not have the digest of the summary; None if all have."""
         expected = {"metrics.jsonl": summary.metrics_sha256, WEIGHTS: summary.weights_sha256}
