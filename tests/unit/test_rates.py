@@ -271,11 +271,13 @@ def test_a_sweep_has_arms_and_no_runs_of_its_own(
     assert list(study.arms()) == [*arms, "sotu-d2-mhc_lite-norm_after_sum"]
     assert all([run.seed for run in runs] == [0, 1] for runs in study.arms().values())
     found = describe(study, tmp_path)
-    assert found["totals"]["sweep"] == {"arms": 4, "least": 4 * 6, "most": 4 * (8 + 2)}
-    assert found["totals"]["tries"] == 4 * (8 * 20 / 40 + 2)
-    assert cli.main(["describe", sweep_file, "--results", str(tmp_path)]) == 0
-    assert cli.main(["check", sweep_file]) == 0
-    assert "24 to 40 trainings" in capsys.readouterr().out
+    tokens = found["rows"][0]["tokens"]
+    assert found["totals"]["tokens"] == 4 * (8 * 20 / 40 + 2) * tokens
+    for command in (["describe", sweep_file, "--results", str(tmp_path)], ["check", sweep_file]):
+        assert cli.main(command) == 0
+        out = capsys.readouterr().out
+        assert f"{4 * 6} to {4 * (8 + 2)} trainings" in out
+        assert "as long as 24 of 40 steps" in out
     for command in (["keys", sweep_file], ["bundle", "pack", sweep_file, "--out", "nowhere"]):
         assert cli.main(command) == 2
         assert "is a sweep" in capsys.readouterr().err

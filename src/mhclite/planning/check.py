@@ -102,13 +102,33 @@ def check_machine(study: Study, steps: set[str]) -> str | None:
     )
 
 
+def work(study: Study) -> tuple[str, float]:
+    """What a study trains.
+
+    Returns:
+        in words, and as how many trainings of full length each run, or arm, counts at most.
+    """
+    seeds, steps = len(study.seeds), study.training.steps
+    if study.sweep is not None:
+        arms, ((least, most), final) = len(study.arms()), study.sweep.trainings(seeds)
+        each = final + most * study.sweep.steps / steps
+        words = f"a sweep of {arms:,} arms: {arms * least:,} to {arms * (most + final):,} trainings"
+        return f"{words}, at most as long as {arms * each:,.0f} of {steps:,} steps", each
+    runs, search = len(study.runs()), study.critical_rate
+    tries = 0 if search is None else len(search.factors) + search.halvings
+    words = f"{runs:,} runs of {steps:,} steps"
+    if tries:
+        words += f", and up to {tries * runs:,} trainings for critical learning rates"
+    return words, 1 + tries
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite check`."""
     parser.add_argument("study", nargs="+", type=file_path, help="study file (YAML)")
     parser.add_argument("--runs", action="store_true", help="print each run's configuration, JSON")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Print one line a study; the first bad one ends with its error."""
     for path in args.study:
         study, note = load_planned(path)
@@ -120,28 +140,5 @@ def run(args: argparse.Namespace) -> int:
         if args.runs:
             for config in study.grid().values():
                 print(json.dumps(config.to_json()))
-            continue
-        if study.sweep is not None:
-            (least, most), final = study.sweep.trainings(len(study.seeds))
-            arms = len(study.arms())
-            print(
-                f"{path}: study {study.name!r} is valid: a sweep of {arms} arms, of {least} to "
-                f"{most} trainings of {study.sweep.steps} steps and up to {final} of "
-                f"{study.training.steps} each"
-            )
-            continue
-        runs = len(study.runs())
-        tokens = [
-            study.training.steps * study.training.batch_size * m.block_size
-            for m in study.models.values()
-        ]
-        number = len(study.conditions)
-        counts = sorted({len(study.variants_of(model)) for model in study.models})
-        variants = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-        further = f", and {number} condition{'s' * (number != 1)}" if number else ""
-        print(
-            f"{path}: study {study.name!r} is valid: {runs} runs ({len(study.corpora)} corpora x "
-            f"{len(study.models)} models x {variants} variants x {len(study.seeds)} "
-            f"seeds{further}), {study.training.steps} steps and up to {max(tokens):,} tokens each"
-        )
-    return 0
+        else:
+            print(f"{path}: study {study.name!r} is valid: {work(study)[0]}")

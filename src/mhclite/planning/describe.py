@@ -8,11 +8,9 @@ runs, and what was not measured is reported as such.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ from mhclite.data.manifest import load_if_prepared
 from mhclite.errors import UserError
 from mhclite.files import read_json
 from mhclite.measure.steps import counts
-from mhclite.runs.folder import SUMMARY, RunFolder
+from mhclite.planning.check import work
 from mhclite.runs.status import duration
 from mhclite.study.reading import load_planned
 from mhclite.study.sections import BASE
@@ -45,70 +43,41 @@ log = logging.getLogger(__name__)
 Losses = dict[tuple[str, str, str, int], float]  # by corpus, model, variant and seed
 
 
-# --- speed ----------------------------------------------------------------------------------
-
-
 def speeds(
     study: Study, model: str, results: Path, file: Path | None = None
 ) -> tuple[dict[str, float], str]:
     """(variant -> training tokens per second on one device, source); empty if not measured.
 
     Args:
-        file: a throughput or benchmark file to use instead of the study's own.
+        file: a throughput or benchmark file to use instead of the study's own. Of a benchmark the
+            fastest implementation counts, compiled or not as the study trains.
     """
     path = file or results / study.name / "throughput" / f"{model}.json"
     if file is None and not path.is_file():
         return {}, ""
     measured = read_json(path, "throughput")
+    found: dict[str, float] = {}
     try:
         if "rows" in measured:
-            found = _benchmarked_speeds(study, model, measured["rows"])
+            mode = "compiled" if study.training.compile else "eager"
+            timed = [
+                (row.get("deterministic", True), float(row["tokens_per_second"]["median"]), row)
+                for row in measured["rows"]
+                if row["size"] == model and row["mode"] == mode and "failed" not in row
+            ]
+            # As training is, with deterministic algorithms, where rows of both are there.
+            for _, speed, row in sorted(timed, key=lambda one: one[:2]):
+                found[row["variant"]] = speed
         elif measured.get("model", model) == model:
             rows = measured["variants"].items()
             found = {name: float(row["tokens_per_second"]["median"]) for name, row in rows}
-        else:
-            found = {}
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is neither a throughput nor a benchmark file of mhclite") from None
     return found, str(path) if found else ""
 
 
-def _benchmarked_speeds(study: Study, model: str, rows: list[dict[str, Any]]) -> dict[str, float]:
-    """From a benchmark's rows, in the study's mode and its implementation (the best for `auto`)."""
-    mode = "compiled" if study.training.compile else "eager"
-    order = [study.connections.implementation, "fused", "fast", "reference"]
-    found: dict[str, dict[str, float]] = defaultdict(dict)
-    # As training is, where rows of both are there: with deterministic algorithms.
-    for row in sorted(rows, key=lambda row: not row.get("deterministic", True)):
-        if row["size"] == model and row["mode"] == mode and "failed" not in row:
-            speed = float(row["tokens_per_second"]["median"])
-            found[row["variant"]].setdefault(row["implementation"], speed)
-    return {
-        variant: next((by[name] for name in order if name in by), next(iter(by.values())))
-        for variant, by in found.items()
-    }
-
-
-# --- spread ---------------------------------------------------------------------------------
-
-
-def final_losses(runs: Path, wanted: Collection[str]) -> Losses:
-    """(corpus, model, variant, seed) -> final validation loss of the completed runs of a folder."""
-    found = {}
-    for folder in map(RunFolder, sorted(path.parent for path in runs.glob(f"*/{SUMMARY}"))):
-        summary, config = folder.summary(), folder.record().config
-        if (
-            config.condition == BASE
-            and config.run in wanted
-            and summary.validation_loss is not None
-        ):
-            cell = (config.corpus, config.model.name, config.connection.variant)
-            found[*cell, config.seed] = summary.validation_loss
-    return found
-
-
-def published_losses(path: Path) -> Losses:
-    """The same of a published study's runs.csv; empty where there is none."""
+def final_losses(path: Path) -> Losses:
+    """Final validation losses of a study's runs.csv; empty where there is none."""
     if not path.is_file():
         return {}
     runs = pd.read_csv(path)
@@ -157,15 +126,14 @@ def detectable(study: Study, results: Path) -> dict[str, Any]:
     """The `source` of the spread, and the differences in loss that would be seen beside it.
 
     `differences`: variant and reference -> number of seeds -> nats per token, None for one seed.
-    The source is the study's own finished runs, or else those of a published study; None if neither
-    has several seeds.
+    The source is the study's own runs.csv, or else that of a published study; None if neither has
+    several seeds.
     """
     pairs = [(variant, RESIDUAL.variant) for variant in study.variants]
     pairs = [pair for pair in pairs if pair[0] != pair[1]] + [("mhc_lite", "mhc")]
     effects = {n: detectable_effect(n) for n in sorted({len(study.seeds), *SEEDS})}
-    own, published = results / study.name / "runs", results / PUBLISHED
-    of_others = published_losses(published)
-    for source, losses in ((own, final_losses(own, study.runs())), (published, of_others)):
+    for source in (results / study.name / "runs.csv", results / PUBLISHED):
+        losses = final_losses(source)
         spreads = {
             " - ".join(VARIANTS[name].label for name in pair): pooled_spread(losses, *pair)
             for pair in pairs
@@ -181,42 +149,33 @@ def detectable(study: Study, results: Path) -> dict[str, Any]:
     return {"source": None, "differences": {}}
 
 
-# --- the whole ------------------------------------------------------------------------------
-
-
 def describe(
     study: Study, results: Path, throughput: Path | None = None, lock: Path = LOCK_FILE
 ) -> dict[str, Any]:
     """The study in numbers: `rows` (one per model and variant), `corpora`, `totals`, `detectable`.
 
     `hours` in a row is the time of one run on one device, from the measured throughput; None where
-    none was measured. `tries` are the trainings, of as many steps, that a search for critical
-    learning rates adds at most, or to which those of a sweep come at most: it has no runs.
+    none was measured. `runs` are arms in a sweep.
 
     Args:
         results: folder in which finished runs, throughput and corpora are looked up.
         throughput: a throughput or benchmark file to use instead of the study's own.
         lock: the corpora lock file.
     """
-    training, search, sweep = study.training, study.critical_rate, study.sweep
-    trainings = [arm[0] for arm in study.arms().values()] if sweep else [*study.runs().values()]
-    tries: float = 0 if search is None else len(search.factors) + search.halvings
-    least = most = 0
-    if sweep is not None:
-        (fewest, grid), final = sweep.trainings(len(study.seeds))
-        tries = final + grid * sweep.steps / training.steps
-        least, most = len(trainings) * fewest, len(trainings) * (grid + final)
+    training = study.training
+    words, each = work(study)
+    trainings = [arm[0] for arm in study.arms().values()] if study.sweep else study.runs().values()
+    cells = [(one.model.name, one.connection.variant) for one in trainings]
     rows: list[dict[str, Any]] = []
-    sources: list[str] = []
+    sources: dict[str, None] = {}
     for model in study.models:
         settings = study.resolved_model(model)
         speed, source = speeds(study, model, results, throughput)
-        sources += [source] * (source not in ("", *sources))
+        sources |= {source: None} if source else {}
         plain, _ = counts(settings, RESIDUAL)
         for variant in study.variants_of(model):
             parameters, flops = counts(settings, study.resolved_connection(variant))
             tokens = training.steps * training.batch_size * settings.block_size
-            cell = (model, variant)
             rows.append(
                 {
                     "model": model,
@@ -224,15 +183,11 @@ def describe(
                     "parameters": parameters,
                     "extra_parameters": parameters - plain,
                     "flops_per_token": flops,
-                    "steps": training.steps,
                     "tokens": tokens,
-                    "runs": sum(
-                        (one.model.name, one.connection.variant) == cell for one in trainings
-                    ),
+                    "runs": cells.count((model, variant)),
                     "hours": tokens / speed[variant] / 3600 if variant in speed else None,
                 }
             )
-    each = tries if sweep else 1 + tries  # trainings of a run, or of an arm
     measured = all(row["hours"] is not None for row in rows)
     corpora: dict[str, dict[str, Any]] = {}
     for corpus in study.corpora:
@@ -244,26 +199,23 @@ def describe(
             "epochs": {row["model"]: known and row["tokens"] / known for row in rows},
         }
     return {
-        "study": study.name,
         "rows": rows,
         "corpora": corpora,
         "totals": {
-            "runs": 0 if sweep else len(trainings),
-            "tries": tries * len(trainings),
-            "sweep": {"arms": len(trainings), "least": least, "most": most} if sweep else None,
+            "work": words,
             "tokens": round(sum(row["runs"] * each * row["tokens"] for row in rows)),
             "device_hours": sum(row["runs"] * each * row["hours"] for row in rows)
             if measured
             else None,
         },
-        "speeds": sources,
-        "detectable": None if sweep else detectable(study, results),
+        "speeds": [*sources],
+        "detectable": None if study.sweep else detectable(study, results),
     }
 
 
 def as_text(found: dict[str, Any]) -> str:
     """What `describe` found, as text for readers."""
-    totals, sweep = found["totals"], found["totals"]["sweep"]
+    totals = found["totals"]
     rows = [
         [
             row["model"],
@@ -278,7 +230,7 @@ def as_text(found: dict[str, Any]) -> str:
         for row in found["rows"]
     ]
     headings = ["model", "variant", "parameters", "extra", "MFLOP/token", "tokens"]
-    headings += ["arms" if sweep else "runs", "time/run"]
+    headings += ["runs" if found["detectable"] else "arms", "time/run"]
     right = ["left", "left", *["right"] * (len(headings) - 2)]
     lines = [tabulate(rows, headings, disable_numparse=True, colalign=right), ""]
     for name, corpus in found["corpora"].items():
@@ -287,13 +239,7 @@ def as_text(found: dict[str, Any]) -> str:
             epochs = ", ".join(f"{model} {value:.3g}" for model, value in corpus["epochs"].items())
             known = f"{corpus['train_tokens']:,} train tokens; epochs: {epochs}"
         lines.append("; ".join(filter(None, (f"Corpus {name}: {known}", corpus["revision"]))) + ".")
-    number = f"{totals['runs']:,} runs"
-    if sweep:
-        number = f"A sweep of {sweep['arms']:,} arms: {sweep['least']:,} to {sweep['most']:,} "
-        number += f"trainings, at most as long as {totals['tries']:,.0f} of full length"
-    elif totals["tries"]:
-        number += f", and up to {totals['tries']:,} trainings for critical learning rates"
-    lines.append(f"{number}; {totals['tokens']:,} training tokens in total.")
+    lines.append(f"Trained: {totals['work']}; {totals['tokens']:,} tokens in total.")
     if found["speeds"]:
         lines.append(
             f"Time, one after the other: {_time(totals['device_hours'])}, of training steps alone "
@@ -343,7 +289,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--throughput", type=file_path, help="throughput or benchmark file to take the speeds from"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -352,4 +297,4 @@ def run(args: argparse.Namespace) -> None:
     found = describe(study, args.results, args.throughput)
     if note:
         log.warning("%s", note)
-    print(json.dumps(found, indent=1) if args.json else as_text(found))
+    print(as_text(found))

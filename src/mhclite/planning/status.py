@@ -22,23 +22,16 @@ def sweep_report(study: Study, out: Path) -> str:
     lines, done = [], 0
     for arm in arms:
         path = out / SWEEP.output.format(arm=arm)
-        trials = [RunFolder(folder) for folder in sorted(path.with_suffix("").glob("*-x*-s*"))]
-        finished = [trial for trial in trials if trial.is_finished()]
         if path.is_file():
             done += 1
             found = read_sweep(path)
-            if found.rate is not None:
-                line = f"finished: learning rate {found.rate:g}"
-            elif found.bracketed:
-                line = "finished: no rate, every finalist diverged"
-            else:
-                line = "finished: no rate, not bracketed"
+            why = "every finalist diverged" if found.bracketed else "not bracketed"
+            rate = f"no rate, {why}" if found.rate is None else f"learning rate {found.rate:g}"
+            line = f"finished: {rate}"
         elif words := last_words(out / SWEEP.log.format(arm=arm)):
-            if any(trial.is_locked() for trial in trials):
-                line = f"under way: {words}"
-            else:
-                line = f"stopped or between two trials: {words}"
-            line = f"{len(finished)} trials finished; {line}"
+            trials = [RunFolder(folder) for folder in path.with_suffix("").glob("*-x*-s*")]
+            finished = sum(trial.is_finished() for trial in trials)
+            line = f"{finished} trials finished; its log ends: {words}"
         else:
             line = "waiting"
         lines.append(f"  {arm:<{max(map(len, arms))}}  {line}")
