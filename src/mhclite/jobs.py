@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mhclite.config import RunConfig
 from mhclite.files import digest_of
@@ -68,40 +69,21 @@ class Job:
 
 def train(study: Study, config: RunConfig) -> Job:
     """Train a run, or continue it."""
-    return Job(
-        TRAIN.name,
-        TRAIN.output.format(run=config.run),
-        TRAIN.log.format(run=config.run),
-        [
-            *("--config", json.dumps(config.to_json(), sort_keys=True)),
-            *("--corpus", str(corpus_folder(study, config.corpus))),
-            *("--out", str(run_folder(study, config))),
-        ],
-        code_digest(config),
-        config.training.processes,
-    )
+    arguments = [*_of_run(study, config), "--out", str(run_folder(study, config))]
+    return _job(TRAIN, config.run, arguments, code_digest(config), config.training.processes)
 
 
 def probe(study: Study, config: RunConfig) -> Job:
     """Probe one finished run."""
-    return Job(
-        PROBE.name,
-        PROBE.output.format(run=config.run),
-        PROBE.log.format(run=config.run),
-        [*_probe_arguments(study), *("--run", config.run)],
-        step_digest("measure.probe", [config.connection.variant]),
-    )
+    code = step_digest("measure.probe", [config.connection.variant])
+    return _job(PROBE, config.run, [*_probe_arguments(study), "--run", config.run], code)
 
 
 def probes(study: Study) -> Job:
     """Probe all runs in one process, those that have no probe yet; `--run` is up to the caller."""
-    return Job(
-        PROBES.name,
-        PROBES.output,
-        PROBES.log,
-        [*_probe_arguments(study), *("--receipt", str(results_folder(study) / PROBES.output))],
-        step_digest("measure.probe", study.variants),
-    )
+    receipt = ["--receipt", str(results_folder(study) / PROBES.output)]
+    code = step_digest("measure.probe", study.variants)
+    return _job(PROBES, "", [*_probe_arguments(study), *receipt], code)
 
 
 def _probe_arguments(study: Study) -> list[str]:
@@ -117,55 +99,48 @@ def _probe_arguments(study: Study) -> list[str]:
 def critical(study: Study, config: RunConfig) -> Job:
     """Search the learning rate at which a run ceases to learn."""
     assert study.critical_rate is not None
-    output = CRITICAL.output.format(run=config.run)
-    return Job(
-        CRITICAL.name,
-        output,
-        CRITICAL.log.format(run=config.run),
-        [
-            *("--config", json.dumps(config.to_json(), sort_keys=True)),
-            *("--corpus", str(corpus_folder(study, config.corpus))),
-            *("--settings", json.dumps(study.critical_rate.model_dump(), sort_keys=True)),
-            *("--out", str(results_folder(study) / output)),
-        ],
-        step_digest("measure.critical", [config.connection.variant]),
-    )
+    arguments = _of_run(study, config, study.critical_rate.model_dump())
+    code = step_digest("measure.critical", [config.connection.variant])
+    return _job(CRITICAL, config.run, [*arguments, *_out(study, CRITICAL, config.run)], code)
 
 
 def sweep(study: Study, arm: str, runs: Sequence[RunConfig]) -> Job:
     """Find the learning rate of an arm, of which `Study.arms` has the name and the runs."""
     assert study.sweep is not None
     settings = study.sweep.model_dump() | {"seeds": [config.seed for config in runs]}
-    config = replace(runs[0], run=arm)
-    output = SWEEP.output.format(arm=arm)
-    return Job(
-        SWEEP.name,
-        output,
-        SWEEP.log.format(arm=arm),
-        [
-            *("--config", json.dumps(config.to_json(), sort_keys=True)),
-            *("--corpus", str(corpus_folder(study, config.corpus))),
-            *("--settings", json.dumps(settings, sort_keys=True)),
-            *("--out", str(results_folder(study) / output)),
-        ],
-        step_digest("measure.sweep", [config.connection.variant]),
-    )
+    arguments = _of_run(study, replace(runs[0], run=arm), settings)
+    code = step_digest("measure.sweep", [runs[0].connection.variant])
+    return _job(SWEEP, arm, [*arguments, *_out(study, SWEEP, arm)], code)
 
 
 def throughput(study: Study, model: str) -> Job:
     """Time training steps of every variant at one model size; `--threads` is up to the caller."""
-    output = THROUGHPUT.output.format(model=model)
     variants = dict.fromkeys(["residual", *study.variants_of(model)])
-    return Job(
-        THROUGHPUT.name,
-        output,
-        THROUGHPUT.log.format(model=model),
-        [
-            *("--config", json.dumps(study.throughput_config(model).to_json(), sort_keys=True)),
-            *("--out", str(results_folder(study) / output)),
-        ],
-        step_digest("measure.throughput", variants),
-    )
+    arguments = ["--config", _json(study.throughput_config(model).to_json())]
+    code = step_digest("measure.throughput", variants)
+    return _job(THROUGHPUT, model, [*arguments, *_out(study, THROUGHPUT, model)], code)
+
+
+def _job(step: Step, of: str, arguments: list[str], code: str, processes: int = 1) -> Job:
+    output, log = (text.format(**{step.wildcard: of}) for text in (step.output, step.log))
+    return Job(step.name, output, log, arguments, code, processes)
+
+
+def _of_run(study: Study, config: RunConfig, settings: Any = None) -> list[str]:
+    """The arguments that name a run, its corpus, and the settings of what is done with it."""
+    return [
+        *("--config", _json(config.to_json())),
+        *("--corpus", str(corpus_folder(study, config.corpus))),
+        *([] if settings is None else ["--settings", _json(settings)]),
+    ]
+
+
+def _out(study: Study, step: Step, of: str) -> list[str]:
+    return ["--out", str(results_folder(study) / step.output.format(**{step.wildcard: of}))]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def digest(job: Job, run_key: str | None = None) -> str:

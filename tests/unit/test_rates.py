@@ -20,8 +20,7 @@ from mhclite.measure.files import SWEEP_SCHEMA, Sweep, SweepSettings, Trial
 from mhclite.planning.describe import describe
 from mhclite.records import to_json
 from mhclite.runs.key import run_key
-from mhclite.study.reading import load_study, parse_study, read_yaml
-from mhclite.study.resolved import resolve
+from mhclite.study.reading import load_study, parse_study, read_yaml, resolve
 from mhclite.study.sections import BASE, LearningRates
 from mhclite.study.settings import Study
 

@@ -25,7 +25,7 @@ from mhclite.config import RunConfig
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
 from mhclite.planning.describe import PUBLISHED
-from mhclite.study.docs import settings_classes
+from mhclite.study.docs import page, settings_classes
 from mhclite.study.reading import load_study, parse_study, read_yaml
 from mhclite.study.sections import TAKEN, Settings, leaves
 from mhclite.study.settings import Study
@@ -164,6 +164,12 @@ def test_bad_study_is_one_line_that_names_the_key(
     assert error.startswith(f"error: {path}: ")
     for words in said:
         assert words in error
+
+
+def test_the_page_of_settings_is_current() -> None:
+    text = (CONFIG.parent / "docs/configuration.md").read_text()
+    assert page(text) == text, "run `python -m mhclite.study.docs docs/configuration.md`"
+    assert all(f"`{name}`" in text for name in TAKEN)
 
 
 def test_names_that_results_has_for_itself_are_taken() -> None:

@@ -9,7 +9,7 @@ rule resolve:
         f"{OUT}/logs/resolve.log",
     localrule: True
     params:
-        made_of=digest_of([RESOLVED, step_digest("study.resolved")]),
+        made_of=digest_of([RESOLVED, step_digest("study.reading")]),
     run:
         write_json(output.study, RESOLVED)
         write_text(output.runs, "\n".join(RUNS) + "\n")

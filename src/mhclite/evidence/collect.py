@@ -36,7 +36,7 @@ from mhclite.measure.stability import series_of, trailing
 from mhclite.records import to_json
 from mhclite.runs.folder import FinishedRun, RunFolder
 from mhclite.runs.key import deciding, difference
-from mhclite.study.resolved import Resolved, read_resolved
+from mhclite.study.reading import Resolved, read_resolved
 
 log = logging.getLogger(__name__)
 

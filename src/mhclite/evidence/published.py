@@ -21,7 +21,7 @@ from mhclite.measure.files import StabilitySettings
 from mhclite.measure.stability import judge_all
 from mhclite.records import build, to_json
 from mhclite.runs.parquet import STUDY, pack, unpack
-from mhclite.study.resolved import read_resolved
+from mhclite.study.reading import read_resolved
 
 MANIFEST = "manifest.json"
 RUN_FILES = ("run.json", "summary.json", "metrics.jsonl", "mixing.jsonl")

@@ -25,8 +25,7 @@ from mhclite.runs.key import (
     settings_digest,
 )
 from mhclite.runs.status import outdated
-from mhclite.study.reading import load_study
-from mhclite.study.resolved import read_resolved
+from mhclite.study.reading import load_study, read_resolved
 from mhclite.study.settings import Study
 
 SHORT = 12  # digits shown of a digest

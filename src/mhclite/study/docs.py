@@ -1,6 +1,6 @@
-"""The parameter table of the docs, generated from the study's pydantic models.
+"""The tables of settings in the docs, generated from the study's pydantic models.
 
-`python -m mhclite.study.docs docs/configuration.md` writes it; a test keeps the two in step.
+`python -m mhclite.study.docs docs/configuration.md` writes them; a test keeps the two in step.
 """
 
 from __future__ import annotations
@@ -15,31 +15,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from mhclite.files import write_text
-from mhclite.study.sections import TAKEN, Settings
+from mhclite.study.sections import Settings
 from mhclite.study.settings import Study
 from mhclite.study.wording import settings_in
 
-HEADING = f"""# Configuration
-
-A study is one YAML file. Unknown keys, impossible values and missing corpora stop before the DAG
-starts, with one line that says what and why: `python -m mhclite check FILE` says it without
-Snakemake. A value can be set on the command line, in a study with a name and so a folder of its
-own: `snakemake --cores all --config name=longer 'training={{steps: 400}}'`. Settings of a section
-are written like that, not as `training.steps=400`, which Snakemake refuses with an error of its
-own. Without a name, `--config` may add runs to the results that are there, or change what decides
-none (`'training={{processes: 2}}'`, `'tracking={{uri: URL}}'`); it stops where it would replace
-some.
-
-Names, of the study and of what is in it, have lower-case letters, digits and `_` (not first), at
-most 40. No hyphen: it separates the parts of a run's name. No study has the name of a folder that
-results/ has for itself: {", ".join(f"`{name}`" for name in TAKEN)}.
-
-Numbers are plain decimal ones (`0.004`, `4e-3`), booleans `true` or `false`. What YAML 1.1 reads
-otherwise than it looks (`010` as 8, `1:30` as 90, `yes` as true) is refused; a text that looks so
-stands in quotes.
-
-<!-- Generated from study/sections.py by `python -m mhclite.study.docs docs/configuration.md`. -->
-"""
+MARK = "configuration.md`. -->\n"  # what stands above it is written by hand
 
 
 def settings_classes() -> Iterator[tuple[str, type[Settings]]]:
@@ -81,9 +61,11 @@ def _default(field: FieldInfo) -> str:
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
-def parameter_table() -> str:
-    """The whole page, Markdown."""
-    parts = [HEADING]
+def page(before: str) -> str:
+    """The whole page, Markdown, from what it was before."""
+    heading, mark, _ = before.partition(MARK)
+    assert mark, f"the page has no line that ends with {MARK!r}"
+    parts = [heading, mark]
     for where, settings in settings_classes():
         parts.append(f"\n## {f'`{where}`' if where else 'The study'}\n\n{settings.__doc__}\n")
         parts.append("\n| key | value | default | meaning |\n|---|---|---|---|\n")
@@ -96,4 +78,5 @@ def parameter_table() -> str:
 
 
 if __name__ == "__main__":
-    write_text(Path(sys.argv[1]), parameter_table())
+    path = Path(sys.argv[1])
+    write_text(path, page(path.read_text(encoding="utf-8")))

@@ -1,21 +1,27 @@
-"""A study file, read and checked."""
+"""A study file, read and checked; resolved.json, in which it is spelled out."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from mhclite.config import RunConfig
 from mhclite.errors import UserError
-from mhclite.study.sections import DECIMAL, LearningRates
+from mhclite.records import read_record
+from mhclite.study.sections import DECIMAL, RESULTS, LearningRates
 from mhclite.study.settings import Study
 from mhclite.study.text_files import matching
 from mhclite.study.wording import one_line
+
+SCHEMA = 2  # of resolved.json
 
 
 def parse_study(config: Any, source: str = "study") -> Study:
@@ -161,3 +167,31 @@ def read_learning_rates(path: str, source: str) -> LearningRates:
         return LearningRates.model_validate({**content, "file": path})
     except ValidationError as error:
         raise UserError(f"learning rates {path}: {one_line(error, LearningRates)}") from None
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """resolved.json: a study as `collect` takes it, with its runs, corpora and claims."""
+
+    schema: int
+    study: dict[str, Any]  # `Study.model_dump`
+    runs: dict[str, RunConfig]
+    corpora: dict[str, str]  # name -> folder of the prepared corpus
+    claims: list[dict[str, Any]]  # config/claims.yaml
+
+
+def resolve(study: Study, claims: Sequence[BaseModel]) -> Resolved:
+    """A study and the claims that it is asked about."""
+    return Resolved(
+        SCHEMA,
+        study.model_dump(mode="json"),
+        study.runs(),
+        {name: str(RESULTS / study.corpus_folder(name)) for name in study.corpora},
+        [claim.model_dump(mode="json") for claim in claims],
+    )
+
+
+def read_resolved(path: Path) -> Resolved:
+    """Read resolved.json; `UserError` if it is missing, damaged or of another version."""
+    again = f"delete {path} and run `snakemake --cores all`"
+    return read_record(Resolved, path, "the resolved study", SCHEMA, again)

@@ -35,8 +35,7 @@ from mhclite.measure.files import (
 from mhclite.measure.stability import judge_all
 from mhclite.records import build, to_json
 from mhclite.runs.folder import SCHEMA as FOLDER_SCHEMA
-from mhclite.study.reading import parse_study
-from mhclite.study.resolved import Resolved, resolve
+from mhclite.study.reading import Resolved, parse_study, resolve
 from mhclite.study.settings import Study
 
 CLAIMS = Path(__file__).parents[3] / "config" / "claims.yaml"

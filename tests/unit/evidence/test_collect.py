@@ -48,7 +48,7 @@ from mhclite.evidence.results import Results, load_results
 from mhclite.files import read_jsonl, write_json
 from mhclite.records import to_json
 from mhclite.runs.folder import FinishedRun, RunFolder
-from mhclite.study.resolved import read_resolved
+from mhclite.study.reading import read_resolved
 
 
 @pytest.fixture

@@ -16,8 +16,7 @@ from mhclite.files import write_json
 from mhclite.jobs import PREPARED
 from mhclite.planning.keys import lost_files, replaced
 from mhclite.records import to_json
-from mhclite.study.reading import parse_study
-from mhclite.study.resolved import resolve
+from mhclite.study.reading import parse_study, resolve
 from mhclite.study.settings import Study
 
 SMOKE: dict[str, Any] = yaml.safe_load(

@@ -22,8 +22,7 @@ from mhclite.connections.registry import VARIANTS
 from mhclite.evidence.claims import load_claims
 from mhclite.planning.keys import other_code
 from mhclite.runs import code, key, provenance
-from mhclite.study.reading import load_study
-from mhclite.study.resolved import resolve
+from mhclite.study.reading import load_study, resolve
 from mhclite.training.loop import train
 
 ROOT = Path(__file__).parents[3]
