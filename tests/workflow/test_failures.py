@@ -1,14 +1,11 @@
-"""Kills, bad studies, two workflows at once: each through Snakemake, as a user meets them."""
+"""Bad studies, two workflows at once: each through Snakemake, as a user meets them."""
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,83 +13,18 @@ import torch
 import yaml
 from checkout import ROOT, Checkout
 
-from mhclite.files import is_locked, locked, sha256_of
+from mhclite.files import is_locked, locked
 from mhclite.jobs import PREPARED
 from mhclite.study.reading import load_study
-from mhclite.training.loop import train
 
 # One with conditions and several sizes, and a sweep; test_study.py reads all.
 STUDIES = [ROOT / f"config/{name}.yaml" for name in ("paper", "tuned-rates")]
-RUNS = ("sotu-d2-residual-s0", "sotu-d2-mhc_lite-s0")
-TARGETS = [f"results/kill/runs/{run}/summary.json" for run in RUNS]
 
 
 def write_study(path: Path, **changes: object) -> None:
     study = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())
     study.update(changes)
     path.write_text(yaml.safe_dump(study))
-
-
-def fingerprints(runs: Path) -> dict[str, str]:
-    """SHA-256 of the metrics and final weights of every run."""
-    return {
-        f"{run}/{name}": sha256_of(runs / run / name)
-        for run in RUNS
-        for name in ("metrics.jsonl", "weights.pt")
-    }
-
-
-def wait_for_checkpoint(checkout: Checkout, process: subprocess.Popen[str]) -> int:
-    """Wait until a run has a checkpoint; returns the process id that trains it."""
-    deadline = time.monotonic() + 300
-    folder = checkout.folder / "results/kill/runs"
-    while time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()[0]
-        for run in RUNS:
-            unfinished = not (folder / run / "summary.json").exists()
-            # The lock is empty for a moment: it is taken before the number is written.
-            if (
-                unfinished
-                and list((folder / run / "checkpoints").glob("*.json"))
-                and (number := (folder / run / "lock").read_text().strip())
-            ):
-                return int(number)
-        time.sleep(0.05)
-    raise AssertionError("no checkpoint in five minutes")
-
-
-@pytest.mark.exhaustive
-def test_kills_change_no_bit_of_the_result(tmp_path: Path) -> None:
-    """kill -9 of a training process, then of all of Snakemake; the same command goes on."""
-    training = {
-        **yaml.safe_load((ROOT / "config/smoke.yaml").read_text())["training"],
-        **{"steps": 150, "evaluation_interval": 40, "checkpoint_interval": 20},
-    }
-    changes = {"name": "kill", "variants": ["residual", "mhc_lite"], "seeds": [0]}
-    killed = Checkout(tmp_path)
-    write_study(tmp_path / "config/kill.yaml", training=training, **changes)
-
-    # A training process dies: Snakemake reports it, and what it had saved stays.
-    process = killed.start(*TARGETS, study="config/kill.yaml")
-    os.kill(wait_for_checkpoint(killed, process), signal.SIGKILL)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode != 0, output
-
-    # Snakemake itself dies, its jobs go on without it: the same command waits for them.
-    process = killed.start(*TARGETS, study="config/kill.yaml")
-    wait_for_checkpoint(killed, process)
-    process.kill()
-    process.communicate(timeout=120)
-    code, output = killed.snakemake(*TARGETS, study="config/kill.yaml")
-    assert code == 0, output
-    runs = tmp_path / "results/kill/runs"
-    assert list(runs.glob("*/checkpoints")) == [], "a finished run keeps no checkpoints"
-
-    (manifest,) = (tmp_path / "results/corpora").glob("*/manifest.json")
-    for run, config in load_study(tmp_path / "config/kill.yaml").runs().items():
-        if run in RUNS:
-            train(config, manifest.parent, tmp_path / "undisturbed" / run)
-    assert fingerprints(runs) == fingerprints(tmp_path / "undisturbed")
 
 
 SMOKE = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())

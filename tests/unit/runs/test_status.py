@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -162,6 +164,27 @@ def test_a_held_lock_is_a_run_under_way(
     with RunFolder(folder).only_writer():
         assert "1 under way" in said(study, capsys)[0]
     assert "stopped" in said(study, capsys)[0]
+
+
+def test_who_trains_a_run_that_is_under_way_waits(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Then goes on where the other ended."""
+    caplog.set_level("INFO")
+    done: list[str] = []
+
+    def second() -> None:
+        with RunFolder(tmp_path).only_writer():
+            done.append("second")
+
+    with RunFolder(tmp_path).only_writer():
+        waiting = Thread(target=second)
+        waiting.start()
+        while f"(pid {os.getpid()}) is training this run" not in caplog.text:
+            time.sleep(0.01)
+        done.append("first")
+    waiting.join()
+    assert done == ["first", "second"]
 
 
 @pytest.mark.parametrize(
