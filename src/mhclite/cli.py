@@ -7,7 +7,6 @@ login node needs neither.
 from __future__ import annotations
 
 import argparse
-import codecs
 import errno
 import importlib
 import io
@@ -111,7 +110,6 @@ NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAI
 OTHERWISE = "see what keeps the system from it"  # for the rest of the numbers
 # Of these a mistake of our own is more likely the cause: they end with a traceback.
 BUGS = (errno.EINVAL, errno.EBADF, errno.EFAULT, errno.ENOTTY, errno.ESPIPE, errno.ENOTSOCK)
-PLAIN = {"±": "+-", "×": "x", "–": "-", "−": "-", "≤": "<=", "≥": ">="}
 EXIT_USER_ERROR = 2
 EXIT_STORAGE = 74  # EX_IOERR
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: saved; run the same command again to continue
@@ -146,17 +144,10 @@ def dispatch(prog: str, about: str, groups: Groups, argv: list[str]) -> int:
 
 
 def print_anywhere() -> None:
-    """Have a terminal that lacks a character show another one, in place of an error."""
-
-    def instead(error: UnicodeError) -> tuple[str, int]:
-        assert isinstance(error, UnicodeEncodeError)
-        missing = error.object[error.start : error.end]
-        return "".join(PLAIN.get(character, "?") for character in missing), error.end
-
-    codecs.register_error(__package__, instead)
+    """Have a terminal that lacks a character show a question mark, in place of an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=__package__)
+            stream.reconfigure(errors="replace")
 
 
 def torchs_words(error: Exception) -> str | None:

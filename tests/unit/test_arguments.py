@@ -76,7 +76,6 @@ def test_every_step_with_a_configuration_refuses_a_bad_one_in_one_line(
     for command in (
         ["train", "--corpus", str(tmp_path), *out],
         ["throughput", "--threads", "1", *out],
-        ["exchange", "import", str(tmp_path / "ckpt.pt"), "--corpus", str(tmp_path), *out],
     ):
         assert main(command) == 2
         assert capsys.readouterr().err.startswith("error: --config")

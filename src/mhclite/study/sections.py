@@ -105,6 +105,18 @@ NEEDED = {
     "archive": ("archive", "sha256", "member"),
     "hub": ("repository",),
 }
+# Texts that have one form, and what another one is.
+WRITTEN = {
+    "archive": (
+        r"(https?|file)://\S+|[A-Za-z0-9][\w.-]*==[\w.+!-]+",
+        "neither a URL (http, https, file) nor a package with its version (name==version)",
+    ),
+    "sha256": (r"[0-9a-f]{64}", "not a SHA-256 (64 hex digits); see `sha256sum FILE`"),
+    "revision": (
+        r"[0-9a-f]{40}",
+        "not a full commit (40 hex digits); a branch or tag can move",
+    ),
+}
 
 
 class Corpus(Settings):
@@ -169,32 +181,12 @@ class Corpus(Settings):
             raise ValueError("`subset` and `revision` belong to source `hub`")
         return self
 
-    @field_validator("archive")
+    @field_validator(*WRITTEN)
     @classmethod
-    def _url_or_package(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(
-            r"(https?|file)://\S+|[A-Za-z0-9][\w.-]*==[\w.+!-]+", value
-        ):
-            raise ValueError(
-                f"{value!r} is neither a URL (http, https, file) nor a package with its version "
-                "(name==version)"
-            )
-        return value
-
-    @field_validator("sha256")
-    @classmethod
-    def _whole_digest(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[0-9a-f]{64}", value):
-            raise ValueError(f"{value!r} is not a SHA-256 (64 hex digits); see `sha256sum FILE`")
-        return value
-
-    @field_validator("revision")
-    @classmethod
-    def _full_commit(cls, value: str | None) -> str | None:
-        if value is not None and (len(value) != 40 or set(value) - set("0123456789abcdef")):
-            raise ValueError(
-                f"{value!r} is not a full commit (40 hex digits); a branch or tag can move"
-            )
+    def _written_as_it_must_be(cls, value: str | None, info: ValidationInfo) -> str | None:
+        pattern, what = WRITTEN[str(info.field_name)]
+        if value is not None and not re.fullmatch(pattern, value):
+            raise ValueError(f"{value!r} is {what}")
         return value
 
 
