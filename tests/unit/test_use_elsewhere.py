@@ -14,7 +14,7 @@ import torch
 from interpreted import kernels_are_interpreted  # noqa: F401
 from tiny import VARIANTS as ALL
 from tiny import n_of, perturbed
-from torch import Tensor, nn
+from torch import nn
 
 from mhclite.connections import public
 from mhclite.connections.public import Connection, SubLayer, connect, make, parameter_groups
@@ -185,52 +185,6 @@ def test_the_pages_mixing_of_a_layer(variant: str) -> None:
     (H_res,) = names["seen"]
     assert H_res.shape == (2, 5, 4, 4)
     torch.testing.assert_close(H_res.sum(-1), torch.ones(2, 5, 4))
-
-
-class Recurrent(nn.Module):
-    """Nothing like a transformer: recurrent sub-layers of several variants, read by the mean."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(1)
-        self.connections = nn.ModuleList(
-            perturbed(make(variant, 2, 16, k % 2), 0.1, k)
-            for k, variant in enumerate(("hc", "mhc_lite", "jpmhc"))
-        )
-        self.bodies = nn.ModuleList(nn.GRU(16, 16, batch_first=True) for _ in range(3))
-        self.gain = nn.Parameter(torch.ones(16))
-
-    def forward(self, h: Tensor, implementation: str) -> Tensor:
-        parts = [
-            SubLayer(connection, self.gain, lambda h, gru=gru: gru(h)[0])  # type: ignore[arg-type]
-            for connection, gru in zip(self.connections, self.bodies, strict=True)
-        ]
-        return connect(h.unsqueeze(-2).expand(-1, -1, 2, -1), parts, implementation).mean(-2)
-
-
-def test_all_implementations_are_one_function() -> None:
-    model, h = Recurrent(), torch.randn(2, 4, 16)
-    outputs, gradients = [], []
-    for implementation in ("reference", "fast", "fused", "fused"):
-        model.zero_grad()
-        outputs.append(model(h, implementation))
-        outputs[-1].square().sum().backward()
-        gradients.append([p.grad for p in model.parameters()])
-    for other in (1, 2):
-        torch.testing.assert_close(outputs[other], outputs[0], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(gradients[other], gradients[0], rtol=1e-3, atol=1e-4)
-    assert torch.equal(outputs[2], outputs[3])
-    assert all(torch.equal(a, b) for a, b in zip(gradients[2], gradients[3], strict=True))
-
-
-def test_under_autocast_streams_come_back_in_float32() -> None:
-    model, h = Recurrent(), torch.randn(2, 4, 16)
-    exact = model(h, "reference")
-    for implementation in ("reference", "fast"):
-        with torch.autocast("cpu", torch.bfloat16):
-            out = model(h, implementation)
-        assert out.dtype == torch.float32
-        torch.testing.assert_close(out, exact, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize(

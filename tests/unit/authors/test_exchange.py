@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import lzma
 import math
 import re
 import zipfile
@@ -259,17 +258,12 @@ def gpt2_tokens(count: int = 500) -> np.ndarray:
     ("content", "message"),
     [
         (b"To be, or not to be: that is the question. ", "not raw"),
-        ("Être ou ne pas être, là est la question; ça".encode(), "not raw"),
         (("x" * (2 * BEGINNING - 1) + "é ").encode()[: 2 * BEGINNING + 2], "not raw"),  # cut
-        (b'{"text": "one document to a line"}\n', "not raw"),
         (as_bytes(lambda f: np.save(f, gpt2_tokens().astype("<u2"))), "not raw"),
         (as_bytes(lambda f: np.savez(f, gpt2_tokens().astype("<u2"))), "not raw"),
-        (as_bytes(lambda f: torch.save(torch.arange(5), f)), "not raw"),
         (gzip.compress(gpt2_tokens().astype("<u2").tobytes()), "not raw"),
-        (lzma.compress(gpt2_tokens().astype("<u2").tobytes()), "not raw"),
         (b"PAR1" + gpt2_tokens().astype("<u2").tobytes(), "not raw"),
         (gpt2_tokens().astype("<u4").tobytes(), "4 bytes or more"),
-        (gpt2_tokens().astype(">u4").tobytes(), "4 bytes or more"),
         (gpt2_tokens().astype("<i8").tobytes(), "4 bytes or more"),
         (gpt2_tokens().astype(">u2").tobytes(), "not raw little-endian"),
         (gpt2_tokens().astype("<f4").tobytes(), "not raw little-endian"),
