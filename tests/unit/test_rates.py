@@ -269,9 +269,9 @@ def test_a_sweep_has_arms_and_no_runs_of_its_own(
     arms = [f"sotu-d2-{variant}" for variant in VARIANTS]
     assert list(study.arms()) == [*arms, "sotu-d2-mhc_lite-norm_after_sum"]
     assert all([run.seed for run in runs] == [0, 1] for runs in study.arms().values())
-    found = describe(study, tmp_path)
-    tokens = found["rows"][0]["tokens"]
-    assert found["totals"]["tokens"] == 4 * (8 * 20 / 40 + 2) * tokens
+    trained = 4 * (8 * 20 / 40 + 2) * study.training.steps * study.training.batch_size
+    tokens = trained * study.models["d2"].block_size
+    assert f"{tokens:,.0f} tokens in total" in describe(study, tmp_path)
     for command in (["describe", sweep_file, "--results", str(tmp_path)], ["check", sweep_file]):
         assert cli.main(command) == 0
         out = capsys.readouterr().out

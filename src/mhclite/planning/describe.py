@@ -12,7 +12,7 @@ import logging
 import math
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -122,129 +122,101 @@ def detectable_effect(n: int) -> float | None:
     return float(optimize.brentq(missing, 1e-6, 1e4))
 
 
-def detectable(study: Study, results: Path) -> dict[str, Any]:
-    """The `source` of the spread, and the differences in loss that would be seen beside it.
+def detectable(study: Study, results: Path) -> tuple[dict[str, dict[int, float | None]], str]:
+    """The differences in loss that would be seen, and by whose spread; empty if nobody tells one.
 
-    `differences`: variant and reference -> number of seeds -> nats per token, None for one seed.
-    The source is the study's own runs.csv, or else that of a published study; None if neither has
-    several seeds.
+    Differences are by pair of variants and number of seeds, in nats per token, None for one seed.
+    The spread is that of the study's own runs.csv, or else of a published study.
     """
     pairs = [(variant, RESIDUAL.variant) for variant in study.variants]
     pairs = [pair for pair in pairs if pair[0] != pair[1]] + [("mhc_lite", "mhc")]
     effects = {n: detectable_effect(n) for n in sorted({len(study.seeds), *SEEDS})}
     for source in (results / study.name / "runs.csv", results / PUBLISHED):
-        losses = final_losses(source)
-        spreads = {
-            " - ".join(VARIANTS[name].label for name in pair): pooled_spread(losses, *pair)
-            for pair in pairs
-            if {*pair} <= set(study.variants)
-        }
-        found = {
-            pair: {n: None if effect is None else effect * sd for n, effect in effects.items()}
-            for pair, sd in spreads.items()
-            if sd is not None
-        }
+        losses, found = final_losses(source), {}
+        for pair in pairs:
+            spread = pooled_spread(losses, *pair) if {*pair} <= {*study.variants} else None
+            if spread is not None:
+                name = " - ".join(VARIANTS[variant].label for variant in pair)
+                found[name] = {n: effect and effect * spread for n, effect in effects.items()}
         if found:
-            return {"source": str(source), "differences": found}
-    return {"source": None, "differences": {}}
+            return found, str(source)
+    return {}, ""
+
+
+class Row(NamedTuple):
+    """A variant at one model size."""
+
+    model: str
+    variant: str
+    parameters: int
+    extra_parameters: int  # more than the plain residual's
+    flops_per_token: float
+    tokens: int  # of a training
+    runs: int  # in a sweep: arms
+    hours: float | None  # of a training on one device; None: not measured
+
+
+def sizes(study: Study, results: Path, throughput: Path | None) -> tuple[list[Row], list[str]]:
+    """Every variant at every size, and the files that tell their speeds."""
+    training = study.training
+    trainings = [arm[0] for arm in study.arms().values()] if study.sweep else study.runs().values()
+    cells = [(one.model.name, one.connection.variant) for one in trainings]
+    rows: list[Row] = []
+    sources: list[str] = []
+    for model in study.models:
+        settings = study.resolved_model(model)
+        speed, source = speeds(study, model, results, throughput)
+        sources += [source] * (source not in ("", *sources))
+        plain, _ = counts(settings, RESIDUAL)
+        tokens = training.steps * training.batch_size * settings.block_size
+        for variant in study.variants_of(model):
+            parameters, flops = counts(settings, study.resolved_connection(variant))
+            hours = tokens / speed[variant] / 3600 if variant in speed else None
+            runs = cells.count((model, variant))
+            extra = parameters - plain
+            rows.append(Row(model, variant, parameters, extra, flops, tokens, runs, hours))
+    return rows, sources
 
 
 def describe(
     study: Study, results: Path, throughput: Path | None = None, lock: Path = LOCK_FILE
-) -> dict[str, Any]:
-    """The study in numbers: `rows` (one per model and variant), `corpora`, `totals`, `detectable`.
-
-    `hours` in a row is the time of one run on one device, from the measured throughput; None where
-    none was measured. `runs` are arms in a sweep.
+) -> str:
+    """The study in numbers, as text.
 
     Args:
         results: folder in which finished runs, throughput and corpora are looked up.
         throughput: a throughput or benchmark file to use instead of the study's own.
         lock: the corpora lock file.
     """
-    training = study.training
     words, each = work(study)
-    trainings = [arm[0] for arm in study.arms().values()] if study.sweep else study.runs().values()
-    cells = [(one.model.name, one.connection.variant) for one in trainings]
-    rows: list[dict[str, Any]] = []
-    sources: dict[str, None] = {}
-    for model in study.models:
-        settings = study.resolved_model(model)
-        speed, source = speeds(study, model, results, throughput)
-        sources |= {source: None} if source else {}
-        plain, _ = counts(settings, RESIDUAL)
-        for variant in study.variants_of(model):
-            parameters, flops = counts(settings, study.resolved_connection(variant))
-            tokens = training.steps * training.batch_size * settings.block_size
-            rows.append(
-                {
-                    "model": model,
-                    "variant": variant,
-                    "parameters": parameters,
-                    "extra_parameters": parameters - plain,
-                    "flops_per_token": flops,
-                    "tokens": tokens,
-                    "runs": cells.count((model, variant)),
-                    "hours": tokens / speed[variant] / 3600 if variant in speed else None,
-                }
-            )
-    measured = all(row["hours"] is not None for row in rows)
-    corpora: dict[str, dict[str, Any]] = {}
-    for corpus in study.corpora:
-        manifest = load_if_prepared(results / study.corpus_folder(corpus))
-        known = None if manifest is None else manifest.train.tokens
-        corpora[corpus] = {
-            "train_tokens": known,
-            "revision": revision_text(study.corpus_settings(corpus)["corpus"], CorporaLock(lock)),
-            "epochs": {row["model"]: known and row["tokens"] / known for row in rows},
-        }
-    return {
-        "rows": rows,
-        "corpora": corpora,
-        "totals": {
-            "work": words,
-            "tokens": round(sum(row["runs"] * each * row["tokens"] for row in rows)),
-            "device_hours": sum(row["runs"] * each * row["hours"] for row in rows)
-            if measured
-            else None,
-        },
-        "speeds": [*sources],
-        "detectable": None if study.sweep else detectable(study, results),
-    }
-
-
-def as_text(found: dict[str, Any]) -> str:
-    """What `describe` found, as text for readers."""
-    totals = found["totals"]
-    rows = [
+    rows, sources = sizes(study, results, throughput)
+    cells = [
         [
-            row["model"],
-            row["variant"],
-            f"{row['parameters']:,}",
-            f"{row['extra_parameters']:,}",
-            f"{row['flops_per_token'] / 1e6:,.1f}",
-            f"{row['tokens']:,}",
-            row["runs"],
-            _time(row["hours"]),
+            *(row.model, row.variant, f"{row.parameters:,}", f"{row.extra_parameters:,}"),
+            *(f"{row.flops_per_token / 1e6:,.1f}", f"{row.tokens:,}", row.runs, _time(row.hours)),
         ]
-        for row in found["rows"]
+        for row in rows
     ]
     headings = ["model", "variant", "parameters", "extra", "MFLOP/token", "tokens"]
-    headings += ["runs" if found["detectable"] else "arms", "time/run"]
+    headings += ["arms" if study.sweep else "runs", "time/run"]
     right = ["left", "left", *["right"] * (len(headings) - 2)]
-    lines = [tabulate(rows, headings, disable_numparse=True, colalign=right), ""]
-    for name, corpus in found["corpora"].items():
+    lines = [tabulate(cells, headings, disable_numparse=True, colalign=right), ""]
+    for corpus in study.corpora:
         known = "not prepared here, so its epochs are not known"
-        if corpus["train_tokens"] is not None:
-            epochs = ", ".join(f"{model} {value:.3g}" for model, value in corpus["epochs"].items())
-            known = f"{corpus['train_tokens']:,} train tokens; epochs: {epochs}"
-        lines.append("; ".join(filter(None, (f"Corpus {name}: {known}", corpus["revision"]))) + ".")
-    lines.append(f"Trained: {totals['work']}; {totals['tokens']:,} tokens in total.")
-    if found["speeds"]:
+        if manifest := load_if_prepared(results / study.corpus_folder(corpus)):
+            there = manifest.train.tokens
+            epochs = {row.model: f"{row.model} {row.tokens / there:.3g}" for row in rows}
+            known = f"{there:,} train tokens; epochs: {', '.join(epochs.values())}"
+        revision = revision_text(study.corpus_settings(corpus)["corpus"], CorporaLock(lock))
+        lines.append("; ".join(filter(None, (f"Corpus {corpus}: {known}", revision))) + ".")
+    tokens = round(sum(row.runs * each * row.tokens for row in rows))
+    lines.append(f"Trained: {words}; {tokens:,} tokens in total.")
+    if sources:
+        hours = [None if row.hours is None else row.runs * each * row.hours for row in rows]
+        total = _time(None if None in hours else sum(filter(None, hours)))
         lines.append(
-            f"Time, one after the other: {_time(totals['device_hours'])}, of training steps alone "
-            f"at the speed in {', '.join(found['speeds'])}; starts, compiling and evaluations come "
-            "on top."
+            f"Time, one after the other: {total}, of training steps alone at the speed in "
+            f"{', '.join(sources)}; starts, compiling and evaluations come on top."
         )
     else:
         lines.append(
@@ -252,27 +224,26 @@ def as_text(found: dict[str, Any]) -> str:
             "step (a sweep has none); `--throughput FILE` takes one from another study or from "
             "a benchmark (docs/performance.md)."
         )
-    if found["detectable"] is not None:
-        lines += ["", *_detectable_lines(found["detectable"])]
-    return "\n".join(lines)
+    return "\n".join(lines if study.sweep else [*lines, "", *_detectable_lines(study, results)])
 
 
 def _time(hours: float | None) -> str:
     return "not measured" if hours is None else duration(3600 * hours)
 
 
-def _detectable_lines(found: dict[str, Any]) -> list[str]:
-    if found["source"] is None:
+def _detectable_lines(study: Study, results: Path) -> list[str]:
+    differences, source = detectable(study, results)
+    if not source:
         return ["Detectable differences: unknown; no finished runs of several seeds show a spread."]
     rows = [
         [pair, *("none" if value is None else f"{value:.2g}" for value in by_seeds.values())]
-        for pair, by_seeds in found["differences"].items()
+        for pair, by_seeds in differences.items()
     ]
-    seeds = next(iter(found["differences"].values()))
+    seeds = next(iter(differences.values()))
     headings = ["difference", *(f"{n} seed{'s' * (n > 1)}" for n in seeds)]
     return [
         "Smallest difference in validation loss found in 80 % of cases (nats/token; paired by "
-        f"seed, two-sided 5 %, one comparison), by the spread of {found['source']}:",
+        f"seed, two-sided 5 %, one comparison), by the spread of {source}:",
         tabulate(rows, headings, disable_numparse=True),
     ]
 
@@ -294,7 +265,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Describe one study; also one whose learning rates have not been found yet."""
     study, note = load_planned(args.study)
-    found = describe(study, args.results, args.throughput)
     if note:
         log.warning("%s", note)
-    print(as_text(found))
+    print(describe(study, args.results, args.throughput))

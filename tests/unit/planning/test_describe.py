@@ -16,13 +16,14 @@ from mhclite.errors import UserError
 from mhclite.files import write_json
 from mhclite.planning import describe as step
 from mhclite.planning.describe import (
-    as_text,
     describe,
     detectable,
     detectable_effect,
     pooled_spread,
+    sizes,
     speeds,
 )
+from mhclite.runs.status import duration
 from mhclite.study.reading import load_study
 from mhclite.study.sections import CriticalRate
 from mhclite.study.settings import Study
@@ -43,16 +44,16 @@ RESIDUAL = (45_160_960, 124_373_760, 354_599_936)
 @pytest.mark.exhaustive
 @pytest.mark.slow
 def test_parameters_of_the_papers_models(tmp_path: Path) -> None:
-    found = describe(load_study(CONFIG / "paper.yaml"), tmp_path)
-    rows = {(row["model"], row["variant"]): row for row in found["rows"]}
-    models = list(dict.fromkeys(row["model"] for row in found["rows"]))
+    found, _ = sizes(load_study(CONFIG / "paper.yaml"), tmp_path, None)
+    rows = {(row.model, row.variant): row for row in found}
+    models = list(dict.fromkeys(row.model for row in found))
     assert len(models) == 3
     for at, model in enumerate(models):
-        assert rows[model, "residual"]["parameters"] == RESIDUAL[at]
+        assert rows[model, "residual"].parameters == RESIDUAL[at]
         for variant, extra in EXTRA.items():
-            assert rows[model, variant]["extra_parameters"] == extra[at], (model, variant)
-        assert rows[model, "mhc"]["tokens"] == 10_000 * 131_072
-    assert found["totals"]["device_hours"] is None
+            assert rows[model, variant].extra_parameters == extra[at], (model, variant)
+        assert rows[model, "mhc"].tokens == 10_000 * 131_072
+        assert rows[model, "mhc"].hours is None
 
 
 @pytest.fixture(scope="module")
@@ -73,19 +74,21 @@ def test_hours_come_from_the_measured_throughput(
             tmp_path / study.name / "throughput" / f"{model}.json",
             {"variants": {v: {"tokens_per_second": {"median": s}} for v, s in speeds.items()}},
         )
-    found = describe(study, tmp_path)
-    for row in found["rows"]:
-        assert row["hours"] == pytest.approx(row["tokens"] / speeds[row["variant"]] / 3600)
-    total = sum(row["runs"] * row["hours"] for row in found["rows"])
-    assert found["totals"]["device_hours"] == pytest.approx(total)
+    rows, sources = sizes(study, tmp_path, None)
+    for row in rows:
+        assert row.hours == pytest.approx(row.tokens / speeds[row.variant] / 3600)
+    total = sum(row.runs * row.hours for row in rows if row.hours)
     assert main(["describe", str(CONFIG / "smoke.yaml"), "--results", str(tmp_path)]) == 0
-    assert f"{len(study.runs())} runs of 40 steps" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f"{len(study.runs())} runs of 40 steps" in text
+    assert f": {duration(3600 * total)}, of training steps" in text
+    assert all(source in text for source in sources)
 
     # As many trainings more as a search for critical rates takes.
     search = CriticalRate(factors=[2, 6], halvings=1, below_unigram=0.1)
     searching = describe(study.model_copy(update={"critical_rate": search}), tmp_path)
-    assert f"up to {3 * len(study.runs())} trainings" in searching["totals"]["work"]
-    assert searching["totals"]["device_hours"] == pytest.approx(4 * total)
+    assert f"up to {3 * len(study.runs())} trainings" in searching
+    assert f": {duration(4 * 3600 * total)}, of training steps" in searching
 
 
 def test_hours_come_from_a_benchmark_file(study: Study, tmp_path: Path) -> None:
@@ -113,13 +116,10 @@ def test_hours_come_from_a_benchmark_file(study: Study, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_nothing_is_said_that_was_not_measured(study: Study, tmp_path: Path) -> None:
-    found = describe(study, tmp_path)
-    assert found["totals"]["device_hours"] is None
-    assert found["detectable"] == {"source": None, "differences": {}}
-    text = as_text(found)
+    text = describe(study, tmp_path)
     assert "no speed was measured" in text
     assert "no finished runs of several seeds show a spread" in text
-    assert detectable(study, CONFIG.parent / "results")["source"].endswith("depth/runs.csv")
+    assert detectable(study, CONFIG.parent / "results")[1].endswith("depth/runs.csv")
 
 
 def test_the_studys_own_runs_tell_the_spread_if_there_are_several(
@@ -141,13 +141,13 @@ def test_the_studys_own_runs_tell_the_spread_if_there_are_several(
     ]
     path.parent.mkdir()
     pd.DataFrame([*rows, {**rows[0], "seed": 7, "validation_loss": None}]).to_csv(path)
-    found = detectable(study, tmp_path)
-    assert found["source"] == str(path)
-    assert set(found["differences"]) == {"mHC - Residual", "mHC-lite - Residual"}
+    found, source = detectable(study, tmp_path)
+    assert source == str(path)
+    assert set(found) == {"mHC - Residual", "mHC-lite - Residual"}
     effect = detectable_effect(3)
     assert effect is not None
     expected = effect * np.std([-0.1, 0.0], ddof=1)
-    assert found["differences"]["mHC - Residual"][3] == pytest.approx(expected)
+    assert found["mHC - Residual"][3] == pytest.approx(expected)
     pooled = {("c", "m", "a", seed): value for seed, value in enumerate((1.0, 2.0, 3.0))}
     pooled |= {("c", "l", "a", seed): value for seed, value in enumerate((5.0, 9.0))}
     pooled |= {("c", model, "b", seed): 0.0 for model in "ml" for seed in range(5)}
