@@ -41,7 +41,8 @@ def build(kind: type[T], value: Any, where: str = "") -> T:
     Args:
         kind: the dataclass. Its fields may be dataclasses, lists, tuples, dicts with text keys,
             literals, unions, numbers, text; an integer will do for a float.
-        value: an object with exactly the fields; those with a default may be missing.
+        value: an object with exactly the fields; those with a default may be missing, and names
+            in the class attribute `RETIRED`, which earlier versions wrote, are passed over.
         where: the path of `value`, for the message.
 
     Raises:
@@ -53,7 +54,7 @@ def build(kind: type[T], value: Any, where: str = "") -> T:
     fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, kind))}
     prefix = f"{where}." if where else ""
     for name in value:
-        if name not in fields:
+        if name not in fields and name not in getattr(kind, "RETIRED", ()):
             # A name may be any text, line ends included, if somebody else wrote the file.
             shown = f"{name:.60}" if name.isidentifier() else f"{name!r:.60}"
             raise Misfit(f"{prefix}{shown} is not known")

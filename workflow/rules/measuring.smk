@@ -57,7 +57,7 @@ rule critical:
         arguments=lambda w, output: quoted(jobs.critical(STUDY, RUNS[w.run])),
         made_of=lambda w: made_of(jobs.critical(STUDY, RUNS[w.run])),
     shell:
-        "{params.memory} python -m mhclite critical {params.arguments} > {log:q} 2>&1"
+        "{params.memory} exec python -m mhclite critical {params.arguments} > {log:q} 2>&1"
 
 
 # All cores: on one machine nothing else runs beside it.

@@ -1,4 +1,7 @@
-"""The files that the measuring steps write, with named fields; read without torch."""
+"""The files that the measuring steps write, with named fields; read without torch.
+
+`RETIRED`: what earlier versions wrote besides, in published files.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,6 @@ THROUGHPUT_SCHEMA = 3
 STABILITY_SCHEMA = 3
 CRITICAL_SCHEMA = 1
 SWEEP_SCHEMA = 1
-
 
 T = TypeVar("T")
 
@@ -41,23 +43,19 @@ def _again(path: Path) -> str:
 class Evaluation:
     """Loss on the validation split: all of it, or windows spread evenly over it."""
 
+    RETIRED = ("whole_split", "document_tokens", "document_losses")
     loss: float  # nats per token
     tokens: int  # predicted
-    whole_split: bool
-    # Of each document that has a predicted token, in the order of the split:
-    document_tokens: list[int]
-    document_losses: list[float]  # sums, nats
 
 
 @dataclass(frozen=True)
 class SingleSums:
-    """Sums of single H_res, operator orientation. Quantiles are over tokens and rows or columns."""
+    """Sums of single H_res, operator orientation: quantiles over tokens, sub-layers, and rows or
+    columns."""
 
-    row_sum: list[list[float]]  # one list of quantiles per sub-layer
-    column_sum: list[list[float]]
-    row_sum_all: list[float]  # over all sub-layers
+    RETIRED = ("row_sum", "column_sum", "max_deviation")
+    row_sum_all: list[float]
     column_sum_all: list[float]
-    max_deviation: float  # of a row sum from 1
 
     @property
     def error(self) -> float:
@@ -69,13 +67,11 @@ class SingleSums:
 class ProductSums:
     """Sums and gains of the product of the first H_res, one entry per number of matrices."""
 
-    row_sum: list[list[float]]
+    RETIRED = ("max_deviation", "gain_forward_max", "gain_backward_max")
+    row_sum: list[list[float]]  # quantiles over tokens and rows
     column_sum: list[list[float]]
-    max_deviation: float  # of a row sum of the whole product from 1
     gain_forward: list[float]  # largest absolute row sum, mean over tokens
     gain_backward: list[float]  # largest absolute column sum, mean over tokens
-    gain_forward_max: list[float]
-    gain_backward_max: list[float]
 
     @property
     def error(self) -> float:
@@ -109,18 +105,16 @@ class Deviation:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What else H_res and its product do; lists have one entry per sub-layer unless said."""
+    """What else H_res and its product do; lists have one entry per sub-layer."""
 
+    RETIRED = ("effective_rank", "mean_product", "log_inverse_nu")
     single_deviation: Deviation  # over all sub-layers
     product_deviation: Deviation  # of the whole product
     orthogonality: list[float]  # Frobenius norm of H^T H - I, mean over tokens
     product_orthogonality: list[float]  # likewise of the product, per number of matrices
     singular_values: list[list[float]]  # (matrices, n) of the product, falling; mean over tokens
-    effective_rank: list[float]  # of a token's streams (n, C) after the sub-layer, mean over tokens
     start_distance: list[float]  # Frobenius norm of H_res minus that of the untrained connection
     mean_matrix: list[list[list[float]]]  # (sub-layers, n, n): H_res, mean over tokens
-    mean_product: list[list[float]]  # (n, n): the whole product, mean over tokens
-    log_inverse_nu: list[float] | None  # quantiles; None for variants without Sinkhorn-Knopp
 
 
 @dataclass(frozen=True)
@@ -150,37 +144,24 @@ class Cost:
 class Use:
     """What the loss of a trained model depends on: `measure.knockouts` says what is changed."""
 
+    RETIRED = ("token_mean_by_sublayer",)
     windows: int  # of the probe
     loss: float  # of the unchanged model on these
     # On the windows of the final loss; older probes have these two costs on the probe's own.
     identity: Cost  # every H_res is the identity
     token_mean: Cost  # every H_res is its mean over tokens
     identity_by_sublayer: list[Cost]  # one H_res alone
-    token_mean_by_sublayer: list[Cost]
     stream_dropped: list[Cost]  # one stream is left out of the final sum
     evaluated_windows: int | None = None  # of the first two; None: the probe's own
     evaluated_loss: float | None = None  # of the unchanged model on these
 
 
 @dataclass(frozen=True)
-class Parameters:
-    """A trained model from within; lists have one entry per sub-layer."""
-
-    scale_res: list[float] | None  # the learned factor of what H_res takes from the token
-    # Of |H_pre| over its sum over streams: nats, mean over tokens (and channels, where H_pre has).
-    read_entropy: list[float] | None
-    write_entropy: list[float] | None  # likewise of H_post; None with one stream
-    activation_norm: list[float]  # root mean square of the streams after the sub-layer
-    gradient_backbone: list[float]  # norm of the gradient of the loss in the branch's weights
-    gradient_connection: list[float] | None  # in the connection's; None where it has none
-
-
-@dataclass(frozen=True)
 class Probe:
     """probes/<run>.json. Parts are None where `skipped` says why, or with one stream; and in
-    published files, `use` and `read_entropy` where they were found wrong, without weights to
-    measure them again."""
+    published files, `use` where it was found wrong, without weights to measure it again."""
 
+    RETIRED = ("parameters",)
     schema: int
     run: str
     key: str | None  # of the run; None for a model from elsewhere
@@ -191,7 +172,6 @@ class Probe:
     evaluation: Evaluation | None
     mixing: Mixing | None
     use: Use | None
-    parameters: Parameters | None
 
 
 def read_probe(path: Path, run: str) -> Probe:
@@ -298,21 +278,20 @@ class StabilitySettings:
 class RunStability:
     """Spikes, fluctuation and divergence of one run; `measure.stability.judge` says how."""
 
+    RETIRED = ("too_few_steps", "diverged_step")
     steps: int
     judged_steps: int
-    too_few_steps: bool
-    loss_spikes: list[int]
+    loss_spikes: list[int]  # steps, as of all lists here
     grad_norm_spikes: list[int]
+    loss_jumps: list[int]
     spikes_per_1000_steps: float | None
     grad_norm_mean: float | None
     grad_norm_fluctuation: float | None
     backbone_grad_norm_mean: float | None  # None where it was not recorded
     backbone_grad_norm_fluctuation: float | None
     diverged: bool
-    diverged_step: int | None
-    loss_jumps: list[int] | None = None  # these three: None where older code judged
-    jumps_per_10000_steps: float | None = None
-    clipped_share: float | None = None
+    jumps_per_10000_steps: float | None
+    clipped_share: float | None
 
 
 @dataclass(frozen=True)
@@ -331,9 +310,6 @@ def read_stability(path: Path) -> Stability:
 
 # --- critical learning rate -----------------------------------------------------------------
 
-SMOOTHING = 16  # steps of the mean training loss by which a run is judged unstable
-RISE = 0.5  # nats per token above its smallest value so far: it is
-
 
 @dataclass(frozen=True)
 class CriticalSettings:
@@ -346,23 +322,22 @@ class CriticalSettings:
 
 @dataclass(frozen=True)
 class Try:
-    """A run at another learning rate; `measure.critical` says what fails and what is unstable."""
+    """A run at another learning rate; `measure.critical` says what fails."""
 
+    RETIRED = ("initial_loss", "unstable_step")
     factor: float
     failed: bool
-    initial_loss: float  # validation, before training; nats per token
-    validation_loss: float | None  # at the end; None if it diverged
+    validation_loss: float | None  # at the end, nats per token; None if it diverged
     steps: int
-    unstable_step: int | None  # None: never within `steps`
 
 
 @dataclass(frozen=True)
 class Critical:
     """critical/<run>.json."""
 
+    RETIRED = ("made_of",)
     schema: int
     run: str
-    made_of: str  # digest of all that decides the tries
     bar: float  # nats per token: a run that does not end below it has failed
     settings: CriticalSettings
     tries: list[Try]  # the common factors first

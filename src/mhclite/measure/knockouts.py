@@ -12,7 +12,7 @@ as they are may be computed faster.
 - *A stream dropped*: zero after the last sub-layer, which leaves it out of the final sum: the norm
   of zeros is zero. Learned weights of that sum see the zeros too.
 
-The two changes of all sub-layers at once are measured wherever the final loss is, the others on the
+The changes of all sub-layers at once are measured wherever the final loss is, the others on the
 probe's few windows.
 """
 
@@ -105,11 +105,11 @@ def knockouts(
         targets = tokens[:, 1:]
         x = model.embed(tokens[:, :-1])
         for layer, sublayer in enumerate(sublayers):
-            for what, matrices in changes.items() if layer in mixing else ():
-                with mixed_by(sublayer, matrices[layer]):
+            if layer in mixing:
+                with mixed_by(sublayer, identity):
                     changed = sublayer(x)
                 changed = through(sublayers[layer + 1 :], changed)
-                note(what, layer, logits_of(model, changed), targets)
+                note("identity", layer, logits_of(model, changed), targets)
             x = sublayer(x)
         note("nothing", None, logits_of(model, x), targets)
         for stream in range(n):
@@ -126,7 +126,6 @@ def knockouts(
                     stack.enter_context(mixed_by(sublayers[layer], matrices[layer]))
                 note(what, None, logits_of(model, through(sublayers, start)), targets)
 
-    layers = range(len(sublayers))
     return Use(
         windows=len(windows),
         loss=float(np.concatenate(losses["nothing", None]).mean()),
@@ -134,8 +133,9 @@ def knockouts(
         evaluated_loss=float(np.concatenate(losses["evaluated", None]).mean()),
         identity=cost("identity", None, "evaluated"),
         token_mean=cost("mean", None, "evaluated"),
-        identity_by_sublayer=[cost("identity", layer, "nothing") for layer in layers],
-        token_mean_by_sublayer=[cost("mean", layer, "nothing") for layer in layers],
+        identity_by_sublayer=[
+            cost("identity", layer, "nothing") for layer in range(len(sublayers))
+        ],
         stream_dropped=[cost("stream", stream, "nothing") for stream in range(n)],
     )
 

@@ -9,6 +9,7 @@ float64.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,34 +45,30 @@ def chunks(windows: Tokens) -> Iterator[Tokens]:
 
 
 class Gathered:
-    """One kind of value, (tokens, ...) per sub-layer, chunk by chunk."""
+    """Values of tokens by name and sub-layer, chunk by chunk."""
 
-    def __init__(self, n_sublayers: int) -> None:
-        self.layers: list[list[FloatArray]] = [[] for _ in range(n_sublayers)]
+    def __init__(self) -> None:
+        self._found: dict[str, dict[int, list[FloatArray]]] = {}
 
-    def add(self, layer: int, values: FloatArray) -> None:
-        """Values of some tokens."""
-        self.layers[layer].append(values)
+    def add(self, name: str, layer: int, values: FloatArray) -> None:
+        """Values of some tokens, (tokens, ...)."""
+        self._found.setdefault(name, {}).setdefault(layer, []).append(values)
 
-    def of(self, layer: int) -> FloatArray:
-        """All values of a sub-layer, (tokens, ...)."""
-        return np.concatenate(self.layers[layer])
+    def by_layer(self, name: str) -> list[FloatArray]:
+        """All values of each sub-layer, (tokens, ...)."""
+        return [np.concatenate(chunks) for _, chunks in sorted(self._found[name].items())]
 
-    def all(self) -> FloatArray:
+    def all(self, name: str) -> FloatArray:
         """Those of all sub-layers together, flat."""
-        return np.concatenate([chunk.ravel() for layer in self.layers for chunk in layer])
+        return np.concatenate([values.ravel() for values in self.by_layer(name)])
 
-    def means(self) -> list[float]:
+    def means(self, name: str) -> list[float]:
         """Mean per sub-layer."""
-        return [float(self.of(layer).mean()) for layer in range(len(self.layers))]
+        return [float(values.mean()) for values in self.by_layer(name)]
 
-    def maxima(self) -> list[float]:
-        """Largest value per sub-layer."""
-        return [float(self.of(layer).max()) for layer in range(len(self.layers))]
-
-    def quantiles(self) -> list[list[float]]:
-        """Quantiles per sub-layer."""
-        return [quantiles(self.of(layer)) for layer in range(len(self.layers))]
+    def token_means(self, name: str) -> list[Any]:
+        """Mean over tokens per sub-layer, of the shape of one token's value."""
+        return [values.mean(0).tolist() for values in self.by_layer(name)]
 
 
 def quantiles(values: FloatArray) -> list[float]:
@@ -86,111 +83,43 @@ def deviation(row_sums: FloatArray) -> Deviation:
     return Deviation(float(distance.mean()), float(np.quantile(distance, 0.99)))
 
 
-def orthogonality(H: FloatArray) -> FloatArray:
-    """Frobenius norm of H^T H - I for matrices (tokens, n, n): (tokens,)."""
-    gram = H.swapaxes(-2, -1) @ H
-    norm: FloatArray = np.linalg.norm(gram - np.eye(H.shape[-1]), axis=(-2, -1))
+def size(matrices: FloatArray) -> FloatArray:
+    """Frobenius norm of each of (tokens, n, n)."""
+    norm: FloatArray = np.linalg.norm(matrices, axis=(-2, -1))
     return norm
 
 
-def effective_rank(x: Tensor) -> FloatArray:
-    """exp of the entropy of the singular values over their sum (Roy and Vetterli 2007).
+def orthogonality(H: FloatArray) -> FloatArray:
+    """Frobenius norm of H^T H - I for matrices (tokens, n, n): (tokens,)."""
+    return size(H.swapaxes(-2, -1) @ H - np.eye(H.shape[-1]))
+
+
+def gather(gathered: Gathered, matrices: list[FloatArray], start: list[FloatArray]) -> None:
+    """Add what H_res of all sub-layers in order does for some tokens, (tokens, n, n) each.
 
     Args:
-        x: (B, T, n, C): of each token's streams.
-
-    Returns:
-        (B * T,), from 1 (all streams are multiples of one) to n.
+        matrices: of the trained model.
+        start: of the same connections before training, for the same streams.
     """
-    streams = x.flatten(0, 1).double()
-    squares = torch.linalg.eigvalsh(streams @ streams.mT).clamp_min(0)
-    share = squares.sqrt() / squares.sqrt().sum(-1, keepdim=True)
-    return torch.special.entr(share).sum(-1).exp().cpu().numpy()
-
-
-class MixingStatistics:
-    """Gathers H_res of every sub-layer, chunk by chunk of tokens."""
-
-    def __init__(self, n_sublayers: int) -> None:
-        self.single_rows = Gathered(n_sublayers)
-        self.single_columns = Gathered(n_sublayers)
-        self.product_rows = Gathered(n_sublayers)
-        self.product_columns = Gathered(n_sublayers)
-        self.gain_forward = Gathered(n_sublayers)
-        self.gain_backward = Gathered(n_sublayers)
-        self.identity_distance = Gathered(n_sublayers)
-        self.start_distance = Gathered(n_sublayers)
-        self.orthogonality = Gathered(n_sublayers)
-        self.product_orthogonality = Gathered(n_sublayers)
-        self.singular_values = Gathered(n_sublayers)
-        self.effective_rank = Gathered(n_sublayers)
-        self.matrices = Gathered(n_sublayers)
-        self.products = Gathered(1)  # over the whole depth
-
-    def add(self, matrices: list[FloatArray], start: list[FloatArray]) -> None:
-        """H_res of all sub-layers in order for some tokens, (tokens, n, n) each.
-
-        Args:
-            matrices: of the trained model.
-            start: of the same connections before training, for the same streams.
-        """
-        identity = np.eye(matrices[0].shape[-1])
-        product = np.broadcast_to(identity, matrices[0].shape)
-        for layer, (H, untrained) in enumerate(zip(matrices, start, strict=True)):
-            product = H @ product
-            self.single_rows.add(layer, H.sum(-1))
-            self.single_columns.add(layer, H.sum(-2))
-            self.product_rows.add(layer, product.sum(-1))
-            self.product_columns.add(layer, product.sum(-2))
-            self.gain_forward.add(layer, np.abs(product).sum(-1).max(-1))
-            self.gain_backward.add(layer, np.abs(product).sum(-2).max(-1))
-            self.identity_distance.add(layer, np.linalg.norm(H - identity, axis=(-2, -1)))
-            self.start_distance.add(layer, np.linalg.norm(H - untrained, axis=(-2, -1)))
-            self.orthogonality.add(layer, orthogonality(H))
-            self.product_orthogonality.add(layer, orthogonality(product))
-            singular: FloatArray = np.linalg.svd(product, compute_uv=False).astype(np.float64)
-            self.singular_values.add(layer, singular)
-            self.matrices.add(layer, H)
-        self.products.add(0, product)
-
-    def single(self) -> SingleSums:
-        """Sums of single matrices."""
-        rows, columns = self.single_rows, self.single_columns
-        return SingleSums(
-            row_sum=rows.quantiles(),
-            column_sum=columns.quantiles(),
-            row_sum_all=quantiles(rows.all()),
-            column_sum_all=quantiles(columns.all()),
-            max_deviation=float(np.abs(rows.all() - 1).max()),
-        )
-
-    def product(self) -> ProductSums:
-        """Sums and gains of the products."""
-        return ProductSums(
-            row_sum=self.product_rows.quantiles(),
-            column_sum=self.product_columns.quantiles(),
-            max_deviation=float(np.abs(self.product_rows.of(-1) - 1).max()),
-            gain_forward=self.gain_forward.means(),
-            gain_backward=self.gain_backward.means(),
-            gain_forward_max=self.gain_forward.maxima(),
-            gain_backward_max=self.gain_backward.maxima(),
-        )
-
-    def geometry(self, log_inverse_nu: FloatArray | None) -> Geometry:
-        """All else."""
-        values = range(len(self.singular_values.layers))
-        return Geometry(
-            single_deviation=deviation(self.single_rows.all()),
-            product_deviation=deviation(self.product_rows.of(-1)),
-            orthogonality=self.orthogonality.means(),
-            product_orthogonality=self.product_orthogonality.means(),
-            singular_values=[self.singular_values.of(layer).mean(0).tolist() for layer in values],
-            effective_rank=self.effective_rank.means(),
-            start_distance=self.start_distance.means(),
-            mean_matrix=[self.matrices.of(layer).mean(0).tolist() for layer in values],
-            mean_product=self.products.of(0).mean(0).tolist(),
-            log_inverse_nu=None if log_inverse_nu is None else quantiles(log_inverse_nu),
-        )
+    identity = np.eye(matrices[0].shape[-1])
+    product = np.broadcast_to(identity, matrices[0].shape)
+    for layer, (H, untrained) in enumerate(zip(matrices, start, strict=True)):
+        product = H @ product
+        for name, values in {
+            "matrix": H,
+            "rows": H.sum(-1),
+            "columns": H.sum(-2),
+            "product rows": product.sum(-1),
+            "product columns": product.sum(-2),
+            "gain forward": np.abs(product).sum(-1).max(-1),
+            "gain backward": np.abs(product).sum(-2).max(-1),
+            "from identity": size(H - identity),
+            "from start": size(H - untrained),
+            "orthogonality": orthogonality(H),
+            "product orthogonality": orthogonality(product),
+            "singular values": np.linalg.svd(product, compute_uv=False),
+        }.items():
+            gathered.add(name, layer, values)
 
 
 def log_inverse_nu(logits: FloatArray) -> FloatArray:
@@ -222,32 +151,45 @@ def mixing(model: GPT, start: list[Connection], windows: Tokens, device: torch.d
         device: where to compute.
     """
     connections = list(model.connections())
-    statistics = MixingStatistics(len(connections))
+    gathered = Gathered()
     spreads: list[FloatArray] = []
     for chunk in chunks(windows):
         x = model.embed(torch.from_numpy(chunk).to(device))
         matrices, untrained = [], []
-        for layer, sublayer in enumerate(model.sublayers):
-            connection = connections[layer]
+        for connection, before, sublayer in zip(connections, start, model.sublayers, strict=True):
             matrices.append(per_token(connection.coefficients(x).H_res))
-            untrained.append(per_token(start[layer].coefficients(x).H_res))
+            untrained.append(per_token(before.coefficients(x).H_res))
             logits = connection.sinkhorn_input(x)
             if logits is not None:
                 spreads.append(log_inverse_nu(per_token(logits)))
             x = sublayer(x)
-            statistics.effective_rank.add(layer, effective_rank(x))
-        statistics.add(matrices, untrained)
-    spread = np.concatenate(spreads) if spreads else None
+        gather(gathered, matrices, untrained)
+    product_rows, product_columns = (
+        gathered.by_layer(f"product {side}") for side in ("rows", "columns")
+    )
     return Mixing(
         sequences=len(windows),
         tokens=windows.size,
         n_sublayers=len(connections),
         quantile_levels=QUANTILE_LEVELS,
-        single=statistics.single(),
-        product=statistics.product(),
-        identity_distance=statistics.identity_distance.means(),
-        sinkhorn_input=None if spread is None else sinkhorn_input(spread),
-        geometry=statistics.geometry(spread),
+        single=SingleSums(quantiles(gathered.all("rows")), quantiles(gathered.all("columns"))),
+        product=ProductSums(
+            row_sum=[quantiles(values) for values in product_rows],
+            column_sum=[quantiles(values) for values in product_columns],
+            gain_forward=gathered.means("gain forward"),
+            gain_backward=gathered.means("gain backward"),
+        ),
+        identity_distance=gathered.means("from identity"),
+        sinkhorn_input=sinkhorn_input(np.concatenate(spreads)) if spreads else None,
+        geometry=Geometry(
+            single_deviation=deviation(gathered.all("rows")),
+            product_deviation=deviation(product_rows[-1]),
+            orthogonality=gathered.means("orthogonality"),
+            product_orthogonality=gathered.means("product orthogonality"),
+            singular_values=gathered.token_means("singular values"),
+            start_distance=gathered.means("from start"),
+            mean_matrix=gathered.token_means("matrix"),
+        ),
     )
 
 

@@ -27,11 +27,10 @@ from mhclite.data.manifest import load_manifest
 from mhclite.data.pool import run_jobs
 from mhclite.errors import UserError
 from mhclite.files import digest_of, sha256_of, write_json
-from mhclite.measure.activations import activations
+from mhclite.measure.evaluate import evaluation, windows_over
 from mhclite.measure.files import PROBE_SCHEMA, Probe, read_probe
 from mhclite.measure.knockouts import knockouts
 from mhclite.measure.mixing import mixing
-from mhclite.measure.split import evaluation, whole_windows
 from mhclite.measure.trained import (
     Trained,
     add_text_arguments,
@@ -63,7 +62,6 @@ class Task:
 
     trained: Trained
     text: Path
-    end: int | None  # the id that ends a document
     settings: ProbeSettings
     made_of: str
     out: Path
@@ -83,10 +81,9 @@ def task_of(folder: Path, settings: ProbeSettings, out: Path) -> Task:
         if trained.corpus is None:
             raise UserError(f"{folder} was trained elsewhere: name its text, --corpus or --tokens")
         text = Path(trained.corpus.manifest).parent
-    end, digest = None, None
+    digest = None
     if text.is_dir():
-        manifest = load_manifest(text)
-        end, digest = manifest.tokenizer.eot_id, manifest.digest
+        digest = load_manifest(text).digest
         if settings.text is None and trained.corpus and digest != trained.corpus.digest:
             raise UserError(
                 f"{text} was prepared again after {folder} was trained on it: delete {folder} and "
@@ -104,29 +101,25 @@ def task_of(folder: Path, settings: ProbeSettings, out: Path) -> Task:
             "evaluation_tokens": settings.evaluation_tokens,
         }
     )
-    return Task(trained, text, end, settings, made_of, out / f"{folder.name}.json")
+    return Task(trained, text, settings, made_of, out / f"{folder.name}.json")
 
 
 def is_made(task: Task) -> bool:
-    """Whether the probe file is there, whole, and was made of the same."""
-    try:
-        return read_probe(task.out, task.trained.folder.name).made_of == task.made_of
-    except UserError:
-        return False
+    """Whether the probe file is there, whole, and was made of the same, or must do.
 
-
-def is_kept(task: Task) -> bool:
-    """Whether a probe of the run that was made otherwise must do, since it cannot be made again.
-
-    A published run comes without weights. Its probe was made of them, by the code of its day.
+    A published run comes without weights: its probe, made of them by the code of its day, cannot be
+    made again.
     """
     trained = task.trained
-    if not trained.has_weights or (trained.folder / WEIGHTS).exists():
-        return False
     try:
-        return read_probe(task.out, trained.folder.name).key == trained.key
+        found = read_probe(task.out, trained.folder.name)
     except UserError:
         return False
+    gone = trained.has_weights and not (trained.folder / WEIGHTS).exists()
+    if found.made_of != task.made_of and gone and found.key == trained.key:
+        log.warning("%s: kept; other code or settings made it, from weights not here", task.out)
+        return True
+    return found.made_of == task.made_of
 
 
 def probe(task: Task) -> Probe:
@@ -139,30 +132,23 @@ def probe(task: Task) -> Probe:
         made_of=task.made_of,
         variant=trained.connection.variant,
         n_streams=trained.connection.n_streams,
-        skipped=None,
+        skipped=None if trained.has_weights else "the run diverged: it has no final weights",
         evaluation=None,
         mixing=None,
         use=None,
-        parameters=None,
     )
-    if not trained.has_weights:
-        return replace(result, skipped="the run diverged: it has no final weights")
+    if result.skipped:
+        return result
     model, device = load_trained(trained)
-    split = held_out(task.text, trained)
+    split, most = held_out(task.text, trained), task.settings.evaluation_tokens
     windows = windows_of(split, task.settings.sequences, trained.model.block_size + 1)
-    result = replace(
-        result,
-        evaluation=evaluation(model, split, task.end, task.settings.evaluation_tokens, device),
-    )
-
-    result = replace(result, parameters=activations(model, windows, device))
+    result = replace(result, evaluation=evaluation(model, split, most, device))
     if model.n_streams == 1:
         return result
     start = GPT(trained.model, trained.connection, trained.seed).to(device).eval()
     found = mixing(model, list(start.connections()), windows[:, :-1], device)
-    evaluated = whole_windows(split, model.block_size, task.settings.evaluation_tokens)
-    costs = knockouts(model, found, windows, evaluated, device)
-    return replace(result, mixing=found, use=costs)
+    evaluated = windows_over(split, model.block_size, most)[0]
+    return replace(result, mixing=found, use=knockouts(model, found, windows, evaluated, device))
 
 
 def write_probe(task: Task) -> UserError | None:
@@ -192,10 +178,6 @@ def probe_runs(
     """
     tasks = [task_of(folder, settings, out) for folder in folders]
     missing = [task for task in tasks if not is_made(task)]
-    kept = [task for task in missing if is_kept(task)]
-    for task in kept:
-        log.warning("%s: kept; other code or settings made it, from weights not here", task.out)
-    missing = [task for task in missing if task not in kept]
     if any(task.trained.device != "cpu" for task in missing):
         processes = 1
     # Forked: torch, imported once, takes longer to import than many a probe. Nothing has been

@@ -7,8 +7,7 @@ divided by `window`). What the rule leaves open is decided here:
 - Nothing is judged before `window` steps after the warm-up: while the learning rate rises, loss and
   gradient norm change by design.
 - No verdict before `window` values exist. The window never shrinks: a deviation over few values
-  is too noisy for a threshold in deviations. A run without a single verdict is marked
-  `too_few_steps` and has no spike rate.
+  is too noisy for a threshold in deviations. A run without a single verdict has no spike rate.
 - A spike enters the windows after it like any other value, so the second of two equal jumps is
   judged against a window that knows the first. A new level counts until the window knows it, a
   few times, not at every step.
@@ -34,7 +33,6 @@ import numpy as np
 import numpy.typing as npt
 
 from mhclite.arguments import add_run_arguments, file_path, required, run_arguments
-from mhclite.errors import UserError
 from mhclite.files import write_json
 from mhclite.measure.files import (
     STABILITY_SCHEMA,
@@ -172,7 +170,6 @@ def judge(run: FinishedRun, settings: StabilitySettings) -> RunStability:
     return RunStability(
         steps=len(steps),
         judged_steps=judged,
-        too_few_steps=judged == 0,
         loss_spikes=loss_spikes,
         grad_norm_spikes=grad_norm_spikes,
         spikes_per_1000_steps=1000 * spiked / judged if judged else None,
@@ -184,7 +181,6 @@ def judge(run: FinishedRun, settings: StabilitySettings) -> RunStability:
         jumps_per_10000_steps=10_000 * len(jumped) / could if could else None,
         clipped_share=float(np.mean(norms > clip)) if clip and len(norms) else None,
         diverged=run.summary.status == "diverged",
-        diverged_step=run.summary.diverged_step,
     )
 
 
@@ -192,17 +188,6 @@ def judge_all(runs: Path, names: Sequence[str], settings: StabilitySettings, out
     """Judge the named run folders under `runs` and write stability.json."""
     entries = {name: judge(RunFolder(runs / name).finished(), settings) for name in names}
     write_json(out, to_json(Stability(STABILITY_SCHEMA, settings, entries)))
-
-
-def stability_settings(text: str) -> StabilitySettings:
-    """The settings given by `--settings`; `UserError` for the first that is impossible."""
-    settings = settings_argument(StabilitySettings, text, "--settings")
-    if not 0 < settings.spike_sigmas < math.inf:
-        raise UserError(f"--settings: spike_sigmas = {settings.spike_sigmas} must be above 0")
-    for name in ("spike_window", "fluctuation_window"):
-        if getattr(settings, name) < 2:
-            raise UserError(f"--settings: {name} = {getattr(settings, name)} must be at least 2")
-    return settings
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -215,5 +200,5 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Judge every run and write stability.json."""
-    settings = stability_settings(args.settings)
+    settings = settings_argument(StabilitySettings, args.settings, "--settings")
     judge_all(args.runs, run_arguments(args.run), settings, args.out)

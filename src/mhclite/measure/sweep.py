@@ -35,7 +35,7 @@ from mhclite.measure.files import (
     settings_argument,
 )
 from mhclite.records import to_json
-from mhclite.runs.folder import WEIGHTS, RunFolder
+from mhclite.runs.folder import WEIGHTS, RunFolder, Summary
 from mhclite.training.loop import train
 from mhclite.training.train import run_config
 
@@ -101,32 +101,56 @@ def _band(grid: dict[int, float], best: int, width: float) -> tuple[int, int] | 
     return low, high
 
 
+def at_rate(config: RunConfig, name: str, factor: float) -> RunConfig:
+    """The run at `factor` times its learning rate, in one process, as the trial `name`."""
+    return replace(
+        config,
+        run=f"{config.run}-{name}",
+        model=replace(config.model, learning_rate=config.model.learning_rate * factor),
+        training=replace(config.training, processes=1),
+    )
+
+
+def train_trial(config: RunConfig, corpus: Path, path: Path) -> Summary:
+    """Train a trial, or go on with it, in a run folder that does not keep its weights.
+
+    Raises:
+        Interrupted: after a signal; the trial is saved.
+    """
+    folder = RunFolder(path)
+    late = train(config, corpus, path)
+    (folder / WEIGHTS).unlink(missing_ok=True)
+    if late:
+        raise Interrupted(
+            f"{signal.Signals(late[0]).name} at the end of {path.name}; run the same command to "
+            "continue"
+        )
+    return folder.summary()
+
+
 def trial(
     config: RunConfig, settings: SweepSettings, power: int, seed: int, final: bool
 ) -> tuple[str, RunConfig]:
     """(name of its folder, the run). The grid's have the whole schedule, on fewer steps."""
-    factor = settings.ratio**power
-    training = replace(config.training, processes=1)
+    training = config.training
+
+    def scaled(steps: int) -> int:
+        return steps * settings.steps // training.steps
+
     if not final:
-
-        def scaled(steps: int) -> int:
-            return steps * settings.steps // config.training.steps
-
-        training = replace(
-            training,
-            steps=settings.steps,
-            warmup_steps=scaled(training.warmup_steps),
-            evaluation_interval=max(1, scaled(training.evaluation_interval)),
-            checkpoint_interval=max(1, scaled(training.checkpoint_interval)),
+        config = replace(
+            config,
+            training=replace(
+                training,
+                steps=settings.steps,
+                warmup_steps=scaled(training.warmup_steps),
+                evaluation_interval=max(1, scaled(training.evaluation_interval)),
+                checkpoint_interval=max(1, scaled(training.checkpoint_interval)),
+            ),
         )
+    factor = settings.ratio**power
     name = f"{'final' if final else 'grid'}-x{factor:g}-s{seed}"
-    return name, replace(
-        config,
-        run=f"{config.run}-{name}",
-        seed=seed,
-        model=replace(config.model, learning_rate=config.model.learning_rate * factor),
-        training=training,
-    )
+    return name, at_rate(replace(config, seed=seed), name, factor)
 
 
 def measure(config: RunConfig, corpus: Path, settings: SweepSettings, out: Path) -> Sweep:
@@ -144,15 +168,7 @@ def measure(config: RunConfig, corpus: Path, settings: SweepSettings, out: Path)
 
     def make(power: int, seed: int, final: bool) -> float | None:
         name, one = trial(config, settings, power, seed, final)
-        folder = RunFolder(out.with_suffix("") / name)
-        late = train(one, corpus, folder.path)
-        loss = folder.summary().validation_loss
-        (folder / WEIGHTS).unlink(missing_ok=True)
-        if late:
-            raise Interrupted(
-                f"{signal.Signals(late[0]).name} at the end of {name}; run the same command to "
-                "continue"
-            )
+        loss = train_trial(one, corpus, out.with_suffix("") / name).validation_loss
         log.info("%s: %s", name, "diverged" if loss is None else f"{loss:.4f}")
         trials.append(Trial(one.model.learning_rate, seed, one.training.steps, loss))
         return loss
@@ -191,8 +207,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Sweep, and write the file."""
-    config, settings = (
-        run_config(args.config),
-        settings_argument(SweepSettings, args.settings, "--settings"),
-    )
+    config = run_config(args.config)
+    settings = settings_argument(SweepSettings, args.settings, "--settings")
     write_json(args.out, to_json(measure(config, args.corpus, settings, args.out)))

@@ -241,29 +241,14 @@ def probe_of(run: dict[str, Any], diverged: bool) -> dict[str, Any]:
         "variant": variant,
         "n_streams": run["connection"]["n_streams"],
         "skipped": None,
-        **dict.fromkeys(("evaluation", "mixing", "use", "parameters")),
+        **dict.fromkeys(("evaluation", "mixing", "use")),
     }
     if diverged:
         return {**head, "skipped": "the run diverged: it has no final weights"}
     loss = final_loss(run["corpus"], run["model"]["n_layer"], variant, run["seed"])
     loss += condition_effect(run["condition"], variant, run["seed"])
-    head["evaluation"] = {
-        "loss": loss,
-        "tokens": 1000,
-        "whole_split": True,
-        "document_tokens": [400, 600],
-        "document_losses": [400 * (loss + 0.3), 600 * (loss - 0.2)],
-    }
-    several = variant != "residual"
-    head["parameters"] = {
-        "scale_res": [0.2] * sublayers if several else None,
-        "read_entropy": [1.0] * sublayers if several else None,
-        "write_entropy": [1.2] * sublayers if several else None,
-        "activation_norm": [1.0 + layer for layer in range(sublayers)],
-        "gradient_backbone": [0.1] * sublayers,
-        "gradient_connection": [0.05] * sublayers if several else None,
-    }
-    if not several:
+    head["evaluation"] = {"loss": loss, "tokens": 1000}
+    if variant == "residual":
         return head
 
     def sums(width: float) -> list[float]:
@@ -286,20 +271,14 @@ def probe_of(run: dict[str, Any], diverged: bool) -> dict[str, Any]:
         "n_sublayers": sublayers,
         "quantile_levels": QUANTILE_LEVELS,
         "single": {
-            "row_sum": [sums(single)] * sublayers,
-            "column_sum": [sums(single / 2)] * sublayers,
             "row_sum_all": sums(single),
             "column_sum_all": sums(single / 2),
-            "max_deviation": single,
         },
         "product": {
             "row_sum": [sums(width) for width in growing],
             "column_sum": [sums(width / 2) for width in growing],
-            "max_deviation": product,
             "gain_forward": forward,
             "gain_backward": [1.1 * value for value in forward],
-            "gain_forward_max": [1.5 * value for value in forward],
-            "gain_backward_max": [1.6 * value for value in forward],
         },
         "identity_distance": [0.1 * (layer + 1) for layer in range(sublayers)],
         "sinkhorn_input": sinkhorn,
@@ -312,11 +291,8 @@ def probe_of(run: dict[str, Any], diverged: bool) -> dict[str, Any]:
                 [value, 1.0, 0.9, 0.9 - 0.8 * layer / sublayers]
                 for layer, value in enumerate(forward)
             ],
-            "effective_rank": [1 + 2 / (1 + layer) for layer in range(sublayers)],
             "start_distance": [0.05 * (layer + 1) for layer in range(sublayers)],
             "mean_matrix": [np.eye(4).tolist()] * sublayers,
-            "mean_product": np.eye(4).tolist(),
-            "log_inverse_nu": QUANTILE_LEVELS if sinkhorn else None,
         },
     }
     return {**head, "mixing": mixing, "use": use_of(run["run"], loss, variant, sublayers)}
@@ -341,7 +317,6 @@ def use_of(run: str, loss: float, variant: str, sublayers: int) -> dict[str, Any
         "identity": cost(whole),
         "token_mean": cost(whole / 10),
         "identity_by_sublayer": [cost(whole * layer / sublayers) for layer in range(sublayers)],
-        "token_mean_by_sublayer": [cost(0.0)] * sublayers,
         "stream_dropped": [cost(0.3), cost(0.1), cost(0.0), cost(-0.001)],
     }
 
@@ -358,9 +333,9 @@ def critical_of(study: Study, config: RunConfig) -> Critical:
         octave = math.log2(factor)
         failed = octave > threshold
         loss = bar + 0.1 * (octave - threshold)
-        return Try(factor, failed, 6.9, None if octave > 5.9 else loss, 60, 30 if failed else None)
+        return Try(factor, failed, None if octave > 5.9 else loss, 60)
 
-    return Critical(CRITICAL_SCHEMA, config.run, "made", bar, settings, search(settings, make))
+    return Critical(CRITICAL_SCHEMA, config.run, bar, settings, search(settings, make))
 
 
 def throughput_of(study: Study, model: str) -> dict[str, Any]:

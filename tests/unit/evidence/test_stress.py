@@ -42,7 +42,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 
 def tries(*failed: bool) -> list[Try]:
-    return [Try(2.0 ** (k + 1), f, 6.9, None if f else 5.0, 60, None) for k, f in enumerate(failed)]
+    return [Try(2.0 ** (k + 1), f, None if f else 5.0, 60) for k, f in enumerate(failed)]
 
 
 def test_critical_rate_by_hand() -> None:

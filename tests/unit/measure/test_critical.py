@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import pytest
 from tiny import MODEL, configuration, write_corpus
 
 from mhclite import cli
+from mhclite.config import RunConfig
 from mhclite.errors import UserError
-from mhclite.measure import critical
-from mhclite.measure.critical import earlier, search, unfinished, unstable_step
+from mhclite.measure import sweep
+from mhclite.measure.critical import search
 from mhclite.measure.files import (
-    SMOOTHING,
     CriticalSettings,
     Try,
     critical_interval,
@@ -22,12 +23,13 @@ from mhclite.measure.files import (
     settings_argument,
 )
 from mhclite.records import to_json
+from mhclite.training.loop import train
 
 SETTINGS = CriticalSettings(factors=[2.0, 8.0, 32.0], halvings=2, below_unigram=0.1)
 
 
 def one(factor: float, failed: bool) -> Try:
-    return Try(factor, failed, 3.4, None if failed else 3.0, 6, None)
+    return Try(factor, failed, None if failed else 3.0, 6)
 
 
 def test_the_stretch_is_halved_in_logarithms() -> None:
@@ -49,28 +51,6 @@ def test_beyond_the_ends_nothing_is_halved(
 def test_the_first_failure_counts_where_a_larger_rate_holds_again() -> None:
     tries = search(SETTINGS, lambda factor: one(factor, failed=factor == 8))
     assert critical_interval(tries)[1] == 8
-
-
-def test_tries_that_are_there_are_not_made_again() -> None:
-    whole = search(SETTINGS, lambda factor: one(factor, failed=factor >= 12))
-    made: list[float] = []
-
-    def make(factor: float) -> Try:
-        made.append(factor)
-        return one(factor, failed=factor >= 12)
-
-    assert search(SETTINGS, make, whole[:4]) == whole
-    assert made == [whole[4].factor]
-
-
-def test_unstable_step_by_hand() -> None:
-    losses: list[float | None] = [2.0] * 60 + [4.0] * 40
-    assert unstable_step(losses[:60]) is None
-    # After the k-th step at 4 the mean of 16 is 2 + 2 k / 16: above 2.5 for k = 5.
-    assert unstable_step(losses) == 60 + 5
-    assert unstable_step([2.0] * (SMOOTHING - 1)) is None
-    assert unstable_step([2.0, 2.0, None]) == 3
-    assert unstable_step([*losses, None]) == 65
 
 
 def call(folder: Path, factors: list[float]) -> int:
@@ -102,30 +82,29 @@ def test_a_tiny_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.tries[0].steps == 40
     assert found.tries[0].validation_loss is not None
     assert found.tries[0].validation_loss < 3.4
-    assert found.tries[1].unstable_step is not None
-    assert not unfinished(out).exists()
+    assert not list(out.parent.rglob("weights.pt"))
 
-    whole, trained = out.read_bytes(), critical.attempt
-    made: list[float] = []
+    trained: list[str] = []
 
-    def attempt(config: object, factor: float, *rest: object) -> Try:
-        if len(made) == 2:
+    def dying(config: RunConfig, corpus: Path, path: Path) -> list[int]:
+        trained.append(path.name)
+        late = train(config, corpus, path)
+        if len(trained) == 3:
             raise KeyboardInterrupt
-        made.append(factor)
-        return trained(config, factor, *rest)  # type: ignore[arg-type]
+        return late
 
+    whole = out.read_bytes()
     out.unlink()
+    shutil.rmtree(out.with_suffix(""))
     with monkeypatch.context() as patched:
-        patched.setattr(critical, "attempt", attempt)
-        assert call(tmp_path, factors) == 75
-        assert not out.exists()
-        part = json.loads(unfinished(out).read_text())
-        assert len(part["tries"]) == 2
-        assert earlier(unfinished(out), "another digest") == []
-        made.clear()
-        assert call(tmp_path, factors) == 0
-        assert made == [found.tries[2].factor]  # the other two were kept
+        patched.setattr(sweep, "train", dying)
+        assert call(tmp_path, factors) == cli.EXIT_INTERRUPTED
+    assert not out.exists()
+    before = {path: path.stat().st_mtime_ns for path in out.parent.rglob("metrics.jsonl")}
+    assert [path.parent.name for path in sorted(before)] == sorted(trained)
+    assert call(tmp_path, factors) == 0
     assert out.read_bytes() == whole
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "tried once"
 
 
 def test_settings_that_are_none(tmp_path: Path) -> None:

@@ -157,7 +157,6 @@ def test_judge_names_steps_and_counts_a_step_once() -> None:
     assert entry.steps == 16
     assert entry.judged_steps == 12
     assert entry.spikes_per_1000_steps == pytest.approx(1000 * 2 / 12)
-    assert not entry.too_few_steps
     assert not entry.diverged
     assert entry.grad_norm_mean == pytest.approx(3 / 5)  # 1 0 1 0 1
     assert entry.grad_norm_fluctuation is None  # a norm of 0 has no logarithm
@@ -174,7 +173,6 @@ def test_judge_leaves_out_the_warm_up() -> None:
 
 def test_judge_says_that_there_were_too_few_steps() -> None:
     entry = judge(finished([1.0, 2.0, 1.0, 900.0], [1.0, 2.0, 1.0, 900.0]), SETTINGS)
-    assert entry.too_few_steps
     assert entry.judged_steps == 0
     assert entry.loss_spikes == []
     assert entry.spikes_per_1000_steps is None
@@ -187,7 +185,6 @@ def test_judge_a_diverged_run_up_to_its_end() -> None:
     loss: list[float | None] = [*WAVE * 3, 0.0, None]
     entry = judge(finished(loss, grad_norm, diverged=True, warmup_steps=2), SETTINGS)
     assert entry.diverged
-    assert entry.diverged_step == 8
     assert entry.judged_steps == 1  # step 7: the last has no value to judge
     assert entry.grad_norm_spikes == []
     assert entry.grad_norm_mean == pytest.approx(3.0)  # 2 4 2 4 3
@@ -272,9 +269,7 @@ def test_summary_of_another_version_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"spike_window": 1}, "spike_window = 1 must be at least 2"),
         ({"fluctuation_window": 2.5}, "fluctuation_window is 2.5, expected int"),
-        ({"spike_sigmas": 0}, "spike_sigmas = 0 must be above 0"),
         ({"spike_sigmas": True}, "spike_sigmas is True, expected float"),
         ({"spike_sigma": 6}, "--settings.spike_sigma is not known"),
     ],
