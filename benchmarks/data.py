@@ -19,10 +19,9 @@ import numpy as np
 
 from mhclite.arguments import file_path, positive_float
 from mhclite.data.corpora import EMBEDDED
-from mhclite.data.parts import WORK, Job, divide, tokenize
+from mhclite.data.parts import WORK, Job, Splitter, divide, tokenize
 from mhclite.data.pool import run_jobs
 from mhclite.data.reading import examine, read
-from mhclite.data.splits import Splitter
 from mhclite.data.tokenization import GPT2
 from mhclite.files import write_json
 from mhclite.records import to_json

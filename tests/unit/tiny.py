@@ -30,7 +30,7 @@ from mhclite.data.manifest import (
     shard_name,
     write_manifest,
 )
-from mhclite.data.parts import ShardWriter
+from mhclite.files import sha256_of
 from mhclite.model import GPT
 from mhclite.runs.folder import (
     SCHEMA,
@@ -195,9 +195,9 @@ def write_shards(
     tokens = np.asarray(ids, dtype=np.uint16)
     shards: list[Shard] = []
     for index, first in enumerate(range(0, len(tokens), shard_tokens)):
-        with ShardWriter(folder / shard_name(split, index)) as writer:
-            writer.append(tokens[first : first + shard_tokens])
-        shards += writer.shards
+        path, part = folder / shard_name(split, index), tokens[first : first + shard_tokens]
+        path.write_bytes(part.tobytes())
+        shards.append(Shard(path.name, len(part), sha256_of(path)))
     return tuple(shards)
 
 

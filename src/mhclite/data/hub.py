@@ -1,28 +1,107 @@
-"""A corpus from the Hugging Face hub, always at one commit.
+"""A dataset on the Hugging Face hub: which commit is read here, and its files.
 
-Which commit: the study's, else the corpora lock file's, else the newest, which is then recorded in
-the lock file. With HF_HUB_OFFLINE=1 the hub's local cache is read instead, at the same commit.
+The corpora lock file says which revision of a hub corpus is read:
+
+    {repository: {subset: {"revision"}}}
+
+A study that names no `revision` takes the newest at the first use of a corpus. It is recorded
+there, and later uses must match it. There is no such file before the first use of a hub corpus;
+commit it then, so that everybody who runs the study reads the same text.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mhclite.data.lock import CorporaLock
 from mhclite.errors import UserError
+from mhclite.files import locked, write_json
 
 log = logging.getLogger(__name__)
 
+LOCK_FILE = Path("config/corpora.lock.json")  # of the pipeline, beside its studies
 REQUEST_SECONDS = 4.0  # of waiting for the connection, and for each part of the answer
 WAYS_OUT = (
     "ways out: connect this machine to the network and run the same command again; correct "
     "`repository` or `revision`; for what is private or gated, set HF_TOKEN; or give the corpus "
-    "`source: files` with a local copy, or `source: embedded`; or, with the dataset in the Hugging "
-    "Face cache (`hf download REPOSITORY --repo-type dataset`), set HF_HUB_OFFLINE=1"
+    "`source: files` with a local copy (`hf download REPOSITORY --repo-type dataset`), or "
+    "`source: embedded`"
 )
+
+
+class CorporaLock:
+    """One lock file; several processes may use it at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def revision(self, repository: str, subset: str | None) -> str | None:
+        """What is recorded of a corpus; None before its first use."""
+        return self._read().get(repository, {}).get(subset or "default", {}).get("revision")
+
+    def record(self, repository: str, subset: str | None, revision: str) -> None:
+        """Fix the revision of a corpus; one that is fixed already must be the same.
+
+        Raises:
+            UserError: another is recorded, or the file is damaged.
+        """
+        with locked(self.path):
+            entries = self._read()
+            name = subset or "default"
+            entry = entries.setdefault(repository, {}).setdefault(name, {"revision": revision})
+            if entry["revision"] != revision:
+                raise UserError(
+                    f"{repository} ({name}): revision is {revision}, but {self.path} has "
+                    f"{entry['revision']} since its first use; to use the other one from now on, "
+                    "delete that entry and the prepared corpus"
+                )
+            write_json(self.path, entries)
+
+    def _read(self) -> dict[str, dict[str, dict[str, str]]]:
+        try:
+            # Empty: another process has just created it, by locking it.
+            entries: Any = json.loads(self.path.read_text(encoding="utf-8") or "{}")
+            whole = all(
+                isinstance(entry["revision"], str)
+                for subsets in entries.values()
+                for entry in subsets.values()
+            )
+        except FileNotFoundError:
+            return {}
+        except (AttributeError, TypeError, KeyError, ValueError):
+            whole = False
+        if not whole:
+            raise UserError(
+                f"the corpora lock file {self.path} is damaged: expected JSON, repository -> "
+                "subset -> revision; restore it from version control"
+            )
+        found: dict[str, dict[str, dict[str, str]]] = entries
+        return found
+
+
+def revision_text(corpus: Mapping[str, Any], lock: CorporaLock) -> str | None:
+    """Which commit of a hub corpus is read, and what fixes it; None for other sources.
+
+    Args:
+        corpus: `study.sections.Corpus` as JSON.
+        lock: the lock file beside which the study is used.
+    """
+    if corpus["source"] != "hub":
+        return None
+    if corpus["revision"]:
+        return f"revision {corpus['revision'][:12]}, pinned in the study"
+    revision = lock.revision(corpus["repository"], corpus["subset"])
+    if revision:
+        return f"revision {revision[:12]}, locked in {lock.path}"
+    state = "has no entry for it" if lock.path.exists() else "does not exist"
+    return (
+        f"revision not pinned: the study names none, and {lock.path} {state}; the newest at first "
+        "use is recorded there: commit that file"
+    )
 
 
 @dataclass(frozen=True)
@@ -33,7 +112,6 @@ class HubDataset:
     subset: str | None
     revision: str  # 40 hex digits
     license: str | None
-    location: str  # the repository, or its folder in the local cache
 
     def files(self) -> list[str]:
         """Paths of the train split's parquet files, in the order in which `datasets` has them.
@@ -43,11 +121,10 @@ class HubDataset:
         """
         import datasets
 
-        local = self.location != self.repository
         what = f"dataset {self.repository} ({self.subset or 'default'}) at {self.revision[:12]}"
         try:
             builder = datasets.load_dataset_builder(
-                self.location, name=self.subset, revision=None if local else self.revision
+                self.repository, name=self.subset, revision=self.revision
             )
         except Exception as error:  # of `datasets`, the hub's client or the network
             raise UserError(
@@ -78,22 +155,28 @@ def connect(
     Raises:
         UserError: no network, no such dataset or commit, or another commit than the lock file's.
     """
-    from huggingface_hub import constants
+    from huggingface_hub import HfApi
 
     # It logs a line for every request, with addresses that may be signed: not for our log.
     logging.getLogger("httpx2").setLevel(logging.WARNING)
-    locked = lock.entry(repository, subset).get("revision")
-    if revision and locked and revision != locked:
-        lock.record(repository, subset, revision=revision)  # raises
-    wanted = revision or locked
-    if constants.is_offline_mode():
-        dataset = _from_cache(repository, subset, wanted)
-    else:
-        dataset = _from_hub(repository, subset, wanted)
-    if wanted not in (None, dataset.revision):
+    recorded = lock.revision(repository, subset)
+    if revision and recorded:
+        lock.record(repository, subset, revision)  # raises if they differ
+    wanted = revision or recorded
+    api = HfApi()
+    try:
+        # First: `datasets` itself would retry for minutes without a network.
+        info = api.dataset_info(repository, revision=wanted, timeout=REQUEST_SECONDS)
+    except Exception as error:
         raise UserError(
-            f"dataset {repository}: asked for commit {wanted}, the hub answered with "
-            f"{dataset.revision}: correct `revision`"
+            f"dataset {repository} at {wanted or 'its newest commit'} cannot be had from "
+            f"{api.endpoint} ({in_short(error)}); {WAYS_OUT}"
+        ) from error
+    assert info.sha is not None
+    if wanted not in (None, info.sha):
+        raise UserError(
+            f"dataset {repository}: asked for commit {wanted}, the hub answered with {info.sha}: "
+            "correct `revision`"
         )
     if wanted is None:
         log.info(
@@ -101,75 +184,11 @@ def connect(
             "there; commit that file",
             repository,
             lock.path,
-            dataset.revision,
+            info.sha,
         )
-    return dataset
-
-
-def _from_hub(repository: str, subset: str | None, revision: str | None) -> HubDataset:
-    """Ask the hub for the commit. `datasets` itself would retry for minutes without a network."""
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    try:
-        info = api.dataset_info(repository, revision=revision, timeout=REQUEST_SECONDS)
-    except Exception as error:
-        raise UserError(
-            f"dataset {repository} at {revision or 'its newest commit'} cannot be had from "
-            f"{api.endpoint} ({in_short(error)}); {WAYS_OUT}"
-        ) from error
-    assert info.sha is not None
-    return HubDataset(repository, subset, info.sha, _license(info.card_data), repository)
-
-
-def _from_cache(repository: str, subset: str | None, revision: str | None) -> HubDataset:
-    """Find the commit in the local cache of the hub's client, with all files of the subset."""
-    from huggingface_hub import DatasetCard, errors, get_cached_repo_tree, snapshot_download
-
-    def cached(patterns: list[str] | None) -> Path:
-        folder = snapshot_download(
-            repository,
-            repo_type="dataset",
-            revision=revision,
-            allow_patterns=patterns,
-            local_files_only=True,
-        )
-        return Path(folder)
-
-    try:
-        # The list of the commit's files, without which nobody can tell whether some are missing.
-        tree = get_cached_repo_tree(repository, repo_type="dataset", revision=revision)
-        card = None
-        if "README.md" in {file.path for file in tree}:
-            card = DatasetCard.load(cached(["README.md"]) / "README.md").data
-        folder = cached(_file_patterns(card.to_dict() if card else {}, subset))
-    except (OSError, ValueError, errors.CachedRepoTreeNotFoundError) as error:
-        raise UserError(
-            f"dataset {repository} at {revision or 'its newest commit'} is not, or not wholly, in "
-            f"the Hugging Face cache ({type(error).__name__}), and HF_HUB_OFFLINE is set; "
-            f"{WAYS_OUT}"
-        ) from error
-    return HubDataset(repository, subset, folder.name, _license(card), str(folder))
-
-
-def _file_patterns(card: dict[str, Any], subset: str | None) -> list[str] | None:
-    """The data files of a subset as the dataset's card names them; None stands for all files."""
-    patterns: list[str] = []
-    for config in card.get("configs") or []:
-        if subset is None or config.get("config_name") == subset:
-            files = config.get("data_files") or []
-            for entry in [files] if isinstance(files, str) else files:
-                paths = entry["path"] if isinstance(entry, dict) else entry
-                patterns += [paths] if isinstance(paths, str) else paths
-    return [*patterns, "README.md"] if patterns else None
-
-
-def _license(card: Any) -> str | None:
-    """The licence that a dataset's card states."""
-    stated = getattr(card, "license", None)
-    if isinstance(stated, list):
-        stated = ", ".join(map(str, stated))
-    return str(stated) if stated else None
+    stated = getattr(info.card_data, "license", None)
+    license = ", ".join(map(str, stated)) if isinstance(stated, list) else stated
+    return HubDataset(repository, subset, info.sha, license)
 
 
 def in_short(error: Exception) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -241,7 +241,7 @@ def open_split(folder: Path, split: Split, verify: bool = True) -> TokenSplit:
 
     entry = load_manifest(folder).splits[split]
     if verify:
-        verify_split(folder, entry, written_since(folder, entry))
+        verify_split(folder, entry, only_new=True)
     return TokenSplit(shard_paths(folder, entry))
 
 
@@ -287,47 +287,38 @@ def _is_text(beginning: bytes) -> bool:
     return "\0" not in text
 
 
-def verify_split(folder: Path, split: SplitEntry, shards: Iterable[Shard] | None = None) -> None:
+def verify_split(folder: Path, split: SplitEntry, only_new: bool = False) -> None:
     """Compare a split with the manifest: the size of every shard, and SHA-256.
 
     Args:
         folder: the prepared corpus.
         split: its entry in the manifest.
-        shards: those whose SHA-256 is compared; None for all.
+        only_new: read those alone that were written after the manifest, which `prepare` writes
+            last: damage, or a copy. Reading all of a large corpus takes minutes, and every run of a
+            study begins with it.
 
     Raises:
         UserError: for the first file that is missing or differs.
     """
+    prepared = (Path(folder) / MANIFEST).stat().st_mtime_ns if only_new else 0
+    for shard, path in zip(split.shards, shard_paths(folder, split), strict=True):
+        damage = _damage(shard, path, prepared)
+        if damage:
+            raise UserError(
+                f"shard {path} {damage}; delete {Path(folder) / MANIFEST} and prepare the corpus "
+                "again"
+            )
+
+
+def _damage(shard: Shard, path: Path, since: int) -> str | None:
+    """What is wrong with a shard, None if nothing is; read if it was written since then (ns)."""
     from mhclite.data.tokens import SHARD_DTYPE
 
-    for shard, path in zip(split.shards, shard_paths(folder, split), strict=True):
-        if not path.is_file():
-            raise UserError(f"shard {path} is missing; {_again(folder)}")
-        size, expected = path.stat().st_size, shard.tokens * SHARD_DTYPE.itemsize
-        if size != expected:
-            raise UserError(
-                f"shard {path} has {size} bytes, its manifest says {expected}: it is damaged; "
-                f"{_again(folder)}"
-            )
-    for shard in split.shards if shards is None else shards:
-        path = Path(folder) / shard.file
-        if sha256_of(path) != shard.sha256:
-            raise UserError(
-                f"shard {path} does not have the sha256 of its manifest: it is damaged; "
-                f"{_again(folder)}"
-            )
-
-
-def written_since(folder: Path, split: SplitEntry) -> Iterator[Shard]:
-    """Shards that were written after the manifest, which `prepare` writes last: damage, or a copy.
-
-    Reading all of a large corpus takes minutes, and every run of a study begins with it.
-    """
-    prepared = (Path(folder) / MANIFEST).stat().st_mtime_ns
-    for shard, path in zip(split.shards, shard_paths(folder, split), strict=True):
-        if path.stat().st_mtime_ns >= prepared:
-            yield shard
-
-
-def _again(folder: Path) -> str:
-    return f"delete {Path(folder) / MANIFEST} and prepare the corpus again"
+    if not path.is_file():
+        return "is missing"
+    state, expected = path.stat(), shard.tokens * SHARD_DTYPE.itemsize
+    if state.st_size != expected:
+        return f"has {state.st_size} bytes, its manifest says {expected}: it is damaged"
+    if state.st_mtime_ns >= since and sha256_of(path) != shard.sha256:
+        return "does not have the sha256 of its manifest: it is damaged"
+    return None

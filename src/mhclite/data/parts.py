@@ -8,21 +8,22 @@ part with a record is never done again.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from mhclite.data.manifest import SPLITS, Shard, Split, SplitEntry, shard_name
+from mhclite.data.manifest import SPLITS, Shard, Split, SplitEntry, SplitRule, shard_name
 from mhclite.data.reading import Piece, read
-from mhclite.data.splits import Splitter
 from mhclite.data.tokenization import TOKENIZER, TextTokenizer, load
-from mhclite.data.tokens import SHARD_DTYPE, Ids
+from mhclite.data.tokens import SHARD_DTYPE
 from mhclite.errors import UserError
 from mhclite.files import atomic_write, read_json, sha256_of, write_json
 from mhclite.records import Misfit, build, to_json
@@ -78,18 +79,92 @@ def divide(pieces: Iterable[Piece], part_bytes: int, max_documents: int | None) 
 
 def _merged(pieces: Iterable[Piece]) -> Iterator[Piece]:
     """Neighbouring row groups of a file as one piece."""
-    for path, found in groupby(pieces, lambda piece: piece.path):
-        first, *others = found
-        if not others:
-            yield first
-            continue
-        groups = [piece.groups for piece in (first, *others) if piece.groups]
-        yield Piece(
-            path,
-            sum(piece.documents for piece in (first, *others)),
-            sum(piece.size for piece in (first, *others)),
-            (groups[0][0], groups[-1][1]),
+    for _, found in groupby(pieces, lambda piece: piece.path):
+        same = list(found)
+        first, last = same[0].groups, same[-1].groups
+        yield replace(
+            same[0],
+            documents=sum(piece.documents for piece in same),
+            size=sum(piece.size for piece in same),
+            groups=(first[0], last[1]) if first and last else None,
         )
+
+
+# --- which documents are for validation: by hash of their text, or drawn as the authors' code does
+
+
+def split_of(text: bytes, validation_fraction: float) -> Split:
+    """The split of a document: the first 64 bits of its text's SHA-256, as a fraction of 2^64.
+
+    So equal texts share a split, and neither order nor number of the other documents matter.
+    """
+    fraction = int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
+    return "validation" if fraction < validation_fraction else "train"
+
+
+def drawn_for_validation(documents: int, fraction: float, seed: int) -> npt.NDArray[np.int64]:
+    """Numbers of the documents that `datasets` would put into its test split, sorted.
+
+    The same as `Dataset.train_test_split(test_size=fraction, seed=seed, shuffle=True)`: the first
+    entries of a permutation. Takes 8 bytes a document.
+    """
+    permutation = np.random.default_rng(seed).permutation(documents)
+    return np.sort(permutation[: math.ceil(fraction * documents)])
+
+
+@dataclass(frozen=True)
+class Splitter:
+    """Tells the split of each document.
+
+    Attributes:
+        fraction: share for validation.
+        held_out: sorted numbers of the validation documents; None: by hash.
+    """
+
+    fraction: float
+    held_out: npt.NDArray[np.int64] | None
+
+    @classmethod
+    def of(cls, corpus: dict[str, Any], documents: int, cut: bool) -> Splitter:
+        """The splitter of a corpus (`study.sections.Corpus` as JSON) with this many documents.
+
+        Args:
+            cut: it is one text, cut in two: the second part is for validation.
+        """
+        fraction, seed = corpus["validation_fraction"], corpus["split_seed"]
+        if cut:
+            return cls(fraction, np.array([1]))
+        if seed is None:
+            return cls(fraction, None)
+        return cls(fraction, drawn_for_validation(documents, fraction, seed))
+
+    def between(self, first: int, end: int) -> Splitter:
+        """The splitter of documents [first, end) alone, small enough to be sent to a process."""
+        if self.held_out is None:
+            return self
+        start, stop = np.searchsorted(self.held_out, [first, end])
+        return Splitter(self.fraction, self.held_out[start:stop])
+
+    def split(self, number: int, text: bytes) -> Split:
+        """The split of the document with this number in the corpus and this text (UTF-8)."""
+        if self.held_out is None:
+            return split_of(text, self.fraction)
+        index = np.searchsorted(self.held_out, number)
+        drawn = index < len(self.held_out) and self.held_out[index] == number
+        return "validation" if drawn else "train"
+
+
+def rule(corpus: dict[str, Any], cut: bool) -> SplitRule:
+    """The manifest's `split`."""
+    fraction, seed = corpus["validation_fraction"], corpus["split_seed"]
+    if cut:
+        return SplitRule("the end of the one text, from a line's beginning", fraction)
+    by_hash = "sha256 of the text"
+    drawn = f"train_test_split of the library datasets, shuffled with seed {seed}"
+    return SplitRule(by_hash if seed is None else drawn, fraction)
+
+
+# --- tokenizing -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -120,63 +195,35 @@ def train_texts(documents: Iterable[tuple[str, bytes, Split]]) -> Iterator[str]:
     return (text for text, _, split in documents if split == "train")
 
 
-class ShardWriter(ExitStack):
-    """Writes tokens as one shard, which appears whole, under its name, or not at all.
-
-    Used as a context manager. Without a token there is no file, and `shards` stays empty. After a
-    `with` block that ended without an exception it has the shard's entry in the manifest.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.shards: tuple[Shard, ...] = ()
-        self._path = path
-        self._file: IO[bytes] | None = None
-        self._tokens = 0
-        self._hash = hashlib.sha256()
-
-    def __exit__(self, *raised: Any) -> bool:
-        handled = super().__exit__(*raised)
-        if raised[0] is None and self._file is not None:
-            self.shards = (Shard(self._path.name, self._tokens, self._hash.hexdigest()),)
-        return bool(handled)
-
-    def append(self, ids: Ids) -> None:
-        """Add tokens."""
-        if self._file is None:
-            self._file = self.enter_context(atomic_write(self._path, "wb"))
-        data = ids.astype(SHARD_DTYPE, copy=False).tobytes()
-        self._file.write(data)
-        self._hash.update(data)
-        self._tokens += len(ids)
-
-
 def tokenize(job: Job) -> tuple[int, int]:
-    """Write the shards of a part, then its record; returns its numbers of documents and tokens."""
+    """Write the shards of a part, at most one a split, then its record.
+
+    Returns its numbers of documents and tokens.
+    """
     tokenizer = _tokenizer(job.folder, sha256_of(job.folder / TOKENIZER))
-    end = np.array([tokenizer.eot_id], dtype=SHARD_DTYPE)
-    counts = {split: {"documents": 0, "bytes": 0} for split in SPLITS}
-    writers = {
-        split: ShardWriter(job.folder / shard_name(split, job.part.index)) for split in SPLITS
-    }
-    with writers["train"], writers["validation"]:
+    end = np.array([tokenizer.eot_id], dtype=SHARD_DTYPE).tobytes()
+    counts = {split: {"documents": 0, "bytes": 0, "tokens": 0} for split in SPLITS}
+    paths = {split: job.folder / shard_name(split, job.part.index) for split in SPLITS}
+    with ExitStack() as opened:  # they appear whole, under their names, or not at all
+        files = {
+            split: opened.enter_context(atomic_write(path, "wb")) for split, path in paths.items()
+        }
         for batch in _batches(documents_of(job)):
             encoded = tokenizer.encode_batch([text for text, _, _ in batch])
             for (_, data, split), ids in zip(batch, encoded, strict=True):
+                files[split].write(ids.astype(SHARD_DTYPE, copy=False).tobytes() + end)
                 counts[split]["documents"] += 1
                 counts[split]["bytes"] += len(data)
-                writers[split].append(ids)
-                writers[split].append(end)
-    entries = {
-        split: _entry(counts[split]["documents"], counts[split]["bytes"], writers[split].shards)
-        for split in SPLITS
-    }
+                counts[split]["tokens"] += len(ids) + 1
+    entries = {}
+    for split, path in paths.items():
+        tokens = counts[split]["tokens"]
+        shards = (Shard(path.name, tokens, sha256_of(path)),) if tokens else ()
+        if not tokens:
+            path.unlink()
+        entries[split] = SplitEntry(**counts[split], shards=shards)
     write_json(job.record, to_json(entries))
-    return job.part.documents, sum(entry.tokens for entry in entries.values())
-
-
-def _entry(documents: int, size: int, shards: tuple[Shard, ...]) -> SplitEntry:
-    return SplitEntry(documents, size, sum(shard.tokens for shard in shards), shards)
+    return job.part.documents, sum(count["tokens"] for count in counts.values())
 
 
 @cache
@@ -216,13 +263,18 @@ def recorded(job: Job) -> dict[Split, SplitEntry] | None:
     return entries
 
 
-def assembled(records: Iterable[dict[Split, SplitEntry]]) -> dict[Split, SplitEntry]:
+def assembled(jobs: Iterable[Job]) -> dict[Split, SplitEntry]:
     """The whole splits, from the records of all parts in order."""
-    parts = list(records)
+    parts = []
+    for job in jobs:
+        record = recorded(job)
+        assert record is not None, f"{job.record} went away"
+        parts.append(record)
     return {
-        split: _entry(
+        split: SplitEntry(
             sum(part[split].documents for part in parts),
             sum(part[split].bytes for part in parts),
+            sum(part[split].tokens for part in parts),
             tuple(shard for part in parts for shard in part[split].shards),
         )
         for split in SPLITS

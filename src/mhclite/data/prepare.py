@@ -13,20 +13,19 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import ValidationError
 from tqdm import tqdm
 
 from mhclite.arguments import file_path, folder_path, positive_int, required
 from mhclite.data.baselines import BIGRAM_TOKENS, ngram_baselines
-from mhclite.data.corpora import Source, describe_file, describe_files, open_source
-from mhclite.data.lock import CorporaLock
+from mhclite.data.corpora import Source, changed, open_source
+from mhclite.data.hub import CorporaLock
 from mhclite.data.manifest import (
     MANIFEST,
     SCHEMA,
@@ -34,6 +33,7 @@ from mhclite.data.manifest import (
     SPLITS,
     Manifest,
     SourceEntry,
+    SourceFile,
     Split,
     SplitEntry,
     TokenizerEntry,
@@ -49,16 +49,17 @@ from mhclite.data.parts import (
     WORK,
     Job,
     Part,
+    Splitter,
     assembled,
     divide,
     documents_of,
     recorded,
+    rule,
     tokenize,
     train_texts,
 )
 from mhclite.data.pool import run_jobs
 from mhclite.data.reading import examine
-from mhclite.data.splits import Splitter, rule
 from mhclite.data.tokenization import TOKENIZER, TextTokenizer, load, make, usable_cores
 from mhclite.data.tokens import TokenSplit
 from mhclite.errors import UserError
@@ -71,7 +72,6 @@ from mhclite.study.wording import one_line
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 LOG_SECONDS = 15.0  # between lines of progress in a log file
 
 # The code that decides the bytes of shards, tokenizer and manifest. Another digest of it, and a
@@ -81,7 +81,6 @@ PREPARATION = (
     "mhclite.data.baselines",
     "mhclite.data.parts",
     "mhclite.data.reading",
-    "mhclite.data.splits",
     "mhclite.data.tokenization",
     "mhclite.data.tokens",
 )
@@ -180,7 +179,7 @@ def _already_prepared(settings: dict[str, Any], folder: Path, lock: Path) -> Man
             f"{folder} holds corpus {manifest.name!r} prepared with other settings: give "
             f"another --out, or delete {folder / MANIFEST}"
         )
-    if manifest.code not in (None, digest_of_modules(PREPARATION)):
+    if manifest.code != digest_of_modules(PREPARATION):
         log.warning("%s was prepared by other code: preparing it again", folder)
         return None
     try:
@@ -190,16 +189,16 @@ def _already_prepared(settings: dict[str, Any], folder: Path, lock: Path) -> Man
         log.warning("%s: doing that now", error)
         return None
     corpus = settings["corpus"]
-    if corpus["source"] == "files" and describe_files(corpus["files"]) != manifest.source.files:
+    if changed(corpus, folder):
         log.warning("the files of %r have changed since: preparing them again", corpus["files"])
         return None
     if corpus["source"] == "hub":
-        entry = CorporaLock(lock).entry(corpus["repository"], corpus["subset"])
+        locked = CorporaLock(lock).revision(corpus["repository"], corpus["subset"])
         revision = manifest.source.revision
-        if entry and entry["revision"] != revision:
+        if locked not in (None, revision):
             raise UserError(
                 f"{folder} was prepared from {corpus['repository']} at {revision}, but {lock} has "
-                f"{entry['revision']}: restore the lock file, or delete {folder / MANIFEST}"
+                f"{locked}: restore the lock file, or delete {folder / MANIFEST}"
             )
     return manifest
 
@@ -250,10 +249,10 @@ def _plan(
         log.info("one text: its end, from a line's beginning, is for validation")
         pieces = [replace(pieces[0], documents=2, cut=corpus["validation_fraction"])]
     if entry.kind == "files":
-        described = (
-            describe_file(Path(path), str(file.sha256))
+        described = [
+            SourceFile(path, str(file.sha256), Path(path).stat().st_size)
             for path, file in zip(source.paths, examined, strict=True)
-        )
+        ]
         entry = replace(entry, files=tuple(described))
     source.begin()
     _clear(folder)
@@ -290,8 +289,10 @@ def _tokenizer(
     kind, vocab_size = settings["tokenizer"]["kind"], settings["tokenizer"]["vocab_size"]
     if kind == "bpe":
         log.info("training the tokenizer on %d documents", documents)
-    texts = _shown(chain.from_iterable(map(documents_of, jobs)), "reading", documents)
-    tokenizer = make(kind, vocab_size, train_texts(texts))
+    read = chain.from_iterable(map(documents_of, jobs))
+    # A bar on a terminal; a log file gets none.
+    shown = tqdm(read, "reading", documents, unit=" documents", disable=None)
+    tokenizer = make(kind, vocab_size, train_texts(shown))
     if kind == "bpe" and tokenizer.n_tokens < vocab_size:
         log.warning(
             "the train split is too small for %d tokens: only %d are in use",
@@ -300,11 +301,6 @@ def _tokenizer(
         )
     tokenizer.save(folder)
     return tokenizer
-
-
-def _shown(items: Iterable[T], what: str, total: int) -> Iterator[T]:
-    """Pass items on, under a bar on a terminal; a log file gets none."""
-    yield from tqdm(items, what, total, unit=" documents", disable=None)
 
 
 def _tokenized(
@@ -324,7 +320,7 @@ def _tokenized(
             if bar.disable and time.monotonic() > told + LOG_SECONDS:
                 told = time.monotonic()
                 log.info("tokenized %d of %d documents", done, total)
-    splits = assembled(_records(jobs))
+    splits = assembled(jobs)
     for split in SPLITS:
         if splits[split].bytes == 0:
             number = f"{total} document{'s' * (total != 1)}"
@@ -334,13 +330,6 @@ def _tokenized(
                 "more documents, or another validation_fraction"
             )
     return splits
-
-
-def _records(jobs: list[Job]) -> Iterator[dict[Split, SplitEntry]]:
-    for job in jobs:
-        record = recorded(job)
-        assert record is not None, f"{job.record} went away"
-        yield record
 
 
 class CorpusSettings(Settings):

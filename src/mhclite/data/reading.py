@@ -115,7 +115,7 @@ def _texts(piece: Piece, text_field: str) -> Iterator[str]:
     else:
         for number, line in _lines(path):
             where = f"{path} line {number}"
-            yield _text_of(_record(line, where), text_field, where)
+            yield _text_of(_json(line, where), text_field, where)
 
 
 # --- text, JSON and JSONL -----------------------------------------------------------------------
@@ -142,8 +142,6 @@ def _lines(path: str) -> Iterator[tuple[int, bytes]]:
             raise EOFError("it has no bytes")  # which `gzip` takes for no text
         with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as lines:
             for number, line in enumerate(lines, start=1):
-                if number == 1:
-                    line = line.removeprefix(MARK.encode())
                 if line.strip():
                     yield number, line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -154,18 +152,15 @@ def _lines(path: str) -> Iterator[tuple[int, bytes]]:
 
 def _entries(path: str) -> Iterator[tuple[int, Any]]:
     """Number and content of the entries of a JSON array, or of the values of a JSON object."""
-    try:
-        content = json.loads(_decoded(Path(path).read_bytes(), path).removeprefix(MARK))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}; {RECORDS}") from None
+    content = _json(Path(path).read_bytes(), path)
     if not isinstance(content, list | dict):
         raise UserError(f"{path} holds {content!r:.60}: {RECORDS}")
     yield from enumerate(content.values() if isinstance(content, dict) else content, start=1)
 
 
-def _record(line: bytes, where: str) -> Any:
+def _json(data: bytes, where: str) -> Any:
     try:
-        return json.loads(_decoded(line, where))
+        return json.loads(_decoded(data, where).removeprefix(MARK))
     except (ValueError, RecursionError) as error:  # also an integer of thousands of digits
         raise UserError(f"{where} is not JSON: {error}; {RECORDS}") from None
 

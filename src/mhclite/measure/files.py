@@ -216,9 +216,9 @@ class Measured(Timing):
 class Unfit:
     """A connection whose training step needs more memory than the device has."""
 
+    RETIRED = ("deterministic",)
     implementation: str  # reference, fast or fused
     name: str  # of the connection
-    deterministic: bool
     reason: str
     # Counted all the same:
     flops_per_token: float
@@ -230,6 +230,7 @@ class Unfit:
 class Throughput:
     """throughput/<model>.json."""
 
+    RETIRED = ("free",)
     schema: int
     model: str
     device: str
@@ -246,8 +247,6 @@ class Throughput:
     others: dict[str, dict[str, Timing]]  # implementation -> name -> timing
     # Whether with torch's deterministic algorithms: as training on a GPU; on a CPU nothing varies.
     deterministic: bool
-    # Without them, where they were asked for; ratios are to the plain residual's without them.
-    free: dict[str, Timing]
     did_not_fit: list[Unfit]  # and stand in none of the above
 
     def counted(self, name: str) -> Measured | Unfit | None:

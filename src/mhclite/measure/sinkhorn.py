@@ -27,7 +27,6 @@ N = 4  # streams
 QUANTILES = (0.5, 0.95, 1.0)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SETTINGS = ("iterations", "logit_ranges", "depths", "matrices")
-ALPHA = 1e-13  # of the example in mHC-lite, arXiv 2601.05732
 
 log = logging.getLogger(__name__)
 
@@ -89,28 +88,6 @@ def measure(settings: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def example(iterations: list[int]) -> list[dict[str, Any]]:
-    """Sums of the paper's 3 x 3 example, in float64 and its orientation: columns, then rows.
-
-    M = [[1/2, a, a], [1/2, a, a], [a, 1, 1]] with a = 1e-13 (mHC-lite, arXiv 2601.05732).
-    """
-    M = torch.full((3, 3), ALPHA, dtype=torch.float64)
-    M[0, 0] = M[1, 0] = 0.5
-    M[2, 1] = M[2, 2] = 1.0
-    rows = []
-    for count in iterations:
-        # Ours normalises rows first: on the transpose that is columns first.
-        result = sinkhorn_knopp(M.T.log(), count).T
-        rows.append(
-            {
-                "iterations": count,
-                "column_sums": result.sum(0).tolist(),
-                "row_sums": result.sum(1).tolist(),
-            }
-        )
-    return rows
-
-
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite sinkhorn`."""
     parser.add_argument(
@@ -133,7 +110,6 @@ def run(args: argparse.Namespace) -> None:
             "settings": settings,
             "n_streams": N,
             "rows": measure(settings),
-            "example": example(settings["iterations"]),
         },
     )
     log.info("%s written", args.out)

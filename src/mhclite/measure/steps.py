@@ -75,7 +75,7 @@ class Stepper:
         repeatable: bool = True,
     ) -> None:
         self.device = device
-        self.size, self.connection = model, connection
+        self.connection = connection
         self.repeatable = repeatable
         self.training = training
         self.model = GPT(model, connection, seed=0).to(device)

@@ -5,9 +5,8 @@ compared with the plain residual's step of the same round. A step is what traini
 backward, clipping, AdamW. Warm-up rounds are dropped, the device is synchronised before the clock
 is read.
 
-On a GPU training asks torch for deterministic algorithms, unless the study says otherwise. Steps
-are timed with them, and then without them: what they cost depends on the GPU, mostly on its
-attention kernels.
+On a GPU training asks torch for deterministic algorithms, unless the study says otherwise, and so
+do the steps here; `benchmarks/session.py` times what they cost.
 
 Where the weights of all variants and a step do not fit on a GPU together, each variant is timed
 with the plain residual alone. What does not fit even so is recorded as such.
@@ -54,7 +53,6 @@ class Arm(NamedTuple):
 
     implementation: str | None  # None: the plain residual alone is timed
     name: str  # of the connection
-    repeatable: bool  # with deterministic algorithms, where the device has others
 
 
 def steppers_of(
@@ -69,21 +67,19 @@ def steppers_of(
         The study's own implementation (None: the plain residual alone), and the steppers.
     """
 
-    wanted = config.training.deterministic
-
-    def made(name: str, how: str | None = None, repeatable: bool = wanted) -> Stepper:
+    def made(name: str, how: str | None = None) -> Stepper:
         connection = connections[name]
         connection = replace(connection, implementation=how) if how else connection
         return Stepper(
             config.model, connection, config.training, batch_size, device, first.get(name),
-            repeatable,
+            config.training.deterministic,
         )  # fmt: skip
 
     first: dict[str, Stepper] = {}
     for name in connections:
         first[name] = made(name)
     own = next((s.computed for s in first.values() if s.model.n_streams > 1), None)
-    steppers = {Arm(own, name, wanted): stepper for name, stepper in first.items()}
+    steppers = {Arm(own, name): stepper for name, stepper in first.items()}
     for other in config.implementations:
         for name, stepper in first.items():
             if stepper.model.n_streams > 1:
@@ -91,9 +87,7 @@ def steppers_of(
                 # Triton's interpreter is for tests: its speed says nothing.
                 runs = another.computed == other and (other != "fused" or device.type == "cuda")
                 if runs and other != stepper.computed:
-                    steppers[Arm(other, name, wanted)] = another
-    if device.type == "cuda" and wanted:
-        steppers |= {Arm(own, name, False): made(name, repeatable=False) for name in first}
+                    steppers[Arm(other, name)] = another
     return own, steppers
 
 
@@ -107,7 +101,6 @@ class Collected:
         self.own: str | None = None
         self.variants: dict[str, Measured] = {}
         self.others: dict[str, dict[str, Timing]] = {}
-        self.free: dict[str, Timing] = {}
         self.did_not_fit: list[Unfit] = []
 
     def time(self, names: list[str]) -> list[str]:
@@ -117,32 +110,26 @@ class Collected:
         own, steppers = steppers_of(config, connections, self.batch_size, self.device)
         self.own = own or self.own
         seconds, failed = interleaved(steppers, config.warmup_rounds, config.rounds)
+        base = seconds.get(Arm(own, RESIDUAL_NAME))
         tokens = self.batch_size * config.model.block_size
         again = {arm.name for arm in failed if len(names) > 2 and arm.name != RESIDUAL_NAME}
-        for arm in steppers:
-            base = seconds.get(Arm(own, RESIDUAL_NAME, arm.repeatable))
+        for arm, stepper in steppers.items():
             if arm.name in again:
                 continue
             if arm in failed or base is None:
                 self._note(arm, failed.get(arm, "the plain residual did not fit beside it"))
+                continue
+            row = timing(seconds[arm], base, tokens, stepper.peak_bytes())
+            if arm.implementation in (None, self.own):
+                self.variants.setdefault(arm.name, Measured(**vars(row), **self._counts(arm.name)))
             else:
-                self._keep(arm, timing(seconds[arm], base, tokens, steppers[arm].peak_bytes()))
+                self.others.setdefault(str(arm.implementation), {})[arm.name] = row
         return [name for name in names if name in again]
 
     def _note(self, arm: Arm, reason: str) -> None:
         log.warning("%s %s did not fit: %s", arm.name, arm.implementation or "", reason)
-        how = arm.implementation or ""
         counted = self._counts(arm.name)
-        self.did_not_fit.append(Unfit(how, arm.name, arm.repeatable, reason, **counted))
-
-    def _keep(self, arm: Arm, row: Timing) -> None:
-        if arm.repeatable != self.config.training.deterministic:
-            self.free.setdefault(arm.name, row)
-        elif arm.implementation == self.own or arm.name == RESIDUAL_NAME:
-            self.variants.setdefault(arm.name, Measured(**vars(row), **self._counts(arm.name)))
-        else:
-            assert arm.implementation is not None
-            self.others.setdefault(arm.implementation, {})[arm.name] = row
+        self.did_not_fit.append(Unfit(arm.implementation or "", arm.name, reason, **counted))
 
     def _counts(self, name: str) -> dict[str, Any]:
         parameters, flops = counts(self.config.model, self.connections[name])
@@ -206,7 +193,6 @@ def measure(config: ThroughputConfig) -> Throughput:
         variants=collected.variants,
         others=collected.others,
         deterministic=device.type == "cuda" and training.deterministic,
-        free=collected.free,
         did_not_fit=[unfit for unfit in collected.did_not_fit if unfit.name != RESIDUAL_NAME],
     )
 
@@ -227,11 +213,7 @@ def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     result = measure(config)
     write_json(args.out, to_json(result))
-    timed: dict[str, Mapping[str, Timing]] = {
-        "": result.variants,
-        **result.others,
-        "not deterministic": result.free,
-    }
+    timed: dict[str, Mapping[str, Timing]] = {"": result.variants, **result.others}
     for implementation, rows in timed.items():
         for variant, row in rows.items():
             ratio = row.ratio_quartiles.median

@@ -36,13 +36,14 @@ class Trained:
     folder: Path
     model: ModelConfig
     connection: ConnectionConfig
-    seed: int
-    device: str  # as in the study
     steps: int
-    best_validation_loss: float | None  # None for an imported one: nobody said
     weights_sha256: str | None
-    key: str | None  # of the run; None for an imported one
-    corpus: CorpusRecord | None  # that it was trained on; None for an imported one
+    seed: int = 0
+    device: str = "auto"  # as in the study
+    # None for an imported one:
+    best_validation_loss: float | None = None
+    key: str | None = None  # of the run
+    corpus: CorpusRecord | None = None  # that it was trained on
 
     @property
     def has_weights(self) -> bool:
@@ -69,18 +70,7 @@ def read_trained(path: Path) -> Trained:
         found = read_record(
             ImportedModel, path / IMPORTED, "the imported model", SCHEMA, "import it again"
         )
-        return Trained(
-            path,
-            found.model,
-            found.connection,
-            0,
-            "auto",
-            found.steps,
-            None,
-            found.weights_sha256,
-            None,
-            None,
-        )
+        return Trained(path, found.model, found.connection, found.steps, found.weights_sha256)
     folder = RunFolder(path)
     summary, record = folder.summary(), folder.record()
     config = record.config
@@ -88,11 +78,11 @@ def read_trained(path: Path) -> Trained:
         path,
         config.model,
         config.connection,
+        summary.steps,
+        summary.weights_sha256,
         config.seed,
         config.training.device,
-        summary.steps,
         summary.best_validation_loss,
-        summary.weights_sha256,
         summary.key,
         record.corpus,
     )

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from small_corpora import documents, settings
 
-from mhclite.data.archive import members
+from mhclite.data.corpora import members
 from mhclite.data.manifest import Manifest
 from mhclite.data.prepare import prepare
 from mhclite.errors import UserError

@@ -16,12 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fake_hub import COMMIT, REPOSITORY, fake_hub
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import constants
 from small_corpora import documents, settings
 
 from mhclite.data import hub, reading
-from mhclite.data.hub import HubDataset, connect
-from mhclite.data.lock import CorporaLock
+from mhclite.data.hub import CorporaLock, HubDataset, connect
 from mhclite.data.prepare import prepare
 from mhclite.errors import UserError
 
@@ -37,6 +36,8 @@ configs:
     path: data/small/*
 - config_name: other
   data_files: data/other/*
+- config_name: rest
+  data_files: a.jsonl
 ---
 """
 OTHER_COMMIT = "f" * 40
@@ -55,6 +56,7 @@ def parquet(texts: list[str]) -> bytes:
 
 FILES = {
     "README.md": CARD.encode(),
+    "a.jsonl": b'{"text": "x"}\n',
     "data/other/0.parquet": parquet(["another corpus"] * 9),
     "data/small/0.parquet": parquet(TEXTS[:40]),
     "data/small/1.parquet": parquet(TEXTS[40:]),
@@ -75,21 +77,11 @@ def command(
 
 @pytest.fixture(scope="module")
 def online(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `out` prepared from a hub, the lock file, and a cache of one subset."""
+    """A folder with `out` prepared from a hub, and the lock file."""
     folder = tmp_path_factory.mktemp("hub")
     with fake_hub(FILES) as address:
         done = command(folder / "out", folder / "lock.json", hub_settings(), HF_ENDPOINT=address)
         assert done.returncode == 0, done.stderr
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(constants, "HF_HUB_OFFLINE", False)
-            snapshot_download(
-                REPOSITORY,
-                repo_type="dataset",
-                allow_patterns=["README.md", "data/small/*"],
-                cache_dir=folder / "cache",
-                endpoint=address,
-                token=False,
-            )
     return folder
 
 
@@ -97,14 +89,6 @@ def online(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hub_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever HF_HUB_OFFLINE says where the tests run."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-
-
-@pytest.fixture
-def offline(online: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """As with HF_HUB_OFFLINE=1, with the cache of one subset."""
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(online / "cache"))
-    return online
 
 
 def test_a_hub_corpus_is_prepared_and_its_commit_recorded(online: Path, tmp_path: Path) -> None:
@@ -117,8 +101,7 @@ def test_a_hub_corpus_is_prepared_and_its_commit_recorded(online: Path, tmp_path
         "files": [],
         "license": "cc0-1.0",
     }
-    entry = CorporaLock(online / "lock.json").entry(REPOSITORY, "small")
-    assert entry["revision"] == COMMIT
+    assert CorporaLock(online / "lock.json").revision(REPOSITORY, "small") == COMMIT
 
     lines = "\n".join(json.dumps({"text": text}) for text in TEXTS)
     (tmp_path / "a.jsonl").write_text(lines)
@@ -143,37 +126,18 @@ def test_another_commit_in_the_lock_file_stops(online: Path, tmp_path: Path) -> 
         connect(REPOSITORY, "small", COMMIT, lock)
 
 
-def test_the_cache_gives_the_same_bytes(offline: Path, tmp_path: Path) -> None:
-    prepare(hub_settings(), tmp_path / "out", tmp_path / "lock.json")
-    for path in (offline / "out").iterdir():
-        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
-    assert CorporaLock(tmp_path / "lock.json").entry(REPOSITORY, "small")["revision"] == COMMIT
-
-
-def test_an_incomplete_cache_is_refused(offline: Path, tmp_path: Path) -> None:
-    lock = CorporaLock(tmp_path / "lock.json")
-    for subset, revision in (("other", None), ("small", OTHER_COMMIT), (None, None)):
-        with pytest.raises(
-            UserError, match="not, or not wholly, in the Hugging Face cache"
-        ) as error:
-            connect(REPOSITORY, subset, revision, lock)
-        assert hub.WAYS_OUT in str(error.value)
-    assert not lock.path.exists()
-
-
-@pytest.mark.parametrize("field", ["body", "id"])
-def test_a_field_without_text_is_one_clear_line(offline: Path, tmp_path: Path, field: str) -> None:
-    with pytest.raises(UserError, match=f"'{field}'.*id, text.*`text_field`"):
-        prepare(hub_settings(text_field=field), tmp_path / "out", tmp_path / "lock.json")
-    assert not (tmp_path / "lock.json").exists()
-
-
-def test_a_missing_subset_is_one_clear_line(offline: Path) -> None:
-    dataset = connect(REPOSITORY, "small", None, CorporaLock(offline / "lock.json"))
-    wrong = HubDataset(REPOSITORY, "nope", COMMIT, None, dataset.location)
-    with pytest.raises(UserError, match="BuilderConfig 'nope' not found") as error:
-        wrong.files()
-    assert "\n" not in str(error.value)
+def test_what_cannot_be_a_corpus_is_one_clear_line(tmp_path: Path) -> None:
+    """A subset that is not there, and files of another format."""
+    for name, data in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    for subset, expected in (
+        ("nope", "BuilderConfig 'nope' not found"),
+        ("rest", r"a\.jsonl, exp"),
+    ):
+        with pytest.raises(UserError, match=expected) as error:
+            HubDataset(str(tmp_path), subset, COMMIT, None).files()
+        assert str(error.value).isprintable()
 
 
 # --- the hub's answers --------------------------------------------------------------------------
@@ -219,17 +183,18 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
 
 
-def test_without_a_network_there_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("offline", [{}, {"HF_HUB_OFFLINE": "1"}])
+def test_without_a_network_there_is_one_line(tmp_path: Path, offline: dict[str, str]) -> None:
     token = "hf_secret"
     done = command(
         tmp_path / "out", tmp_path / "lock.json", hub_settings(),
-        HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=token,
+        HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=token, **offline,
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: dataset {REPOSITORY}")
-    for way_out in ("network", "source: files", "source: embedded", "HF_HUB_OFFLINE=1"):
+    for way_out in ("network", "source: files", "source: embedded"):
         assert way_out in line
     assert token not in line
     assert not (tmp_path / "out").exists()
@@ -257,10 +222,3 @@ def test_a_connection_lost_while_reading_is_one_clear_line(
     with pytest.raises(UserError, match=r"ConnectionResetError.* run .* again") as error:
         reading.examine("hf://datasets/someone/prose@main/0.parquet", "text")
     assert "secret" not in str(error.value)
-
-
-def test_files_of_another_format_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "train.jsonl").write_text('{"text": "x"}\n')
-    dataset = HubDataset(REPOSITORY, None, COMMIT, None, str(tmp_path))
-    with pytest.raises(UserError, match=r"train\.jsonl, expected parquet files"):
-        dataset.files()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import subprocess
 import sys
@@ -10,23 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from mhclite.data.lock import CorporaLock, revision_text
+from mhclite.data.hub import CorporaLock, revision_text
 from mhclite.errors import UserError
 
 
 def test_a_revision_is_recorded_once(tmp_path: Path) -> None:
     path = tmp_path / "config" / "corpora.lock.json"
     lock = CorporaLock(path)
-    assert lock.entry("some/one", "small") == {}
+    assert lock.revision("some/one", "small") is None
     assert not path.exists()
     lock.record("some/one", "small", revision="a" * 40)
     lock.record("some/one", None, revision="b" * 40)
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
     assert json.loads(path.read_text()) == {
-        "some/one": {
-            "small": {"revision": "a" * 40, "first_used": today},
-            "default": {"revision": "b" * 40, "first_used": today},
-        }
+        "some/one": {"small": {"revision": "a" * 40}, "default": {"revision": "b" * 40}}
     }
     before = path.read_bytes()
     lock.record("some/one", "small", revision="a" * 40)
@@ -59,7 +54,7 @@ def test_a_damaged_lock_file_is_one_clear_line(tmp_path: Path, content: str) -> 
 
 def test_processes_at_once_lose_nothing(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from mhclite.data.lock import CorporaLock\n"
+        "import sys; from pathlib import Path; from mhclite.data.hub import CorporaLock\n"
         "for i in range(20):\n"
         "    CorporaLock(Path(sys.argv[1])).record(f'{sys.argv[2]}/{i}', None, revision='a')\n"
     )

@@ -6,7 +6,7 @@ from datasets import Dataset
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mhclite.data.splits import Splitter, drawn_for_validation, split_of
+from mhclite.data.parts import Splitter, drawn_for_validation, split_of
 
 
 def test_the_split_has_the_share_asked_for_and_ignores_other_documents() -> None:

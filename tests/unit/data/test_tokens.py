@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 import tempfile
@@ -14,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import write_shards
 
-from mhclite.data.manifest import Shard, open_split
-from mhclite.data.parts import ShardWriter
+from mhclite.data.manifest import open_split
 from mhclite.data.tokens import TokenSplit
 
 
@@ -54,32 +52,10 @@ def test_reading_outside_the_split_is_a_bug(prepared: Path) -> None:
             split.read(start, length)
 
 
-def test_a_shard_is_little_endian_uint16_and_counted(tmp_path: Path) -> None:
-    with ShardWriter(tmp_path / "train-00000.bin") as writer:
-        writer.append(np.array([1, 256], dtype=np.uint16))
-        writer.append(np.array([65535], dtype=np.uint16))
-    content = b"\x01\x00\x00\x01\xff\xff"
-    assert (tmp_path / "train-00000.bin").read_bytes() == content
-    sha256 = hashlib.sha256(content).hexdigest()
-    assert writer.shards == (Shard("train-00000.bin", 3, sha256),)
-
-
-def test_without_a_token_there_is_no_file(tmp_path: Path) -> None:
-    with ShardWriter(tmp_path / "train-00000.bin") as writer:
-        pass
-    assert writer.shards == ()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_writer_that_fails_leaves_no_partial_shard(tmp_path: Path) -> None:
-    def fail() -> None:
-        with ShardWriter(tmp_path / "train-00000.bin") as writer:
-            writer.append(np.array([1, 2, 3], dtype=np.uint16))
-            raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError, match="stop"):
-        fail()
-    assert list(tmp_path.iterdir()) == []
+def test_a_shard_is_little_endian_uint16(tmp_path: Path) -> None:
+    (tmp_path / "train-00000.bin").write_bytes(b"\x01\x00\x00\x01\xff\xff")
+    split = TokenSplit([tmp_path / "train-00000.bin"])
+    assert split.read(0, len(split)).tolist() == [1, 256, 65535]
 
 
 def test_reading_tokens_needs_numpy_alone() -> None:

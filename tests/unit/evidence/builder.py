@@ -371,7 +371,6 @@ def throughput_of(study: Study, model: str) -> dict[str, Any]:
         "implementation": "fast",
         "variants": variants,
         "deterministic": False,
-        "free": {},
         "did_not_fit": [],
         "others": {
             "reference": {

@@ -54,13 +54,12 @@ def parameters_data(results: Results) -> pd.DataFrame:
 
     `tokens_per_second_*` and `ratio_*` are median and quartiles over the timed rounds; the ratio is
     the step time over the plain residual's in the same round. `<name>_ratio_*` are those of another
-    implementation than the study's, `free_ratio_*` those without deterministic algorithms. What
-    did not fit in the device's memory has no speed and no `peak_memory_bytes`.
+    implementation than the study's. What did not fit in the device's memory has no speed and no
+    `peak_memory_bytes`.
     """
     rows: list[Record] = []
     for model in results.models:
         measured = results.throughput[model]
-        others = {**measured.others, "free": measured.free}
         for variant in results.variants_of(model):
             if measured.counted(variant) is None:
                 raise UserError(
@@ -70,7 +69,7 @@ def parameters_data(results: Results) -> pd.DataFrame:
                 )
             row = {"model": model, "n_layer": results.n_layer(model), "variant": variant}
             row |= timing_columns(measured, variant)
-            for other, by_variant in others.items():
+            for other, by_variant in measured.others.items():
                 if variant in by_variant:
                     row |= _quartiles(f"{other}_ratio", by_variant[variant].ratio_quartiles)
             rows.append(row | {name: getattr(measured, name) for name in SETTINGS})
@@ -107,7 +106,6 @@ def parameters_table(results: Results) -> Rows:
     """Parameters, FLOPs, throughput and memory of every model and variant."""
     files = [results.throughput[model] for model in results.models]
     others = {other: f"Step time, {other}" for file in files for other in file.others}
-    others["free"] = "Step time, not deterministic"
     own = {file.implementation for file in files} - {None}
 
     def spread(name: str, heading: str, decimals: int) -> Col:
