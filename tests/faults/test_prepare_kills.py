@@ -44,8 +44,7 @@ def write_settings(folder: Path) -> Path:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    kept = [path for path in folder.iterdir() if path.name != "verified.json"]
-    return {path.name: path.read_bytes() for path in kept}
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def finished(folder: Path) -> dict[str, tuple[int, int]]:

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +59,6 @@ def test_all_text_is_in_the_split_of_its_hash(
     assert manifest.tokenizer.vocab_size == vocab_size
     assert manifest.tokenizer.n_tokens <= vocab_size
     assert 0 < manifest.baselines.bigram < manifest.baselines.unigram
-
-
-def test_copies_of_a_text_share_a_split(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text(
-        "\n".join(json.dumps({"text": text}) for text in documents(20) * 3)
-    )
-    out = tmp_path / "out"
-    prepare(settings(f"{tmp_path}/*.jsonl"), out, tmp_path / "lock.json")
-    assert not set(texts_of(out, "train")) & set(texts_of(out, "validation"))
-    assert len(texts_of(out, "train")) + len(texts_of(out, "validation")) == 60
 
 
 def test_validation_text_does_not_shape_the_tokenizer(tmp_path: Path) -> None:
@@ -159,7 +150,7 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(
     chosen = settings(many_files(tmp_path / "files"))
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(step, "ngram_baselines", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(step, "ngram_baselines", interrupt)
         if change == "code":
             patch.setattr(step, "digest_of_modules", lambda modules: "that of another version")
         with pytest.raises(KeyboardInterrupt):
@@ -185,20 +176,6 @@ def test_every_module_of_data_is_said_to_decide_the_bytes_or_not() -> None:
     assert not deciding & others
     found = {path.stem for path in Path(step.__file__).parent.glob("*.py")} - {"__init__"}
     assert found == deciding | others
-
-
-def test_a_mistake_in_a_file_is_one_line_from_any_process(tmp_path: Path) -> None:
-    files = many_files(tmp_path / "files")
-    (tmp_path / "files" / "4.jsonl").write_text('{"body": "x"}')
-    for processes in (1, 2):
-        with pytest.raises(UserError, match=r"4\.jsonl line 1: no text in field 'text'"):
-            prepare(
-                settings(files, "gpt2", 50304),
-                tmp_path / "out",
-                tmp_path / "lock.json",
-                processes,
-                part_bytes=3000,
-            )
 
 
 @pytest.mark.slow
@@ -238,36 +215,63 @@ def test_two_processes_write_the_same_bytes_and_a_third_time_does_nothing(
     assert not (tmp_path / "corpora.lock.json").exists()  # for hub corpora only
 
 
-def test_damaged_shards_are_prepared_again(prepared: Path, tmp_path: Path, texts: Path) -> None:
-    whole = content(prepared)
-    (prepared / "train-00000.bin").write_bytes(b"x" * len(whole["train-00000.bin"]))
-    prepare(settings(f"{texts}/*.txt"), prepared, tmp_path / "lock.json", part_bytes=400)
-    assert content(prepared) == whole
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
-def test_changed_files_are_prepared_again(prepared: Path, tmp_path: Path, texts: Path) -> None:
-    before = load_manifest(prepared)
-    (texts / "000.txt").write_text("a text that was not there before")
-    after = prepare(settings(f"{texts}/*.txt"), prepared, tmp_path / "lock.json")
-    assert after.digest != before.digest
-    assert after.source.files[1:] == before.source.files[1:]
-    # The shards of before were smaller and more.
-    assert sorted(content(prepared)) == [
-        "manifest.json", "tokenizer.json", "train-00000.bin", "validation-00000.bin",
-    ]  # fmt: skip
+def damage(prepared: Path) -> None:
+    path = prepared / "train-00000.bin"
+    path.write_bytes(b"x" * path.stat().st_size)
 
 
-def test_other_code_prepares_again(
+def lose(prepared: Path) -> None:
+    (prepared / "train-00001.bin").unlink()
+    (prepared / ".train-00003.bin.99.tmp").write_bytes(b"of a killed process")
+
+
+@pytest.mark.parametrize("harm", [damage, lose])
+def test_what_is_damaged_or_interrupted_is_prepared_again(
+    harm: Callable[[Path], None],
+    prepared: Path,
+    tmp_path: Path,
+    texts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, chosen = content(prepared), settings(f"{texts}/*.txt")
+    (prepared / "notes.md").write_text("somebody's own file")
+    harm(prepared)
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "ngram_baselines", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(chosen, prepared, tmp_path / "lock.json", part_bytes=200)
+    assert not (prepared / "manifest.json").exists()
+    with pytest.raises(UserError, match="not a prepared corpus"):
+        open_split(prepared, "train")
+    prepare(chosen, prepared, tmp_path / "lock.json", part_bytes=400)
+    assert content(prepared) == {**whole, "notes.md": b"somebody's own file"}
+
+
+def test_changed_files_and_other_code_prepare_again(
     prepared: Path, tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever asks for it, and not only when Snakemake has removed something before."""
 
     def again() -> bool:
         before = (prepared / "manifest.json").stat().st_mtime_ns
-        prepare(settings(f"{texts}/*.txt"), prepared, tmp_path / "lock.json", part_bytes=400)
+        prepare(settings(f"{texts}/*.txt"), prepared, tmp_path / "lock.json")
         return (prepared / "manifest.json").stat().st_mtime_ns != before
 
+    before = load_manifest(prepared)
     assert not again()
+    (texts / "000.txt").write_text("a text that was not there before")
+    assert again()
+    after = load_manifest(prepared)
+    assert after.digest != before.digest
+    assert after.source.files[1:] == before.source.files[1:]
+    # The shards of before were smaller and more.
+    assert sorted(content(prepared)) == [
+        "manifest.json", "tokenizer.json", "train-00000.bin", "validation-00000.bin",
+    ]  # fmt: skip
     with monkeypatch.context() as patch:
         patch.setattr(step, "digest_of_modules", lambda names: "another")
         assert again()
@@ -280,24 +284,6 @@ def test_other_settings_do_not_overwrite(prepared: Path, tmp_path: Path, texts: 
     with pytest.raises(UserError, match="prepared with other settings"):
         prepare(settings(f"{texts}/*.txt", vocab_size=301), prepared, tmp_path / "lock.json")
     assert content(prepared) == before
-
-
-def test_an_interrupted_preparation_is_not_taken_for_a_whole_one(
-    prepared: Path, tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = content(prepared)
-    (prepared / "train-00001.bin").unlink()
-    with monkeypatch.context() as patch:
-        patch.setattr(step, "ngram_baselines", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            prepare(settings(f"{texts}/*.txt"), prepared, tmp_path / "lock.json", part_bytes=200)
-    assert not (prepared / "manifest.json").exists()
-    with pytest.raises(UserError, match="not a prepared corpus"):
-        open_split(prepared, "train")
-    (prepared / ".train-00003.bin.99.tmp").write_bytes(b"of a killed process")
-    (prepared / "notes.md").write_text("somebody's own file")
-    prepare(settings(f"{texts}/*.txt"), prepared, tmp_path / "lock.json", part_bytes=400)
-    assert content(prepared) == {**whole, "notes.md": b"somebody's own file"}
 
 
 @pytest.mark.parametrize(("fraction", "empty"), [(1e-9, "validation"), (1 - 1e-9, "train")])
