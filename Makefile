@@ -43,11 +43,6 @@ endif
 replicate: $(READY)
 	$(BIN)/snakemake --cores $(CORES)
 	$(BIN)/snakemake --report results/laptop/snakemake-report.html > results/laptop/logs/snakemake-report.log 2>&1
-	@$(BIN)/python -m mhclite evidence --results results/laptop --show
-	@echo
-	@echo "Next:"
-	@echo "  open results/laptop/report.html    the whole study on one page"
-	@echo "  make ui                            the MLflow UI: every run, curve and artifact"
 
 # The tuned study: the learning rate of every arm, which is published, then the study that takes them.
 # Published once more only where the rates are others: a newer file alone asks for nothing.

@@ -15,4 +15,5 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     study.write_text(yaml.safe_dump(yaml.safe_load(study.read_text()) | {"variants": VARIANTS}))
     code, output = checkout.snakemake()
     assert code == 0, output
+    (checkout.folder / "terminal.txt").write_text(output)
     return checkout

@@ -112,7 +112,7 @@ def test_imported_as_a_module(tmp_path: Path) -> None:
 def test_two_workflows_in_one_folder(tmp_path: Path) -> None:
     checkout = Checkout(tmp_path)
     lock = tmp_path / ".snakemake/mhclite.lock"
-    working = checkout.start("--until", "prepare")
+    working = checkout.start("--until", "prepare", "--verbose")  # Snakemake's words, as it begins
     assert working.stdout is not None
     held = [is_locked(lock) for line in working.stdout if "rule prepare:" in line]
     working.communicate(timeout=300)

@@ -61,6 +61,26 @@ def test_every_variant_is_there_and_all_views_say_the_same_numbers(finished: Che
     assert len(in_mlflow) == len(runs) + 1, "one MLflow run a training run, and the study's"
 
 
+def test_the_terminal_has_a_line_a_job_and_what_was_found(finished: Checkout) -> None:
+    lines = (finished.folder / "terminal.txt").read_text().splitlines()
+    jobs = [line for line in lines if re.match(r" *\d+/\d+  ", line)]
+    total = sum(finished.jobs("\n".join(lines)).values())
+    assert len(jobs) == total - 1  # `all` makes nothing
+    for row in pd.read_csv(finished.folder / OUT / "runs.csv").itertuples():
+        about = f"{row.model} {row.variant}.* seed {row.seed} "
+        loss = f"loss {row.validation_loss_windows:.3f}"
+        assert any(re.search(f"{about}.*{loss}", line) for line in jobs), row.run
+    assert len(lines) < 2.5 * total + 30
+    assert max(map(len, lines)) < 250
+    text = "\n".join(lines[lines.index(jobs[-1]) :])
+    assert "Bigram model" in text
+    assert f"{OUT}/report.html" in text
+    log = min((finished.folder / ".snakemake/log").glob("*.log"))
+    assert log.read_text().count("rule train:") == len(
+        pd.read_csv(finished.folder / OUT / "runs.csv")
+    )
+
+
 def test_snakemake_report_holds_every_figure_and_table(finished: Checkout) -> None:
     code, output = finished.snakemake("--report", "snakemake-report.html")
     assert code == 0, output
@@ -103,8 +123,9 @@ def test_a_setting_reruns_exactly_what_depends_on_it(finished: Checkout) -> None
     assert code == 0, output
     # The job of the probes finds them all there.
     assert finished.jobs(output) == {"resolve": 1, "stability": 1, "probe": 1, **EVIDENCE}
-    # Names of runs, not the settings before and after, which Snakemake prints.
-    assert max(map(len, output.splitlines())) < 1200
+    # What runs and why, not the settings before and after, which Snakemake prints.
+    assert len(output.splitlines()) < 40
+    assert max(map(len, output.splitlines())) < 300
     seed = finished.planned("--config", "seeds=[0, 7]")
     assert seed["train"] == len(VARIANTS) + 1  # one under a condition
     assert seed["probe"] == 1  # of all runs, which makes those that are missing
@@ -259,4 +280,6 @@ def test_a_step_that_fails_after_an_update_is_done_by_the_same_command(
         measured.parent.mkdir(exist_ok=True)  # Snakemake has deleted the folder with its last file
         shutil.copy2(tmp_path / "kept.json", measured)
     assert code != 0, output
+    assert "FAILED  throughput d2" in output
+    assert "results/smoke/logs/throughput/d2.log" in output
     assert set(planned) == {"throughput", "evidence", "track", "all"}

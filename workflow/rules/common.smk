@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+from copy import deepcopy
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -30,13 +31,14 @@ from mhclite.errors import UserError
 from mhclite.evidence.claims import load_claims
 from mhclite.evidence.exhibits import HEADINGS, declared
 from mhclite.files import digest_of, lock, read_json, write_json, write_text
+from mhclite.planning import terminal
 from mhclite.planning.check import check_machine, check_windows
 from mhclite.planning.keys import (
     lost_files,
     lost_in_words,
     outdated_in_words,
     outdated_runs,
-    replaced,
+    replaced_by,
 )
 from mhclite.records import to_json
 from mhclite.runs.code import digest_of_modules, step_digest
@@ -45,11 +47,12 @@ from mhclite.study.reading import resolve
 from mhclite.study.sections import RESULTS
 from mhclite.training import compiler_caches, live, torchrun
 
-FILE = {}  # the study without what --config sets
+FILES = []  # the study with each of its files, without what --config sets
 try:
     for path in workflow.configfiles:
+        FILES.append(deepcopy(FILES[-1]) if FILES else {})
         # Snakemake has read it and dropped keys given twice
-        update_config(FILE, read_yaml(path, "study file") or {})
+        update_config(FILES[-1], read_yaml(path, "study file") or {})
     STUDY = parse_study(config)
     check_windows(STUDY)
     CLAIMS = load_claims(ROOT / "config/claims.yaml")
@@ -61,6 +64,7 @@ except UserError as error:
     # Not WorkflowError: its place in this file would hide the one line that matters.
     sys.exit(f"error: {error}")
 
+OUT = f"results/{STUDY.name}"
 RUNS = STUDY.runs()
 ARMS = STUDY.arms() if STUDY.sweep else {}
 RESOLVED = to_json(resolve(STUDY, CLAIMS))
@@ -68,8 +72,12 @@ NODES = STUDY.nodes()
 CORPORA = {STUDY.corpus_folder(name).split("/")[1]: name for name in STUDY.corpora}
 if OUTDATED:
     print(outdated_in_words(OUTDATED, len(RUNS)), file=sys.stderr)
+# A workflow that imports this one as a module keeps Snakemake's words.
+TERMINAL = None
+if workflow.is_main_process and not workflow.modifier.namespace:
+    if not workflow.output_settings.verbose:
+        TERMINAL = terminal.attach(Path(OUT), RUNS, workflow.output_settings.dryrun)
 EXHIBITS = [exhibit for exhibit in declared() if exhibit.shown_in(STUDY.model_dump())]
-OUT = f"results/{STUDY.name}"
 GPUS = 0 if STUDY.training.device == "cpu" else 1  # of a measuring job
 # Jobs run the Python that runs Snakemake, with this checkout's source; those that train send their
 # curves to the study's MLflow server, if it has one. Not as parameters: the results do not depend
@@ -155,14 +163,19 @@ def look_for_what_is_lost(*made):
         print(lost_in_words(LOST), file=sys.stderr)
 
 
-def replaced_by_config():
-    """What of the results --config would replace, and the study file alone would not."""
-    found = replaced(STUDY, RESULTS) if workflow.config_settings.config else ""
-    try:
-        alone = replaced(parse_study({**FILE, "name": STUDY.name}), RESULTS)
-    except UserError:  # --config may complete it
-        alone = ""
-    return found if found != alone else ""
+def replaced_by_the_command_line():
+    """What of the results --config, or a study file after the first, would replace, and in words."""
+    given = bool(workflow.config_settings.config)
+    for number, content in enumerate(FILES, start=1):
+        if given == (number == len(FILES)):
+            try:
+                alone = parse_study({**content, "name": STUDY.name})
+            except UserError:  # what follows completes it
+                alone = None
+            if found := replaced_by(STUDY, alone, RESULTS, given):
+                name = "--config" if given else workflow.configfiles[number]
+                return f"{name} would replace results in {OUT} ({found})"
+    return ""
 
 
 @cache
@@ -171,11 +184,8 @@ def begin():
 
     What is outdated or lost is forced; nothing is where the user typed what he may not mean.
     """
-    if found := replaced_by_config():
-        line = (
-            f"--config would replace results in {OUT} ({found}): name a folder for them with "
-            "`--config name=NAME`, or change the study file"
-        )
+    if found := replaced_by_the_command_line():
+        line = f"{found}: name a folder for them with `--config name=NAME`, or change the study file"
         if not workflow.dryrun:
             sys.exit(f"error: {line}")
         print(line, file=sys.stderr)
@@ -274,6 +284,17 @@ onstart:
         )
     except UserError as error:
         sys.exit(f"error: {error}")
+    if TERMINAL:
+        TERMINAL.expect(
+            (
+                job.rule.name,
+                next(iter(job.wildcards), ""),
+                str(workflow.dag.reason(job)),
+            )
+            for job in workflow.dag.needrun_jobs()
+        )
+        if said := TERMINAL.reasons():
+            print(said, file=sys.stderr)
     if workflow.local_exec:
         try:
             if said := check_machine(
@@ -282,3 +303,9 @@ onstart:
                 print(said, file=sys.stderr)
         except UserError as error:
             sys.exit(f"error: {error}")
+
+
+onsuccess:
+    # Results of a study that has just ended; a failure to show them is none of the study.
+    if any(job.rule.name == "evidence" for job in workflow.dag.finished_jobs):
+        shell(f"python -m mhclite evidence --results {OUT} --show || true")

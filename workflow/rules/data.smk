@@ -7,6 +7,7 @@ rule resolve:
         runs=f"{OUT}/runs.txt",
     log:
         f"{OUT}/logs/resolve.log",
+    priority: 2  # first: it says what the results are of
     localrule: True
     params:
         made_of=digest_of([RESOLVED, step_digest("study.reading")]),

@@ -1,4 +1,3 @@
-# A rule with a message is shown by it, and not with all files that it takes or makes.
 # Names in place of `rules.<name>.output` here and wherever all runs are an input: for each of those
 # Snakemake compares every input with every other, a minute for ten thousand runs. What follows reads
 # probes and summaries too, but whenever one of them changes, collect writes anew.
@@ -20,8 +19,6 @@ rule collect:
     params:
         folder=subpath(output[0], parent=True),
         code=step_digest("evidence.collect"),
-    message:
-        f"collect: {OUT}/values.csv, runs.csv, curves.csv, study.json"
     shell:
         "python -m mhclite collect --study {input.study:q} --out {params.folder:q} > {log:q} 2>&1"
 
@@ -51,7 +48,5 @@ rule evidence:
     params:
         folder=subpath(output.page, parent=True),
         code=step_digest("evidence.evidence"),
-    message:
-        f"evidence: {OUT}/report.html, figures, tables, captions"
     shell:
         "python -m mhclite evidence --results {params.folder:q} > {log:q} 2>&1"

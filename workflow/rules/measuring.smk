@@ -16,8 +16,6 @@ rule probe:
     params:
         arguments=lambda w, output: quoted(jobs.probes(STUDY)),
         made_of=made_of(jobs.probes(STUDY)),
-    message:
-        f"probe: {OUT}/{jobs.PROBES.output}, of {len(RUNS)} runs"
     shell:
         "python -m mhclite probe {params.arguments} --run @{input.runs:q}"
         " --processes {threads} > {log:q} 2>&1"
@@ -95,8 +93,6 @@ rule stability:
         settings=lambda w, output: as_json(STABILITY),
         folder=subpath(input.runs, parent=True),
         made_of=digest_of([STABILITY, step_digest("measure.stability")]),
-    message:
-        f"stability: {OUT}/stability.json, of {len(RUNS)} runs"
     shell:
         "python -m mhclite stability --settings {params.settings:q} --runs {params.folder:q}/runs"
         " --run @{input.runs:q} --out {output:q} > {log:q} 2>&1"

@@ -29,8 +29,6 @@ rule rates:
     params:
         study=STUDY.name,
         code=step_digest("evidence.rates"),
-    message:
-        f"rates: {OUT}/{jobs.RATES}, of {len(ARMS)} arms"
     shell:
         "python -m mhclite rates --study {params.study} --sweep {input:q} --out {output:q}"
         " > {log:q} 2>&1"

@@ -25,7 +25,7 @@ from mhclite.runs.key import (
     settings_digest,
 )
 from mhclite.runs.status import outdated
-from mhclite.study.reading import load_study, read_resolved
+from mhclite.study.reading import Resolved, load_study, read_resolved, resolve
 from mhclite.study.settings import Study
 
 SHORT = 12  # digits shown of a digest
@@ -73,8 +73,11 @@ def replaced(study: Study, results: Path) -> str:
         before = read_resolved(path) if path.is_file() else None
     except UserError:  # damaged, or of another version
         before = None
-    if before is None:
-        return ""
+    return "" if before is None else replaced_of(study, before)
+
+
+def replaced_of(study: Study, before: Resolved) -> str:
+    """What a study would replace of another's results; empty if it adds to them."""
     runs, now = study.runs(), study.model_dump(mode="json")
     others = [
         run
@@ -83,8 +86,27 @@ def replaced(study: Study, results: Path) -> str:
     ]
     if others:
         return f"{len(others)} of {len(before.runs)} runs"
-    measured = ("probe", "throughput", "stability", "sinkhorn", "critical_rate")
-    return next((name for name in measured if now[name] != before.study.get(name)), "")
+    rest = ("probe", "throughput", "stability", "sinkhorn", "critical_rate", "statistics")
+    return next((name for name in rest if now[name] != before.study.get(name)), "")
+
+
+def replaced_by(study: Study, alone: Study | None, results: Path, given: bool) -> str:
+    """What a study would replace because of what the command line adds to it; empty if nothing.
+
+    Args:
+        alone: the study without that; None if that is none.
+        results: where the folders of results are.
+        given: the results may have been made otherwise than `alone` says, as by an older study
+            file. Else what is added may be as old as they are: it replaces what fits without it.
+    """
+    if study.sweep is not None:  # its arms do not say all that they were trained with
+        there = any((results / study.name / "sweep").glob("*.json"))
+        now, before = ({**one.model_dump(), "tracking": ()} for one in (study, alone or study))
+        return "its arms" if given and there and (alone is None or now != before) else ""
+    found = replaced(study, results)
+    if given:
+        return found if alone is None or replaced_of(study, resolve(alone, [])) else ""
+    return "" if alone is None or replaced(alone, results) else found
 
 
 def lost_files(study: Study, results: Path) -> dict[str, str]:

@@ -28,8 +28,9 @@ from scipy import stats
 
 from mhclite import cli
 from mhclite.evidence.collect import tidy
-from mhclite.evidence.evidence import terminal_table, write_tables
+from mhclite.evidence.evidence import terminal_lines, terminal_table, write_tables
 from mhclite.evidence.exhibits import TABLES, shown
+from mhclite.evidence.findings import findings_of
 from mhclite.evidence.frame import Cell, claim_values
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.tables import (
@@ -44,6 +45,7 @@ from mhclite.evidence.tables import (
     with_interval,
 )
 from mhclite.evidence.topics.losses import best_rows, results_data
+from mhclite.evidence.verdicts import DECIDED
 
 SEEDS = (0, 1, 2)
 FORMATS = ("csv", "md", "tex", "html")
@@ -510,5 +512,37 @@ def test_the_terminal_shows_the_study_and_changes_no_file(
     text = capsys.readouterr().out
     # A look changes no file: nothing is rerun because of it.
     assert {path: path.stat().st_mtime_ns for path in results_folder.rglob("*")} == before
-    assert "95 % Student t interval" in text
+    assert "95 % interval" in text
     assert f"{losses(2, 'mhc_lite').mean():.4f}" in text
+    found, _, rest = text.strip().partition("\n\n")
+    assert 2 <= len(found.splitlines()) <= 6
+    assert str(results_folder / "report.html") in rest
+
+
+@pytest.mark.parametrize("bigram", [0.0, 3.0, 99.0])
+def test_losses_that_a_table_of_bigrams_beats_are_marked(
+    bigram: float, results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {corpus: {"unigram": 99.0, "bigram": bigram} for corpus in results.corpora}
+    monkeypatch.setitem(results.__dict__, "counting_models", known)
+    data = table_of(results, "results").data
+    variants = data[data["kind"] == "variant"]
+    cell = r"(\d\.\d{4}) ± \d\.\d{4}(?: \(\d diverged\))? \*"
+    marked = re.findall(cell, terminal_table(results))
+    beaten = variants[variants["validation_loss"] >= bigram]
+    assert sorted(map(float, marked)) == pytest.approx(sorted(beaten["validation_loss"]), abs=1e-4)
+
+
+def test_the_terminal_tells_verdicts_and_what_they_require(results: Results) -> None:
+    """As they are: no line of its own judgement."""
+    lines, findings = terminal_lines(results), findings_of(results)
+    verdicts = {one.verdict for one in findings if one.verdict in DECIDED}
+    told = [line.strip().partition(": ") for line in lines[1:]]
+    for verdict, _, rest in told:
+        if verdict in verdicts:
+            statements = [one.claim.statement for one in findings if one.verdict == verdict]
+            assert any(rest.startswith(text.partition(" (")[0]) for text in statements)
+        else:
+            assert verdict == "not reached"
+            assert "needed" in rest or "not measured" in rest
+    assert bool(verdicts) == any(verdict in verdicts for verdict, _, _ in told)
