@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from mhclite.connections.registry import VARIANTS
-
 if TYPE_CHECKING:  # Snakemake reads this module in every job: nothing that draws is imported
     from matplotlib.figure import Figure
 
@@ -27,7 +25,7 @@ if TYPE_CHECKING:  # Snakemake reads this module in every job: nothing that draw
 
 # In the order of both reports; the numbers keep it in Snakemake's.
 HEADINGS = {
-    "claims": "0 Claims",
+    "claims": "0 Main claims",
     "loss": "1 Loss",
     "stability": "2 Stability",
     "mixing": "3 Mixing matrices",
@@ -41,12 +39,17 @@ def _conditions(study: dict[str, Any]) -> list[dict[str, Any]]:
     return [condition["connections"] for condition in study["conditions"].values()]
 
 
+def _depths(study: dict[str, Any]) -> set[int]:
+    return {model["n_layer"] for model in study["models"].values()}
+
+
 # What a study (`Study.model_dump`; a published one may lack sections) must have for some exhibits.
 NEEDS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "": lambda study: True,
     "sinkhorn": lambda study: bool(study["sinkhorn"]),
-    "iterated": lambda study: any(VARIANTS[v].iterates for v in study["variants"]),
-    "depths": lambda study: len({model["n_layer"] for model in study["models"].values()}) > 1,
+    "depths": lambda study: len(_depths(study)) > 1,
+    "several depths": lambda study: len(_depths(study)) > 2,
+    "several cells": lambda study: len(study["models"]) * len(study["corpora"]) > 1,
     # Conditions whose mixing learns faster have a table of their own.
     "conditions": lambda study: any("mixing_rate_factor" not in c for c in _conditions(study)),
     "faster_mixing": lambda study: any(
@@ -55,6 +58,7 @@ NEEDS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "critical_rate": lambda study: bool(study.get("critical_rate")),
     "learning_rates": lambda study: bool(study.get("learning_rates")),
     "streams": lambda study: any("n_streams" in c for c in _conditions(study)),
+    "never": lambda study: False,
 }
 
 Kind = Literal["figure", "table"]
@@ -69,19 +73,24 @@ class Exhibit:
     kind: Kind
     name: str  # of its files
     title: str
-    caption: str  # what it shows, of how many seeds, from which files
+    caption: str  # what it shows, of how many seeds, from which files; at most 40 words
     heading: str  # of `HEADINGS`
     alt: str = ""  # what is drawn, for those who cannot see a figure
     needs: str = ""  # of `NEEDS`
+    printed: str = ""  # of `NEEDS`, where the report prints it; it links what it does not print
 
     def shown_in(self, study: dict[str, Any]) -> bool:
         """Whether a study (`Study.model_dump`) has it."""
         return NEEDS[self.needs](study)
 
+    def printed_in(self, study: dict[str, Any]) -> bool:
+        """Whether the report of a study that has it prints it."""
+        return NEEDS[self.printed](study)
+
     @property
     def files(self) -> list[str]:
         """Its files in the study's folder, the one for Snakemake's report first."""
-        suffixes = ("png", "svg") if self.kind == "figure" else ("html", "csv", "md", "tex")
+        suffixes = ("png", "svg") if self.kind == "figure" else ("html", "csv", "md")
         return [f"{self.kind}s/{self.name}.{suffix}" for suffix in suffixes]
 
     @property

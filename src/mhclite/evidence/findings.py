@@ -13,20 +13,59 @@ from functools import lru_cache
 from mhclite.evidence.claims import Claim, parse_claims
 from mhclite.evidence.results import Results
 from mhclite.evidence.rows import Row, row_of, trend_row
-from mhclite.evidence.statistics import FEWEST_SEEDS, far_off, t_interval
-from mhclite.evidence.tables import plus_minus
-from mhclite.evidence.verdicts import Comparison, Verdict, gatekeep, holm, verdict
+from mhclite.evidence.statistics import BASELINE, CONTROL, FEWEST_SEEDS
+from mhclite.evidence.verdicts import DECIDED, Comparison, Verdict, gatekeep, holm, verdict
+
+OWN = "asked of every variant"  # source of a claim on a variant of a user's own
+MOST = 8  # claims that the report prints; the paper has as many main ones
+# What is asked of a variant that no claim is about: what these ask of HC.
+ASKED_OF_HC = ("hc_beats_residual", "hc_ahead_of_identity", "hc_needs_its_mixing")
 
 
 def claims_of(results: Results) -> list[Claim]:
-    """The claims that were collected with a study."""
-    return parse_claims(results.study["claims"], str(results.folder / "study.json"))
+    """The claims that were collected with a study, and those on variants of a user's own."""
+    claims = parse_claims(results.study["claims"], str(results.folder / "study.json"))
+    about = {claim.variant for claim in claims} | {BASELINE, CONTROL}
+    return claims + [
+        _asked_of(variant, results.label(variant), claim)
+        for variant in results.variants
+        for claim in claims
+        if variant not in about and claim.id in ASKED_OF_HC
+    ]
+
+
+def _asked_of(variant: str, label: str, claim: Claim) -> Claim:
+    """A claim on HC, asked of another variant."""
+    return claim.model_copy(
+        update={
+            "id": claim.id.replace("hc", variant, 1),
+            "statement": claim.statement.replace("HC", label, 1),
+            "variant": variant,
+            "source": OWN,
+            "scale": None,
+            "paper": None,
+        }
+    )
 
 
 @lru_cache(maxsize=1)
 def findings_of(results: Results) -> list[Finding]:
     """A finding for each of the study's claims: judged once for table, figure and page."""
     return evaluate(results, claims_of(results))
+
+
+def main_findings(results: Results) -> list[Finding]:
+    """What the report prints: of the claims that the study can test the paper's main ones, those on
+    variants of a user's own and, up to `MOST`, others, decided ones first.
+    """
+    testable = [one for one in findings_of(results) if one.verdict != "not tested"]
+
+    def rank(one: Finding) -> tuple[bool, bool]:
+        return not one.is_main, not one.is_main and one.verdict not in DECIDED
+
+    ordered = sorted(testable, key=rank)
+    names = list(dict.fromkeys(one.claim.id for one in ordered))
+    return [one for one in ordered if one.is_main or one.claim.id in names[:MOST]]
 
 
 @dataclass(frozen=True)
@@ -46,6 +85,11 @@ class Finding:
     def row(self) -> Row:
         """The row that decides."""
         return self.rows[self.decides]
+
+    @property
+    def is_main(self) -> bool:
+        """Whether its claim is one of the paper's main ones, or on a variant of a user's own."""
+        return self.claim.family == "confirmatory" or self.claim.source == OWN
 
 
 def evaluate(results: Results, claims: Sequence[Claim]) -> list[Finding]:
@@ -116,7 +160,7 @@ def _with_verdict(results: Results, finding: Finding) -> Finding:
     if claim.kind == "parameters":
         return replace(finding, verdict="counted", reason=row.numbers)
     if row.unmet:
-        return replace(finding, verdict="not reached", reason="; ".join(row.unmet))
+        return replace(finding, verdict="not reached", reason=row.short)
     assert found is not None
     if claim.by_construction:
         holds = "holds" if found.side < 0 else "does not hold"
@@ -130,7 +174,7 @@ def _with_verdict(results: Results, finding: Finding) -> Finding:
     if decided == "contradicted" and claim.scale is not None:
         reason = f"at this size; it was claimed at {claim.scale}"
     if decided == "inconclusive" and not reason:
-        reason = _undecided(found) or _by_seed(results, finding)
+        reason = _undecided(found) or _by_seed(finding)
     return replace(finding, verdict=decided, reason=reason)
 
 
@@ -141,18 +185,12 @@ def _undecided(comparison: Comparison) -> str:
     return "one seed" if comparison.interval.n < 2 else "no spread over seeds"
 
 
-def _by_seed(results: Results, finding: Finding) -> str:
-    """What the mean of a loss difference hides: one sign in all seeds, or one run far off."""
+def _by_seed(finding: Finding) -> str:
+    """One sign of a loss difference in all seeds, which its mean hides."""
     values = finding.row.values or {}
     if (finding.claim.kind, finding.claim.metric) != ("difference", "validation_loss"):
         return ""
     n, higher = len(values), sum(value > 0 for value in values.values())
-    side, count = ("higher", higher) if 2 * higher > n else ("lower", n - higher)
-    parts = [f"{side} in all {n} seeds"] if count == n >= FEWEST_SEEDS else []
-    if (far := far_off(values)) is not None:
-        rest = t_interval([x for seed, x in values.items() if seed != far], results.confidence)
-        parts = parts or [f"{side} in {count} of {n} seeds"]
-        parts.append(
-            f"without seed {far}, far from all others, {plus_minus(rest.mean, rest.half_width, 4)}"
-        )
-    return "; ".join(parts)
+    if n < FEWEST_SEEDS or 0 < higher < n:
+        return ""
+    return f"{'higher' if higher else 'lower'} in all {n} seeds"

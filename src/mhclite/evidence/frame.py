@@ -96,11 +96,6 @@ def row(results: Results, cell: Cell, metrics: Iterable[str] = ()) -> dict[str, 
     return found
 
 
-def excludes_zero(row: Mapping[Any, Any], name: str) -> bool:
-    """Whether an interval in a row lies on one side of 0."""
-    return bool(row[f"{name}_low"] > 0 or row[f"{name}_high"] < 0)
-
-
 # --- conditions -----------------------------------------------------------------------------
 
 

@@ -16,9 +16,10 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mhclite.connections.registry import VARIANTS
-from mhclite.evidence.exhibits import FIGURES, Exhibit, shown
-from mhclite.evidence.findings import Finding, findings_of
+from mhclite.evidence.exhibits import FIGURES, HEADINGS, TABLES, Exhibit, shown
+from mhclite.evidence.findings import Finding, findings_of, main_findings
 from mhclite.evidence.report_origin import origin, training_dates
+from mhclite.evidence.requirements import Unmet
 from mhclite.evidence.results import Results
 from mhclite.evidence.tables import CSS, Table, counted, html_table, listed, percent_of
 from mhclite.evidence.topics.claims import claim_rows, effect_text
@@ -26,55 +27,79 @@ from mhclite.evidence.topics.cost import how_measured
 from mhclite.evidence.verdicts import DECIDED, Verdict
 
 TEMPLATE = "report.html.j2"
-FIRST = ("overview", "verdicts", "results")  # tables with a place of their own
-HEADLINE = "depth"  # the figure that stands at the top, where a study has it
+FIRST = "overview"  # the table of the first page
+HEADLINES = ("depth", "validation_loss")  # its figure: the first of these that the report prints
+PAPERS_SMALLEST = 45e6  # parameters of the smallest model that the paper trains
+SECTIONS = {key: heading.partition(" ")[2] for key, heading in HEADINGS.items()}
+# What is short of a requirement -> what that keeps open: of what, and why.
+OPEN = {
+    "learned": (
+        "Losses",
+        "The models compared end at {found} nats per token. A table of token pairs (bigrams) "
+        "reaches {needed}.",
+    ),
+    "moved": ("Mixing", "H_res has moved too little from its start: {found}. Needed: {needed}."),
+    "used": ("Mixing", "The loss depends too little on H_res, in standard errors: {found}."),
+    "functional": ("Depth", "Too few H_res can change the output: {found}. Needed: {needed}."),
+    "trained": ("Training", "It has {found} tokens for each parameter. Needed: {needed}."),
+    "events": ("Rare events", "There are {found}, which is too few. Needed: {needed}."),
+    "measured": ("Measurements", "What is asked was not measured in these runs."),
+}
 
 
-def verdict_counts(findings: Sequence[Finding]) -> str:
+def verdict_counts(findings: Sequence[Finding], noun: str = "claim") -> str:
     """`8 claims: 2 supported, 6 not reached`."""
     counts = Counter(finding.verdict for finding in findings)
     shares = [f"{counts[word]} {word}" for word in get_args(Verdict) if counts[word]]
-    return f"{counted(len(findings), 'claim')}: {', '.join(shares)}"
+    return f"{counted(len(findings), noun)}: {', '.join(shares)}"
 
 
-def paragraph(results: Results) -> str:
-    """What a study comes to, in at most five sentences: its size, and the verdicts on its claims.
-
-    Nothing is said but verdicts, so what they require is required of every sentence.
-    """
-    findings, runs = findings_of(results), results.all_runs
-    layers = list(dict.fromkeys(results.model_label(model) for model in results.models))
-    diverged = int((runs["status"] == "diverged").sum())
-    said = [
-        f"{counted(len(runs), 'run')} of {listed([*results.labels.values()])} at {listed(layers)}, "
-        f"{counted(len(results.seeds), 'seed')}; {diverged or 'none'} diverged."
+def decided(results: Results) -> list[dict[str, str]]:
+    """Verdict, statement and effect of the main claims that the study decides."""
+    return [
+        {
+            "verdict": one.verdict.capitalize(),
+            "statement": one.claim.statement,
+            "effect": effect_text(claim_rows(one)[0]),
+        }
+        for one in main_findings(results)
+        if one.verdict in DECIDED
     ]
-    if findings:
-        said.append(f"{verdict_counts(findings)}.")
-    for words in (DECIDED[:2], DECIDED[2:]):
-        told = [
-            f"{word}: {'; '.join(members)}"
-            for word in words
-            if (members := [_told(one) for one in findings if _main(one) and one.verdict == word])
-        ]
-        if told:
-            text = "; ".join(told)
-            said.append(f"Of the paper's main claims {text}.")
-    short = Counter(one.row.unmet[0] for one in findings if one.verdict == "not reached")
-    if short:
-        reason = short.most_common(1)[0][0]
-        said.append(f"What is not reached falls short of what it needs, most often: {reason}.")
-    return " ".join(said)
 
 
-def _main(finding: Finding) -> bool:
-    return finding.claim.family == "confirmatory"
+def unanswered(results: Results) -> list[dict[str, str]]:
+    """What limits claims: how many, and why. Each claim is counted once."""
+    groups: dict[str, list[Unmet]] = {}
+    for finding in findings_of(results):
+        if finding.verdict == "not reached":
+            short = finding.row.unmet[0]
+            groups.setdefault(short.kind, []).append(short)
+    found = [(OPEN[kind][0], len(group), _why(kind, group)) for kind, group in groups.items()]
+    undecided = [one for one in findings_of(results) if one.verdict == "inconclusive"]
+    found.append(("Undecided", len(undecided), "The intervals leave both answers open."))
+    shallow = [
+        one for one in findings_of(results) if one.verdict in DECIDED and _deeper(results, one)
+    ]
+    text = "Deeper models fall short of what these need, so a shallower one decides."
+    found.append(("Shallow models", len(shallow), text))
+    return [{"what": what, "count": counted(n, "claim"), "why": why} for what, n, why in found if n]
 
 
-def _told(finding: Finding) -> str:
-    """A claim without what stands in brackets, and its effect."""
-    statement = finding.claim.statement.partition(" (")[0]
-    return f"{statement} ({effect_text(claim_rows(finding)[0])})"
+def _deeper(results: Results, finding: Finding) -> bool:
+    """Whether a model deeper than the one that decides falls short."""
+    decides = 0 if finding.row.model not in results.models else results.n_layer(finding.row.model)
+    return any(one.unmet and results.n_layer(one.model) > decides for one in finding.rows)
+
+
+def _why(kind: str, group: Sequence[Unmet]) -> str:
+    """What was found of each variant, or the least and the most; and what is needed."""
+    values = sorted(group, key=lambda one: one.found)
+    if kind in ("moved", "used", "functional"):
+        by_name = {one.of: f"{one.found:.2g} in {one.of}" for one in values}
+        found = listed([*by_name.values()])
+    else:
+        found = " to ".join(dict.fromkeys(f"{one.found:.3g}" for one in (values[0], values[-1])))
+    return OPEN[kind][1].format(found=found, needed=f"{max(one.needed for one in group):.3g}")
 
 
 def html_figure(results: Results, exhibit: Exhibit) -> dict[str, str]:
@@ -90,30 +115,56 @@ def html_figure(results: Results, exhibit: Exhibit) -> dict[str, str]:
 
 
 def page(results: Results, written: Sequence[Table]) -> str:
-    """The whole page, of the study's tables and of the figures drawn in its folder."""
-    tables = {
-        table.name: {"table": table, "html": html_table(table)}
-        for table in (*written, origin(results))
-    }
-    figures = [html_figure(results, exhibit) for exhibit, _ in shown(FIGURES, results.settings)]
+    """The whole page, of the study's tables and of the figures drawn in its folder.
+
+    What the registry does not let it print stands in files beside it, which it links.
+    """
+    settings, main = results.settings, main_findings(results)
+    tables = {table.name: table for table in written}
+    exhibits = [exhibit for exhibit, _ in (*shown(TABLES, settings), *shown(FIGURES, settings))]
+    printed = [exhibit for exhibit in exhibits if exhibit.printed_in(settings)]
+    drawn = [exhibit.name for exhibit in printed if exhibit.kind == "figure"]
+    headline = next(name for name in HEADLINES if name in drawn)
+
+    def content(exhibit: Exhibit) -> dict[str, Any]:
+        if exhibit.kind == "figure":
+            return html_figure(results, exhibit)
+        table = tables[exhibit.name]
+        return {"table": table, "html": html_table(table)}
+
+    tested = [one for one in findings_of(results) if one.verdict != "not tested"]
     context: dict[str, Any] = {
         "title": results.study.get("title", results.name),
         "name": results.name,
         "css": CSS,
-        "paragraph": paragraph(results),
+        "runs": results.all_runs,
+        "layers": listed([results.model_label(model) for model in results.models]),
+        "seeds": counted(len(results.seeds), "seed"),
+        "labels": listed([*results.labels.values()]),
+        "decided": decided(results),
+        "others": verdict_counts([one for one in tested if one not in main], "other claim"),
+        "tested": counted(len(tested), "claim"),
+        "unanswered": unanswered(results),
+        "papers_smallest": PAPERS_SMALLEST,
         "variants": [(results.label(name), VARIANTS[name].note) for name in results.variants],
-        "headline": [figure for figure in figures if figure["name"] == HEADLINE],
-        "first": {name: tables.pop(name) for name in FIRST if name in tables},
-        "origin": tables.pop("origin"),
-        "figures": [figure for figure in figures if figure["name"] != HEADLINE],
-        "tables": list(tables.values()),
-        "study": results.settings,
+        "first": [content(one) for one in printed if one.name in (FIRST, headline)],
+        "sections": {
+            heading: [
+                content(one)
+                for one in printed
+                if one.heading == key and one.name not in (FIRST, headline)
+            ]
+            for key, heading in SECTIONS.items()
+        },
+        "beside": [exhibit for exhibit in exhibits if exhibit not in printed],
+        "origin": origin(results),
+        "study": settings,
         "manifests": {corpus: results.manifest(corpus) for corpus in results.corpora},
         "level": percent_of(results.confidence),
         "error": percent_of(1 - results.confidence),
         "measured_on": how_measured(results),
         "trained": training_dates(results),
-        "study_file": yaml.safe_dump(results.settings, sort_keys=False, allow_unicode=True),
+        "study_file": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
     }
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-import pandas as pd
-
 from mhclite.evidence.results import Results
-from mhclite.evidence.tables import Table
 from mhclite.runs.folder import RunFolder, RunRecord
 from mhclite.runs.provenance import Provenance, hardware_in_words
-
-MOST_NAMED = 4  # runs; each has its own run.json
 
 
 def _commit(run: Provenance) -> str:
@@ -21,7 +17,7 @@ def _commit(run: Provenance) -> str:
     return run.git.commit + (" with uncommitted changes" if run.git.dirty else "")
 
 
-# Row of the table -> the value of one run.
+# Fact -> the value of one run.
 _FACTS: dict[str, Callable[[Provenance], str]] = {
     "Commit": _commit,
     "Hardware": lambda run: hardware_in_words(run.hardware),
@@ -36,28 +32,15 @@ def records(results: Results) -> dict[str, RunRecord]:
     return {run: RunFolder(runs / run).record() for run in results.all_runs["run"]}
 
 
-def origin(results: Results) -> Table:
-    """The table of provenance: a row for each value of a fact, with the first runs that have it."""
-    recorded = {run: record.provenance for run, record in records(results).items()}
-    rows = []
+def origin(results: Results) -> list[tuple[str, str]]:
+    """A fact of provenance and its value; where runs differ, how many have each."""
+    recorded = [record.provenance for record in records(results).values()]
+    found = []
     for fact, value_of in _FACTS.items():
-        runs_of: dict[str, list[str]] = {}
-        for run, provenance in recorded.items():
-            runs_of.setdefault(value_of(provenance), []).append(run)
-        for value, runs in runs_of.items():
-            more = f" and {len(runs) - MOST_NAMED} more" if len(runs) > MOST_NAMED else ""
-            names = f"{len(runs)} of {len(recorded)}: {', '.join(runs[:MOST_NAMED])}{more}"
-            everywhere = len(runs) == len(recorded)
-            rows.append((fact, value, f"all {len(runs)}" if everywhere else names))
-    table = pd.DataFrame(rows, columns=["Fact", "Value", "Runs"])
-    return Table(
-        notes="",
-        data=table,
-        display=table,
-        numeric=(),
-        name="origin",
-        title="Origin of the training runs",
-    )
+        counts = Counter(map(value_of, recorded))
+        several = [f"{value} ({n} of {len(recorded)} runs)" for value, n in counts.items()]
+        found.append((fact, "; ".join(several) if len(counts) > 1 else next(iter(counts))))
+    return found
 
 
 def training_dates(results: Results) -> str:

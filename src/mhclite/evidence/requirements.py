@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from mhclite.connections.registry import VARIANTS, functional_mixing
 from mhclite.evidence.claims import Claim
@@ -19,12 +19,22 @@ from mhclite.evidence.results import Results
 from mhclite.evidence.tables import significant
 
 
-def unmet(results: Results, claim: Claim, corpus: str, model: str) -> list[str]:
-    """The requirements of a claim that a corpus and model size fall short of, in words."""
+class Unmet(NamedTuple):
+    """A requirement that was not met."""
+
+    kind: str  # learned, moved, used, functional, trained, events or measured
+    text: str  # in words, for this claim
+    of: str = ""  # what fell short: variants, by their labels
+    found: float = math.nan
+    needed: float = math.nan
+
+
+def unmet(results: Results, claim: Claim, corpus: str, model: str) -> list[Unmet]:
+    """The requirements of a claim that a corpus and model size fall short of."""
     return list(_unmet(results, claim, corpus, model))
 
 
-def _unmet(results: Results, claim: Claim, corpus: str, model: str) -> Iterator[str]:
+def _unmet(results: Results, claim: Claim, corpus: str, model: str) -> Iterator[Unmet]:
     requires = claim.requires
     cells = [arm(results, corpus, model, *one) for one in claim.arms]
     for (variant, setting), cell in zip(claim.arms, cells, strict=True):
@@ -37,18 +47,20 @@ def _unmet(results: Results, claim: Claim, corpus: str, model: str) -> Iterator[
         loss = sum(known) / len(known) if known else math.inf
         bigram = results.counting_models[corpus]["bigram"]
         if not loss < bigram:
-            yield f"loss {loss:.3f} (needed: below the bigram model's {bigram:.3f})"
+            text = f"loss {loss:.3f} (needed: below the bigram model's {bigram:.3f})"
+            yield Unmet("learned", text, found=loss, needed=bigram)
     if requires.tokens_per_parameter is not None:
         training = results.settings["training"]
         block = results.settings["models"][model]["block_size"]
         tokens = training["steps"] * training["batch_size"] * block
         found = tokens / _mean(results, cells[-1], "parameters")
-        yield from _short("tokens per parameter", found, requires.tokens_per_parameter)
+        needed = requires.tokens_per_parameter
+        yield from _short("trained", "", "tokens per parameter", found, needed)
 
 
 def _unmixed(
     results: Results, claim: Claim, cell: Cell, setting: Mapping[str, Any]
-) -> Iterator[str]:
+) -> Iterator[Unmet]:
     """What the mixing of one variant falls short of."""
     requires, label = claim.requires, VARIANTS[cell.variant].label
     if requires.functional_mixing is not None:
@@ -60,25 +72,28 @@ def _unmixed(
             own["stochastic_axis"],
         )
         if count < requires.functional_mixing:
-            yield f"{count} functional H_res of {label} (needed: {requires.functional_mixing})"
+            needed = requires.functional_mixing
+            text = f"{count} functional H_res of {label} (needed: {needed})"
+            yield Unmet("functional", text, label, count, needed)
     either = []  # it has moved, or it is used
     if requires.start_distance is not None:
         what = f"distance of {label}'s H_res from its start"
         found = _mean(results, cell, "start_distance")
-        either.append([*_short(what, found, requires.start_distance)])
+        either.append([*_short("moved", label, what, found, requires.start_distance)])
     if requires.knockout_errors is not None:
-        what = f"cost of {label} with H_res = I, in standard errors over windows of text"
+        what = f"cost of {label} with H_res = I, in standard errors"
         found = knockout_in_errors(results, cell)
-        either.append([*_short(what, found, requires.knockout_errors)])
+        either.append([*_short("used", label, what, found, requires.knockout_errors)])
     if all(either):
         yield from (reason for short in either for reason in short)
 
 
-def _short(what: str, found: float, needed: float) -> Iterator[str]:
+def _short(kind: str, of: str, what: str, found: float, needed: float) -> Iterator[Unmet]:
     if math.isnan(found):
-        yield f"{what} was not measured"
+        yield Unmet("measured", f"{what} was not measured", of)
     elif found < needed:
-        yield f"{what} {significant(found, 2)} (needed: {significant(needed, 2)})"
+        text = f"{what} {significant(found, 2)} (needed: {significant(needed, 2)})"
+        yield Unmet(kind, text, of, found, needed)
 
 
 def _mean(results: Results, cell: Cell, metric: str) -> float:

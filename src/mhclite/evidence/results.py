@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mhclite.data.manifest import bits_per_byte
 from mhclite.errors import UserError
 from mhclite.evidence.metrics import CURVE_COLUMNS, RUN_COLUMNS, VALUE_COLUMNS
 from mhclite.evidence.statistics import BASELINE
@@ -128,11 +127,6 @@ class Results:
     def counting_models(self) -> dict[str, dict[str, float]]:
         """corpus -> {"unigram", "bigram"}: their validation loss in nats per token."""
         return {corpus: dict(self.manifest(corpus)["baselines"]) for corpus in self.corpora}
-
-    def bits_per_byte(self, corpus: str, loss: float) -> float:
-        """A validation loss in nats per token as bits per byte of text."""
-        validation = self.manifest(corpus)["validation"]
-        return bits_per_byte(loss, validation["tokens"], validation["bytes"])
 
     def mixing(self, corpus: str, model: str, variant: str) -> dict[int, Mixing]:
         """seed -> what H_res does in one cell of the grid, without runs not probed."""

@@ -20,10 +20,10 @@ from mhclite.evidence.frame import (
     values,
 )
 from mhclite.evidence.metrics import METRICS
-from mhclite.evidence.requirements import unmet
+from mhclite.evidence.requirements import Unmet, unmet
 from mhclite.evidence.results import Results
 from mhclite.evidence.statistics import BASELINE, CONTROL, knockout_interval, t_interval
-from mhclite.evidence.tables import significant
+from mhclite.evidence.tables import counted, significant
 from mhclite.evidence.verdicts import (
     Comparison,
     compare,
@@ -50,10 +50,15 @@ class Row:
     model: str
     comparison: Comparison | None = None
     missing: str = ""  # why there is no comparison
-    unmet: tuple[str, ...] = ()  # requirements that fell short
+    unmet: tuple[Unmet, ...] = ()  # requirements that fell short
     values: Mapping[int, float] | None = None  # seed -> difference, not turned; of paired claims
     windows: tuple[float, float] | None = None  # interval over seeds and windows of text, turned
     numbers: str = ""  # what was counted, in words
+
+    @property
+    def short(self) -> str:
+        """The requirements that fell short, in words."""
+        return "; ".join(one.text for one in self.unmet)
 
 
 def _absent(results: Results, claim: Claim) -> str:
@@ -134,7 +139,8 @@ def _no_value(results: Results, claim: Claim, corpus: str, model: str) -> Row:
     said = f"{METRICS[claim.metric].label} ({claim.metric}) was not measured"
     ran = all(values(results, cell, "diverged") for cell in _arms(results, claim, corpus, model))
     if ran and is_measured(results, claim.metric):
-        return Row(model, compare([], 0.0, results.confidence), unmet=(said,))
+        unmeasured = (Unmet("measured", said),)
+        return Row(model, compare([], 0.0, results.confidence), unmet=unmeasured)
     return Row(model, missing=said)
 
 
@@ -221,9 +227,10 @@ def _no_lead(claim: Claim) -> str:
     )
 
 
-def _few(count: int) -> tuple[str, ...]:
-    plural = "s" * (count != 1)
-    return () if count >= FEWEST_EVENTS else (f"{count} event{plural} (needed: {FEWEST_EVENTS})",)
+def _few(count: int) -> tuple[Unmet, ...]:
+    text = f"{counted(count, 'event')} (needed: {FEWEST_EVENTS})"
+    few = Unmet("events", text, found=count, needed=FEWEST_EVENTS)
+    return () if count >= FEWEST_EVENTS else (few,)
 
 
 # --- over model sizes -----------------------------------------------------------------------

@@ -31,10 +31,6 @@ class Interval:
     low: float | None = None
     high: float | None = None
 
-    def excludes_zero(self) -> bool:
-        """Whether there is an interval and 0 lies outside it."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
-
 
 def t_interval(values: Iterable[float], confidence: float = 0.95) -> Interval:
     """Mean of finite values (one per seed) and the interval that covers the true mean with

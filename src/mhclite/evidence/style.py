@@ -8,12 +8,10 @@ colour-vision deficiencies, and in grey by marker and dashes.
 
 from __future__ import annotations
 
-import logging
 import math
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -31,11 +28,8 @@ from mhclite.connections.registry import VARIANTS
 from mhclite.evidence.results import Results
 from mhclite.files import atomic_write
 
-log = logging.getLogger(__name__)
-
 PAGE_WIDTH = 7.0  # inches
 FONT = "DejaVu Sans"  # comes with matplotlib: the same everywhere
-LONGEST = 48  # letters of a title in a figure
 PNG_DPI = 200
 FORMATS = ("png", "svg")
 
@@ -184,48 +178,11 @@ def plain_log(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def seeds_and_interval(
-    axes: Axes,
-    variant: str,
-    place: float,
-    values: Sequence[float],
-    mean: float | None,
-    half_width: float | None,
-    filled: bool = True,
-) -> None:
-    """Each seed as a faint point, and beside them their mean with its interval.
-
-    Args:
-        place: of their row; the points stand a little below it, the mean above.
-        mean, half_width: None or NaN where there is none.
-        filled: whether the mean's marker is.
-    """
-    tint = colour(variant)
-    axes.plot(
-        values, [place + 0.22] * len(values), "o", markersize=2.4, mew=0, color=tint, alpha=0.45
-    )
-    if mean is not None and not np.isnan(mean):
-        axes.errorbar(
-            mean,
-            place - 0.07,
-            xerr=half_width,
-            linestyle="none",
-            marker=marker(variant),
-            markersize=5,
-            markerfacecolor=tint if filled else "white",
-            markeredgecolor="white" if filled else tint,
-            color=tint,
-            elinewidth=1.1,
-            capsize=2.2,
-            zorder=3,
-        )
-
-
-def runs_and_means(axes: Axes, results: Results, table: pd.DataFrame, column: str) -> pd.DataFrame:
+def runs_and_means(axes: Axes, results: Results, table: pd.DataFrame, column: str) -> None:
     """Draw a column over training: each run thin, each variant's mean over completed runs bold.
 
     A diverged run ends with a cross; it is left out of the mean, which would otherwise jump where
-    the run ends. Returns the means: variant, step, `column`.
+    the run ends.
     """
     table = table.dropna(subset=[column])
     finished = table["run"].isin(results.completed)
@@ -240,7 +197,6 @@ def runs_and_means(axes: Axes, results: Results, table: pd.DataFrame, column: st
                 axes.plot(end["step"], end[column], "x", color=tint, zorder=4)
         mean = means[means["variant"] == variant]
         axes.plot(mean["step"], mean[column], color=tint, linestyle=line_style(variant))
-    return means
 
 
 def rows_of_variants(axes: Axes, labels: Sequence[str]) -> None:
@@ -249,29 +205,6 @@ def rows_of_variants(axes: Axes, labels: Sequence[str]) -> None:
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
-
-
-def title_of(results: Results, condition: str) -> str:
-    """A condition's title as a figure can show it, different from all others.
-
-    A dollar sign begins no formula. One that is too long ends in an ellipsis and the condition's
-    name; one with letters that the font lacks is replaced by that name, and a line says so.
-    """
-    title = str(results.settings["conditions"][condition]["title"])
-    if not set(map(ord, title)) <= _letters():
-        log.warning("the font of figures lacks letters of %r: they say %r", title, condition)
-        return condition
-    if len(title) > LONGEST:
-        title = f"{title[: LONGEST - len(condition) - 4].rstrip()}… ({condition})"
-    return title.replace("$", r"\$")
-
-
-@lru_cache
-def _letters() -> frozenset[int]:
-    """Those that `FONT` has, upright and bold."""
-    faces = [font_manager.findfont(f"{FONT}:weight={weight}") for weight in ("normal", "bold")]
-    charmaps = [font_manager.get_font(face).get_charmap() for face in faces]
-    return frozenset(set.intersection(*map(set, charmaps)))
 
 
 def remark(axes: Axes, text: str) -> None:

@@ -1,6 +1,6 @@
 """Tables: numbers and sentences for readers, and how a table is written.
 
-CSV has all digits; Markdown, LaTeX and HTML are rounded.
+CSV has all digits; Markdown and HTML are rounded.
 """
 
 from __future__ import annotations
@@ -23,22 +23,9 @@ from mhclite.files import write_text
 
 NONE = "–"  # shown where there is no value
 MIB = 2**20
+SHORT = 25  # letters; a shorter text is not broken into lines
 NEARLY_EXACT = 1e-4  # below it a row-sum error is one of float32, or of an iteration that converged
 
-_LATEX = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        **{letter: f"\\{letter}" for letter in "&%$#_{}"},
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        **{letter: f"${letter}$" for letter in "|<>"},
-        "±": r"$\pm$",
-        "×": r"$\times$",
-        "√": r"$\surd$",
-        "ν": r"$\nu$",
-        "–": "--",
-    }
-)
 Record = dict[Any, Any]  # a row of numbers
 
 
@@ -144,12 +131,12 @@ def plus_minus(mean: Any, half_width: Any, decimals: int = 4) -> str:
     return f"{fixed(mean, decimals)} ± {fixed(half_width, decimals)}"
 
 
-def scaled_plus_minus(mean: Any, half_width: Any, digits: int = 3) -> str:
-    """`mean ± half_width` with as many decimals as the mean has at that many digits."""
-    if missing(mean) or mean == 0:
-        return plus_minus(mean, half_width)
-    exponent = math.floor(math.log10(abs(mean)))
-    return plus_minus(mean, half_width, min(6, max(0, digits - 1 - exponent)))
+def rounded(mean: Any, half_width: Any) -> str:
+    """`mean ± half_width` to two digits of the half-width; where it has none, the mean alone."""
+    if missing(half_width) or not 1e-4 <= half_width < 1e4:
+        ends = [significant(value) for value in (mean, half_width) if not missing(value)]
+        return " ± ".join(ends) or NONE
+    return plus_minus(mean, half_width, max(0, 1 - math.floor(math.log10(half_width))))
 
 
 def with_interval(mean: Any, low: Any, high: Any, exact: float = NEARLY_EXACT) -> str:
@@ -197,14 +184,14 @@ def sparse(display: pd.DataFrame, groups: list[str]) -> pd.DataFrame:
 # --- columns --------------------------------------------------------------------------------
 
 
-def mean_and_half(name: str, decimals: int = 4) -> Callable[[Record], str]:
-    """Text of a mean with the half-width of its interval."""
-    return lambda row: plus_minus(row.get(name), row.get(f"{name}_half_width"), decimals)
+def mean_and_half(name: str, decimals: int | None = None) -> Callable[[Record], str]:
+    """Text of a mean with the half-width of its interval; None: as many decimals as that needs."""
 
+    def text(row: Record) -> str:
+        found = row.get(name), row.get(f"{name}_half_width")
+        return rounded(*found) if decimals is None else plus_minus(*found, decimals)
 
-def scaled(name: str) -> Callable[[Record], str]:
-    """The same with as many decimals as the mean needs."""
-    return lambda row: scaled_plus_minus(row.get(name), row.get(f"{name}_half_width"))
+    return text
 
 
 def mean_and_ends(name: str) -> Callable[[Record], str]:
@@ -241,23 +228,13 @@ def metric(name: str, heading: str = "", of: Callable[[str], bool] = lambda vari
         text = mean_and_ends(name)
     elif about.share:
         text = number(name, None, 100)
-    elif about.decimals is not None:
-        text = mean_and_half(name, about.decimals)
     else:
-        text = scaled(name)
+        text = mean_and_half(name, about.decimals)
     heading = heading or about.heading
     return Col(heading, lambda row: text(row) if of(row["variant"]) else NONE)
 
 
 # --- files ----------------------------------------------------------------------------------
-
-
-def latex(text: str) -> str:
-    """Plain text as LaTeX."""
-    text = text.translate(_LATEX)
-    if text.startswith(("[", "*")):  # at the start of a row both belong to the line break before
-        text = f"{{{text[0]}}}{text[1:]}"
-    return text
 
 
 # What would be read as markup: emphasis, code, mathematics, links, tags, entities, a column's end.
@@ -297,73 +274,65 @@ def _where_bold(table: Table, css: str) -> pd.DataFrame:
     return styles
 
 
-def latex_table(table: Table) -> str:
-    """The table as a LaTeX float with booktabs rules; title and notes are its caption.
-
-    A table wider than the text is scaled down to it.
-    """
-    style = table.display.map(latex).style.hide(axis="index")
-    style.apply(lambda _: _where_bold(table, "textbf:--rwrap;"), axis=None)
-    style.format_index(lambda name: latex(str(name)), axis="columns")
-    aligned = "".join("r" if name in table.numeric else "l" for name in table.display.columns)
-    tabular: str = style.to_latex(hrules=True, column_format=aligned)
-    return "\n".join(
-        [
-            r"% Needs \usepackage{booktabs,graphicx}. Written by mhclite; do not edit.",
-            r"\begin{table}[htbp]",
-            r"\centering",
-            rf"\caption{{{latex(f'{table.title}. {table.notes}')}}}",
-            rf"\label{{tab:{table.name}}}",
-            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-            rf"{tabular.rstrip()}}}",
-            r"\end{table}",
-            "",
-        ]
-    )
-
-
 # Of the report, and of each table's own page.
 CSS = """\
-body { margin: 0; color: #1c1c1c; background: #fff; font: 16px/1.5 system-ui, sans-serif; }
-header, main, nav { max-width: 76rem; margin: 0 auto; padding: 0 1.25rem; }
-h1 { font-size: 1.75rem; margin: 2rem 0 .5rem; }
-h2 { font-size: 1.3rem; margin: 2.5rem 0 .75rem; padding-top: .75rem; border-top: 1px solid #ddd; }
-h3 { font-size: 1.05rem; margin: 2rem 0 .4rem; }
-p, dd { max-width: 46rem; }
-a { color: #0b5a99; }
-nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.25rem; list-style: none; padding: 0; }
-dl { display: grid; grid-template-columns: 9.5rem minmax(0, 1fr); gap: .5rem 1rem; }
+:root {
+  --ink: #1c1c1c; --paper: #fff; --faint: #555; --line: #ddd; --shade: #f5f5f3; --link: #0b5a99;
+}
+body { margin: 0; color: var(--ink); background: var(--paper); }
+body { font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 76rem; margin: 0 auto; padding: 0 1.25rem; }
+h1 { font-size: 1.6rem; margin: 1.25rem 0 .25rem; }
+h2 { font-size: 1.25rem; margin: 1.75rem 0 .5rem; padding-top: .5rem; }
+h3 { font-size: 1.05rem; margin: 1.25rem 0 .4rem; }
+section + section > h2 { border-top: 1px solid var(--line); }
+p, dd, li { max-width: 46rem; }
+ul { padding-left: 1.2rem; margin: .25rem 0; }
+a { color: var(--link); }
+dl { display: grid; grid-template-columns: 9.5rem minmax(0, 1fr); gap: .35rem 1rem; }
 dt { font-weight: 600; }
 dd { margin: 0; }
+.pair { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 0 2.5rem; }
+.pair h2 { margin-top: .75rem; border: 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .84rem; line-height: 1.35; }
 th, td { padding: .28rem .55rem; text-align: left; vertical-align: top; max-width: 28rem; }
-td { border-bottom: 1px solid #e4e4e4; }
-thead th { vertical-align: bottom; border-bottom: 1.5px solid #444; max-width: 9.5rem; }
+td { border-bottom: 1px solid var(--line); }
+thead th { vertical-align: bottom; border-bottom: 1.5px solid var(--faint); max-width: 9.5rem; }
+thead .number { text-align: right; }
+tbody td { min-width: 9rem; }
+tbody .number, tbody .short { min-width: 0; }
+td.short { white-space: nowrap; }
 td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 td.bold { font-weight: 700; }
-.notes, figcaption { color: #555; font-size: .87rem; max-width: 46rem; }
-figure { margin: 0 0 2.5rem; max-width: 54rem; }
-figure img { display: block; width: 100%; height: auto; }
-code, pre { font: .85em/1.45 ui-monospace, monospace; }
-pre { background: #f5f5f3; padding: .75rem; overflow-x: auto; }
-@media (max-width: 40rem) {
-  dl { display: block; }
+.notes, figcaption { color: var(--faint); font-size: .87rem; max-width: 46rem; margin: .4rem 0; }
+figure { margin: 0 0 1.5rem; max-width: 54rem; }
+figure img { display: block; width: 100%; height: auto; background: #fff; }
+code, pre { font: .85em/1.45 ui-monospace, monospace; overflow-wrap: anywhere; }
+pre { background: var(--shade); padding: .75rem; overflow-x: auto; }
+@media (max-width: 50rem) {
+  dl, .pair { display: block; }
   th, td { padding: .28rem .3rem; }
   figure img { min-width: 44rem; }
+}
+@media screen and (prefers-color-scheme: dark) {
+  :root {
+    --ink: #e4e4e4; --paper: #16181b; --faint: #a8a8a8; --line: #3a3d42; --shade: #22252a;
+    --link: #7db8ec;
+  }
 }
 @media print {
   @page { size: A4; margin: 14mm 12mm; }
   body { font-size: 10pt; }
-  nav { display: none; }
+  details { display: none; }
   table { font-size: 7pt; max-width: 100%; }
+  tbody td { min-width: 0; }
   td.number { white-space: normal; }
   .scroll { overflow: visible; }
   th, td { padding: 1pt 2pt; overflow-wrap: anywhere; }
   tr, figure { break-inside: avoid; }
   figure img { max-height: 225mm; min-width: 0; }
   h2, h3 { break-after: avoid; }
-  pre { white-space: pre-wrap; font-size: 8pt; }
 }
 """
 
@@ -373,11 +342,16 @@ def html_table(table: Table) -> str:
     style = Styler(table.display, cell_ids=False, uuid=table.name)
     style.hide(axis="index").format(escape="html")
     style.format_index(escape="html", axis="columns")
-    classes = _where_bold(table, "bold ")
-    for name in table.numeric:
-        classes[name] += "number"
+    classes, kinds = _where_bold(table, "bold "), []
+    for name, texts in table.display.items():
+        longest = max(map(len, texts), default=0)
+        kinds.append("number" if name in table.numeric else "short" if longest < SHORT else "")
+        classes[name] += kinds[-1]
     style.set_td_classes(classes)
-    return re.sub(r"<style.*?</style>\s*", "", str(style.to_html()), flags=re.DOTALL)
+    text = re.sub(r"<style.*?</style>\s*", "", str(style.to_html()), flags=re.DOTALL)
+    for at, kind in enumerate(kinds):
+        text = text.replace(f'level0 col{at}"', f'level0 col{at} {kind}"')
+    return text
 
 
 def html_page(table: Table) -> str:
@@ -391,9 +365,8 @@ def html_page(table: Table) -> str:
 
 
 def write_table(table: Table, folder: Path) -> None:
-    """Write <name>.csv, .md, .tex and .html."""
+    """Write <name>.csv, .md and .html."""
     csv = table.data.to_csv(index=False, lineterminator="\n")  # numbers with all their digits
     write_text(folder / f"{table.name}.csv", csv)
     write_text(folder / f"{table.name}.md", markdown(table))
-    write_text(folder / f"{table.name}.tex", latex_table(table))
     write_text(folder / f"{table.name}.html", html_page(table))

@@ -20,6 +20,7 @@ from mhclite.evidence.results import Results
 from mhclite.study.reading import load_study
 
 ROOT = Path(__file__).parents[3]
+MOST_WORDS = 40  # of a caption
 EXHIBITS = [exhibit for exhibit, _ in (*FIGURES.values(), *TABLES.values())]
 # A study that has everything there is to show.
 WHOLE: dict[str, Any] = {
@@ -70,6 +71,7 @@ def test_all_is_said_of_every_exhibit(results: Results, exhibit: Exhibit) -> Non
     assert "Source: " in caption
     assert "{" not in caption
     assert "None" not in caption
+    assert len(caption.split()) <= MOST_WORDS
     assert plain(caption) == caption  # Snakemake's report says the same: no markup in it
     if exhibit.kind == "figure":
         assert exhibit.alt.endswith(".")
@@ -141,7 +143,7 @@ def test_captions_take_their_numbers_from_the_study(results: Results) -> None:
     two = with_settings(results, seeds=[1, 2], statistics={"confidence": 0.9})
     assert "2 seeds." in table.caption_for(two)
     assert "90 %" in table.caption_for(two)
-    assert "a window of 20 steps" in FIGURES["gradient_norm"][0].caption_for(results)
+    assert "the 20 steps" in FIGURES["gradient_norm"][0].caption_for(results)
 
 
 @pytest.mark.parametrize("name", ["study", "report"])

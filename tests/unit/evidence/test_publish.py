@@ -12,9 +12,9 @@ from mhclite.errors import UserError
 from mhclite.evidence.evidence import write_tables
 from mhclite.evidence.exhibits import FIGURES
 from mhclite.evidence.findings import findings_of
-from mhclite.evidence.pages import Mark, current, with_texts, write_pages
+from mhclite.evidence.pages import FIGURE, current, with_texts, write_pages
 from mhclite.evidence.published import publish
-from mhclite.evidence.report import HEADLINE, verdict_counts
+from mhclite.evidence.report import verdict_counts
 from mhclite.evidence.results import load_results
 from mhclite.evidence.style import save, style
 from mhclite.files import write_json
@@ -34,38 +34,30 @@ def test_pages_are_written_from_published_studies(tmp_path: Path) -> None:
     publish(folder, published / "synthetic")
     docs.mkdir()
     readme, page = tmp_path / "README.md", docs / "page.md"
-    figure = docs / "images" / f"synthetic-{HEADLINE}.svg"
+    figure = docs / "images" / f"synthetic-{FIGURE}.svg"
     readme.write_text("a <!-- found:synthetic -->x<!-- /found --> b\n")
-    page.write_text("before <!-- table:synthetic/results -->stale<!-- /table --> after\n")
-    (docs / "other.md").write_text("no table\n")
+    page.write_text("no mark\n")
 
-    assert write_pages(tmp_path, published) == sorted([readme, figure, page])
+    assert write_pages(tmp_path, published) == sorted([readme, figure])
     made = load_results(folder)
     write_tables(made)
     with style():
-        save(FIGURES[HEADLINE][1](made), tmp_path / "drawn")
-    table = (folder / "tables" / "results.md").read_text().strip()
-    marks = ("<!-- table:synthetic/results -->", "<!-- /table -->")
-    assert page.read_text() == f"before {marks[0]}\n\n{table}\n\n{marks[1]} after\n"
+        save(FIGURES[FIGURE][1](made), tmp_path / "drawn")
     assert (folder / "tables" / "overview.md").read_text().strip() in readme.read_text()
     assert verdict_counts(findings_of(made)) in readme.read_text()
     assert readme.read_text().endswith("<!-- /found --> b\n")
     assert figure.read_bytes() == (tmp_path / "drawn.svg").read_bytes()
     assert write_pages(tmp_path, published) == []
 
-    page.write_text("<!-- table:synthetic/nothing --><!-- /table -->")
-    with pytest.raises(UserError, match="'nothing', which study 'synthetic' has not"):
-        write_pages(tmp_path, published)
-    page.write_text("<!-- table:unknown/results --><!-- /table -->")
+    page.write_text("<!-- found:unknown --><!-- /found -->")
     with pytest.raises(UserError, match=r"study 'unknown': .*unknown is missing"):
         write_pages(tmp_path, published)
 
 
-@pytest.mark.parametrize("rest", ["kept\n", "kept\n<!-- table:s/u -->\nold\n<!-- /table -->\n"])
+@pytest.mark.parametrize("rest", ["kept\n", "kept\n<!-- found:u -->\nold\n<!-- /found -->\n"])
 def test_a_mark_that_is_not_closed_loses_no_text(rest: str) -> None:
-    texts = {Mark("table", "s", "t"): "new", Mark("table", "s", "u"): "new"}
-    with pytest.raises(UserError, match="s/t --> is not closed"):
-        with_texts(f"<!-- table:s/t -->\nold\n{rest}", texts)
+    with pytest.raises(UserError, match="found:s --> is not closed"):
+        with_texts(f"<!-- found:s -->\nold\n{rest}", {"s": "new", "u": "new"})
 
 
 @pytest.mark.exhaustive

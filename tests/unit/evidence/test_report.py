@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,30 @@ from matplotlib.text import Text
 import mhclite.evidence.topics  # noqa: F401  registers all exhibits
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
+from mhclite.evidence.evidence import write_tables
 from mhclite.evidence.exhibits import FIGURES, TABLES, shown
-from mhclite.evidence.findings import findings_of
-from mhclite.evidence.pages import current
-from mhclite.evidence.published import publish
-from mhclite.evidence.report import HEADLINE, page, paragraph
+from mhclite.evidence.findings import (
+    ASKED_OF_HC,
+    MOST,
+    OWN,
+    claims_of,
+    findings_of,
+    main_findings,
+)
+from mhclite.evidence.pages import FIGURE, current
+from mhclite.evidence.published import collect_again, publish
+from mhclite.evidence.report import decided, page, unanswered
 from mhclite.evidence.report_origin import origin, training_dates
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.style import style
-from mhclite.evidence.tables import Table, counted, listed
+from mhclite.evidence.tables import NONE, Table, counted, listed
 from mhclite.evidence.verdicts import DECIDED
 from mhclite.files import read_json, write_json, write_text
 from mhclite.records import to_json
 from mhclite.study.reading import parse_study
 
+ROOT = Path(__file__).parents[3]
+MOST_WORDS = 40  # of the notes of a table
 VOID = {"meta", "link", "img", "br", "input"}
 DRAWING = '<svg xmlns="http://www.w3.org/2000/svg"/>'
 SMALL: dict[str, Any] = {"models": {"d1": 1}, "seeds": (0, 1), "steps": 30}
@@ -97,31 +108,37 @@ def html(whole: Results) -> str:
 # --- one page that needs nothing else -------------------------------------------------------
 
 
-def test_every_table_and_figure_is_on_the_page(whole: Results, html: str) -> None:
-    parsed = Page(html)
+def test_every_exhibit_is_printed_or_linked(whole: Results, html: str) -> None:
+    parsed, settings = Page(html), whole.settings
     for table in tables_of(whole):
-        for cell in {*table.display.to_numpy().ravel(), *table.display.columns} - {""}:
-            assert " ".join(cell.split()) in parsed.text, table.name
-        assert " ".join(table.notes.split()) in parsed.text
-    drawn = shown(FIGURES, whole.settings)
-    for exhibit, _ in drawn:
-        assert exhibit.caption_for(whole) in parsed.text
-    alts = [image["alt"] for image in parsed.images]
-    assert sorted(alts) == sorted(exhibit.alt for exhibit, _ in drawn)
-    assert alts[0] == FIGURES[HEADLINE][0].alt  # first, whatever the order of the headings
+        if TABLES[table.name][0].printed_in(settings):
+            for cell in {*table.display.to_numpy().ravel(), *table.display.columns} - {""}:
+                assert " ".join(cell.split()) in parsed.text, table.name
+            assert " ".join(table.notes.split()) in parsed.text
+        else:
+            assert f"tables/{table.name}.html" in parsed.links
+        assert len(table.notes.split()) <= MOST_WORDS, table.name
+    drawn = [exhibit for exhibit, _ in shown(FIGURES, settings)]
+    printed = [exhibit for exhibit in drawn if exhibit.printed_in(settings)]
+    for exhibit in drawn:
+        known = f"figures/{exhibit.name}.png" in parsed.links
+        assert known != (exhibit in printed), exhibit.name
+    assert sorted(i["alt"] for i in parsed.images) == sorted(one.alt for one in printed)
     assert all(image["src"].startswith("data:image/svg+xml;base64,") for image in parsed.images)
 
 
-def test_page_refers_to_nothing_outside_itself(html: str) -> None:
+def test_page_needs_nothing_and_links_files_beside_it(whole: Results, html: str) -> None:
     outside = re.sub(r"data:image/svg\+xml;base64,[A-Za-z0-9+/=]+", "DATA", html)
     for pattern in (r"https?:", r"[\"'(]//", r"@import", r"url\(", r"<script", r"file:"):
         assert not re.search(pattern, outside), pattern
     parsed = Page(html)
-    assert all(link.startswith("#") and link[1:] in parsed.ids for link in parsed.links)
+    write_tables(whole)
+    for link in parsed.links:
+        assert (whole.folder / link).is_file() or link.startswith("figures/"), link
     assert len(set(parsed.ids)) == len(parsed.ids)
     for target in re.findall(r'aria-labelledby="([^"]+)"', html):
         assert target in parsed.ids
-    assert str(Path(__file__).parents[3]) not in outside
+    assert str(ROOT) not in outside
     assert tempfile.gettempdir() not in outside
 
 
@@ -140,7 +157,7 @@ def test_text_from_the_study_is_escaped(tmp_path: Path) -> None:
     assert written == make_study(**SMALL, variants=("residual", "mhc"))
     (folder / "runs" / "sotu-d1-mhc-s0" / "run.json").unlink()
     with pytest.raises(UserError, match="run sotu-d1-mhc-s0"):
-        page(results, [])
+        page(results, tables_of(results))
 
 
 class HTMLText(HTMLParser):
@@ -155,31 +172,85 @@ class HTMLText(HTMLParser):
         self.text += data
 
 
-# --- the paragraph --------------------------------------------------------------------------
+# --- what is said ---------------------------------------------------------------------------
 
 
-def test_the_paragraph_says_verdicts_and_nothing_else(whole: Results) -> None:
-    said = paragraph(whole)
-    assert len(re.findall(r"\. (?=[A-Z])", said)) < 5
-    counts = [one.verdict for one in findings_of(whole)]
-    for verdict in set(counts):
-        assert f"{counts.count(verdict)} {verdict}" in said
-    told = [one for one in findings_of(whole) if one.claim.statement.partition(" (")[0] in said]
-    assert all(one.verdict in DECIDED and one.claim.family == "confirmatory" for one in told)
-    assert "42 runs" in said
-    assert "; 1 diverged" in said
+def test_the_first_page_says_verdicts_and_nothing_else(whole: Results, html: str) -> None:
+    """A claim is told as found if it is decided, and counted once as open if it is not."""
+    findings, said = findings_of(whole), Page(html).text
+    told = [one["statement"] for one in decided(whole)]
+    for one in findings:
+        is_told = one.claim.statement in told
+        assert not is_told or one.verdict in DECIDED, one.claim.id
+        assert is_told or not one.is_main or one.verdict not in DECIDED, one.claim.id
+    counts = [
+        int(one["count"].split()[0])
+        for one in unanswered(whole)
+        if one["what"] != "Shallow models"  # of claims that are decided
+    ]
+    open_ones = [one for one in findings if one.verdict in ("not reached", "inconclusive")]
+    assert sum(counts) == len(open_ones)
+    assert all(one["why"] in said for one in unanswered(whole))
+    assert "1 of 42 runs diverged" in said
+
+
+def test_a_number_that_is_no_answer_is_not_shown(whole: Results) -> None:
+    (table,) = [table for table in tables_of(whole) if table.name == "verdicts"]
+    for row in table.display.to_dict("records"):
+        assert not row["Verdict"].startswith("not reached") or row["Effect"] == NONE
+
+
+def test_no_claim_that_cannot_be_tested_is_listed(odd: Results) -> None:
+    findings = main_findings(odd)
+    assert all(one.verdict != "not tested" for one in findings)
+    assert len({one.claim.id for one in findings if not one.is_main}) <= MOST
+    tested = [one for one in findings_of(odd) if one.verdict != "not tested"]
+    assert bool(findings) == bool(tested)  # a study whose claims are none of the main ones
+
+
+def test_claims_are_asked_of_a_variant_of_ones_own(
+    whole: Results,
+) -> None:
+    """The study as it was collected knows no claim on JPmHC and KromHC."""
+    own = ("jpmhc", "kromhc")
+    claims = [claim for claim in whole.study["claims"] if claim["variant"] not in own]
+    seen = replace(whole, study={**whole.study, "claims": claims})
+    asked = [claim for claim in claims_of(seen) if claim.source == OWN]
+    assert [claim.variant for claim in asked] == [own[1]] * 3 + [own[0]] * 3
+    assert len({claim.id for claim in asked}) == 6
+    for claim in asked:
+        like = next(one for one in claims_of(whole) if one.id in ASKED_OF_HC
+                    and (one.kind, one.reference) == (claim.kind, claim.reference))  # fmt: skip
+        assert claim.requires == like.requires
+        assert named(claim.statement) - {"mhc"} == {claim.variant}
+    told = {one.claim.id for one in main_findings(seen)}
+    assert {claim.id for claim in asked} <= told
+    assert not [claim for claim in claims_of(whole) if claim.source == OWN]
+
+
+@pytest.mark.slow
+def test_the_default_studys_report_is_short(tmp_path: Path) -> None:
+    """Of real runs, published: at most 3,500 words, none of them told of a loss as a table's."""
+    asked = ROOT / "results/published/laptop"
+    collect_again(asked, tmp_path)
+    results = with_drawings(tmp_path)
+    html = page(results, tables_of(results))
+    words = Page(re.sub(r"<details>.*?</details>", "", html, flags=re.DOTALL)).text.split()
+    assert len(words) <= 3500
+    assert Page(html).images[0]["alt"] == FIGURES["validation_loss"][0].alt  # two depths: no trend
+    losses = next(one["why"] for one in unanswered(results) if one["what"] == "Losses")
+    assert f"{results.counting_models['sotu']['bigram']:.3g}" in losses
 
 
 # --- origin ---------------------------------------------------------------------------------
 
 
-def test_origin_names_the_first_runs_where_they_differ(tmp_path: Path) -> None:
+def test_origin_says_how_many_runs_have_what_where_they_differ(tmp_path: Path) -> None:
     study = make_study(**SMALL, variants=("residual", "identity", "hc", "mhc"))
     folder = build_results(tmp_path, study, diverged=())
     results = load_results(folder)
-    rows = origin(results).display.to_numpy().tolist()
-    assert ["Commit", "f" * 40, "all 8"] in rows
-    assert ["Hardware", "Synthetic CPU, 2 cores, 8 GiB memory", "all 8"] in rows
+    assert dict(origin(results))["Commit"] == "f" * 40
+    assert dict(origin(results))["Hardware"] == "Synthetic CPU, 2 cores, 8 GiB memory"
     assert training_dates(results) == "2026-01-01"
     for path in folder.glob("runs/*/timing.jsonl"):
         path.unlink()  # published studies have none
@@ -188,10 +259,9 @@ def test_origin_names_the_first_runs_where_they_differ(tmp_path: Path) -> None:
     run["attempts"][-1]["provenance"]["git"] = {"commit": "e" * 40, "dirty": True}
     run["attempts"].append({**run["attempts"][0], "started": "2026-01-03T23:30:00-02:00"})
     write_json(path, run)
-    rows = origin(results).display.to_numpy().tolist()
-    first = "sotu-d1-residual-s0, sotu-d1-residual-s1, sotu-d1-identity-s0, sotu-d1-identity-s1"
-    assert ["Commit", "f" * 40, f"7 of 8: {first} and 3 more"] in rows
-    assert ["Commit", f"{'e' * 40} with uncommitted changes", "1 of 8: sotu-d1-mhc-s1"] in rows
+    assert dict(origin(results))["Commit"] == (
+        f"{'f' * 40} (7 of 8 runs); {'e' * 40} with uncommitted changes (1 of 8 runs)"
+    )
     assert training_dates(results) == "2026-01-01 to 2026-01-04"
 
 
@@ -244,9 +314,11 @@ def odd(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 def said(results: Results) -> Iterator[tuple[str, str]]:
     """All that is said of a study, but captions, which are those of any, and claims, which name
     what they lack."""
-    yield "paragraph", paragraph(results)
+    yield "found", " ".join(one["statement"] for one in decided(results))
+    yield "open", " ".join(one["why"] for one in unanswered(results))
     for exhibit, write in shown(TABLES, results.settings):
         table = write(results)
+        assert len(table.notes.split()) <= MOST_WORDS, exhibit.name
         yield exhibit.name, " | ".join(table.display.columns)
         if exhibit.heading != "claims":
             yield exhibit.name, " | ".join(table.display.to_numpy().ravel())
@@ -283,6 +355,6 @@ def test_any_study_is_shown_and_nothing_named_that_it_lacks(odd: Results, tmp_pa
     publish(odd.folder, tmp_path / "published" / "synthetic")
     (tmp_path / "README.md").write_text("<!-- found:synthetic --><!-- /found -->")
     pages = current(tmp_path, tmp_path / "published")
-    figure = tmp_path / f"docs/images/synthetic-{HEADLINE}.svg"
+    figure = tmp_path / f"docs/images/synthetic-{FIGURE}.svg"
     assert (figure in pages) == (len(odd.models) > 1)
     assert (figure.name in pages[tmp_path / "README.md"]) == (len(odd.models) > 1)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mhclite.evidence.frame import Cell, apart, columns, excludes_zero, mean, row, values
+from mhclite.evidence.frame import Cell, apart, mean, row, values
 from mhclite.evidence.metrics import METRICS
 from mhclite.evidence.results import Results
 from mhclite.evidence.statistics import far_off, geometric_interval, knockout_interval, t_interval
@@ -61,14 +61,6 @@ def test_interval_of_one_none_and_equal_values() -> None:
     logs = t_interval([0.0, math.log(4)])
     assert logs.low is not None
     assert geometric_interval([1.0, 4.0]).low == pytest.approx(math.exp(logs.low))
-
-
-def test_excludes_zero() -> None:
-    assert t_interval([1.0, 1.1, 0.9]).excludes_zero()
-    assert t_interval([-1.0, -1.1, -0.9]).excludes_zero()
-    assert not t_interval([1.0, -1.0, 0.5]).excludes_zero()
-    assert not t_interval([1.0]).excludes_zero()
-    assert not excludes_zero(columns("a", t_interval([])), "a")
 
 
 @pytest.mark.parametrize(("n", "confidence"), [(3, 0.95), (5, 0.8)])

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ import pytest
 from builder import build_results, make_study
 
 from mhclite.evidence.results import Results, load_results
-from mhclite.evidence.style import LONGEST, grid, save, style, title_of
-from mhclite.evidence.tables import escaped, html_table, latex, latex_table, markdown
+from mhclite.evidence.tables import escaped, html_table, markdown
 from mhclite.evidence.topics.conditions import conditions_table
 from mhclite.study.sections import Condition
 
@@ -47,42 +45,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return load_results(build_results(tmp_path_factory.mktemp("r"), study))
 
 
-STRANGE = (
-    "half the rate 学",  # in no font that comes with matplotlib
-    "half the rate 学学",
-    "x" * 400,
-    "x" * 399 + "y",
-    "⅓ of the rate — половина шага",
-)
-
-
-def test_titles_are_text_in_figures_and_told_apart(
-    results: Results, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """No formula, no box, nothing too long; one line for each title that is replaced."""
-    about = results.settings["conditions"]
-    known = [*TITLES, *STRANGE]
-    settings = {**results.settings, "conditions": {
-        f"c{at}": {**about["c0"], "title": title} for at, title in enumerate(known)
-    }}  # fmt: skip
-    study = replace(results, study={**results.study, "study": settings})
-    with style():
-        shown = [title_of(study, f"c{at}") for at in range(len(known))]
-        figure, axes = grid(1, 1, 2.0)
-        axes[0, 0].set_yticks(range(len(known)), shown)
-        save(figure, tmp_path / "figure")  # warnings are errors: of glyphs, and of no room
-        labels = axes[0, 0].get_yticklabels()
-        texts = [label._preprocess_math(label.get_text()) for label in labels]
-    assert texts[: len(TITLES)] == [(title, False) for title in TITLES]
-    assert len(set(shown)) == len(shown)
-    assert shown[3:5] == ["c3", "c4"]
-    assert all(text.endswith(f"… (c{at})") for at, text in enumerate(shown[5:7], start=5))
-    assert shown[7] == STRANGE[-1]
-    assert max(map(len, shown)) <= LONGEST + 4
-    lines = [record.getMessage() for record in caplog.records if "lacks" in record.getMessage()]
-    assert all(repr(title) in line for title, line in zip(STRANGE[:2], lines, strict=True))
-
-
 def unescaped(text: str) -> str:
     """A Markdown cell as it is shown, if nothing in it is markup."""
     return re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", text)
@@ -97,21 +59,6 @@ def test_titles_are_text_in_markdown(results: Results) -> None:
     for markup in (r"(?<!\\)\$", r"(?<!\\)`", r"(?<!\\)\*a", r"(?<!\\)\]\(", r"(?<!\\)<b>"):
         assert not any(re.search(markup, cell) for cell in cells), markup
     assert escaped("mhc_lite [1.0, 2.0] < 3 & 4 - 5") == "mhc_lite [1.0, 2.0] < 3 & 4 - 5"
-
-
-def test_titles_are_text_in_latex(results: Results) -> None:
-    text = latex_table(conditions_table(results))
-    for title in TITLES:
-        assert latex(title) in text
-    body = text[text.index(r"\midrule") : text.index(r"\bottomrule")]
-    for command in (r"\\frac", r"(?<!\\)\$5", r"(?<!\\)_", r"(?<!\\)[&#%]\w"):
-        assert not re.search(command, body), command
-    depth = 0
-    for mark in re.findall(r"(?<!\\)(?:\\\\)*([{}])", body):
-        depth += 1 if mark == "{" else -1
-        assert depth >= 0
-    assert depth == 0
-    assert latex("[a] b") == "{[}a] b"  # after a line break it would be its length
 
 
 def test_titles_are_text_in_html(results: Results) -> None:

@@ -15,7 +15,6 @@ from mhclite.evidence.topics import (
     sinkhorn,
     stability,
     stress,
-    use,
 )
 
 __all__ = [
@@ -30,5 +29,4 @@ __all__ = [
     "sinkhorn",
     "stability",
     "stress",
-    "use",
 ]

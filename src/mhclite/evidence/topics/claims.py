@@ -1,38 +1,28 @@
-"""What a study says of each claim: by numbers, by model size, and as a figure of losses."""
+"""What a study says of each claim: the main ones, and all."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from mhclite.evidence import exhibits
 from mhclite.evidence.claims import Claim
-from mhclite.evidence.findings import Finding, findings_of
-from mhclite.evidence.frame import LOSS
+from mhclite.evidence.findings import Finding, findings_of, main_findings
 from mhclite.evidence.metrics import METRICS
 from mhclite.evidence.results import Results
-from mhclite.evidence.rows import ALL_MODELS, Row
-from mhclite.evidence.style import (
-    FAINT,
-    INK,
-    empty_figure,
-    grid,
-    rows_of_variants,
-    seeds_and_interval,
-)
+from mhclite.evidence.rows import Row
 from mhclite.evidence.tables import (
     NONE,
     Col,
     Record,
     Rows,
-    fixed,
     missing,
     percent_of,
+    rounded,
     rows_of,
-    significant,
     with_interval,
 )
 from mhclite.evidence.verdicts import DECIDED
@@ -41,7 +31,6 @@ NUMBERS = (
     *("threshold", "margin", "effect", "half_width", "p", "p_corrected"),
     *("p_equal", "p_equal_corrected", "windows_low", "windows_high"),
 )
-ROW = 0.24  # inches per claim of the figure
 
 
 def claims_data(results: Results) -> pd.DataFrame:
@@ -71,7 +60,7 @@ def claim_rows(finding: Finding) -> list[Record]:
                     "model": one.model,
                     "decides": decides,
                     "verdict": finding.verdict if decides else "",
-                    "reason": finding.reason if decides else "; ".join(one.unmet),
+                    "reason": finding.reason if decides else one.short,
                     "kind": claim.kind,
                     "metric": claim.metric,
                     "log": claim.log,
@@ -124,9 +113,7 @@ def _effect(row: Record) -> str:
         times = {"throughput": "× its step time", "difference": "×", "trend": "× a layer"}
         return f"{text} {times.get(row['kind'], '')}".rstrip()
     value = effect + row["threshold"] if bound else effect
-    scale = max(abs(value), 0 if missing(half) else half)
-    number = fixed if 1e-3 <= scale < 1e4 else lambda value: significant(value, 2)
-    text = number(value) + ("" if missing(half) else f" ± {number(half)}")
+    text = rounded(value, half)
     return f"{text} {METRICS[row['metric']].unit}{' a layer' * trend}".rstrip()
 
 
@@ -134,155 +121,73 @@ def _p(value: Any) -> str:
     return NONE if missing(value) else ("< 0.0001" if value < 1e-4 else f"{value:.4f}")
 
 
+def _verdict(row: Record) -> str:
+    return ": ".join(filter(None, [row["verdict"], row["reason"]]))
+
+
+def _where(results: Results) -> list[Col]:
+    sizes = {model: results.model_label(model) for model in results.models}
+    several = len(results.corpora) > 1
+    return [
+        Col("Claim", lambda row: row["statement"]),
+        *([Col("Corpus", lambda row: row["corpus"])] if several else []),
+        Col("Model", lambda row: str(sizes.get(row["model"], row["model"]))),
+        Col("Verdict", _verdict),
+    ]
+
+
+def _stressed(row: Record) -> list[str]:
+    return ["Verdict"] * (row["verdict"] in DECIDED)
+
+
+PAPER = Col("In the paper", lambda row: NONE if missing(row["paper"]) else row["paper"])
+
+
 @exhibits.table(
     "claims",
-    title="What this study says of each claim",
+    title="Every claim",
     caption="Every claim, with effect and corrected p values, over {seeds}. Source: runs.csv.",
     heading="claims",
+    printed="never",
 )
 def claims_table(results: Results) -> Rows:
-    """The verdicts for readers."""
-    error = percent_of(1 - results.confidence)
-
-    def verdict(row: Record) -> str:
-        return ": ".join(filter(None, [row["verdict"], row["reason"]]))
-
-    several = len(results.corpora) > 1
+    """Every claim at every model size, the size that decides first."""
     return rows_of(
         claims_data(results),
+        _where(results),
         [
-            Col("Claim", lambda row: row["statement"]),
-            *([Col("Corpus", lambda row: row["corpus"])] if several else []),
-            Col("Model", lambda row: row["model"]),
-        ],
-        [
-            Col("Verdict", verdict),
             Col("Effect", effect_text),
             Col("n", lambda row: str(row["n"]) if row["n"] else NONE),
             Col("p", lambda row: _p(row["p_corrected"])),
             Col("p, equal", lambda row: _p(row["p_equal_corrected"])),
-            Col("In the paper", lambda row: NONE if missing(row["paper"]) else row["paper"]),
+            PAPER,
         ],
-        "Effect: variant minus reference, paired by seed, or its factor (×), with the "
-        f"{percent_of(results.confidence)} Student t interval over n seeds; for a bound the value "
-        "itself; for throughput over n timed rounds; for a trend per layer. The deepest model at "
-        "which the claim's requirements are met decides, or all of them in a trend. p values are "
-        "corrected over the confirmatory family and the secondary one behind it together, with p = "
-        "1 for what is not reached, so that the chance of even one wrong supported or contradicted "
-        f"is at most {error}, of even one wrong practically equal at most {error}; intervals are "
-        "not corrected. The paper's figures are of models hundreds of times as large. "
-        "docs/evidence.md explains the verdicts.",
-        lambda row: ["Verdict"] * (row["verdict"] in DECIDED),
+        f"Effect: variant minus reference, or its factor (×), with its "
+        f"{percent_of(results.confidence)} interval; of a bound the value itself. Only the size "
+        "with a verdict decides. p values are corrected over all claims, intervals are not.",
+        _stressed,
     )
 
 
 @exhibits.table(
     "verdicts",
-    title="The claims, by model size",
-    caption="One verdict for each claim, and its effect at each model size. Source: runs.csv.",
+    title="Verdicts",
+    caption="The main claims with their verdicts, over {seeds}. Source: runs.csv.",
     heading="claims",
 )
 def verdicts_table(results: Results) -> Rows:
-    """Claims against model sizes: the rows of `claims_data`, one line for each claim."""
-    models = sorted(results.models, key=results.n_layer, reverse=True)
-    headings = {model: results.model_label(model) for model in models}
-    rows: list[dict[str, str]] = []
-    bold, untested = set(), 0
-    for finding in findings_of(results):
-        if finding.verdict == "not tested":
-            untested += 1
-            continue
-        effects = {row["model"]: effect_text(row) for row in claim_rows(finding)}
-        if finding.row.model in headings:
-            bold.add((len(rows), headings[finding.row.model]))
-        trend = f": {effects[ALL_MODELS]}" if ALL_MODELS in effects else ""
-        rows.append(
-            {
-                "Claim": finding.claim.statement,
-                "Corpus": finding.corpus,
-                "Verdict": finding.verdict + trend,
-                **{heading: effects.get(model, NONE) for model, heading in headings.items()},
-            }
-        )
-    data = pd.DataFrame(rows, columns=["Claim", "Corpus", "Verdict", *headings.values()])
-    return Rows(
-        notes=(
-            "The verdict is corrected for the number of claims. Effects are those of single model "
-            "sizes, as in the table of claims; bold: the size that decides, the others decide "
-            f"nothing. {untested} more could not be tested: the study lacks a variant, a setting "
-            "or a measurement."
-        ),
-        data=data,
-        display=data if len(results.corpora) > 1 else data.drop(columns="Corpus"),
-        bold=frozenset(bold),
+    """The main claims at the size that decides; no numbers where they are no answer."""
+    rows = [claim_rows(finding)[0] for finding in main_findings(results)]
+    found = rows_of(
+        pd.DataFrame(rows, columns=list(rows[0]) if rows else ["statement", "corpus", "model"]),
+        _where(results),
+        [
+            Col("Effect", lambda r: NONE if r["verdict"] == "not reached" else effect_text(r)),
+            PAPER,
+        ],
+        f"Effect: variant minus reference, or its factor (×), with its "
+        f"{percent_of(results.confidence)} interval; of a bound the value itself. Verdicts are "
+        "corrected over all claims.",
+        _stressed,
     )
-
-
-# --- figure ---------------------------------------------------------------------------------
-
-
-@exhibits.figure(
-    "forest",
-    title="Paired differences of final losses, with verdicts",
-    caption=(
-        "Each row is a claim that compares final validation losses, by its name in "
-        "config/claims.yaml: variant minus reference of the same seed. Marker and bar: mean with "
-        "its {level} % Student t interval over up to {seeds}; faint points: each seed; dotted: the "
-        "margin of a claim of no worse. The verdicts stand beside the model that decides. Filled "
-        "markers and black verdicts: decided, after correction over all claims; hollow and grey: "
-        "not. Source: runs.csv."
-    ),
-    alt="Rows of points with error bars around a line at zero, a panel for each depth.",
-    heading="claims",
-)
-def forest(results: Results) -> Figure:
-    """One row per claim, one panel per corpus and model; colour of the variant, its verdict."""
-    findings = [
-        finding
-        for finding in findings_of(results)
-        if (finding.claim.kind, finding.claim.metric) == ("difference", LOSS)
-        and finding.row.comparison is not None
-    ]
-    if not findings:
-        return empty_figure("No claim compares the final losses of variants in this study.")
-    claims = list({finding.claim.id: finding.claim for finding in findings}.values())
-    place = {claim.id: at for at, claim in enumerate(claims)}
-    panels = results.panels()
-    figure, axes = grid(1, len(panels), 0.8 + ROW * len(claims), sharey=True)
-    for panel, (corpus, model) in zip(axes[0], panels, strict=True):
-        rows_of_variants(panel, list(place))
-        panel.axvline(0, color=FAINT, linewidth=0.8)
-        for finding in findings:
-            at = next(at for at, row in enumerate(finding.rows) if row.model == model)
-            row, claim, y = finding.rows[at], finding.claim, place[finding.claim.id]
-            if finding.corpus != corpus or row.comparison is None or row.values is None:
-                continue
-            if claim.margin:
-                panel.plot([claim.sign * claim.margin] * 2, [y - 0.35, y + 0.35], ":", color=INK)
-            interval = row.comparison.interval
-            assert interval.mean is not None  # of losses, which are finite
-            decides = at == finding.decides
-            decided = decides and finding.verdict in DECIDED
-            seeds_and_interval(
-                panel,
-                claim.variant,
-                y,
-                list(row.values.values()),
-                claim.sign * interval.mean,
-                interval.half_width,
-                filled=decided,
-            )
-            if decides:
-                panel.annotate(
-                    finding.verdict,
-                    (1.0, y),
-                    xycoords=("axes fraction", "data"),
-                    xytext=(4, 0),
-                    textcoords="offset points",
-                    va="center",
-                    annotation_clip=False,
-                    fontsize=7,
-                    color=INK if decided else "#666666",
-                )
-        panel.set(title=results.panel_title(corpus, model), xlabel="nats/token")
-    return figure
+    return replace(found, numeric=())

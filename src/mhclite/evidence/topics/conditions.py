@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pandas as pd
 
@@ -14,13 +13,11 @@ from mhclite.evidence.frame import (
     apart,
     columns,
     conditions_that_change,
-    excludes_zero,
     keeps_sums,
     row,
     values,
 )
 from mhclite.evidence.results import Results
-from mhclite.evidence.statistics import minus, t_interval
 from mhclite.evidence.tables import (
     MIB,
     NONE,
@@ -41,29 +38,22 @@ from mhclite.evidence.topics.cost import timing_columns
 from mhclite.study.sections import BASE
 
 AGED = "mixing_rate_factor"
-OTHERS = ("residual", "mhc")  # whom a variant is compared with, before and after
-
-
-def comparable(results: Results) -> dict[str, dict[str, Any]]:
-    """The conditions of tables of losses: not those whose mixing learns faster, which have a table
-    of their own.
-    """
-    conditions: dict[str, dict[str, Any]] = results.settings["conditions"]
-    return {n: one for n, one in conditions.items() if AGED not in one["connections"]}
+OTHERS = ("residual", "mhc")  # whom a variant is compared with
 
 
 def conditions_data(results: Results) -> pd.DataFrame:
     """One row per corpus, model, condition and variant: nats per token, paired by seed.
 
     `change`: loss under the condition minus that of the same variant under the study's own
-    settings. `gap_<other>_before`: loss minus the other variant's under the study's own settings;
-    `..._after`: the same with the condition applied to whichever of the two has it. Both are over
-    the seeds that completed under the condition, often fewer than the study's. There is none with a
-    variant that lacks a change of training, which concerns every variant.
+    settings. `minus_<other>`: loss minus the other variant's, which has the condition too if it is
+    one of its variants. There is none with a variant that lacks a change of training, which
+    concerns every variant.
     """
     rows: list[Record] = []
     for corpus, model in results.panels():
-        for condition, settings in comparable(results).items():
+        for condition, settings in results.settings["conditions"].items():
+            if AGED in settings["connections"]:  # has a table of its own
+                continue
             if model not in (settings.get("models") or results.models):
                 continue
             # A change of training concerns every variant: one without it is no comparison.
@@ -77,19 +67,8 @@ def conditions_data(results: Results) -> pd.DataFrame:
                     no_pair = against == variant or (of_all and not touched)
                     after = changed._replace(variant=against)
                     after = after if touched else after._replace(condition=BASE)
-                    seeds = values(results, changed).keys() & values(results, after).keys()
-                    own, other = (
-                        {s: x for s, x in values(results, cell).items() if s in seeds}
-                        for cell in (base, base._replace(variant=against))
-                    )
-                    before = t_interval(
-                        [] if no_pair else minus(own, other).values(), results.confidence
-                    )
-                    found |= columns(f"gap_{against}_before", before)
-                    found |= columns(
-                        f"gap_{against}_after",
-                        apart(results, changed, None if no_pair else after),
-                    )
+                    difference = apart(results, changed, None if no_pair else after)
+                    found |= columns(f"minus_{against}", difference)
                 rows.append(found)
     return pd.DataFrame(rows)
 
@@ -104,30 +83,20 @@ def conditions_data(results: Results) -> pd.DataFrame:
 def conditions_table(results: Results) -> Rows:
     """The table for readers."""
     *place, variant = places(results)
-    change = "Change of loss"
     return rows_of(
         conditions_data(results),
         [*place, Col("Changed", lambda row: row["title"]), variant],
         [
-            Col("Seeds (n)", number("change_n", 0)),
-            Col(change, mean_and_half("change")),
+            Col("Change of loss", mean_and_half("change", 3)),
             *(
-                Col(
-                    f"Minus {results.label(against)}, {when}",
-                    mean_and_half(f"gap_{against}_{when}"),
-                )
-                for against in OTHERS
-                if against in results.variants
-                for when in ("before", "after")
+                Col(f"Minus {results.label(other)}", mean_and_half(f"minus_{other}", 3))
+                for other in OTHERS
+                if other in results.variants
             ),
         ],
-        "Final validation loss in nats per token, differences paired by seed: mean ± half-width of "
-        f"the {percent_of(results.confidence)} Student t interval over the n seeds. Change of "
-        "loss: with the change minus without it, same variant; bold where the interval excludes 0 "
-        "(each row stands alone: nothing is corrected for their number). The other columns compare "
-        "the variant with another, before the change and after it, over the same seeds; the change "
-        "applies to both where it touches both.",
-        lambda row: [change] * excludes_zero(row, "change"),
+        "Change of loss: with the change minus without it. Other columns: minus another variant, "
+        "which has the change too if it touches it. Nats per token, paired by seed, ± half-width "
+        f"of the {percent_of(results.confidence)} interval.",
     )
 
 
@@ -186,11 +155,9 @@ def streams_table(results: Results) -> Rows:
             Col("Step time (residual = 1)", lambda row: quartiles(row, "ratio", 2)),
             Col("Peak memory (MiB)", number("peak_memory_bytes", scale=1 / MIB)),
         ],
-        "Final validation loss in nats per token: mean over the completed runs ± half-width of the "
-        f"{percent_of(results.confidence)} Student t interval over the n seeds; the difference to "
-        f"{usual} streams is paired by seed. Extra parameters over the plain residual. Step time "
-        "is relative to the plain residual's in the same round, median [quartiles], measured alone "
-        "on the device.",
+        f"Losses in nats per token ± half-width of the {percent_of(results.confidence)} interval; "
+        f"the difference to {usual} streams is paired by seed. Step time: over the plain "
+        "residual's in the same round, median [quartiles].",
     )
 
 
@@ -268,13 +235,7 @@ def faster_mixing_table(results: Results) -> Rows:
             metric("start_distance"),
             metric("knockout_identity", "Lost, H_res = I"),
         ],
-        "Over the completed runs. log(1/ν) > 30: mean over seeds and, in brackets, least and most, "
-        "of the share of Sinkhorn-Knopp's inputs whose smallest entry ν is so far below the "
-        "largest; beside it the largest of all seeds. Sums off: largest deviation of a row or "
-        "column sum of H_res from 1 over held-out tokens, in single sub-layers and in their "
-        "product over depth, of variants whose sums are meant to be 1. Largest gain: of the "
-        "product, over training. Distance: from the start, Frobenius norm, mean over sub-layers. "
-        f"All four are geometric means with the {percent_of(results.confidence)} Student t "
-        "interval of the logarithm. Lost: nats per token ± half-width over seeds and windows of "
-        f"text. {NONE}: does not apply, or no run completed.",
+        "log(1/ν) > 30: share of Sinkhorn-Knopp's inputs (least to most over seeds). Sums off: "
+        "deviation from 1. Lost: nats per token. [Ends] or ± half-width of the "
+        f"{percent_of(results.confidence)} interval. {NONE}: does not apply, or no run completed.",
     )

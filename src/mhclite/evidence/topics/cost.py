@@ -120,7 +120,6 @@ def parameters_table(results: Results) -> Rows:
         places(results)[-2:],
         [
             Col("Parameters", number("parameters", 0)),
-            Col("Extra over residual", number("extra_parameters", 0)),
             Col("Extra (%)", number("extra_percent")),
             Col("FLOPs per token (millions)", number("flops_per_token", 2, 1e-6)),
             spread("tokens_per_second", "Throughput (tokens/s)", 0),
@@ -128,12 +127,8 @@ def parameters_table(results: Results) -> Rows:
             *(spread(f"{name}_ratio", heading, 2) for name, heading in others.items()),
             Col("Peak memory (MiB)", memory),
         ],
-        "Throughput and step time are median [first, third quartile] over the timed rounds. "
-        "Each round takes one training step of every variant; the step time is relative to the "
-        "plain residual's in the same round, above 1 is slower"
-        f"{'; that of the ' * bool(own)}{' and '.join(sorted(map(str, own)))}"
-        f"{' implementation, if no other is named' * bool(own)}. FLOPs are those of the matrix "
-        "products of a forward and backward pass. Peak memory is what a training step holds at its "
-        "worst: parameters, optimizer state, gradients, activations. Measured on "
-        f"{how_measured(results)}.",
+        "Median [quartiles] over the timed rounds. Step time: over the plain residual's in the "
+        f"same round{'; that of the ' * bool(own)}{' and '.join(sorted(map(str, own)))}"
+        f"{' implementation' * bool(own)}. FLOPs: of the matrix products. Memory: the most that a "
+        "training step holds.",
     )

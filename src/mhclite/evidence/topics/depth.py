@@ -15,7 +15,6 @@ from matplotlib.ticker import (
     FixedLocator,
     FuncFormatter,
     NullLocator,
-    PercentFormatter,
 )
 
 from mhclite.evidence import exhibits
@@ -24,7 +23,6 @@ from mhclite.evidence.frame import (
     Cell,
     apart,
     conditions_that_change,
-    is_measured,
     keeps_sums,
     mean,
     values,
@@ -33,7 +31,6 @@ from mhclite.evidence.results import Results
 from mhclite.evidence.statistics import BASELINE, Interval, minus
 from mhclite.evidence.style import (
     FAINT,
-    INK,
     SEED_LINE,
     colour,
     empty_figure,
@@ -47,7 +44,7 @@ from mhclite.evidence.style import (
     wrapped_grid,
 )
 from mhclite.evidence.topics.losses import divergence_note
-from mhclite.evidence.topics.mixing import H_RES, NO_PROBES, probed
+from mhclite.evidence.topics.mixing import H_RES, NO_PROBES, deepest_probed
 from mhclite.study.sections import BASE
 
 SHARED = 0.66  # of the way to the next depth is shared by the variants of one
@@ -181,13 +178,11 @@ def _losses(axes: Axes, results: Results, corpus: str) -> None:
 
 
 def _logarithmic(
-    metrics: tuple[str, ...], label: str, shown: Callable[[str], bool] = lambda variant: True
+    metric: str, label: str, shown: Callable[[str], bool] = lambda variant: True
 ) -> Callable[[Axes, Results, str], None]:
-    """A panel of the first of some metrics that the study has, of the variants `shown`."""
+    """A panel of a metric, of the variants `shown`."""
 
     def panel(axes: Axes, results: Results, corpus: str) -> None:
-        metric = next((m for m in metrics if is_measured(results, m)), metrics[0])
-
         def positive(cell: Cell) -> tuple[dict[int, float], Interval]:
             seeds, interval = _metric(results, metric)(cell)
             if interval.mean == 0:
@@ -219,30 +214,11 @@ def _knockouts(axes: Axes, results: Results, corpus: str) -> None:
     axes.set_ylabel("nats per token")
 
 
-def _sinkhorn_inputs(axes: Axes, results: Results, corpus: str) -> None:
-    aged = conditions_that_change(results, "mixing_rate_factor")
-    drawn = _draw(axes, results, corpus, _metric(results, "sinkhorn_share_above_30"), aged)
-    if not drawn:
-        empty_state(axes, "No variant here is given to Sinkhorn-Knopp.")
-        return
-    axes.plot([24], [0.279], "*", color=INK, markersize=7, zorder=4)
-    axes.annotate(
-        "paper, L", (24, 0.279), xytext=(-4, 4), textcoords="offset points", ha="right", fontsize=6
-    )
-    frame(axes, [*drawn, 0.0, 0.36])  # room for what stands at the mark
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set_ylabel("share of inputs")
-
-
 PANELS: dict[str, Callable[[Axes, Results, str], None]] = {
     "Loss minus the plain residual's": _losses,
-    "Largest composite gain": _logarithmic(("gain_forward_peak",), "gain"),
-    "Product's sums off": _logarithmic(("product_max_deviation",), "largest |sum - 1|", keeps_sums),
-    "Gradient fluctuation": _logarithmic(
-        ("backbone_grad_norm_fluctuation", "grad_norm_fluctuation"), "sd of its logarithm"
-    ),
+    "Largest composite gain": _logarithmic("gain_forward_peak", "gain"),
+    "Product's sums off": _logarithmic("product_max_deviation", "largest |sum - 1|", keeps_sums),
     f"Lost where {H_RES} is set to I": _knockouts,
-    "Hard Sinkhorn inputs": _sinkhorn_inputs,
 }
 
 
@@ -250,26 +226,18 @@ PANELS: dict[str, Callable[[Axes, Results, str], None]] = {
     "depth",
     title="What depth does to every variant",
     caption=(
-        "All variants against the number of layers, on the first corpus. Loss: final validation "
-        "loss minus the plain residual's of the same seed; hollow: with the final LayerNorm after "
-        "the sum of the streams. Largest composite gain: largest absolute row sum of the product "
-        "of all H_res, mean over tokens, largest over training. Product's sums off: largest "
-        "deviation of a row or column sum from 1 at the end, of variants whose sums are meant to "
-        "be 1; 1e-08 stands for 0. Gradient fluctuation: sd of the logarithm of the backbone's "
-        "gradient norm about its running median. Lost: what the trained model's loss rises by when "
-        "every H_res is set to the identity; linear up to 0.001 nats. Hard Sinkhorn inputs: those "
-        "with log(1/ν) above 30; hollow where the mixing learns faster; star: the paper's figure "
-        "for its L. Mean (geometric on logarithmic axes) and {level} % Student t interval over up "
-        "to {seeds}, each seed a point; an interval that leaves its panel is cut. Operator "
-        "orientation. Source: runs.csv."
+        "Mean (geometric on logarithmic axes) with its {level} % interval over up to {seeds}, each "
+        "a point; long intervals are cut. Hollow: one final norm. 1e-08 stands for 0. Source: "
+        "runs.csv."
     ),
-    alt="Six panels of curves over the number of layers, one colour and marker for each variant.",
-    heading="claims",
+    alt="Four panels of curves over the number of layers, one colour and marker for each variant.",
+    heading="loss",
     needs="depths",
+    printed="several depths",
 )
 def depth(results: Results) -> Figure:
-    """Six quantities over depth, of the study's first corpus."""
-    figure, panels = wrapped_grid(len(PANELS), 2.35, beside=3)
+    """Four quantities over depth, of the study's first corpus."""
+    figure, panels = wrapped_grid(len(PANELS), 2.35)
     for panel, (title, fill) in zip(panels, PANELS.items(), strict=True):
         panel.set_autoscaley_on(False)  # by `frame`
         fill(panel, results, results.corpora[0])
@@ -287,10 +255,9 @@ def depth(results: Results) -> Figure:
     "composite_gain",
     title="Composite gain over depth",
     caption=(
-        "Gain of the product of the first H_res matrices, two per layer: the largest absolute row "
-        "sum (forward, of signals) and column sum (backward, of gradients) of the product, "
-        "mean over the tokens of held-out text. Operator orientation. 1 keeps the size of a "
-        "signal. Bold: mean over {seeds}; thin: each seed. Source: the files in probes/."
+        "Largest absolute row sum (forward) and column sum (backward) of the product of the first "
+        "H_res, two per layer, mean over tokens. 1 keeps the size of a signal. Bold: mean over "
+        "{seeds}; thin: each seed. Source: probes/."
     ),
     alt=(
         "Curves over the number of matrices multiplied on a logarithmic axis, with a line at one."
@@ -299,12 +266,12 @@ def depth(results: Results) -> Figure:
 )
 def composite_gain(results: Results) -> Figure:
     """Composite gain of the product of the first l sub-layers' H_res."""
-    cells = probed(results)
-    if not cells:
+    shown = deepest_probed(results)
+    if not shown:
         return empty_figure(NO_PROBES)
-    figure, axes = grid(len(cells), 2, 1.85, sharex="row", sharey=True)
+    figure, axes = grid(len(shown), 2, 2.3, sharex="row", sharey=True)
     gains = [1 - AT_ONE, 1 + AT_ONE]  # the least that the axis shows
-    for pair, (corpus, model) in zip(axes, cells, strict=True):
+    for pair, (corpus, model) in zip(axes, shown, strict=True):
         for panel, way, what in zip(pair, ("forward", "backward"), ("row", "column"), strict=True):
             level = []  # variants whose lines lie on top of each other
             for variant in results.streams:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mhclite.evidence import exhibits
 from mhclite.evidence.frame import LOSS, Cell, apart, cells, columns, row, values
-from mhclite.evidence.results import Results, of
+from mhclite.evidence.results import Results, evenly_spaced, of
 from mhclite.evidence.statistics import BASELINE, far_off
 from mhclite.evidence.style import (
     FAINT,
     SEED_LINE,
+    empty_state,
     grid,
     plain_log,
     remark,
@@ -24,18 +26,13 @@ from mhclite.evidence.style import (
 )
 from mhclite.evidence.tables import NONE, Record, Rows, fixed, listed, percent_of, plus_minus
 
-BITS = "validation_bits_per_byte"
-
-
-def baseline_of(cell: Cell) -> Cell | None:
-    """The plain residual of a cell; None of itself."""
-    return None if cell.variant == BASELINE else cell._replace(variant=BASELINE)
+POINTS = 200  # of a curve; a panel is 3 inches wide
 
 
 def results_data(results: Results) -> pd.DataFrame:
     """For each corpus its counting models, of `kind` baseline, then one row per cell.
 
-    The means of loss and bits per byte; `difference`: loss minus the plain residual's, paired by
+    The mean loss; `difference`: loss minus the plain residual's, paired by
     seed; `seed_<s>`: the loss of that seed, empty if its run diverged.
     """
     rows: list[dict[str, Any]] = []
@@ -48,16 +45,16 @@ def results_data(results: Results) -> pd.DataFrame:
                     "variant": name,
                     "label": f"{name.capitalize()} model",
                     LOSS: loss,
-                    BITS: results.bits_per_byte(corpus, loss),
                 }
             )
         for cell in cells(results):
             if cell.corpus == corpus:
                 seeds = values(results, cell)
+                base = None if cell.variant == BASELINE else cell._replace(variant=BASELINE)
                 rows.append(
                     {"kind": "variant", "label": results.label(cell.variant)}
-                    | row(results, cell, (LOSS, BITS))
-                    | columns("difference", apart(results, cell, baseline_of(cell)))
+                    | row(results, cell, [LOSS])
+                    | columns("difference", apart(results, cell, base))
                     | {f"seed_{seed}": seeds.get(seed) for seed in results.seeds}
                 )
     first = ["corpus", "kind", "model", "n_layer", "variant", "label", "condition", LOSS]
@@ -67,22 +64,12 @@ def results_data(results: Results) -> pd.DataFrame:
     )
 
 
-def best_rows(data: pd.DataFrame) -> list[int]:
-    """Rows of `results_data` with the lowest mean of their corpus and model.
-
-    A variant with a diverged run takes no part: the mean of the runs that survived, over other
-    seeds, is not comparable.
-    """
-    fair = data[(data["kind"] == "variant") & data[LOSS].notna() & (data["n_diverged"] == 0)]
-    best = fair.groupby(["corpus", "model"], sort=False)[LOSS].idxmin()
-    return [int(place) for place in best]
-
-
 @exhibits.table(
     "results",
     title="Validation loss at the end of training",
     caption="Final loss with {level} % intervals over {seeds}. Source: runs.csv.",
     heading="loss",
+    printed="several cells",
 )
 def results_table(results: Results) -> Rows:
     """Final validation loss: a row for each variant, columns for each model size."""
@@ -97,35 +84,27 @@ def results_table(results: Results) -> Rows:
             line[heading] = _loss(record)
             if beside and record["kind"] == "variant":
                 line[heading + beside] = plus_minus(
-                    record["difference"], record["difference_half_width"]
+                    record["difference"], record["difference_half_width"], 3
                 )
     order = [h + b for h in map(results.model_label, results.models) for b in {"": 0, beside: 0}]
     names = ["Corpus", "Variant", *order]
     display = pd.DataFrame(lines.values()).reindex(columns=names, fill_value=NONE).fillna(NONE)
-    place = {key: at for at, key in enumerate(lines)}
-    bold = {
-        (place[data["corpus"][at], data["label"][at]], results.model_label(data["model"][at]))
-        for at in best_rows(data)
-    }
     return Rows(
         notes=(
-            "Nats per token: mean over the seeds that completed ± half-width of the "
-            f"{percent_of(results.confidence)} Student t interval; differences are paired by seed "
-            "(same batches, same initial backbone), below 0 is better. Each interval stands alone: "
-            "nothing is corrected for their number. Bold: lowest mean of the variants without a "
-            f"diverged run.{_far(results)} Every seed is in results.csv."
+            "Nats per token: mean over the completed runs ± half-width of the "
+            f"{percent_of(results.confidence)} interval; differences are paired by seed, below 0 "
+            f"is better; nothing is corrected for their number.{_far(results)}"
         ),
         data=data,
         display=display.drop(columns=["Corpus"] if len(results.corpora) == 1 else []),
         numeric=order,
-        bold=frozenset(bold),
     )
 
 
 def _loss(record: Record) -> str:
     if record["kind"] == "baseline":
-        return fixed(record[LOSS])
-    text = plus_minus(record[LOSS], record[f"{LOSS}_half_width"])
+        return fixed(record[LOSS], 3)
+    text = plus_minus(record[LOSS], record[f"{LOSS}_half_width"], 3)
     return text + (f" ({record['n_diverged']} diverged)" if record["n_diverged"] else "")
 
 
@@ -172,29 +151,50 @@ def _counting_lines(panels: Sequence[Axes], losses: dict[str, float]) -> None:
         )
 
 
+def over_training(
+    results: Results, column: str, label: str
+) -> tuple[Figure, np.ndarray[tuple[int, int], np.dtype[np.object_]]]:
+    """A column of curves.csv over training: each run, each variant's mean; a panel for each size.
+
+    Returns the figure and its axes, (corpora, models).
+    """
+    table = results.curves.dropna(subset=[column])
+    figure, axes = grid(len(results.corpora), len(results.models), 2.0, sharey="row")
+    for panels, corpus in zip(axes, results.corpora, strict=True):
+        for panel, model in zip(panels, results.models, strict=True):
+            panel.set(title=results.panel_title(corpus, model), xlabel="training step")
+            part = of(table, corpus, model)
+            if part.empty:
+                empty_state(panel, "The runs are too short.")
+                continue
+            runs_and_means(panel, results, thinned(part), column)
+            plain_log(panel)
+            remark(panel, divergence_note(results, corpus, model))
+        panels[0].set_ylabel(label)
+    variant_legend(figure, results.variants, results.labels, extra=[SEED_LINE])
+    return figure, axes
+
+
+def thinned(table: pd.DataFrame) -> pd.DataFrame:
+    """At most `POINTS` of the steps in the table, the first and the last among them."""
+    steps = table["step"].drop_duplicates().sort_values().to_numpy()
+    return table[table["step"].isin(steps[evenly_spaced(len(steps), POINTS)])]
+
+
 @exhibits.figure(
     "validation_loss",
     title="Validation loss over training",
     caption=(
-        "Loss on held-out text; the dotted lines are counting models of the same text. Bold: mean "
-        "over the completed runs of {seeds}; thin: each seed; a cross is the last evaluation "
-        "before a run diverged. No interval is drawn: that of the last step is in the table of "
-        "results. Source: curves.csv."
+        "Loss on held-out text. Dotted: models that count single tokens (unigram) and pairs "
+        "(bigram). Bold: mean over the completed runs of {seeds}; thin: each seed. "
+        "Source: curves.csv."
     ),
     alt="Falling curves, one colour and line style for each variant.",
     heading="loss",
 )
 def validation_loss(results: Results) -> Figure:
-    """Validation loss over training: each run, and each variant's mean."""
-    evaluated = results.curves.dropna(subset=[LOSS])
-    figure, axes = grid(len(results.corpora), len(results.models), 2.0, sharey="row")
+    """Validation loss over training, beside the counting models."""
+    figure, axes = over_training(results, LOSS, "validation loss (nats/token)")
     for panels, corpus in zip(axes, results.corpora, strict=True):
         _counting_lines(list(panels), results.counting_models[corpus])
-        for panel, model in zip(panels, results.models, strict=True):
-            runs_and_means(panel, results, of(evaluated, corpus, model), LOSS)
-            plain_log(panel)
-            panel.set(title=results.panel_title(corpus, model), xlabel="training step")
-            remark(panel, divergence_note(results, corpus, model))
-        panels[0].set_ylabel("validation loss (nats/token)")
-    variant_legend(figure, results.variants, results.labels, extra=[SEED_LINE])
     return figure

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from mhclite.evidence import exhibits, style
+from mhclite.evidence import exhibits
 from mhclite.evidence.results import Results
 from mhclite.evidence.style import (
     INK,
@@ -90,7 +90,7 @@ def learning_rates(results: Results) -> Rows:
 
     def changed(row: Record) -> str:
         condition = row["condition"]
-        return NONE if condition == BASE else style.title_of(results, condition)
+        return NONE if condition == BASE else results.settings["conditions"][condition]["title"]
 
     def good(row: Record) -> str:
         ends = [significant(row[f"band_{end}"]) for end in ("low", "high")]
@@ -113,12 +113,9 @@ def learning_rates(results: Results) -> Rows:
             Col("Rates as good", good),
             Col("Whole length", number("final_loss", 4)),
         ],
-        "Losses in nats per token, means over the sweep's seeds. Grid: its shorter runs, at the "
-        "rate that all variants of a size began with and at the one chosen. Rates as good: those "
-        f"next to the best of the grid whose loss is at most {band} above it. Whole length: all "
-        "steps, other seeds, by which the rate was chosen. At its edge: the best of the grid is "
-        "inside it, the rate chosen among the best is not. By hand: not swept. "
-        f"{NONE}: none, or a run diverged.",
+        "Losses of the sweep, nats per token. Grid: its shorter runs, at the size's rate and at "
+        f"the one chosen. Rates as good: at most {band} above the best. Whole length: other "
+        f"seeds, by which the rate was chosen. {NONE}: none, or a run diverged.",
     )
 
 
@@ -126,10 +123,9 @@ def learning_rates(results: Results) -> Rows:
     "loss_against_rate",
     title="Final loss against the learning rate, every arm",
     caption=(
-        "Final validation loss of the sweep's grid at each learning rate tried, mean over its "
-        "seeds; the {seeds} of this study are others. Thin: under a condition. A ring is the rate "
-        "that was chosen; a cross stands where a run diverged. Source: the file of learning rates "
-        "that the study names."
+        "Loss of the sweep's grid at each rate, mean over its seeds; the {seeds} of this study "
+        "are others. Thin: under a condition. Ring: the rate chosen. Cross: a run diverged. "
+        "Source: the file of learning rates."
     ),
     alt="Curves over the learning rate, one colour, marker and line style for each variant.",
     heading="loss",

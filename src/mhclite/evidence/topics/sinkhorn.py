@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pandas as pd
 
@@ -12,12 +10,8 @@ from mhclite.evidence import exhibits
 from mhclite.evidence.results import Results
 from mhclite.evidence.tables import Col, Record, Rows, rows_of, significant
 
-METHODS = [(precision, domain) for precision in ("fp32", "bf16") for domain in ("log", "exp")]
-
-
-def _rows(results: Results) -> list[dict[str, Any]]:
-    assert results.sinkhorn is not None
-    return list(results.sinkhorn["rows"])
+KEYS = ("logit_range", "iterations", "precision", "domain")
+METHODS = (("fp32", "log"), ("fp32", "exp"), ("bf16", "log"), ("bf16", "exp"))
 
 
 @exhibits.table(
@@ -29,11 +23,12 @@ def _rows(results: Results) -> list[dict[str, Any]]:
 )
 def sinkhorn_table(results: Results) -> Rows:
     """Median and largest deviation by range, iterations and way of computing."""
-    rows = _rows(results)
+    assert results.sinkhorn is not None
+    rows = results.sinkhorn["rows"]
     deepest = max(int(depth) for depth in rows[0]["product"])
     data = pd.DataFrame(
         {
-            **{key: row[key] for key in ("logit_range", "iterations", "precision", "domain")},
+            **{key: row[key] for key in KEYS},
             **{f"single_{name}": value for name, value in row["single"].items()},
             **{
                 f"product_{depth}_{name}": value
@@ -43,49 +38,29 @@ def sinkhorn_table(results: Results) -> Rows:
         }
         for row in rows
     )
-    lines = {
-        (spread, count): {
-            (row["precision"], row["domain"]): row
-            for row in rows
-            if (row["logit_range"], row["iterations"]) == (spread, count)
-        }
-        for spread in sorted({row["logit_range"] for row in rows})
-        for count in sorted({row["iterations"] for row in rows})
-    }
-    text = pd.DataFrame(
-        {"logit_range": spread, "iterations": count}
-        | {
-            f"{precision}, {domain} domain, one matrix": _pair(of[precision, domain]["single"])
-            for precision, domain in METHODS
-        }
-        | {
-            f"fp32, log domain, {deepest} multiplied": _pair(
-                of[METHODS[0]]["product"][f"{deepest}"]
-            )
-        }
-        for (spread, count), of in lines.items()
-    )
-    assert results.sinkhorn is not None
+    by_method = {tuple(row[name] for name in KEYS): row for row in data.to_dict("records")}
+
+    def column(heading: str, method: tuple[str, str], what: str) -> Col:
+        def text(row: Record) -> str:
+            found = by_method[row["logit_range"], row["iterations"], *method]
+            return " / ".join(significant(found[f"{what}_{end}"], 2) for end in ("median", "max"))
+
+        return Col(heading, text)
+
     reached = results.values.loc[results.values["metric"] == "largest_log_inverse_nu", "value"]
-    trained = f" Those of this study's trained runs reach log(1/ν) = {reached.max():.1f}."
+    trained = f" Trained runs reach log(1/ν) = {reached.max():.1f}."
     shown = rows_of(
-        text,
+        data[["logit_range", "iterations"]].drop_duplicates().sort_values([*KEYS[:2]]),
         [
             Col("Logit range", lambda row: f"{row['logit_range']:g}"),
-            Col("Iterations", lambda row: str(row["iterations"])),
+            Col("Iterations", lambda row: f"{row['iterations']:g}"),
         ],
-        [Col(name, _cell(name)) for name in text.columns[2:]],
-        "Median / largest |sum - 1| on the side that the last half-step does not normalise, "
-        f"over {results.sinkhorn['settings']['matrices']:,} x {deepest} random 4 × 4 matrices "
-        "with logits uniform over the range (log(1/ν) is nearly the range). Products multiply "
-        f"{deepest} of them in float64.{trained * bool(len(reached))}",
+        [
+            *(column(f"{p}, {domain} domain", (p, domain), "single") for p, domain in METHODS),
+            column(f"fp32, log domain, {deepest} multiplied", METHODS[0], f"product_{deepest}"),
+        ],
+        "Median / largest |sum - 1| on the side that the last half-step does not normalise, over "
+        f"{results.sinkhorn['settings']['matrices']:,} x {deepest} random matrices; logits are "
+        f"uniform over the range.{trained * bool(len(reached))}",
     )
     return replace(shown, data=data)
-
-
-def _pair(found: dict[str, float]) -> str:
-    return f"{significant(found['median'], 2)} / {significant(found['max'], 2)}"
-
-
-def _cell(name: str) -> Callable[[Record], str]:
-    return lambda row: str(row[name])

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
-from mhclite.evidence import exhibits, style
+from mhclite.evidence import exhibits
 from mhclite.evidence.frame import columns
 from mhclite.evidence.results import Results
 from mhclite.evidence.statistics import BASELINE, minus, t_interval
@@ -28,7 +28,6 @@ from mhclite.evidence.tables import (
     Col,
     Record,
     Rows,
-    counted,
     mean_and_half,
     missing,
     percent_of,
@@ -151,16 +150,10 @@ def stress_table(results: Results) -> Rows:
                 for name in REFERENCES
             ),
         ],
-        f"Multiples of the study's own learning rate ({rates}). A run fails, of whatever variant, "
-        f"if it diverges or its final validation loss is not {settings['below_unigram']:g} nats "
-        f"below the unigram model's. Tried are x {tried}, then the stretch from the smallest rate "
-        f"that fails to the one below it is halved {counted(settings['halvings'], 'time')}, in "
-        "logarithms. Critical rate: geometric mean over seeds with its "
-        f"{percent_of(results.confidence)} Student t interval; a seed all of whose rates fail "
-        "(below) or hold (above) counts with the end, so that differences are too small rather "
-        "than too large. A larger rate holds: seeds in which failing is not monotone. Octaves "
-        "(factors of 2) above: mean of the paired differences ± half-width of its interval, not "
-        "corrected for their number.",
+        f"Multiples of {rates} at which runs fail: they end less than "
+        f"{settings['below_unigram']:g} nats below the unigram model. Geometric mean (ends of the "
+        f"{percent_of(results.confidence)} interval); seeds beyond x {tried} count with the end. "
+        "Octaves: paired differences ± half-width.",
     )
 
 
@@ -171,10 +164,9 @@ ABOVE = 0.4  # nats above the unigram model at which the axis ends; diverged run
     "stress_rates",
     title="Final loss at multiples of the learning rate",
     caption=(
-        "Final validation loss at multiples of the study's learning rate; lines are means "
-        "over {seeds} at the rates that all were given, points are all runs, crosses those that "
-        "failed; losses far above the unigram model (dotted) are drawn at the upper end. The table "
-        "has the critical rates. Source: the files in critical/."
+        "Loss at multiples of the study's learning rate. Lines: means over {seeds}; points: runs; "
+        "crosses: runs that failed. Losses far above the unigram model (dotted) stand at the upper "
+        "end. Source: critical/."
     ),
     alt="Rising curves over the learning rate, one colour, marker and line style each.",
     heading="stability",
@@ -187,7 +179,6 @@ def stress_rates(results: Results) -> Figure:
         (str(corpus), str(model), str(condition)): runs
         for (corpus, model, condition), runs in tries.groupby(KEYS[:3], observed=True, sort=True)
     }
-    titles = {name: style.title_of(results, name) for name in results.settings["conditions"]}
     figure, axes = wrapped_grid(len(groups), 2.8)
     for panel, ((corpus, model, condition), runs) in zip(axes, groups.items(), strict=True):
         unigram = results.counting_models[corpus]["unigram"]
@@ -210,7 +201,7 @@ def stress_rates(results: Results) -> Figure:
                 part = own["failed"] == failed
                 panel.plot(octaves[part], loss[part], shape, color=tint, markersize=3, alpha=0.5)
         panel.axhline(unigram, color=FAINT, linewidth=0.8, ls=":")
-        changed = "" if condition == BASE else f", {titles[condition]}"
+        changed = "" if condition == BASE else f", {condition}"
         panel.set(
             title=results.panel_title(corpus, model) + changed,
             xlabel=f"learning rate ({results.settings['models'][model]['learning_rate']:g} x)",
