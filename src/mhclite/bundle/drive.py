@@ -24,7 +24,7 @@ from mhclite.config import RunConfig
 from mhclite.data.manifest import load_manifest
 from mhclite.errors import Interrupted, UserError
 from mhclite.files import read_json, write_json
-from mhclite.records import Misfit, build, read_record
+from mhclite.records import read_record
 from mhclite.runs import status
 from mhclite.runs.folder import RunFolder
 from mhclite.runs.key import run_key
@@ -76,22 +76,13 @@ class Bundle:
     runs: list[Chain]  # training and probe of each run, in the order of their work
 
 
-@dataclass(frozen=True)
-class Receipts:
-    """bundle-receipts.json."""
-
-    made_of: dict[str, str]
-
-
 def receipts(out: Path) -> dict[str, str]:
     """Output -> digest of what it was made of, for the throughput and probes of a bundle."""
     path = out / RECEIPTS
-    if not path.is_file():
-        return {}
-    try:
-        return build(Receipts, {"made_of": read_json(path, "receipts")}).made_of
-    except Misfit as problem:
-        raise UserError(f"{path} is not what a bundle wrote: {problem}; delete it") from None
+    found = read_json(path, "receipts") if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not what a bundle wrote; delete it")
+    return found
 
 
 def load_bundle(folder: Path) -> Bundle:
