@@ -319,11 +319,3 @@ def test_when_the_time_is_up_nothing_is_begun(
     assert cli.main(["bundle", "run", "bundle", "--minutes", "1e-9"]) == 75
     assert "33 of 33 jobs left" in capsys.readouterr().err
     assert not Path("bundle/results/smoke").exists()
-
-
-def test_the_paper_and_gpu_studies_share_their_smallest_model() -> None:
-    models = [
-        yaml.safe_load((ROOT / f"config/{name}.yaml").read_text())["models"]["s"]
-        for name in ("paper", "gpu")
-    ]
-    assert models[0] == models[1]

@@ -272,18 +272,6 @@ def test_another_shape_is_refused_and_both_are_said(variant: str) -> None:
             assert str((2, 3, C)) in str(refused.value)
 
 
-@pytest.mark.slow
-def test_the_compiler_does_not_hide_what_is_refused() -> None:
-    """Nor is the check in its way: sizes may be dynamic."""
-    connection = made("mhc_lite")
-    step = torch.compile(lambda x: connection.fast_forward(x, body), backend="eager", dynamic=True)
-    for B, T in ((2, 3), (4, 5)):
-        assert step(normal(B, T, 4, C)).shape == (B, T, 4, C)
-    with pytest.raises(ValueError, match=r"shape \(2, 3, 1, 16\), expected \(B, T, 4, 16\)"):
-        step(normal(2, 3, 1, C))
-    torch._dynamo.reset()
-
-
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -408,16 +396,6 @@ def test_a_module_without_memory_gets_all_of_its_values(variant: str) -> None:
         else:
             empty.reset_parameters()
         alike(empty, expected)
-
-
-@pytest.mark.usefixtures("empty_is_nan")
-def test_the_learned_read_can_be_initialised() -> None:
-    with torch.device("meta"):
-        head = Head(4, C)
-    head.to_empty(device="cpu").initialise(torch.Generator().manual_seed(0))
-    expected = Head(4, C)
-    expected.initialise(torch.Generator().manual_seed(0))
-    assert torch.equal(head(normal(1, 2, 4, C)), expected(normal(1, 2, 4, C)))
 
 
 def test_scales_without_a_dimension_are_read() -> None:

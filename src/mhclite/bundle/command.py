@@ -37,10 +37,14 @@ def run(args: argparse.Namespace) -> int:
 
         return run_bundle(args.bundle, args.minutes, args.jobs)
     if args.action == "pack":
-        from mhclite.bundle.pack import describe_bundle, pack
+        from mhclite.bundle.pack import pack
 
         pack(args.study, args.out)
-        print(describe_bundle(args.out, args.study))
+        print(
+            f"{args.out} is packed (docs/gpu.md). There, in its folder, until nothing is left: "
+            f"python3 run.py --minutes 30; back here: python -m mhclite bundle merge "
+            f"FOLDER-OR-ARCHIVE --study {args.study}"
+        )
         return 0
     from mhclite.bundle.merge import merge
 

@@ -163,15 +163,3 @@ def _fill(folder: Path, study: Study, corpora: list[Path]) -> None:
             shutil.copyfile(corpus / name, folder / corpus / name)
     write_json(folder / BUNDLE, to_json(bundle_of(study)))
     write_text(folder / "run.py", RUN)
-
-
-def describe_bundle(folder_or_archive: Path, study_file: Path) -> str:
-    """What to do with a bundle, for the end of packing."""
-    name = folder_or_archive.name
-    return (
-        f"{folder_or_archive} is packed. Copy it to the machine with the GPU, then there\n"
-        + (f"  tar xzf {name}\n" if name.endswith(ARCHIVES) else "")
-        + "  python3 run.py --minutes 30        in its folder, again until nothing is left\n"
-        "and back here, with what it has under results/\n"
-        f"  python -m mhclite bundle merge FOLDER-OR-ARCHIVE --study {study_file}"
-    )
