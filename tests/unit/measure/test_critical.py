@@ -12,7 +12,6 @@ from tiny import MODEL, configuration, write_corpus
 
 from mhclite import cli
 from mhclite.config import RunConfig
-from mhclite.errors import UserError
 from mhclite.measure import sweep
 from mhclite.measure.critical import search
 from mhclite.measure.files import (
@@ -20,7 +19,6 @@ from mhclite.measure.files import (
     Try,
     critical_interval,
     read_critical,
-    settings_argument,
 )
 from mhclite.records import to_json
 from mhclite.training.loop import train
@@ -105,8 +103,3 @@ def test_a_tiny_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(tmp_path, factors) == 0
     assert out.read_bytes() == whole
     assert {path: path.stat().st_mtime_ns for path in before} == before, "tried once"
-
-
-def test_settings_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="halvings is missing"):
-        settings_argument(CriticalSettings, '{"factors": [2, 4], "below_unigram": 0}', "--settings")

@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 from tiny import configuration, run_record, run_summary
 
 from mhclite import cli
-from mhclite.errors import UserError
 from mhclite.files import sha256_of
 from mhclite.measure.files import StabilitySettings
 from mhclite.measure.stability import JUMP_WINDOW, judge, jumps, last_window, spikes, trailing
 from mhclite.records import to_json
-from mhclite.runs.folder import FinishedRun, RunFolder
+from mhclite.runs.folder import FinishedRun
 
 SETTINGS = StabilitySettings(spike_window=4, spike_sigmas=3.0, fluctuation_window=5)
 WAVE = [0.0, 1.0]  # mean 1/2, standard deviation 1/2 over every even window
@@ -209,19 +208,19 @@ def test_the_backbones_norm_is_judged_where_it_was_recorded() -> None:
 # --- the step -------------------------------------------------------------------------------
 
 
-def write_run(folder: Path, run: FinishedRun, **summary: Any) -> None:
+def write_run(folder: Path, run: FinishedRun) -> None:
     """A finished run folder with what the step reads."""
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in run.metrics))
     (folder / "run.json").write_text(json.dumps(to_json(run.record)))
     digest = {"metrics_sha256": sha256_of(folder / "metrics.jsonl")}
-    content = {**to_json(run.summary), **digest, **summary}
+    content = {**to_json(run.summary), **digest}
     (folder / "summary.json").write_text(json.dumps(content))
 
 
-def call(tmp_path: Path, *runs: str, settings: dict[str, Any] | None = None) -> int:
+def call(tmp_path: Path, *runs: str) -> int:
     """`python -m mhclite stability` on tmp_path/runs."""
-    arguments = ["--settings", json.dumps(to_json(SETTINGS) if settings is None else settings)]
+    arguments = ["--settings", json.dumps(to_json(SETTINGS))]
     arguments += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "stability.json")]
     return cli.main(["stability", *arguments, "--run", *runs])
 
@@ -247,25 +246,3 @@ def test_unfinished_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "run a is not finished" in message
     assert "snakemake --cores all" in message
     assert not (tmp_path / "stability.json").exists()
-
-
-def test_summary_of_another_version_is_named(tmp_path: Path) -> None:
-    write_run(tmp_path / "runs" / "a", finished([1.0], [1.0]), schema=0)
-    with pytest.raises(UserError, match=r"summary of run a .* schema 0, expected 2; delete .*/a "):
-        RunFolder(tmp_path / "runs" / "a").finished()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"fluctuation_window": 2.5}, "fluctuation_window is 2.5, expected int"),
-        ({"spike_sigmas": True}, "spike_sigmas is True, expected float"),
-        ({"spike_sigma": 6}, "--settings.spike_sigma is not known"),
-    ],
-)
-def test_bad_settings_give_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], message: str
-) -> None:
-    write_run(tmp_path / "runs" / "a", finished([1.0], [1.0]))
-    assert call(tmp_path, "a", settings=to_json(SETTINGS) | change) == 2
-    assert message in capsys.readouterr().err

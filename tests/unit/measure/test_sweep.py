@@ -233,11 +233,14 @@ def test_a_sweep_for_real_can_be_cut_short_anywhere(
     assert again == before, "finished trials are trained once"
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", '{"ratio": "two"}'])
+@pytest.mark.parametrize("step", ["sweep", "critical", "stability"])
+@pytest.mark.parametrize("text", ["{}", "[]", '{"ratio": "two"}', '{"halvings": true}'])
 def test_settings_that_are_none_are_one_line(
-    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    step: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = json.dumps(configuration().to_json())
-    arguments = ["--config", config, "--corpus", str(tmp_path), "--settings", text]
-    assert cli.main(["sweep", *arguments, "--out", str(tmp_path / "o.json")]) == 2
+    runs = ["--config", config, "--corpus", str(tmp_path)]
+    runs = ["--runs", str(tmp_path), "--run", "a"] if step == "stability" else runs
+    out = tmp_path / "o.json"
+    assert cli.main([step, *runs, "--settings", text, "--out", str(out)]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
