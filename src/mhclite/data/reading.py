@@ -258,16 +258,13 @@ def _is_text(kind: Any) -> bool:
 def _row_groups(path: str, text_field: str) -> list[Piece]:
     """Each row group as a piece, from the file's own description."""
     with _parquet_file(path) as file:
-        names = file.schema_arrow.names
-        if names.count(text_field) != 1:
+        schema = file.schema_arrow
+        kinds = [field.type for field in schema if field.name == text_field]
+        if len(kinds) != 1 or not _is_text(kinds[0]):
+            found = " and ".join(map(str, kinds)) or "missing"
             raise UserError(
-                f"{path} has {names.count(text_field)} columns {text_field!r}, expected one; "
-                f"{_instead(names)}"
-            )
-        kind = file.schema_arrow.field(text_field).type
-        if not _is_text(kind):
-            raise UserError(
-                f"{path}: column {text_field!r} holds {kind}, expected text; {_instead(names)}"
+                f"{path}: column {text_field!r} is {found}, expected one column of text; "
+                f"{_instead(schema.names)}"
             )
         pieces = []
         for index in range(file.num_row_groups):

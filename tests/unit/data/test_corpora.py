@@ -145,7 +145,7 @@ WIDE = {str(i): "x" * 9 for i in range(200_000)}
         ("a.parquet", table(text=[{"content": "a"}]), "struct"),
         ("a.parquet", table(**{"te\u0301xt": ["a"]}), r"te\\u0301xt"),
         ("a.parquet", lambda path: pq.write_table(
-            pa.Table.from_arrays([pa.array(["a"])] * 2, ["text"] * 2), path), "2 columns"),
+            pa.Table.from_arrays([pa.array(["a"])] * 2, ["text"] * 2), path), "string and string"),
         ("a.parquet", content(b"PAR1 but no more"), "parquet"),
         ("a.parquet", content(b"ARROW1\0\0" + bytes(99)), "parquet"),
         ("a.json", content(b"[" + b"9" * 5000 + b"]"), "not JSON"),
