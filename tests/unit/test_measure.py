@@ -106,8 +106,8 @@ def out_of_memory_for(
 def test_what_does_not_fit_is_recorded_and_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     sets = out_of_memory_for(monkeypatch, lambda s: s.connection.variant == "hc")
     result = measure(config("hc", "mhc_lite"))
-    # Among the others, then by itself.
-    assert sets == [("residual", "hc", "mhc_lite"), ("residual", "hc")]
+    # All together, then each by itself.
+    assert sets == [("residual", "hc", "mhc_lite"), ("residual", "hc"), ("residual", "mhc_lite")]
     assert list(result.variants) == ["residual", "mhc_lite"]
     (unfit,) = result.did_not_fit
     assert (unfit.implementation, unfit.name, unfit.reason) == ("fast", "hc", "out of memory")

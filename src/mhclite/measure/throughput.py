@@ -103,19 +103,29 @@ class Collected:
         self.others: dict[str, dict[str, Timing]] = {}
         self.did_not_fit: list[Unfit] = []
 
-    def time(self, names: list[str]) -> list[str]:
-        """Time some connections in the same rounds; those that may fit by themselves."""
+    def fit(self, names: list[str]) -> bool:
+        """Time some connections in the same rounds; False where they do not fit together.
+
+        Of the plain residual and one other what does not fit is noted; False if the weights do not.
+        """
+        try:
+            return self._time(names)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        return False
+
+    def _time(self, names: list[str]) -> bool:
         config = self.config
         connections = {name: self.connections[name] for name in names}
         own, steppers = steppers_of(config, connections, self.batch_size, self.device)
-        self.own = own or self.own
         seconds, failed = interleaved(steppers, config.warmup_rounds, config.rounds)
+        if failed and len(names) > 2:
+            return False
+        self.own = own or self.own
         base = seconds.get(Arm(own, RESIDUAL_NAME))
         tokens = self.batch_size * config.model.block_size
-        again = {arm.name for arm in failed if len(names) > 2 and arm.name != RESIDUAL_NAME}
         for arm, stepper in steppers.items():
-            if arm.name in again:
-                continue
             if arm in failed or base is None:
                 self._note(arm, failed.get(arm, "the plain residual did not fit beside it"))
                 continue
@@ -124,7 +134,7 @@ class Collected:
                 self.variants.setdefault(arm.name, Measured(**vars(row), **self._counts(arm.name)))
             else:
                 self.others.setdefault(str(arm.implementation), {})[arm.name] = row
-        return [name for name in names if name in again]
+        return True
 
     def _note(self, arm: Arm, reason: str) -> None:
         log.warning("%s %s did not fit: %s", arm.name, arm.implementation or "", reason)
@@ -153,23 +163,15 @@ def measure(config: ThroughputConfig) -> Throughput:
     collected = Collected(config, device)
     batch_size = collected.batch_size
     names = list(collected.connections)
-    apart = [[RESIDUAL_NAME, name] for name in names if name != RESIDUAL_NAME]
-    todo = [names]
-    while todo:
-        group = todo.pop(0)
-        try:
-            todo += [[RESIDUAL_NAME, name] for name in collected.time(group)]
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(group) <= 2:
+    if not collected.fit(names):
+        log.info("each variant is timed with the plain residual alone: all do not fit together")
+        for group in [[RESIDUAL_NAME, name] for name in names[1:]] or [names]:
+            release(device)
+            if not collected.fit(group):
                 raise UserError(
                     f"the weights of two variants of model {model.name} do not fit on this device: "
                     "measure on one with more memory, or take the model out of the study"
-                ) from None
-            log.info("each variant is timed with the plain residual alone: all do not fit together")
-            todo = apart
-        release(device)  # here, where the error no longer holds what was computed
+                )
     if RESIDUAL_NAME not in collected.variants:
         reason = collected.did_not_fit[0].reason
         raise UserError(
