@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,7 +19,9 @@ from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -60,6 +63,9 @@ def finish(folder: Path) -> None:
         (folder / "figures").mkdir(exist_ok=True)
         (folder / "figures" / f"loss.{suffix}").write_text(f"a figure as {suffix}")
     (folder / "report.html").write_text("<h1>report</h1>")
+    (folder / "logs/train").mkdir(parents=True, exist_ok=True)
+    for run in study_of().runs():
+        (folder / f"logs/train/{run}.log").write_text(f"training {run}")
 
 
 def track(results: Path) -> dict[str, Any]:
@@ -273,9 +279,36 @@ def test_study_run_holds_report_figures_and_tables(tracked: Path) -> None:
     for name in ("report.html", "study.json", "figures/loss.png", "figures/loss.svg"):
         assert files[name] == sha256_of(tracked / "synthetic" / name)
     assert {"tables/results.csv", "tables/results.md", "throughput/d2.json"} <= files.keys()
-    found = values_of(tracked, "study")
-    assert (found["study/runs"], found["study/diverged_runs"]) == (12, 1)
     assert "mHC" in tags_of(tracked, "study")["mlflow.note.content"]
+
+
+def test_every_run_says_what_it_is_and_leads_on(tracked: Path) -> None:
+    """Its description, its log, and a link that finds the run with the report by its tag."""
+    artifacts = content(tracked)["artifacts"]
+    ((experiment,),) = query(
+        tracked, "SELECT experiment_id FROM experiments WHERE name = 'synthetic'"
+    )
+    for run, config in study_of().runs().items():
+        note = tags_of(tracked, run)["mlflow.note.content"]
+        assert f"seed {config.seed}" in note
+        (link,) = re.findall(r"\]\((#/.*?)\)", note)
+        assert link.startswith(f"#/experiments/{experiment}/runs?")
+        (search,) = parse_qs(link.partition("?")[2])["searchFilter"]
+        assert search == "tags.kind='study'"
+        assert (run, "artifacts", "logs", f"{run}.log") == next(
+            row[:-1] for row in artifacts if row[0] == run and "logs" in row
+        )
+    assert tags_of(tracked, "study")["kind"] == "study"
+
+
+def test_mixing_over_training_is_curves(tracked: Path) -> None:
+    lines = read_jsonl(tracked / f"synthetic/runs/{RUN}/mixing.jsonl")
+    assert len(lines) > 1
+    for key in ("gain_forward", "gain_backward", "identity_distance", "stream_similarity"):
+        expected = [(line["step"], pytest.approx(np.mean(line[key]))) for line in lines]
+        assert curve_of(tracked, RUN, f"mixing_in_training/{key}") == expected
+    still = curve_of(tracked, "sotu-d4-residual-s0", "mixing_in_training/identity_distance")
+    assert still == [], "one stream has no mixing"
 
 
 def test_a_view_of_each_model_size_fits_its_runs(tracked: Path) -> None:
@@ -289,9 +322,17 @@ def test_a_view_of_each_model_size_fits_its_runs(tracked: Path) -> None:
     for model in models:
         state = json.loads(json.loads(tags[f"mlflow.sharedViewState.{model}"])["state"])
         cells |= set(state["groupsExpanded"])
-        of_the_study = {name for name in metrics if name.startswith("study/")}
-        assert {chart["metricKey"] for chart in state["compareRunCharts"]} == metrics - of_the_study
+        assert {chart["metricKey"] for chart in state["compareRunCharts"]} == metrics
         assert set(state["selectedColumns"]) <= known
+        drawn = {chart["metricKey"]: chart.get("range") for chart in state["compareRunCharts"]}
+        own = {run for run, config in study_of().runs().items() if config.model.name == model}
+        for metric, lies in drawn.items():
+            ends = [
+                curve[-1][1]
+                for run in own - {DIVERGED}
+                if len(curve := curve_of(tracked, run, metric)) > 1
+            ]
+            assert all(lies["yMin"] < end < lies["yMax"] for end in ends), metric
     of_runs = {row[0] for row in query(tracked, "SELECT value FROM tags WHERE key = 'cell'")}
     assert cells == {f"tag.cell.{cell}" for cell in of_runs}
 

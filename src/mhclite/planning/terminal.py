@@ -108,10 +108,11 @@ class Terminal(logging.Formatter):
             shown = [self.end_of(job) for job in ended if job.rule != "all"]
             return "\n".join(f"{place}  {line}" for line in shown)
         said = self.default.format(record)
-        if event == "error" and "At least one job did not complete" in said:
+        if self.failures and "At least one job did not complete" in said:
+            count = f"{len(self.failures)} job{'s' * (len(self.failures) > 1)} failed"
             return (
-                f"error: {len(self.failures)} jobs failed, each with its reason above. Mend it and "
-                "run the same command again: what is finished stays"
+                f"error: {count}, with the reason above: mend it and run the same command again; "
+                "what is finished stays"
             )
         return self.reasons() if said.startswith("Reasons:") else said
 

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -23,33 +24,28 @@ from mhclite.runs.provenance import hardware_in_words
 from mhclite.study.sections import BASE
 from mhclite.training.live import CURVE_POINTS, TRAINING_CURVES, VALIDATION_CURVES
 
+MIXING_CURVES = {  # -> key in mixing.jsonl: a number, or one for each sub-layer, of which the mean
+    f"mixing_in_training/{key}": key
+    for key in ("gain_forward", "gain_backward", "identity_distance", "stream_similarity")
+}
+NOTE = "mlflow.note.content"  # the description of a run or an experiment, in Markdown
+EXPERIMENT = "{experiment}"  # in a description: the experiment's id
 SHORT = 12  # hex digits of a digest in a tag; the whole digests are in run.json
 
-# Metric in MLflow -> column of runs.csv.
-SUMMARY = {
-    "final/validation_loss": "validation_loss",
-    "final/validation_bits_per_byte": "validation_bits_per_byte",
-    "final/train_loss": "train_loss",
-    "final/best_validation_loss": "best_validation_loss",
-    "final/unigram_loss": "unigram",
-    "final/bigram_loss": "bigram",
-    "stability/diverged_step": "diverged_step",
-    "stability/loss_spikes": "loss_spikes",
-    "stability/grad_norm_spikes": "grad_norm_spikes",
-    "stability/spikes_per_1000_steps": "spikes_per_1000_steps",
-    "stability/grad_norm_mean": "grad_norm_mean",
-    "stability/grad_norm_fluctuation": "grad_norm_fluctuation",
-    "mixing/single_max_deviation": "single_max_deviation",
-    "mixing/product_max_deviation": "product_max_deviation",
-    "mixing/gain_forward": "gain_forward",
-    "mixing/gain_backward": "gain_backward",
-    "mixing/identity_distance": "identity_distance",
-    "mixing/sinkhorn_share_above_30": "sinkhorn_share_above_30",
-    "cost/seconds": "seconds",
-    "cost/tokens_per_second": "tokens_per_second",
-    "cost/parameters": "parameters",
-    "cost/connection_parameters": "connection_parameters",
+# Section of the UI's charts -> columns of runs.csv.
+COLUMNS = {
+    "final": ("validation_loss", "validation_bits_per_byte", "train_loss"),
+    "stability": (
+        *("diverged_step", "loss_spikes", "grad_norm_spikes", "spikes_per_1000_steps"),
+        *("grad_norm_mean", "grad_norm_fluctuation"),
+    ),
+    "mixing": (
+        *("single_max_deviation", "product_max_deviation", "gain_forward", "gain_backward"),
+        *("identity_distance", "sinkhorn_share_above_30"),
+    ),
+    "cost": ("seconds", "tokens_per_second", "parameters", "connection_parameters"),
 }
+SUMMARY = {f"{section}/{name}": name for section, names in COLUMNS.items() for name in names}
 
 
 @dataclass(frozen=True)
@@ -114,55 +110,68 @@ def step_times(folder: Path) -> dict[int, int]:
 
 
 def curve_points(
-    metrics: list[dict[str, Any]], times: dict[int, int]
+    metrics: list[dict[str, Any]], mixing: list[dict[str, Any]], times: dict[int, int]
 ) -> list[tuple[str, float, int, int]]:
     """The curves of a run: thinned training steps, all evaluations; finite values only."""
     trained = thinned([line for line in metrics if line["step"] > 0])
     evaluated = [line for line in metrics if "validation_loss" in line]
+    curves = (trained, TRAINING_CURVES), (evaluated, VALIDATION_CURVES), (mixing, MIXING_CURVES)
     points = []
-    for lines, curves in ((trained, TRAINING_CURVES), (evaluated, VALIDATION_CURVES)):
-        for name, key in curves.items():
+    for lines, names in curves:
+        for name, key in names.items():
             for line in lines:
                 value, step = line.get(key), line["step"]
+                if isinstance(value, list):
+                    value = fmean(value) if value else None
                 if value is not None and math.isfinite(value):
                     points.append((name, float(value), times.get(step, max(times.values())), step))
     return points
 
 
-def cell_of(row: dict[str, Any], corpora: int) -> str:
-    """Name of the cell of the study's grid that a row of a table is in; its runs differ in seed."""
-    names = [row["corpus"], row["model"], row["variant"]]
-    return " ".join(names if corpora > 1 else names[1:])
+def description(results: Results, row: dict[str, Any]) -> str:
+    """A run in Markdown."""
+    corpus, condition = row["corpus"], results.settings["conditions"].get(row["condition"])
+    names = [results.label(row["variant"]), results.model_label(row["model"])]
+    names += [condition["title"]] if condition else []
+    if row["status"] == "diverged":
+        said = f"**Diverged at step {row['diverged_step']}**, a result of the study, not a failure"
+    else:
+        bigram = results.counting_models[corpus]["bigram"]
+        said = f"Loss {row['validation_loss']:.4f} nats per token; a table of bigrams: {bigram:.4f}"
+    runs = f"#/experiments/{EXPERIMENT}/runs?workflowType=machine_learning"
+    return (
+        f"{', '.join(names)}, seed {row['seed']}. {said}.\n\n"
+        f"The run [study]({runs}&searchFilter=tags.kind%3D%27study%27) has the report, and what "
+        f"corpus {corpus} is made of (study.json). Log: *Artifacts*, logs/."
+    )
 
 
-def run_tags(run: FinishedRun, row: dict[str, Any], corpora: int) -> dict[str, str]:
-    """Tags to find, filter and group a training run by; `corpora`: how many the study has."""
-    record = run.record
-    git = record.provenance.git
-    changed = "" if row["condition"] == BASE else f" {row['condition']}"
+def run_tags(results: Results, run: FinishedRun, row: dict[str, Any]) -> dict[str, str]:
+    """Tags to find, filter and group a training run by."""
+    record, git = run.record, run.record.provenance.git
     same = ("corpus", "model", "variant", "condition", "seed", "n_streams", "status")
+    names = {name: str(row[name]) for name in same}
+    # What differs in the seed alone.
+    cell = [names["corpus"]] * (len(results.corpora) > 1) + [names["model"], names["variant"]]
+    cell += [names["condition"]] * (names["condition"] != BASE)
     tags = {
         "kind": "training",
-        "cell": cell_of(row, corpora) + changed,
-        **{name: str(row[name]) for name in same},
+        "cell": " ".join(cell),
+        **names,
         "depth": str(row["n_layer"]),
         "config_digest": settings_digest(record.config)[:SHORT],
         "corpus_digest": record.corpus.digest[:SHORT],
         "hardware": hardware_in_words(record.provenance.hardware),
         "mlflow.source.name": "python -m mhclite train",
         "mlflow.source.type": "LOCAL",
+        NOTE: description(results, row),
     }
     if git.commit is not None:
         # The UI shows mlflow.source.git.commit in its column "Source".
         tags |= {"git_commit": git.commit, "mlflow.source.git.commit": git.commit}
-        tags["git_dirty"] = "true" if git.dirty else "false"
+        tags["git_dirty"] = str(bool(git.dirty)).lower()
     if row["status"] == "diverged":
         tags["diverged_step"] = str(row["diverged_step"])
-        tags["mlflow.note.content"] = (
-            f"**Diverged at step {row['diverged_step']}**: the loss or the gradient norm became "
-            "non-finite there. This is a result of the study, not a failure; the curves end before "
-            "that step."
-        )
     return tags
 
 
@@ -170,11 +179,11 @@ def training_run(results: Results, row: dict[str, Any]) -> TrackedRun:
     """A training run; `row` is its row of runs.csv."""
     name = row["run"]
     run = RunFolder(results.folder / "runs" / name).finished()
-    settings = {key: value for key, value in results.study["runs"][name].items() if key != "run"}
-    connection = settings["connection"]
-    settings["connection"] = {k: v for k, v in connection.items() if k != "options"}
-    settings["connection"] |= connection["options"]  # the UI lists them side by side
-    files = results.folder / "runs" / name
+    settings = {**results.study["runs"][name], "run": None}
+    connection = settings["connection"]  # the UI lists its options side by side with the rest
+    settings["connection"] = {**connection, "options": None, **connection["options"]}
+    files, log = results.folder / "runs" / name, results.folder / "logs/train" / f"{name}.log"
+    mixing = read_jsonl(files / "mixing.jsonl") if (files / "mixing.jsonl").is_file() else []
     times = step_times(files)
     start, end = min(times.values()), max(times.values())
     summary = {metric: row[column] for metric, column in SUMMARY.items()}
@@ -186,12 +195,13 @@ def training_run(results: Results, row: dict[str, Any]) -> TrackedRun:
     ]
     return TrackedRun(
         name=name,
-        tags=run_tags(run, row, len(results.corpora)),
+        tags=run_tags(results, run, row),
         params=flatten(settings),
-        metrics=metrics + curve_points(run.metrics, times),
+        metrics=metrics + curve_points(run.metrics, mixing, times),
         artifacts={
             **{file: files / file for file in ("run.json", "summary.json", "metrics.jsonl")},
             f"probes/{name}.json": results.folder / "probes" / f"{name}.json",
+            **({f"logs/{name}.log": log} if log.is_file() else {}),
         },
         start=start,
         end=end,

@@ -81,15 +81,11 @@ def links(database: Path, port: int) -> list[str]:
     lines = [f"MLflow starts, which takes some seconds: {url}/#/experiments?{kind}"]
     for receipt in receipts(database).values():
         runs = f"{url}/#/experiments/{receipt['experiment']['id']}/runs"
-        report = f"{runs}/{receipt['runs'][STUDY_RUN]['id']}/artifacts/report.html"
-        lines += [
-            f"study {receipt['experiment']['name']}:",
-            f"  report  {report}?{kind}",
-            *(
-                f"  {model}  {runs}?{kind}&viewStateShareKey={model}&compareRunsMode=CHART"
-                for model in receipt.get("views", ())
-            ),
-        ]
+        study = f"{runs}/{receipt['runs'][STUDY_RUN]['id']}"
+        lines += [f"study {receipt['experiment']['name']}:", f"  all runs  {runs}?{kind}"]
+        lines += [f"  report  {study}/artifacts/report.html?{kind}"]
+        for model in receipt.get("views", ()):
+            lines += [f"  {model}  {runs}?{kind}&viewStateShareKey={model}&compareRunsMode=CHART"]
     return [*lines, "Ctrl-C stops MLflow."]
 
 

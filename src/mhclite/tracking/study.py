@@ -9,8 +9,20 @@ from typing import Any
 
 from mhclite.errors import UserError
 from mhclite.evidence.results import Results, load_results
-from mhclite.tracking.content import TrackedRun, training_run
+from mhclite.tracking.content import NOTE, TrackedRun, training_run
 
+# Tags of a study's experiment: what the UI says of it.
+EXPERIMENT_TAGS = {
+    # Without it the UI asks whether this is about agents or about training.
+    "mlflow.experimentKind": "custom_model_development",
+    # The UI shows the first line, until the reader unfolds the rest.
+    NOTE: (
+        "Traces and no runs? Choose *Model training* at the top left. The run *study* has the "
+        "report; *Views* (top right) the variants of each model size.\n\nRuns of a *cell* differ "
+        "in their seed. This is a copy of the results folder: what is changed here is lost when "
+        "the study is tracked again."
+    ),
+}
 STUDY_RUN = "study"  # no training run can have this id: theirs have hyphens
 TAG_LIMIT = 8000  # characters that MLflow keeps of a run's tag
 
@@ -33,12 +45,6 @@ def study_artifacts(folder: Path) -> dict[str, Path]:
 
 def study_run(results: Results, end: int) -> TrackedRun:
     """The run that holds the study's figures, tables and report; `end`: when its last run ended."""
-    folder, runs = results.folder, results.all_runs
-    headline = {
-        "study/runs": len(runs),
-        "study/diverged_runs": sum(runs["status"] == "diverged"),
-        "study/training_seconds": sum(runs["seconds"]),
-    }
     return TrackedRun(
         name=STUDY_RUN,
         tags={
@@ -46,11 +52,11 @@ def study_run(results: Results, end: int) -> TrackedRun:
             "status": "completed",
             "mlflow.source.name": "python -m mhclite evidence",
             "mlflow.source.type": "LOCAL",
-            "mlflow.note.content": description(folder, results.study),
+            NOTE: description(results.folder, results.study),
         },
         params={},
-        metrics=[(name, float(value), end, 0) for name, value in headline.items()],
-        artifacts=study_artifacts(folder),
+        metrics=[],
+        artifacts=study_artifacts(results.folder),
         start=end,  # after the last run: it stands on top of the list
         end=end,
     )
@@ -61,23 +67,6 @@ def description(folder: Path, study: dict[str, Any]) -> str:
     table = (folder / "tables" / "results.md").read_text(encoding="utf-8")
     head = f"# {study.get('title', study['name'])}\n\nReport, figures and tables: *Artifacts*.\n\n"
     return head + table if len(head + table) <= TAG_LIMIT else head
-
-
-def experiment_tags(study: dict[str, Any]) -> dict[str, str]:
-    """Tags of the study's experiment: what the UI says of it."""
-    return {
-        # Without it the UI asks whether this is about agents or about training.
-        "mlflow.experimentKind": "custom_model_development",
-        # The UI shows the first line, until the reader unfolds the rest.
-        "mlflow.note.content": (
-            f"{study.get('title', study['name'])}: every training run, and the run *study* with "
-            "report, figures and tables. *Views* (top right) has the variants of each model size."
-            "\n\nLosses are in nats per token. A *cell* is one variant of one model size: its "
-            "runs differ only in their seed. A mean over them leaves out a run from the step at "
-            "which it diverged (status `diverged`). All of this is a copy of the results folder: "
-            "changes made here are lost when the study is tracked again."
-        ),
-    }
 
 
 def tracked_runs(folder: Path) -> tuple[dict[str, Any], list[TrackedRun]]:

@@ -18,7 +18,7 @@ from typing import Any
 from mhclite.arguments import file_path, folder_path
 from mhclite.errors import UserError
 from mhclite.files import write_json
-from mhclite.tracking.content import TrackedRun
+from mhclite.tracking.content import EXPERIMENT, NOTE, TrackedRun
 from mhclite.tracking.store import (
     BUSY,
     DEFAULT_URI,
@@ -27,7 +27,7 @@ from mhclite.tracking.store import (
     is_busy,
     open_store,
 )
-from mhclite.tracking.study import experiment_tags, tracked_runs
+from mhclite.tracking.study import EXPERIMENT_TAGS, tracked_runs
 from mhclite.tracking.view import models_of, views
 from mhclite.training.live import RUN_TAG, first_words
 
@@ -44,6 +44,7 @@ def import_run(store: Store, experiment: str, run: TrackedRun) -> str:
     from mlflow.entities import Metric, Param, RunTag
 
     tags = {RUN_TAG: run.name, "mlflow.user": "mhclite", **run.tags}
+    tags[NOTE] = tags[NOTE].replace(EXPERIMENT, experiment)
     run_id = str(store.client.create_run(experiment, run.start, tags, run.name).info.run_id)
     params = [Param(key, value) for key, value in run.params.items()]
     metrics = [Metric(name, value, at, step) for name, value, at, step in run.metrics]
@@ -62,7 +63,7 @@ def import_run(store: Store, experiment: str, run: TrackedRun) -> str:
 def synchronise(store: Store, study: dict[str, Any], runs: list[TrackedRun]) -> dict[str, Any]:
     """Make the study's experiment hold exactly `runs`; returns the receipt."""
     name = study["name"]
-    tags = experiment_tags(study) | views(runs, created=runs[0].end)
+    tags = EXPERIMENT_TAGS | views(runs, created=runs[0].end)
     experiment = store.experiment(name, tags)
     wanted = {run.name: run for run in runs}
     kept: dict[str, str] = {}  # run -> its id in MLflow

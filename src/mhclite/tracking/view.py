@@ -9,40 +9,47 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mhclite.tracking.content import SUMMARY, TrackedRun
+from mhclite.tracking.content import MIXING_CURVES, SUMMARY, TrackedRun
 from mhclite.training.live import TRAINING_CURVES, VALIDATION_CURVES
 
 TAG = "mlflow.sharedViewState."
-CURVES = {**VALIDATION_CURVES, **TRAINING_CURVES}
-# Sections of charts in the order of interest; the rest is in cost/.
-SECTIONS = ("validation", "final", "train", "stability", "mixing", "cost")
-# Without a chart: the same for every run, or close to one that has a chart.
-NO_CHART = ("final/unigram_loss", "final/bigram_loss", "final/best_validation_loss")
-COLUMNS = {  # of the table of runs: width in pixels
-    "tags.`variant`": 100,
-    "tags.`condition`": 110,
-    "tags.`seed`": 70,
+CURVES = {**VALIDATION_CURVES, **TRAINING_CURVES, **MIXING_CURVES}
+# Sections of charts in the order of interest.
+SECTIONS = ("validation", "final", "train", "mixing_in_training", "mixing", "stability", "cost")
+COLUMNS = {  # of the table of runs: width in pixels, the loss in sight beside the UI's assistant
+    "metrics.`final/validation_loss`": 130,
+    "tags.`variant`": 90,
+    "tags.`condition`": 90,
+    "tags.`model`": 65,
+    "tags.`seed`": 60,
     "tags.`status`": 100,
-    "metrics.`final/validation_loss`": 160,
-    "metrics.`stability/grad_norm_spikes`": 205,
-    "metrics.`mixing/product_max_deviation`": 225,
 }
+BEGINNING = 0.1  # of a run: what it leaves there would make the axis of the rest too long
 LINE = {  # what the UI needs for curves besides what every chart has: its own defaults
     "lineSmoothness": 0,
     "xAxisScaleType": "linear",
     "scaleType": "linear",
-    "range": {},
     "xAxisKey": "step",
-    "selectedXAxisMetricKey": "",
     "yAxisKey": "metric",
-    "yAxisExpressions": [],
-    "ignoreOutliers": False,
     "useGlobalXaxisKey": True,
     "useGlobalLineSmoothing": True,
 }
 
 
-def charts() -> list[dict[str, Any]]:
+def axis(runs: list[TrackedRun], name: str) -> dict[str, float]:
+    """Where the values of a curve lie after the beginning, with a little room."""
+    values = []
+    for run in runs:
+        points = [(step, value) for metric, value, _, step in run.metrics if metric == name]
+        if run.tags["status"] != "diverged":
+            values += [value for step, value in points if step >= BEGINNING * points[-1][0]]
+    if not values:
+        return {}
+    room = 0.03 * (max(values) - min(values) or abs(values[0]))
+    return {"yMin": min(values) - room, "yMax": max(values) + room}
+
+
+def charts(runs: list[TrackedRun]) -> list[dict[str, Any]]:
     """One chart for each metric, in the section of its prefix."""
     return [
         {
@@ -53,8 +60,7 @@ def charts() -> list[dict[str, Any]]:
             "metricSectionId": section,
             "runsCountToCompare": 100,
             "isGenerated": True,
-            "deleted": name in NO_CHART,
-            **(LINE if name in CURVES else {}),
+            **({**LINE, "range": axis(runs, name)} if name in CURVES else {}),
         }
         for section in SECTIONS
         for name in (*CURVES, "stability/diverged", *SUMMARY)
@@ -71,7 +77,7 @@ def views(runs: list[TrackedRun], created: int) -> dict[str, str]:
     """Tags of an experiment: a view for each model size; `created` in milliseconds."""
     found = {}
     for model in models_of(runs):
-        cells = {run.tags["cell"] for run in runs if run.tags.get("model") == model}
+        own = [run for run in runs if run.tags.get("model") == model]
         state = {
             "searchFilter": f"tags.kind = 'training' and tags.model = '{model}'",
             "orderByKey": "metrics.`final/validation_loss`",
@@ -81,11 +87,11 @@ def views(runs: list[TrackedRun], created: int) -> dict[str, str]:
                 "aggregateFunction": "average",
                 "groupByKeys": [{"mode": "tag", "groupByData": "cell"}],
             },
-            "groupsExpanded": {f"tag.cell.{cell}": False for cell in sorted(cells)},
+            "groupsExpanded": {f"tag.cell.{run.tags['cell']}": False for run in own},
             "selectedColumns": list(COLUMNS),
             "columnOrder": ["attributes.`Run Name`", *COLUMNS],
             "columnWidths": COLUMNS,
-            "compareRunCharts": charts(),
+            "compareRunCharts": charts(own),
             "compareRunSections": [
                 {"uuid": name, "name": name, "display": True, "isReordered": True}
                 | {"isGenerated": True}

@@ -173,7 +173,7 @@ def test_an_error_stands_first_with_its_log_and_what_next(screen: Callable[..., 
     first, second, last = shown.lines
     assert "mhc seed 0: error: no file matches 'a/*.txt'" in first
     assert str(shown.out / "the.log") in second
-    assert last.startswith("error: 1 jobs")
+    assert last.startswith("error: 1 job failed")
     assert "same command again" in last
 
 
@@ -197,7 +197,15 @@ def test_a_job_that_was_tried_again_has_not_failed(screen: Callable[..., Screen]
     shown.begins(1, "probe")
     shown.ends(1, 1, 2)
     shown.says(LogEvent.ERROR, "WorkflowError:\nAt least one job did not complete successfully.")
-    assert shown.lines[-1].startswith("error: 1 jobs")
+    assert shown.lines[-1].startswith("error: 1 job failed")
+
+
+def test_what_failed_without_a_job_keeps_snakemakes_words(screen: Callable[..., Screen]) -> None:
+    shown = screen()
+    shown.says(LogEvent.ERROR, "MissingOutputException: x")
+    shown.says(LogEvent.ERROR, "WorkflowError:\nAt least one job did not complete successfully.")
+    assert shown.lines[0] == "MissingOutputException: x"
+    assert "At least one job" in shown.lines[-1]
 
 
 REASONS: dict[str, Callable[[Reason], Any]] = {
