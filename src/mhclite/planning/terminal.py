@@ -33,7 +33,8 @@ WHY = {
     "updated by another job": "follows from these",
 }
 EXPECTED = {"not there yet", "follows from these"}  # of a study that has not been run
-NOISE = (  # of what is said without an event
+NOISE = (  # what is not shown; a job's command that failed is said again, as the job's error
+    "RuleException:\nCalledProcessError",
     *("Assuming unrestricted", "Building DAG", "Using shell", "Select jobs", "Processed "),
     *("Some jobs were triggered", "Rules with provenance", "Removing output", "Exiting because"),
     *("SLURM run ID", "Job "),
@@ -91,7 +92,7 @@ class Terminal(logging.Formatter):
                 return not (self.dryrun and self.why)
             case "workflow_started" | "job_started" | "resources_info":
                 return False
-            case None:
+            case None | "error":
                 return not str(record.msg).startswith(NOISE)
         return True
 

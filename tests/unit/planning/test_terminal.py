@@ -168,6 +168,8 @@ def test_a_run_that_is_odd_has_its_line(kind: str, screen: Callable[..., Screen]
 def test_an_error_stands_first_with_its_log_and_what_next(screen: Callable[..., Screen]) -> None:
     shown, run = screen(), "sotu-d3-mhc-s0"
     shown.begins(1, "train", run)
+    command = "Command 'export PATH=... python -m mhclite train' returned non-zero exit status 2."
+    shown.says(LogEvent.ERROR, f"RuleException:\nCalledProcessError in file x, line 7:\n{command}")
     shown.fails(1, "train", "12:00:00 begins\nerror: no file matches 'a/*.txt': say which\n")
     shown.says(LogEvent.ERROR, "WorkflowError:\nAt least one job did not complete successfully.")
     first, second, last = shown.lines
