@@ -229,8 +229,7 @@ def _no_lead(claim: Claim) -> str:
 
 def _few(count: int) -> tuple[Unmet, ...]:
     text = f"{counted(count, 'event')} (needed: {FEWEST_EVENTS})"
-    few = Unmet("events", text, found=count, needed=FEWEST_EVENTS)
-    return () if count >= FEWEST_EVENTS else (few,)
+    return () if count >= FEWEST_EVENTS else (Unmet("events", text, "", count, FEWEST_EVENTS),)
 
 
 # --- over model sizes -----------------------------------------------------------------------
