@@ -2,7 +2,8 @@
 
     <!-- found:STUDY -->     its verdicts counted, every variant in a row, the figure over depth
 
-closed by <!-- /found -->. A test says when a page is stale.
+closed by <!-- /found -->; and numbers within sentences (`filled.py`). A test says when a page is
+stale.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from pathlib import Path
 
 from mhclite.errors import UserError
 from mhclite.evidence.exhibits import FIGURES, TABLES
+from mhclite.evidence.filled import MARK as NUMBER
+from mhclite.evidence.filled import fill
 from mhclite.evidence.findings import findings_of
 from mhclite.evidence.published import collect_again
 from mhclite.evidence.report import verdict_counts
@@ -52,7 +55,8 @@ def current(root: Path, published: Path) -> dict[Path, str]:
         published: folder of the published studies.
 
     Raises:
-        UserError: a mark names a study that is not published.
+        UserError: a mark names a study that is not published; a number does not bear out its
+            sentence.
     """
     paths = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
     pages = {path: path.read_text(encoding="utf-8") for path in paths}
@@ -71,7 +75,11 @@ def current(root: Path, published: Path) -> dict[Path, str]:
                     save(FIGURES[FIGURE][1](results), folder / FIGURE)
                 drawn = (folder / f"{FIGURE}.svg").read_text(encoding="utf-8")
                 figures[root / _figure(study)] = drawn
-    marked = {path: with_texts(page, texts) for path, page in pages.items() if MARK.search(page)}
+    marked = {
+        path: fill(with_texts(page, texts), published, path.name)
+        for path, page in pages.items()
+        if MARK.search(page) or NUMBER.search(page)
+    }
     return marked | figures
 
 

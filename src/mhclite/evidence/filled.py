@@ -1,0 +1,116 @@
+"""Numbers in hand-written pages, filled from the CSV files of published studies.
+
+    <!-- number: STUDY MODEL WHAT [HOLDS] -->-0.10 ± 0.02<!-- /number -->
+
+WHAT is `a-b`, the difference of the validation loss, paired by seed; `a.METRIC`, a mean of a column
+of runs.csv (geometric where the metric's is); or `claim=ID`, the effect of a claim in claims.csv
+(a factor where its metric is logarithmic). An arm is `variant` or `variant:condition`. HOLDS is
+what the sentence around the number says of it, and what fails the build once it is not so: `below`
+and `above` (0, or 1 of a factor: the whole interval), `unclear` (the interval has both sides), or a
+bound (`<0.01`) on the mean.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from mhclite.errors import UserError
+from mhclite.evidence.metrics import METRICS
+from mhclite.evidence.statistics import Interval, geometric_interval, t_interval
+from mhclite.evidence.tables import rounded, significant
+from mhclite.study.sections import BASE
+
+MARK = re.compile(r"<!-- number: (.*?) -->(.*?)<!-- /number -->", re.DOTALL)
+ARM = r"(\w+(?::\w+)?)"
+DIFFERENCE, MEAN = re.compile(f"{ARM}-{ARM}"), re.compile(rf"{ARM}\.(\w+)")
+CLAIM = re.compile(r"claim=(\w+)")
+LOSS = "validation_loss"
+
+
+def fill(page: str, published: Path, name: str) -> str:
+    """A page with its numbers as the published files have them.
+
+    Args:
+        published: folder of the published studies.
+        name: of the page, for errors.
+
+    Raises:
+        UserError: a mark that is none, names what is not published, or a sentence that the number
+            does not bear out.
+    """
+
+    def text(match: re.Match[str]) -> str:
+        try:
+            return f"<!-- number: {match[1]} -->{_number(published, match[1])}<!-- /number -->"
+        except UserError as error:
+            raise UserError(f"{name}, number {match[1]!r}: {error}") from None
+
+    return MARK.sub(text, page)
+
+
+def _number(published: Path, words: str) -> str:
+    try:
+        study, model, what, *holds = words.split()
+    except ValueError:
+        raise UserError("STUDY MODEL WHAT is expected") from None
+    if found := CLAIM.fullmatch(what):
+        claims = _table(published / study / "claims.csv", model)
+        claims = claims[(claims["claim"] == found[1]) & claims["effect"].notna()]
+        if claims.empty:
+            raise UserError(f"no claim {found[1]} was decided there")
+        row = claims.iloc[0]
+        mean, half = float(row["effect"]), float(row["half_width"])
+        interval = Interval(int(row["n"]), mean, None, half, mean - half, mean + half)
+        factor = significant(math.exp(mean), 2)
+        return _held(interval, factor if row["log"] else rounded(mean, half), holds)
+    runs = _table(published / study / "runs.csv", model)
+    runs = runs[runs["status"] == "completed"]
+    if found := DIFFERENCE.fullmatch(what):
+        ours, theirs = (_values(runs, arm, LOSS) for arm in found.groups())
+        interval = t_interval((ours - theirs).dropna().tolist())
+        return _held(interval, rounded(interval.mean, interval.half_width), holds)
+    if (found := MEAN.fullmatch(what)) and found[2] in METRICS:
+        metric = METRICS[found[2]]
+        mean_of = geometric_interval if metric.log or metric.geometric else t_interval
+        interval = mean_of(_values(runs, found[1], found[2]).dropna().tolist())
+        return _held(interval, significant(interval.mean, 2), holds)
+    raise UserError("it is neither a-b, a.METRIC nor claim=ID")
+
+
+def _table(path: Path, model: str) -> pd.DataFrame:
+    if not path.is_file():
+        raise UserError(f"{path} is missing")
+    rows = pd.read_csv(path)
+    return rows[rows["model"] == model]
+
+
+def _values(runs: pd.DataFrame, arm: str, metric: str) -> pd.Series[float]:
+    """Values of the runs of an arm, by seed."""
+    variant, _, condition = arm.partition(":")
+    of = runs[(runs["variant"] == variant) & (runs["condition"] == (condition or BASE))]
+    if of.empty:
+        raise UserError(f"there is no completed run of {arm}")
+    return of.set_index("seed")[metric]
+
+
+def _held(interval: Interval, text: str, holds: list[str]) -> str:
+    """The text, once what is said of the number holds."""
+    low, high = interval.low, interval.high
+    for word in holds:
+        if bound := re.fullmatch(r"([<>])(.+)", word):
+            mean = interval.mean or 0.0
+            held = mean < float(bound[2]) if bound[1] == "<" else mean > float(bound[2])
+        elif word not in ("below", "above", "unclear"):
+            raise UserError(f"{word!r} is none of below, above, unclear, <NUMBER, >NUMBER")
+        else:
+            side = "unclear"
+            if low is not None and high is not None:
+                side = "below" if high < 0 else "above" if low > 0 else "unclear"
+            held = side == word
+        if not held:
+            raise UserError(f"the text says {word}, and it is {text}: write the sentence anew")
+    return text

@@ -1,0 +1,95 @@
+"""Numbers in hand-written pages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mhclite.errors import UserError
+from mhclite.evidence.filled import fill
+
+# Seeds differ by more than arms do, and one run of each kind is none that counts.
+RUNS = """run,model,variant,condition,seed,status,validation_loss,seconds,gain_forward_peak
+r0,d3,residual,base,0,completed,3.00,10,
+r1,d3,residual,base,1,completed,3.50,20,
+r2,d3,residual,base,2,completed,3.20,30,
+h0,d3,hc,base,0,completed,2.90,20,10
+h1,d3,hc,base,1,completed,3.38,40,1000
+h2,d3,hc,base,2,completed,3.12,60,
+h3,d3,hc,base,3,diverged,9.00,1,
+w0,d3,residual,wide,0,completed,2.95,10,
+w1,d3,residual,wide,1,completed,3.30,20,
+w2,d3,residual,wide,2,completed,3.20,30,
+o0,d6,hc,base,0,completed,1.00,20,10
+"""
+CLAIMS = """claim,model,log,n,effect,half_width
+faster,d3,True,5,-0.2,0.05
+lower,d3,False,5,-0.2,0.05
+untested,d3,False,0,,
+"""
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small/runs.csv").write_text(RUNS)
+    (tmp_path / "small/claims.csv").write_text(CLAIMS)
+    return tmp_path
+
+
+def filled(published: Path, words: str) -> str:
+    page = f"Before <!-- number: {words} -->0<!-- /number --> after."
+    text = fill(page, published, "page.md")
+    assert fill(text, published, "page.md") == text
+    assert text.startswith("Before <!-- number:")
+    assert text.endswith("<!-- /number --> after.")
+    return text.split("-->")[1].split("<!--")[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("small d3 hc-residual below", "-0.100 ± 0.050"),  # -0.10, -0.12, -0.08
+        ("small d3 residual-hc above", "0.100 ± 0.050"),
+        ("small d3 hc-residual:wide unclear", "-0.02 ± 0.21"),
+        ("small d3 claim=faster below", "0.82"),  # exp(-0.2)
+        ("small d3 claim=lower below", "-0.200 ± 0.050"),
+        ("small d3 hc.gain_forward_peak >50", "100"),  # geometric
+        ("small d3 residual.validation_loss <3.3 >3", "3.2"),
+        ("small d6 hc-hc", "0"),
+    ],
+)
+def test_numbers_are_those_of_the_runs(published: Path, words: str, expected: str) -> None:
+    assert filled(published, words) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("small d3 hc-residual above", "says above"),
+        ("small d3 residual-hc below", "says below"),
+        ("small d3 hc-residual unclear", "says unclear"),
+        ("small d3 hc-residual:wide below", "says below"),
+        ("small d6 hc-hc below", "says below"),  # one run: there is no interval
+        ("small d3 claim=faster above", "says above"),
+        ("small d3 claim=untested", "no claim untested"),
+        ("small d6 claim=faster", "no claim faster"),
+        ("small d3 claim=unknown", "no claim unknown"),
+        ("small d3 hc.gain_forward_peak <50", "says <50"),
+        ("small d3 hc-residual lower", "'lower' is none of"),
+        ("small d3 hc+residual", "neither"),
+        ("small d3 hc.length", "neither"),
+        ("small d3 mhc-residual", "no completed run of mhc"),
+        ("small d12 hc-residual", "no completed run of hc"),
+        ("large d3 hc-residual", "runs.csv is missing"),
+        ("small d3", "STUDY MODEL WHAT"),
+    ],
+)
+def test_what_the_runs_do_not_bear_out_is_one_line(
+    published: Path, words: str, problem: str
+) -> None:
+    with pytest.raises(UserError, match=problem) as error:
+        filled(published, words)
+    assert "page.md" in str(error.value)
+    assert "\n" not in str(error.value)
