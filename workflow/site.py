@@ -54,8 +54,9 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the pages outside of docs/, and each study's report with its tables."""
     added = {site: ROOT / source for source, site in MOVED.items()}
     for name, folder in reports().items():
-        for page in folder.glob("*.html"):
-            added[f"reports/{name}/{page.name}"] = page
+        for part in ("report.html", "tables/*", "figures/*"):  # what the report links
+            for file in (f for f in folder.glob(part) if f.suffix != ".md"):
+                added[f"reports/{name}/{file.relative_to(folder)}"] = file
         for table in (PUBLISHED / name).glob("*.csv"):
             added[f"reports/{name}/{table.name}"] = table
     for site, source in added.items():
