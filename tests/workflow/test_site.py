@@ -172,6 +172,8 @@ def test_in_a_browser(site: Path, address: str, tmp_path: Path) -> None:
         process.wait()
         (site / "probe.html").unlink()
     assert found.pop("hits") > 0, "the search finds nothing"
-    assert {page for page, at in found.items() if at["width"] > 400} == set()
+    # A table that has a page to itself may be as wide as it is.
+    wide = {page for page, at in found.items() if at["width"] > 400}
+    assert {page for page in wide if "/tables/" not in page} == set()
     assert {page for page, at in found.items() if at["pictures"]} == set()
     assert len(found) == len(pages)

@@ -291,7 +291,7 @@ ul { padding-left: 1.2rem; margin: .25rem 0; }
 a { color: var(--link); }
 dl { display: grid; grid-template-columns: 9.5rem minmax(0, 1fr); gap: .35rem 1rem; }
 dt { font-weight: 600; }
-dd { margin: 0; }
+dd { margin: 0; overflow-wrap: anywhere; }
 .pair { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 0 2.5rem; }
 .pair h2 { margin-top: .75rem; border: 0; }
 .scroll { overflow-x: auto; }

@@ -150,7 +150,7 @@ def stress_table(results: Results) -> Rows:
                 for name in REFERENCES
             ),
         ],
-        f"Multiples of {rates} at which runs fail: they end less than "
+        f"Multiples of {rates} at which runs end less than "
         f"{settings['below_unigram']:g} nats below the unigram model. Geometric mean (ends of the "
         f"{percent_of(results.confidence)} interval); seeds beyond x {tried} count with the end. "
         "Octaves: paired differences ± half-width.",
