@@ -36,6 +36,7 @@ def reports() -> dict[str, Path]:
 
 
 def reports_page() -> str:
+    """The page that leads to the reports and to the published tables."""
     lines = [
         "# Reports",
         "",
@@ -67,10 +68,10 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Links between files of the repository become links between pages of the site."""
-    sources = {site: source for source, site in MOVED.items()}
-    here = sources.get(page.file.src_uri, f"docs/{page.file.src_uri}")
     if page.file.src_uri == "reports.md":
         return markdown
+    sources = {site: source for source, site in MOVED.items()}
+    here = sources.get(page.file.src_uri, f"docs/{page.file.src_uri}")
 
     def moved(match: re.Match[str]) -> str:
         text, target, anchor = match[1], match[2], match[3] or ""

@@ -1,18 +1,16 @@
-"""Numbers in hand-written pages, filled from the CSV files of published studies.
+"""Numbers in hand-written pages, filled from runs.csv of the published studies.
 
     <!-- number: STUDY MODEL WHAT [HOLDS] -->-0.10 ± 0.02<!-- /number -->
 
-WHAT is `a-b`, the difference of the validation loss, paired by seed; `a.METRIC`, a mean of a column
-of runs.csv (geometric where the metric's is); or `claim=ID`, the effect of a claim in claims.csv
-(a factor where its metric is logarithmic). An arm is `variant` or `variant:condition`. HOLDS is
-what the sentence around the number says of it, and what fails the build once it is not so: `below`
-and `above` (0, or 1 of a factor: the whole interval), `unclear` (the interval has both sides), or a
-bound (`<0.01`) on the mean.
+WHAT is `a-b`, the difference of the validation loss, paired by seed, or `a.METRIC`, a mean of a
+column of runs.csv (geometric where the metric's is). An arm is `variant` or `variant:condition`.
+HOLDS is what the sentence around the number says of it, and what fails the build once it is not so:
+`below` or `above` 0 (the whole interval), `unclear` (the interval has both sides), or a bound
+(`<0.01`) on the mean.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 
@@ -27,7 +25,6 @@ from mhclite.study.sections import BASE
 MARK = re.compile(r"<!-- number: (.*?) -->(.*?)<!-- /number -->", re.DOTALL)
 ARM = r"(\w+(?::\w+)?)"
 DIFFERENCE, MEAN = re.compile(f"{ARM}-{ARM}"), re.compile(rf"{ARM}\.(\w+)")
-CLAIM = re.compile(r"claim=(\w+)")
 LOSS = "validation_loss"
 
 
@@ -57,18 +54,11 @@ def _number(published: Path, words: str) -> str:
         study, model, what, *holds = words.split()
     except ValueError:
         raise UserError("STUDY MODEL WHAT is expected") from None
-    if found := CLAIM.fullmatch(what):
-        claims = _table(published / study / "claims.csv", model)
-        claims = claims[(claims["claim"] == found[1]) & claims["effect"].notna()]
-        if claims.empty:
-            raise UserError(f"no claim {found[1]} was decided there")
-        row = claims.iloc[0]
-        mean, half = float(row["effect"]), float(row["half_width"])
-        interval = Interval(int(row["n"]), mean, None, half, mean - half, mean + half)
-        factor = significant(math.exp(mean), 2)
-        return _held(interval, factor if row["log"] else rounded(mean, half), holds)
-    runs = _table(published / study / "runs.csv", model)
-    runs = runs[runs["status"] == "completed"]
+    path = published / study / "runs.csv"
+    if not path.is_file():
+        raise UserError(f"{path} is missing")
+    runs = pd.read_csv(path)
+    runs = runs[(runs["model"] == model) & (runs["status"] == "completed")]
     if found := DIFFERENCE.fullmatch(what):
         ours, theirs = (_values(runs, arm, LOSS) for arm in found.groups())
         interval = t_interval((ours - theirs).dropna().tolist())
@@ -78,14 +68,7 @@ def _number(published: Path, words: str) -> str:
         mean_of = geometric_interval if metric.log or metric.geometric else t_interval
         interval = mean_of(_values(runs, found[1], found[2]).dropna().tolist())
         return _held(interval, significant(interval.mean, 2), holds)
-    raise UserError("it is neither a-b, a.METRIC nor claim=ID")
-
-
-def _table(path: Path, model: str) -> pd.DataFrame:
-    if not path.is_file():
-        raise UserError(f"{path} is missing")
-    rows = pd.read_csv(path)
-    return rows[rows["model"] == model]
+    raise UserError("it is neither a-b nor a.METRIC")
 
 
 def _values(runs: pd.DataFrame, arm: str, metric: str) -> pd.Series[float]:

@@ -23,18 +23,12 @@ w1,d3,residual,wide,1,completed,3.30,20,
 w2,d3,residual,wide,2,completed,3.20,30,
 o0,d6,hc,base,0,completed,1.00,20,10
 """
-CLAIMS = """claim,model,log,n,effect,half_width
-faster,d3,True,5,-0.2,0.05
-lower,d3,False,5,-0.2,0.05
-untested,d3,False,0,,
-"""
 
 
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
     (tmp_path / "small").mkdir()
     (tmp_path / "small/runs.csv").write_text(RUNS)
-    (tmp_path / "small/claims.csv").write_text(CLAIMS)
     return tmp_path
 
 
@@ -53,8 +47,6 @@ def filled(published: Path, words: str) -> str:
         ("small d3 hc-residual below", "-0.100 ± 0.050"),  # -0.10, -0.12, -0.08
         ("small d3 residual-hc above", "0.100 ± 0.050"),
         ("small d3 hc-residual:wide unclear", "-0.02 ± 0.21"),
-        ("small d3 claim=faster below", "0.82"),  # exp(-0.2)
-        ("small d3 claim=lower below", "-0.200 ± 0.050"),
         ("small d3 hc.gain_forward_peak >50", "100"),  # geometric
         ("small d3 residual.validation_loss <3.3 >3", "3.2"),
         ("small d6 hc-hc", "0"),
@@ -72,10 +64,6 @@ def test_numbers_are_those_of_the_runs(published: Path, words: str, expected: st
         ("small d3 hc-residual unclear", "says unclear"),
         ("small d3 hc-residual:wide below", "says below"),
         ("small d6 hc-hc below", "says below"),  # one run: there is no interval
-        ("small d3 claim=faster above", "says above"),
-        ("small d3 claim=untested", "no claim untested"),
-        ("small d6 claim=faster", "no claim faster"),
-        ("small d3 claim=unknown", "no claim unknown"),
         ("small d3 hc.gain_forward_peak <50", "says <50"),
         ("small d3 hc-residual lower", "'lower' is none of"),
         ("small d3 hc+residual", "neither"),

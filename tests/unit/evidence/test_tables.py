@@ -447,10 +447,10 @@ def test_losses_that_a_table_of_bigrams_beats_are_marked(
     monkeypatch.setitem(results.__dict__, "counting_models", known)
     data = table_of(results, "results").data
     variants = data[data["kind"] == "variant"]
-    cell = r"(\d\.\d+) ± \d\.\d+(?: \(\d diverged\))? \*"
+    cell = r"(\d\.\d{3}) ± \d\.\d{3}(?: \(\d diverged\))? \*"
     marked = re.findall(cell, terminal_table(results))
     beaten = variants[variants["validation_loss"] >= bigram]
-    assert sorted(map(float, marked)) == pytest.approx(sorted(beaten["validation_loss"]), abs=1e-2)
+    assert sorted(map(float, marked)) == pytest.approx(sorted(beaten["validation_loss"]), abs=5e-4)
 
 
 def test_the_terminal_tells_verdicts_and_what_they_require(results: Results) -> None:
