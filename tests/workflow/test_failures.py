@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from checkout import ROOT, Checkout
 
@@ -36,17 +35,12 @@ REFUSED: dict[str, tuple[dict[str, object] | None, str, str]] = {
     "empty": (None, "", "this key is missing"),
     "a run": ({}, "results/smoke/runs/sotu-d2-mhc-s7/summary.json", "its.*sotu-d2-mhc-s1"),
     "a corpus": ({}, f"results/corpora/sotu-12345678/{PREPARED}", "sotu-12345678.*its.*sotu-"),
-    "no GPU": (
-        {"training": {**SMOKE["training"], "device": "cuda"}}, "", "torch sees no GPU",
-    ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_is_refused_before_the_dag_is_one_line(kind: str, tmp_path: Path) -> None:
     """Mistakes in the study (test_study.py has more), and targets that it does not have."""
-    if kind == "no GPU" and torch.cuda.is_available():
-        pytest.skip("there is a GPU here")
     changes, target, said = REFUSED[kind]
     checkout = Checkout(tmp_path)
     content = {} if changes is None else SMOKE | changes

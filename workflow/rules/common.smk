@@ -4,13 +4,11 @@ import json
 import os
 import shlex
 import sys
-from copy import deepcopy
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
 from snakemake.settings.types import RerunTrigger
-from snakemake.utils import update_config
 
 # Of this file, and not workflow.basedir: another workflow may import this one as a module.
 ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parents[1]
@@ -32,13 +30,13 @@ from mhclite.evidence.claims import load_claims
 from mhclite.evidence.exhibits import HEADINGS, declared
 from mhclite.files import digest_of, lock, read_json, write_json, write_text
 from mhclite.planning import terminal
-from mhclite.planning.check import check_machine, check_windows
+from mhclite.planning.check import check_windows
 from mhclite.planning.keys import (
     lost_files,
     lost_in_words,
     outdated_in_words,
     outdated_runs,
-    replaced_by,
+    replaced,
 )
 from mhclite.records import to_json
 from mhclite.runs.code import digest_of_modules, step_digest
@@ -46,12 +44,9 @@ from mhclite.study.reading import parse_study, read_yaml, resolve
 from mhclite.study.sections import RESULTS
 from mhclite.training import compiler_caches, live, torchrun
 
-FILES = []  # the study with each of its files, without what --config sets
 try:
     for path in workflow.configfiles:
-        FILES.append(deepcopy(FILES[-1]) if FILES else {})
-        # Snakemake has read it and dropped keys given twice
-        update_config(FILES[-1], read_yaml(path, "study file") or {})
+        read_yaml(path, "study file")  # Snakemake has, and dropped keys given twice
     STUDY = parse_study(config)
     check_windows(STUDY)
     CLAIMS = load_claims(ROOT / "config/claims.yaml")
@@ -162,29 +157,18 @@ def look_for_what_is_lost(*made):
         print(lost_in_words(LOST), file=sys.stderr)
 
 
-def replaced_by_the_command_line():
-    """What of the results --config, or a study file after the first, would replace, and in words."""
-    given = bool(workflow.config_settings.config)
-    for number, content in enumerate(FILES, start=1):
-        if given == (number == len(FILES)):
-            try:
-                alone = parse_study({**content, "name": STUDY.name})
-            except UserError:  # what follows completes it
-                alone = None
-            if found := replaced_by(STUDY, alone, RESULTS, given):
-                name = "--config" if given else workflow.configfiles[number]
-                return f"{name} would replace results in {OUT} ({found})"
-    return ""
-
-
 @cache
 def begin():
     """What must be done once and when the DAG is built, before anything is compared.
 
     What is outdated or lost is forced; nothing is where the user typed what he may not mean.
     """
-    if found := replaced_by_the_command_line():
-        line = f"{found}: name a folder for them with `--config name=NAME`, or change the study file"
+    given = workflow.config_settings.config
+    if given and (found := replaced(STUDY, RESULTS)):
+        line = (
+            f"--config would replace results in {OUT} ({found}): name a folder for them with "
+            "`--config name=NAME`, or change the study file"
+        )
         if not workflow.dryrun:
             sys.exit(f"error: {line}")
         print(line, file=sys.stderr)
@@ -294,14 +278,6 @@ onstart:
         )
         if said := TERMINAL.reasons():
             print(said, file=sys.stderr)
-    if workflow.local_exec:
-        try:
-            if said := check_machine(
-                STUDY, {job.rule.name for job in workflow.dag.needrun_jobs()}
-            ):
-                print(said, file=sys.stderr)
-        except UserError as error:
-            sys.exit(f"error: {error}")
 
 
 onsuccess:

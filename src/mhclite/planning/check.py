@@ -6,8 +6,6 @@ import argparse
 import json
 import logging
 import shutil
-import subprocess
-import sys
 import time
 
 from mhclite.arguments import file_path
@@ -18,7 +16,6 @@ from mhclite.study.reading import load_planned
 from mhclite.study.sections import RESULTS
 from mhclite.study.settings import Study
 from mhclite.study.text_files import matching
-from mhclite.training.compiled import no_compiler
 
 log = logging.getLogger(__name__)
 
@@ -66,40 +63,6 @@ def check_nodes(study: Study) -> None:
             f"training.nodes is {nodes}, but several nodes are started by SLURM alone, and there "
             "is no srun here: set it to 1, or start this study on a login node of a cluster"
         )
-
-
-def sees_gpu() -> bool:
-    """Whether torch sees a GPU here; importing it takes seconds, so ask only where it matters."""
-    script = "import torch; raise SystemExit(not torch.cuda.is_available())"
-    return subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
-
-
-def check_machine(study: Study, steps: set[str]) -> str | None:
-    """Whether this machine has what steps need that it is about to do itself.
-
-    Returns:
-        A line on what will be done another way than asked, if anything is.
-
-    Raises:
-        UserError: there is no GPU.
-    """
-    settings = [config.training for config in study.grid().values()]
-    on_device = {"train", "probe", "critical", "sweep", "throughput"} & steps
-    if on_device and any(training.device == "cuda" for training in settings) and not sees_gpu():
-        raise UserError(
-            "training.device is cuda, but torch sees no GPU on this machine: set it to auto or "
-            "cpu, or start this study where there is one"
-        )
-    obstacle = no_compiler("cpu")
-    for_cpu = [training.device for training in settings if training.compile]
-    if obstacle is None or not {"train", "sweep", "throughput"} & steps or not for_cpu:
-        return None
-    if "cpu" not in for_cpu and sees_gpu():
-        return None
-    return (
-        f"training.compile is true, but {obstacle}: everything is computed without it, which takes "
-        "half as long again (Debian, Ubuntu: apt install g++)"
-    )
 
 
 def work(study: Study) -> tuple[str, float]:

@@ -12,7 +12,7 @@ from tabulate import tabulate
 from mhclite.arguments import file_path, folder_path
 from mhclite.config import RunConfig
 from mhclite.data.corpora import changed
-from mhclite.data.manifest import MANIFEST, load_if_prepared, load_manifest
+from mhclite.data.manifest import MANIFEST, load_if_prepared
 from mhclite.errors import UserError
 from mhclite.jobs import PREPARED, PROBE, PROBES, TRAIN
 from mhclite.runs.folder import RunFolder, RunRecord
@@ -25,7 +25,7 @@ from mhclite.runs.key import (
     settings_digest,
 )
 from mhclite.runs.status import outdated
-from mhclite.study.reading import Resolved, load_study, read_resolved, resolve
+from mhclite.study.reading import load_study, read_resolved
 from mhclite.study.settings import Study
 
 SHORT = 12  # digits shown of a digest
@@ -34,11 +34,8 @@ SHOWN = 3  # files that are named
 
 def corpus_digests(study: Study, results: Path) -> dict[str, str | None]:
     """Corpus -> digest of its tokens; None for one that is not prepared."""
-    folders = {name: results / study.corpus_folder(name) for name in study.corpora}
-    return {
-        name: load_manifest(folder).digest if (folder / MANIFEST).is_file() else None
-        for name, folder in folders.items()
-    }
+    found = {name: load_if_prepared(results / study.corpus_folder(name)) for name in study.corpora}
+    return {name: manifest.digest if manifest else None for name, manifest in found.items()}
 
 
 def outdated_runs(study: Study, results: Path) -> dict[str, str]:
@@ -67,17 +64,17 @@ def outdated_in_words(outdated: dict[str, str], runs: int) -> str:
 
 
 def replaced(study: Study, results: Path) -> str:
-    """What of the results that are there a study would replace; empty if it adds to them."""
-    path = results / study.name / "resolved.json"
+    """What of the results that are there a study would replace; empty if it adds to them.
+
+    Of a sweep its arms, whatever they were trained with: they do not say all of it.
+    """
+    out = results / study.name
+    if study.sweep is not None:
+        return "its arms" if any((out / "sweep").glob("*.json")) else ""
     try:
-        before = read_resolved(path) if path.is_file() else None
-    except UserError:  # damaged, or of another version
-        before = None
-    return "" if before is None else replaced_of(study, before)
-
-
-def replaced_of(study: Study, before: Resolved) -> str:
-    """What a study would replace of another's results; empty if it adds to them."""
+        before = read_resolved(out / "resolved.json")
+    except UserError:  # none, damaged, or of another version
+        return ""
     runs, now = study.runs(), study.model_dump(mode="json")
     others = [
         run
@@ -88,25 +85,6 @@ def replaced_of(study: Study, before: Resolved) -> str:
         return f"{len(others)} of {len(before.runs)} runs"
     rest = ("probe", "throughput", "stability", "sinkhorn", "critical_rate", "statistics")
     return next((name for name in rest if now[name] != before.study.get(name)), "")
-
-
-def replaced_by(study: Study, alone: Study | None, results: Path, given: bool) -> str:
-    """What a study would replace because of what the command line adds to it; empty if nothing.
-
-    Args:
-        alone: the study without that; None if that is none.
-        results: where the folders of results are.
-        given: the results may have been made otherwise than `alone` says, as by an older study
-            file. Else what is added may be as old as they are: it replaces what fits without it.
-    """
-    if study.sweep is not None:  # its arms do not say all that they were trained with
-        there = any((results / study.name / "sweep").glob("*.json"))
-        now, before = ({**one.model_dump(), "tracking": ()} for one in (study, alone or study))
-        return "its arms" if given and there and (alone is None or now != before) else ""
-    found = replaced(study, results)
-    if given:
-        return found if alone is None or replaced_of(study, resolve(alone, [])) else ""
-    return "" if alone is None or replaced(alone, results) else found
 
 
 def lost_files(study: Study, results: Path) -> dict[str, str]:

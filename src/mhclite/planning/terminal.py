@@ -18,7 +18,7 @@ from mhclite.errors import UserError
 from mhclite.jobs import SWEEP, TRAIN
 from mhclite.measure.files import read_sweep
 from mhclite.runs.folder import RunFolder
-from mhclite.runs.status import duration, last_words, latest_steps, tail
+from mhclite.runs.status import duration, last_words, tail
 from mhclite.study.sections import BASE
 
 # What is in Snakemake's reasons -> in few words. A job has the first of those that it has.
@@ -71,9 +71,8 @@ class Terminal(logging.Formatter):
         self.failures: set[int] = set()
         self.why: dict[str, dict[str, list[str]]] = {}  # reason -> rule -> its jobs
         self.left: set[str] = set()  # runs that are to be trained
-        self.paces: dict[tuple[str, str], list[float]] = {}  # (model, variant) -> work, seconds
         self.began = 0.0  # the first training of this session
-        self.done = 0.0  # seconds of training in it
+        self.done = 0.0  # `work` in it
 
     def filter(self, record: Any) -> bool:
         """Whether a record is shown; notes which jobs begin and end."""
@@ -123,7 +122,9 @@ class Terminal(logging.Formatter):
         try:
             if job.rule == TRAIN.name:
                 summary = RunFolder(self.out / "runs" / job.item).summary()
-                self.trained(self.runs[job.item], summary.steps, summary.seconds, seconds)
+                self.left.discard(job.item)
+                here = min(seconds / summary.seconds, 1) if summary.seconds else 0
+                self.done += here * work(self.runs[job.item], summary.steps)
                 seconds, said = summary.seconds, f"diverged at step {summary.diverged_step}"
                 if summary.validation_loss is not None:
                     said = f"loss {summary.validation_loss:.3f}"
@@ -184,36 +185,17 @@ class Terminal(logging.Formatter):
             lines.append(f"  {why}: {', '.join(rules)}")
         return "\n".join(lines)
 
-    def trained(self, run: RunConfig, steps: int, seconds: float, here: float) -> None:
-        """Note how long a run took, in all and at most in this session."""
-        self.left.discard(run.run)
-        self.done += min(seconds, here)
-        if steps:
-            known = self.paces.setdefault((run.model.name, run.connection.variant), [0.0, 0.0])
-            known[0] += work(run, steps)
-            known[1] += seconds
-
-    def seconds_of(self, run: RunConfig, steps: int) -> float:
-        """How long so many steps take: as in runs of its cell, else of its model, else in all."""
-        cell, paces = (run.model.name, run.connection.variant), self.paces
-        like = [known for other, known in paces.items() if other[0] == cell[0]]
-        found = [paces[cell]] if cell in paces else like or [*paces.values()]
-        done, seconds = map(sum, zip(*found, strict=True))
-        return work(run, steps) * seconds / done
-
     def seconds_left(self) -> float:
-        """Until all runs are trained, as fast as up to now; 0 where that is not known."""
-        if not self.paces:
-            return 0.0
+        """Until all runs are trained, if it goes on as since the first began; 0: not known.
+
+        A run that is under way counts as half done.
+        """
         under_way = {job.item for job in self.jobs.values() if job.rule == TRAIN.name}
-        left, done = 0.0, self.done
-        for name in self.left:
-            run, step = self.runs[name], 0
-            if name in under_way and (latest := latest_steps(self.out / "runs" / name)):
-                step = min(int(latest[-1]["step"]), run.training.steps)
-                done += self.seconds_of(run, step)
-            left += self.seconds_of(run, run.training.steps - step)
-        return left * (time.monotonic() - self.began) / done
+        works = {name: work(run, run.training.steps) for name, run in self.runs.items()}
+        half = sum(works[name] for name in under_way) / 2
+        left = sum(works[name] for name in self.left) - half
+        done = self.done + half
+        return left * (time.monotonic() - self.began) / done if self.done else 0.0
 
 
 def work(run: RunConfig, steps: int) -> float:
