@@ -166,7 +166,7 @@ def study(job: Job, *_: str) -> Result:
     minutes = (job.end - time.time() - SAVING_SECONDS) / 60
     if minutes <= 0:
         raise NotDone("too little time is left for the study")
-    command = [sys.executable, "run.py", "--minutes", f"{minutes:.2f}", "--jobs", str(AT_ONCE)]
+    command = [sys.executable, "run.py", "--minutes", f"{minutes:.2f}"]
     code = subprocess.run(command, cwd=job.bundle).returncode
     if code == EXIT_INTERRUPTED:
         raise NotDone("the time is up, and the study is saved")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -161,25 +164,6 @@ def test_a_published_study_is_extended(study: Study, touched: list[str]) -> None
     assert touched[2:] == [f"results/smoke/{train.output}" for train in (first, second, third)]
 
 
-def test_a_merge_that_was_ended_is_recorded_by_the_next(
-    study: Study, touched: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runs = pack.bundle_of(study).runs
-    train = runs[0][0]
-    write_run(Path("bundle/results/smoke"), train, loss=1.0)
-
-    def fail(*arguments: object) -> None:
-        raise UserError("another snakemake is working")
-
-    with monkeypatch.context() as busy:
-        busy.setattr(merge, "snakemake", fail)
-        with pytest.raises(UserError, match="another snakemake"):
-            merge.merge(Path("study.yaml"), Path("bundle"))
-    assert "1 of 16 runs are finished here" in merge.merge(Path("study.yaml"), Path("bundle"))
-    assert touched[2:] == [f"results/smoke/{train.output}"]
-    assert not Path("results/smoke", merge.PENDING).exists()
-
-
 def refused(capsys: pytest.CaptureFixture[str], source: str) -> str:
     """The one line of a merge that is refused."""
     assert cli.main(["bundle", "merge", source, "--study", "study.yaml"]) == 2
@@ -260,27 +244,12 @@ def test_a_bundle_that_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert f"{tmp_path}/nowhere/bundle.json" in capsys.readouterr().err
 
 
-def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
-    assert drive.shares(1) == [[]]
-    assert drive.shares(2) == [["4", "5"], ["6", "7"]]
-    assert drive.shares(6) == [["4"], ["5"], ["6"], ["7"], ["4"], ["5"]]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert drive.shares(2) == [[], []]
-
-
-def test_a_run_of_several_processes_is_started_as_the_workflow_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+def test_a_run_of_several_processes_is_started_as_the_workflow_does(tmp_path: Path) -> None:
     driver = drive.Driver(tmp_path, Bundle(SCHEMA, "paper", [], []), [])
-    several, first = driver.command(
-        PackedJob("train", "runs/a/summary.json", "a", "", ["x"], 2), ["2", "3"]
-    )
-    single, second = driver.command(PackedJob("probe", "probes/a.json", "b", "", ["y"]), [])
+    several, first = driver.command(PackedJob("train", "runs/a/summary.json", "a", "", ["x"], 2))
+    single, second = driver.command(PackedJob("probe", "probes/a.json", "b", "", ["y"]))
     assert several[1:] == ["-m", *launcher(2), "mhclite", "train", "x"]
     assert several[2] == "torch.distributed.run"
-    assert first["CUDA_VISIBLE_DEVICES"] == "2,3"
     assert single[1:] == ["-m", "mhclite", "probe", "y"]
     assert second["PYTHONPATH"] == str(tmp_path / "src")
     for environment in (first, second):
@@ -296,20 +265,44 @@ def test_a_bundle_is_for_one_machine(tmp_path: Path) -> None:
         pack.pack(tmp_path / "study.yaml", tmp_path / "bundle")
 
 
-@pytest.mark.slow
-def test_a_failed_job_stops_no_other(study: Study, caplog: pytest.LogCaptureFixture) -> None:
-    """A run that cannot train is named with its last words; the next one is trained."""
-    pack.pack(Path("study.yaml"), Path("bundle"))
-    bundle = json.loads(Path("bundle/bundle.json").read_text())
-    bundle["throughput"], bundle["runs"] = [], bundle["runs"][:2]
-    del bundle["runs"][0][0]["arguments"][4:]  # without --out
-    write_json(Path("bundle/bundle.json"), bundle)
-    found = drive.load_bundle(Path("bundle"))
-    driver = drive.Driver(Path("bundle").resolve(), found, [])
-    driver.work(found.runs, 1, None)
-    assert driver.failed == ["runs/sotu-d2-residual-s0/summary.json"]
-    assert "the following arguments are required: --out" in caplog.text
-    assert "1 of 2 runs finished" in drive.remaining(driver.standing())
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> drive.Driver:
+    """Of a bundle whose jobs fail (a), take long (z), or make their output at once."""
+    script = (
+        "import sys, time, pathlib\nname = sys.argv[1]\n"
+        "if name == 'a':\n    sys.exit('error: no a')\n"
+        "if name == 'z':\n    time.sleep(60)\n"
+        "folder = pathlib.Path('results/study/probes')\nfolder.mkdir(parents=True, exist_ok=True)\n"
+        "(folder / f'{name}.json').touch()"
+    )
+    found = drive.Driver(tmp_path, Bundle(SCHEMA, "study", [], []), [])
+
+    def command(job: PackedJob) -> tuple[list[str], dict[str, str]]:
+        return [sys.executable, "-c", script, *job.arguments], dict(os.environ)
+
+    monkeypatch.setattr(found, "command", command)
+    return found
+
+
+def job(name: str) -> PackedJob:
+    return PackedJob("probe", f"probes/{name}.json", f"logs/{name}.log", "digest", [name])
+
+
+def test_a_failed_job_stops_its_chain_alone(
+    driver: drive.Driver, caplog: pytest.LogCaptureFixture
+) -> None:
+    for chain in ([job("a"), job("b")], [job("c"), job("d")]):
+        driver.work(chain, None)
+    assert driver.failed == ["probes/a.json"]
+    assert "error: no a" in caplog.text
+    assert [driver.is_done(job(name)) for name in "abcd"] == [False, False, True, True]
+
+
+def test_at_the_deadline_the_running_job_is_stopped_and_none_begun(driver: drive.Driver) -> None:
+    driver.work([job("c"), job("z"), job("d")], time.monotonic() + 3)
+    driver.work([job("e")], time.monotonic())
+    assert (driver.stopping, driver.failed) == ("the time is up", [])
+    assert not any(driver.is_done(job(name)) for name in "zde")
 
 
 def test_when_the_time_is_up_nothing_is_begun(

@@ -113,7 +113,7 @@ def test_from_packing_to_figures(checkout: Checkout, elsewhere: Path, tmp_path: 
 
     # A second machine goes on with what the first one had.
     shutil.move(first / "small/results/gpu", second / "small/results/gpu")
-    process = start(elsewhere, second / "small", "--jobs", "2")
+    process = start(elsewhere, second / "small")
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
     assert "nothing is left" in output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mhclite.arguments import any_path, file_path, folder_path, positive_float, positive_int
+from mhclite.arguments import any_path, file_path, folder_path, positive_float
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -20,9 +20,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--minutes", type=positive_float, help="then save and stop (default: no limit)"
     )
-    run.add_argument(
-        "--jobs", type=positive_int, default=1, help="runs at once (default: %(default)s)"
-    )
     merge = actions.add_parser("merge", help="bring what a bundle has done into results/")
     merge.add_argument(
         "source", type=any_path, help="the bundle's folder or results, or an archive"
@@ -35,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "run":
         from mhclite.bundle.drive import run_bundle
 
-        return run_bundle(args.bundle, args.minutes, args.jobs)
+        return run_bundle(args.bundle, args.minutes)
     if args.action == "pack":
         from mhclite.bundle.pack import pack
 

@@ -1,8 +1,8 @@
 """Do the jobs of a bundle on a machine that has torch and numpy, as far as the time allows.
 
 Each job is a process of its own, as the workflow would start it: what it writes is the same, and
-one that fails stops none of the others. Nothing is remembered but files, so that the same command
-goes on wherever the folder is, or its `results/`.
+one that fails stops none but the probe of its run. Nothing is remembered but files, so that the
+same command goes on wherever the folder is, or its `results/`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from mhclite.config import RunConfig
 from mhclite.data.manifest import load_manifest
@@ -36,7 +35,6 @@ RECEIPTS = "bundle-receipts.json"  # output -> digest of what it was made of; in
 RESULTS = Path("results")
 TRAIN = "train"
 POLL_SECONDS = 0.2
-TOLD_SECONDS = 30.0  # between two lines that say where the study stands
 
 log = logging.getLogger(__name__)
 
@@ -104,14 +102,6 @@ def load_bundle(folder: Path) -> Bundle:
     return bundle
 
 
-class Running(NamedTuple):
-    """The first job of a chain, under way."""
-
-    process: subprocess.Popen[bytes]
-    chain: Chain
-    gpus: list[str]
-
-
 class Driver:
     """The jobs of one bundle. A signal in `signals` ends its work."""
 
@@ -130,44 +120,22 @@ class Driver:
         made_of = receipts(self.out).get(job.output)
         return (self.out / job.output).is_file() and made_of == job.digest
 
-    def work(self, chains: list[Chain], jobs: int, deadline: float | None) -> None:
-        """Do chains of jobs, each in its order and so many at once."""
-        waiting, free, running = list(chains), shares(jobs), list[Running]()
-        last = time.monotonic()
-        try:
-            while waiting or running:
-                if not self.stopping and (why := self._why_stop(deadline)):
-                    self.stopping = why
-                    for one in running:
-                        one.process.terminate()
-                if self.stopping:
-                    waiting.clear()
-                while waiting and free:
-                    left = [job for job in waiting.pop(0) if not self.is_done(job)]
-                    if left:
-                        running.append(self._start(left, free.pop(0)))
-                if running:
-                    time.sleep(POLL_SECONDS)
-                for one in [one for one in running if one.process.poll() is not None]:
-                    running.remove(one)
-                    free.append(one.gpus)
-                    if self._has_made(one.chain[0], one.process.returncode):
-                        waiting.insert(0, one.chain[1:])
-                if time.monotonic() - last >= TOLD_SECONDS:
-                    last = time.monotonic()
-                    log.info("%s", remaining(self.standing()))
-        finally:  # an error of ours must not leave processes behind
-            for one in running:
-                one.process.terminate()
+    def work(self, chain: Chain, deadline: float | None) -> None:
+        """Do jobs one after the other, until one fails or there is a reason to stop."""
+        for job in chain:
+            if not self.is_done(job) and (self._must_stop(deadline) or not self._do(job, deadline)):
+                return
 
-    def _why_stop(self, deadline: float | None) -> str:
-        """A reason to stop, if there is one now."""
+    def _must_stop(self, deadline: float | None) -> bool:
+        """Whether there is a reason to stop, which is then `stopping`."""
         if self.signals:
-            return signal.Signals(self.signals[0]).name
-        return "the time is up" if deadline is not None and time.monotonic() >= deadline else ""
+            self.stopping = self.stopping or signal.Signals(self.signals[0]).name
+        elif deadline is not None and time.monotonic() >= deadline:
+            self.stopping = "the time is up"
+        return self.stopping != ""
 
-    def command(self, job: PackedJob, gpus: list[str]) -> tuple[list[str], dict[str, str]]:
-        """How a job is called, and its environment; no GPUs named: all that there are."""
+    def command(self, job: PackedJob) -> tuple[list[str], dict[str, str]]:
+        """How a job is called, and its environment."""
         command = [sys.executable, "-m", *torchrun.launcher(job.processes)]
         command += ["mhclite", job.step, *job.arguments]
         if job.step == "throughput":
@@ -178,32 +146,34 @@ class Driver:
             **torchrun.environment(),
             **compiler_caches.environment(self.folder),  # kept for the next allocation
         }
-        if gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         return command, environment
 
-    def _start(self, chain: Chain, gpus: list[str]) -> Running:
-        """Start the first job of a chain."""
-        job = chain[0]
-        command, environment = self.command(job, gpus)
+    def _do(self, job: PackedJob, deadline: float | None) -> bool:
+        """Do a job; returns whether it made its output, and says so, with a receipt."""
+        command, environment = self.command(job)
         path = self.out / job.log
         path.parent.mkdir(parents=True, exist_ok=True)
-        log.info("%s: started", job.output)
+        log.info("%s: started, log: %s", job.output, path)
         with path.open("ab") as file:
             process = subprocess.Popen(
                 command, cwd=self.folder, env=environment, stdout=file, stderr=file
             )
-        return Running(process, chain, gpus)
-
-    def _has_made(self, job: PackedJob, code: int) -> bool:
-        """Whether a job that ended has made its output; says so, with a receipt."""
+        asked = False
+        try:
+            while (code := process.poll()) is None:
+                if not asked and self._must_stop(deadline):
+                    process.terminate()  # once: it saves, and ends
+                    asked = True
+                time.sleep(POLL_SECONDS)
+        finally:  # an error of ours must not leave it behind
+            process.terminate()
         if code == 0 and job.step != TRAIN:
             write_json(self.out / RECEIPTS, {**receipts(self.out), job.output: job.digest})
         if code == 0 and self.is_done(job):
-            log.info("%s: done", job.output)
+            log.info("%s: done; %s", job.output, remaining(self.standing()))
             return True
-        words = status.last_words(self.out / job.log)
-        if self.stopping:
+        words = status.last_words(path)
+        if asked:
             log.info("%s: %s", job.output, words if words.startswith("interrupted") else "stopped")
         else:
             self.failed.append(job.output)
@@ -225,27 +195,12 @@ def remaining(found: list[status.RunStatus]) -> str:
     return text
 
 
-def shares(jobs: int) -> list[list[str]]:
-    """GPUs of each of `jobs` slots: equal parts of them, or one for several slots."""
-    if jobs == 1:
-        return [[]]
-    import torch
-
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = named.split(",") if named else [str(at) for at in range(torch.cuda.device_count())]
-    each = len(gpus) // jobs
-    if each:
-        return [gpus[at * each : (at + 1) * each] for at in range(jobs)]
-    return [[gpus[at % len(gpus)]] if gpus else [] for at in range(jobs)]
-
-
-def run_bundle(folder: Path, minutes: float | None, jobs: int) -> int:
+def run_bundle(folder: Path, minutes: float | None) -> int:
     """Do what is left of a bundle: its runs, then throughput with nothing beside it.
 
     Args:
         folder: of the bundle.
-        minutes: after which running jobs are asked to save and stop; None: no limit.
-        jobs: runs at once.
+        minutes: after which the running job is asked to save and stop; None: no limit.
 
     Returns:
         the exit code: 1 if a job failed, 0 if all is done.
@@ -267,9 +222,10 @@ def run_bundle(folder: Path, minutes: float | None, jobs: int) -> int:
     bundle = load_bundle(folder)
     with stop_signals() as signals:
         driver = Driver(folder, bundle, signals)
-        driver.work(bundle.runs, jobs, deadline)
-        driver.work([[job] for job in bundle.throughput], 1, deadline)
-    everything = [job for chain in (*bundle.runs, bundle.throughput) for job in chain]
+        chains = [*bundle.runs, *([job] for job in bundle.throughput)]
+        for chain in chains:
+            driver.work(chain, deadline)
+    everything = [job for chain in chains for job in chain]
     left = [job for job in everything if not driver.is_done(job)]
     log.info("%s", remaining(driver.standing()))
     if driver.failed:

@@ -19,7 +19,6 @@ from pathlib import Path
 from mhclite.bundle.drive import PackedJob, receipts
 from mhclite.bundle.pack import bundle_of, snakemake
 from mhclite.errors import UserError
-from mhclite.files import read_json, write_json
 from mhclite.jobs import PROBE, results_folder
 from mhclite.measure.files import read_probe
 from mhclite.runs.folder import RECORD, RESULT, STEP_FILES, SUMMARY, WEIGHTS, RunFolder
@@ -30,7 +29,6 @@ from mhclite.study.sections import RESULTS
 from mhclite.tarball import extract
 
 RUN_FILES = (RECORD, *(f"{name}.jsonl" for name in STEP_FILES), WEIGHTS, RESULT, SUMMARY)
-PENDING = "merge-pending.json"  # outputs that Snakemake has not recorded yet: a merge was ended
 SHOWN = 3  # refused runs that are named
 
 log = logging.getLogger(__name__)
@@ -169,30 +167,23 @@ def merge(study_file: Path, source: Path) -> str:
         for train, _ in runs:
             check_run(train, of(train, theirs), of(train, ours))
         made_of = receipts(theirs)
-        pending = ours / PENDING
-        before = read_json(pending, "outputs of a merge") if pending.is_file() else []
-        jobs = [*bundle.throughput, *(train for train, _ in runs)]
-        there_is = [job.output for job in jobs if (theirs / job.output).is_file()]
-        write_json(pending, sorted({*before, *there_is}))
-        new = [output for output in before if (ours / output).is_file()]
-        taken = probes = 0
+        new: list[str] = []
+        probes = 0
         for train, probe in runs:
             here, there = of(train, ours), of(train, theirs)
             if is_new(train, there, here):
                 take(there, here)
                 new.append(train.output)
-                taken += 1
             if same_result(train, there, here):
                 # Not for Snakemake: the rule takes a probe that is right as made.
                 probes += merge_output(probe, train.digest, theirs, ours, made_of)
+        taken = len(new)
         new += [
             job.output for job in bundle.throughput if merge_output(job, "", theirs, ours, made_of)
         ]
-    new = list(dict.fromkeys(new))
     if new:
         # Snakemake records what they were made of: a later change reruns exactly what it should.
         snakemake(study_file, "--touch", "--force", *(f"{ours}/{output}" for output in new))
-    pending.unlink()
     done = sum(of(train, ours).finished_key() == train.digest for train, _ in runs)
     return (
         f"study {study.name}: {taken} runs and {len(new) + probes - taken} other files are new; "
