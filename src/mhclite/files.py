@@ -139,19 +139,27 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def read_schema(path: Path, what: str, step: str, schema: int) -> dict[str, Any]:
-    """Read a JSON object with a field `schema` that `step` wrote.
+def read_schema(path: Path, what: str, schema: int, again: str = "") -> dict[str, Any]:
+    """Read a JSON object with a field `schema`.
+
+    Args:
+        path: the file.
+        what: what it is, for messages.
+        schema: the number that this version writes.
+        again: the way out, where the file is damaged or of another version: `delete X and Y`, or
+            `Y` alone. Where it is missing, Y. Left out: Snakemake makes it.
 
     Raises:
         UserError: missing, damaged or of another version.
     """
-    again = f"delete {path} and run `snakemake --cores all`"
+    again = again or f"delete {path} and run `snakemake --cores all`"
     if not path.is_file():
-        raise UserError(
-            f"{what} is missing: {path} does not exist; run `snakemake --cores all`, or "
-            f"`python -m mhclite {step}` by hand"
-        )
-    value = read_json(path, what)
+        made = again.rpartition(" and ")[2]  # there is nothing to delete
+        raise UserError(f"{what} is missing: {path} does not exist; {made}")
+    try:
+        value = read_json(path, what)
+    except UserError as error:
+        raise UserError(f"{error}; {again}") from None
     found = value.get("schema") if isinstance(value, dict) else None
     if found != schema:
         raise UserError(

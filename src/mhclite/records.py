@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mhclite.errors import UserError
-from mhclite.files import read_json
+from mhclite.files import read_schema
 
 T = TypeVar("T")
 
@@ -121,34 +121,15 @@ def _name(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
 
 
-def read_record(kind: type[T], path: Path, what: str, schema: int, again: str) -> T:
-    """Read a file whose content is a dataclass with a field `schema`.
-
-    Args:
-        kind: the dataclass.
-        path: the file.
-        what: what it is, for messages.
-        schema: the number that this version writes.
-        again: the way out, where the file is damaged or of another version: `delete X and Y`, or
-            `Y` alone. Where it is missing, Y.
+def read_record(kind: type[T], path: Path, what: str, schema: int, again: str = "") -> T:
+    """Read a file whose content is a dataclass with a field `schema`: `files.read_schema`.
 
     Raises:
         UserError: missing, damaged, of another schema, or not what was written.
     """
-    if not Path(path).is_file():
-        made = again.rpartition(" and ")[2]  # there is nothing to delete
-        raise UserError(f"{what} is missing: {path} does not exist; {made}")
-    try:
-        value = read_json(path, what)
-    except UserError as error:
-        raise UserError(f"{error}; {again}") from None
-    found = value.get("schema") if isinstance(value, dict) else None
-    if found != schema:
-        raise UserError(
-            f"{what} is from another version of mhclite: {path} has schema {found}, expected "
-            f"{schema}; {again}"
-        )
+    value = read_schema(Path(path), what, schema, again)
     try:
         return build(kind, value)
     except Misfit as problem:
+        again = again or f"delete {path} and run `snakemake --cores all`"
         raise UserError(f"{path} is not what mhclite wrote: {problem}; {again}") from None

@@ -232,7 +232,7 @@ def _critical_rates(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
 def load_results(folder: str | Path) -> Results:
     """Read results/<study>; a missing or outdated file is a `UserError` that names it."""
     folder = Path(folder)
-    study = read_schema(folder / "study.json", "the study's description", "collect", SCHEMA)
+    study = read_schema(folder / "study.json", "the study's description", SCHEMA)
     settings = study["study"]
     orders = {
         "corpus": list(settings["corpora"]),
@@ -257,7 +257,7 @@ def load_results(folder: str | Path) -> Results:
             for model in orders["model"]
         },
         sinkhorn=(
-            read_schema(folder / "sinkhorn.json", "the Sinkhorn-Knopp experiment", "sinkhorn", 1)
+            read_schema(folder / "sinkhorn.json", "the Sinkhorn-Knopp experiment", 1)
             if settings["sinkhorn"]
             else None
         ),

@@ -193,5 +193,4 @@ def resolve(study: Study, claims: Sequence[BaseModel]) -> Resolved:
 
 def read_resolved(path: Path) -> Resolved:
     """Read resolved.json; `UserError` if it is missing, damaged or of another version."""
-    again = f"delete {path} and run `snakemake --cores all`"
-    return read_record(Resolved, path, "the resolved study", SCHEMA, again)
+    return read_record(Resolved, path, "the resolved study", SCHEMA)
