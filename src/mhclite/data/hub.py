@@ -83,25 +83,12 @@ class CorporaLock:
         return found
 
 
-def revision_text(corpus: Mapping[str, Any], lock: CorporaLock) -> str | None:
-    """Which commit of a hub corpus is read, and what fixes it; None for other sources.
-
-    Args:
-        corpus: `study.sections.Corpus` as JSON.
-        lock: the lock file beside which the study is used.
-    """
-    if corpus["source"] != "hub":
-        return None
-    if corpus["revision"]:
-        return f"revision {corpus['revision'][:12]}, pinned in the study"
-    revision = lock.revision(corpus["repository"], corpus["subset"])
+def revision_text(corpus: Mapping[str, Any], lock: CorporaLock) -> str:
+    """Which commit is read of a hub corpus (`study.sections.Corpus` as JSON)."""
+    revision = corpus["revision"] or lock.revision(corpus["repository"], corpus["subset"])
     if revision:
-        return f"revision {revision[:12]}, locked in {lock.path}"
-    state = "has no entry for it" if lock.path.exists() else "does not exist"
-    return (
-        f"revision not pinned: the study names none, and {lock.path} {state}; the newest at first "
-        "use is recorded there: commit that file"
-    )
+        return f"revision {revision[:12]}"
+    return f"the newest revision at first use, then recorded in {lock.path}: commit that file"
 
 
 @dataclass(frozen=True)

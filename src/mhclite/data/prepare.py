@@ -19,10 +19,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from tqdm import tqdm
 
-from mhclite.arguments import file_path, folder_path, positive_int, required
+from mhclite.arguments import file_path, folder_path, json_argument, positive_int, required
 from mhclite.data.baselines import BIGRAM_TOKENS, ngram_baselines
 from mhclite.data.corpora import Source, changed, open_source
 from mhclite.data.hub import CorporaLock
@@ -67,8 +66,6 @@ from mhclite.files import digest_of, read_json, sha256_of, write_json
 from mhclite.records import Misfit, build, to_json
 from mhclite.runs.code import digest_of_modules
 from mhclite.runs.provenance import versions
-from mhclite.study.sections import Corpus, Name, Settings, Tokenizer
-from mhclite.study.wording import one_line
 
 log = logging.getLogger(__name__)
 
@@ -332,27 +329,11 @@ def _tokenized(
     return splits
 
 
-class CorpusSettings(Settings):
-    """What `--settings` holds: `Study.corpus_settings`."""
-
-    name: Name
-    corpus: Corpus
-    tokenizer: Tokenizer
-
-
-def parse_settings(text: str) -> dict[str, Any]:
-    """`--settings` with defaults filled in, checked as a study is."""
-    try:
-        return CorpusSettings.model_validate_json(text).model_dump(mode="json")
-    except ValidationError as error:
-        raise UserError(f"--settings: {one_line(error, CorpusSettings)}") from None
-
-
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite prepare`."""
     required(
         parser,
-        settings=(None, "the corpus and its tokenizer, JSON"),
+        settings=(None, "what a study resolves of a corpus (JSON, or @FILE)"),
         out=(folder_path, "folder of the prepared corpus"),
         lock=(file_path, "corpora lock file: revisions of hub corpora"),
     )
@@ -369,7 +350,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prepare a corpus and print what it holds."""
-    settings = parse_settings(args.settings)
+    settings = json_argument(args.settings, "--settings")
     manifest = prepare(settings, args.out, args.lock, args.processes, block_size=args.block_size)
     train, validation = manifest.train, manifest.validation
     print(

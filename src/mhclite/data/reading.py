@@ -1,8 +1,7 @@
-"""The documents of one file: text, JSON, JSONL or parquet, on this machine or on the hub.
+"""The documents of one file: text, JSONL or parquet, on this machine or on the hub.
 
 A file is looked at once beforehand (`examine`), so that it is known how many documents it has and
-where it can be divided. Reading it then needs no more memory than its largest document; a .json
-file alone is held in memory as a whole.
+where it can be divided. Reading it then needs no more memory than its largest document.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ BUFFER = 1 << 22  # bytes of a parquet column read at once; bounds the memory
 MARK = "\ufeff"  # the byte-order mark that some programs begin a text with; no part of it
 ROWS = 256  # of a parquet file made into text at once
 RECORDS = (
-    "a .json file is an array of records, or an object of which each value is one (pandas: "
-    '`to_json(path, orient="records")`); a .jsonl file has a record a line'
+    'a .jsonl file has a record a line (pandas: `to_json(path, orient="records", lines=True)`)'
 )
 
 
@@ -66,10 +64,7 @@ def examine(path: str, text_field: str) -> Examined:
     digest = None if path.startswith(REMOTE) else sha256_of(Path(path))
     if path.endswith(".parquet"):
         return Examined(_row_groups(path, text_field), digest)
-    if path.endswith(".txt"):
-        count = 1
-    else:
-        count = sum(1 for _ in (_entries(path) if path.endswith(".json") else _lines(path)))
+    count = 1 if path.endswith(".txt") else sum(1 for _ in _lines(path))
     return Examined([Piece(path, count, Path(path).stat().st_size)], digest)
 
 
@@ -109,16 +104,13 @@ def _texts(piece: Piece, text_field: str) -> Iterator[str]:
     elif path.endswith(".txt"):
         text = _decoded(Path(path).read_bytes(), path)
         yield from (text,) if piece.cut is None else _halves(text, piece.cut)
-    elif path.endswith(".json"):
-        for number, entry in _entries(path):
-            yield _text_of(entry, text_field, f"{path} entry {number}")
     else:
         for number, line in _lines(path):
             where = f"{path} line {number}"
             yield _text_of(_json(line, where), text_field, where)
 
 
-# --- text, JSON and JSONL -----------------------------------------------------------------------
+# --- text and JSONL ----------------------------------------------------------------------------
 
 
 def _decoded(data: bytes, where: str) -> str:
@@ -148,14 +140,6 @@ def _lines(path: str) -> Iterator[tuple[int, bytes]]:
         raise UserError(
             f"{path} is not a whole gzip file ({error}): copy it again, or name it as what it is"
         ) from None
-
-
-def _entries(path: str) -> Iterator[tuple[int, Any]]:
-    """Number and content of the entries of a JSON array, or of the values of a JSON object."""
-    content = _json(Path(path).read_bytes(), path)
-    if not isinstance(content, list | dict):
-        raise UserError(f"{path} holds {content!r:.60}: {RECORDS}")
-    yield from enumerate(content.values() if isinstance(content, dict) else content, start=1)
 
 
 def _json(data: bytes, where: str) -> Any:

@@ -207,8 +207,10 @@ def describe(
             there = manifest.train.tokens
             epochs = {row.model: f"{row.model} {row.tokens / there:.3g}" for row in rows}
             known = f"{there:,} train tokens; epochs: {', '.join(epochs.values())}"
-        revision = revision_text(study.corpus_settings(corpus)["corpus"], CorporaLock(lock))
-        lines.append("; ".join(filter(None, (f"Corpus {corpus}: {known}", revision))) + ".")
+        settings = study.corpus_settings(corpus)["corpus"]
+        if settings["source"] == "hub":
+            known += f"; {revision_text(settings, CorporaLock(lock))}"
+        lines.append(f"Corpus {corpus}: {known}.")
     tokens = round(sum(row.runs * each * row.tokens for row in rows))
     lines.append(f"Trained: {words}; {tokens:,} tokens in total.")
     if sources:

@@ -130,7 +130,7 @@ class Corpus(Settings):
     files: str | None = Field(
         None,
         description="`files` only: glob of .txt (a document each; a single one is cut in two), "
-        ".json, .jsonl[.gz] or .parquet",
+        ".jsonl[.gz] or .parquet",
     )
     archive: str | None = Field(
         None,

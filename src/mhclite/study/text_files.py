@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mhclite.study.sections import RESULTS
 
-SUFFIXES = (".txt", ".json", ".jsonl", ".jsonl.gz", ".parquet")
+SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 READABLE = ", ".join(SUFFIXES)
 MAKE_IT_SO = (
     "name plain text .txt, unpack what is packed, and write tables as parquet (datasets: "

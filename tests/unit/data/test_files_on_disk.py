@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
 import os
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pyarrow.parquet.encryption as encryption
 import pytest
 from small_corpora import documents, settings
 
@@ -110,23 +107,6 @@ def test_a_zeroed_page_is_noticed(tmp_path: Path, compression: str) -> None:
         texts_of(path)
 
 
-def test_a_gzip_file_is_whole_or_named(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl.gz"
-    whole = gzip.compress(b"".join(b'{"text": "%d"}\n' % i for i in range(99)))
-    for data in (whole, whole + whole):  # as `cat` puts two together
-        path.write_bytes(data)
-        assert len(texts_of(path)) == 99 * len(data) // len(whole)
-    middle = len(whole) // 2
-    flipped = [
-        whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :] for i in (0, middle, len(whole) - 6)
-    ]
-    cut = [whole[:i] for i in (0, 1, middle, len(whole) - 1)]
-    for data in [*flipped, *cut, whole + b"x", whole + whole[1:], b'{"text": "a"}\n']:
-        path.write_bytes(data)
-        with pytest.raises(UserError, match=r"a\.jsonl\.gz is not a whole gzip file"):
-            texts_of(path)
-
-
 @pytest.mark.parametrize(
     "kind",
     [
@@ -147,44 +127,11 @@ def test_text_is_read_however_its_column_is_stored(tmp_path: Path, kind: pa.Data
     assert texts_of(tmp_path / "a.parquet") == ["é", "b", "é"]
 
 
-def write_encrypted(path: Path) -> None:
-    class Keys(encryption.KmsClient):  # type: ignore[misc]
-        def wrap_key(self, key: bytes, _: str) -> bytes:
-            return base64.b64encode(key)
-
-    factory = encryption.CryptoFactory(lambda _: Keys())
-    how = encryption.EncryptionConfiguration(footer_key="a", column_keys={"b": ["text"]})
-    keys = factory.file_encryption_properties(encryption.KmsConnectionConfig(), how)
-    table = pa.table({"text": ["a"]})
-    with pq.ParquetWriter(path, table.schema, encryption_properties=keys) as writer:
-        writer.write_table(table)
-
-
-def test_columns_beside_the_text_are_of_no_matter(tmp_path: Path) -> None:
-    """Doubled names; a column that is named as one within another; row groups without a row."""
-    path = tmp_path / "a.parquet"
-    text, other = pa.array(["a", "b"]), pa.array([{"b": "c"}, {"b": "d"}])
-    names = ["o", "o", "a", "a.b", "a.b.c"]
-    table = pa.Table.from_arrays([other, other, other, text, other], names)
-    with pq.ParquetWriter(path, table.schema) as writer:
-        for part in (table[:1], table[:0], table[1:]):
-            writer.write_table(part)
-    found = [t for piece in examine(str(path), "a.b").pieces for t in read(piece, "a.b")]
-    assert found == ["a", "b"]
-
-
-def test_an_encrypted_file_is_named(tmp_path: Path) -> None:
-    write_encrypted(tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"a\.parquet .*encrypted"):
-        texts_of(tmp_path / "a.parquet")
-
-
 @pytest.mark.parametrize(
     ("name", "data"),
     [
         ("a.txt", b"a\n"),
         ("a.jsonl", b'{"text": "a\\n"}\n'),
-        ("a.json", b'[{"text": "a\\n"}]'),
         ("b.jsonl", b'{"text": "\xef\xbb\xbfa\\n"}\n'),
     ],
 )
@@ -209,15 +156,6 @@ def test_one_text_is_cut_at_a_line_near_its_end(tmp_path: Path) -> None:
     first, second = read(piece, "text")
     assert first + second == text
     assert first.endswith("\n")
-
-
-@pytest.mark.parametrize("text", ["no line end" * 9, "a\n" + "b" * 99])
-def test_one_text_of_few_lines_is_cut_too(tmp_path: Path, text: str) -> None:
-    (tmp_path / "a.txt").write_text(text)
-    first, second = read(Piece(f"{tmp_path}/a.txt", 2, len(text), cut=0.3), "text")
-    assert first + second == text
-    assert first
-    assert second
 
 
 def test_no_document_and_one_record_say_so(tmp_path: Path) -> None:

@@ -44,8 +44,3 @@ def test_the_authors_split_is_that_of_datasets(documents: int, fraction: float, 
     for number, part in enumerate(parts):
         expected = "validation" if number in held_out else "train"
         assert part.split(number, b"") == whole.split(number, b"") == expected
-
-
-def test_without_a_seed_the_text_decides() -> None:
-    splitter = Splitter.of({"validation_fraction": 0.7284, "split_seed": None}, 10, cut=False)
-    assert splitter.between(3, 5).split(4, b"abc") == "validation" == split_of(b"abc", 0.7284)

@@ -88,13 +88,6 @@ def test_no_word_is_learned_from_as_a_whole_if_it_is_too_long(
     assert tokenizer.decode(tokenizer.encode_batch([text])[0].tolist()) == text
 
 
-@pytest.mark.parametrize(
-    "text", ["日本語。" * LONG, "a,1" * LONG, "a" * LONG + " b", "", *documents(3)]
-)
-def test_other_words_stay_whole(text: str) -> None:
-    assert list(without_long_words(text)) == [text]
-
-
 @kinds
 def test_the_end_of_text_in_a_text_is_text(kind: str) -> None:
     tokenizer = TOKENIZERS[kind]
@@ -137,12 +130,6 @@ def test_gpt2_has_all_its_tokens() -> None:
 def test_gpt2_survives_long_runs_of_white_space(run: str) -> None:
     gpt2 = TOKENIZERS["gpt2"]
     assert gpt2.decode(gpt2.encode_batch([run])[0].tolist()) == run
-
-
-def test_small_training_text_gives_fewer_tokens() -> None:
-    tokenizer = ByteLevelBPE.train(["ab ab ab"], 300)
-    assert tokenizer.n_tokens == 1 + 256 + 2  # end of text, bytes, `ab`, ` ab`
-    assert len(tokenizer.encode_batch([" ab ab"])[0]) == 2
 
 
 @kinds
