@@ -59,7 +59,6 @@ GROUPS: Groups = {
             "mhclite.planning.status", "show what has finished, runs, failed, and is left"
         ),
         "describe": Step("mhclite.planning.describe", "what a study will train, and what it costs"),
-        "evaluate": Step("mhclite.measure.evaluate", "loss of a trained run on held-out text"),
         "exchange": Step(
             "mhclite.authors.exchange", "import and export checkpoints of the authors' repository"
         ),
@@ -87,23 +86,8 @@ STORAGE = {
     errno.EROFS: "make it writable",
     errno.EACCES: "make it accessible",
     errno.EPERM: "make it accessible",
-    errno.ENOENT: "see whether it was removed or renamed meanwhile",
-    errno.EISDIR: "a file must be there: move the folder away",
-    errno.ENAMETOOLONG: "use a shorter path",
-    errno.ELOOP: "remove the link that leads to itself",
-    errno.EEXIST: "a folder must be there: move the file away",
-    errno.ENOTDIR: "a folder must be there: move the file away",
-    errno.EIO: "have the storage checked",
-    errno.ESTALE: "have the storage mounted again",
-    errno.ENOTCONN: "have the storage mounted again",
-    errno.ENXIO: "have the storage mounted again",
-    errno.ETIMEDOUT: "see whether the storage or the server answers",
     errno.EFBIG: "allow larger files (`ulimit -f`), or use storage that does",
     errno.EMFILE: "allow more open files (`ulimit -n`)",
-    errno.ENFILE: "end programs that hold many files open",
-    errno.ENOMEM: "free memory, or use a machine with more",
-    errno.EBUSY: "end the program that uses it",
-    errno.ENOTEMPTY: "end the program that has a file in it open",
 }
 # What torch's allocators say; its own error is a RuntimeError too, and torch is not imported here.
 NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")

@@ -135,7 +135,7 @@ def test_what_is_no_number_and_no_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["evaluate", "--run", "r", "--tokens", "t", "--sequences", "0"],
+        ["prepare", "--settings", "{}", "--block-size", "0"],
         ["sinkhorn", "--settings", "{}", "--out", "o", "--threads", "99999999999"],
         ["bundle", "run", "b", "--minutes", "nan"],
         ["ui", "--port", "70000"],

@@ -20,8 +20,6 @@ from mhclite.measure.throughput import measure
 from mhclite.model import GPT
 from mhclite.records import build, to_json
 
-CPU = torch.device("cpu")
-
 
 def test_throughput_of_a_tiny_model() -> None:
     connections = {v: connection(v, implementation="fast") for v in ("hc", "mhc_lite")}

@@ -27,7 +27,7 @@ from mhclite.config import RunConfig
 from mhclite.data.batches import batch_starts, evaluation_starts
 from mhclite.errors import Interrupted, UserError
 from mhclite.files import read_json, read_jsonl, sha256_of
-from mhclite.measure.evaluate import evaluate
+from mhclite.measure.trained import read_trained
 from mhclite.model import GPT
 from mhclite.runs.folder import RunFolder
 from mhclite.runs.status import status_of
@@ -244,7 +244,7 @@ def test_a_finished_run_that_is_trained_again_is_not_finished(corpus: Path, tmp_
 
     def look(key: str, stop: bool = False) -> None:
         seen.append(status_of(tmp_path, second).state)
-        for ask in (RunFolder(folder).finished, lambda: evaluate(folder, corpus, 2)):
+        for ask in (RunFolder(folder).finished, lambda: read_trained(folder)):
             with pytest.raises(UserError, match="not finished"):
                 ask()
         if stop:

@@ -7,7 +7,6 @@ imported where tokens are read: `status` and the start of the DAG do without.
 
 from __future__ import annotations
 
-import codecs
 import math
 import re
 from collections.abc import Mapping
@@ -24,12 +23,6 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-BEGINNING = 1 << 16  # tokens of a foreign file that are looked at
-# What files begin with that are no raw tokens: .npy, gzip, zstd, xz, zip, parquet, Arrow.
-MAGIC = (
-    *(b"\x93NUMPY", b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"PK\x03\x04"),
-    *(b"PAR1", b"ARROW1"),
-)
 SHARD_NAME = re.compile(r"(train|validation)-\d{5}\.bin")
 
 Split = Literal["train", "validation"]
@@ -243,48 +236,6 @@ def open_split(folder: Path, split: Split, verify: bool = True) -> TokenSplit:
     if verify:
         verify_split(folder, entry, only_new=True)
     return TokenSplit(shard_paths(folder, entry))
-
-
-def open_tokens(path: Path, vocab_size: int) -> TokenSplit:
-    """A file of raw little-endian uint16 tokens from elsewhere, such as nanoGPT's `val.bin`.
-
-    Raises:
-        UserError: missing, empty, not such tokens, or with ids beyond the vocabulary.
-    """
-    import numpy as np
-
-    from mhclite.data.tokens import SHARD_DTYPE, TokenSplit
-
-    if not path.is_file():
-        raise UserError(f"token file {path} does not exist")
-    size = path.stat().st_size
-    if size == 0 or size % SHARD_DTYPE.itemsize:
-        raise UserError(f"{path} has {size} bytes: it is not a file of 2-byte tokens")
-    tokens = np.memmap(path, SHARD_DTYPE, mode="r")
-    beginning = tokens[:BEGINNING].tobytes()
-    if beginning.startswith(MAGIC) or _is_text(beginning):
-        raise UserError(
-            f"{path} is text, or what another program packed, not raw little-endian 2-byte tokens "
-            "(of a numpy array: `array.astype('<u2').tofile(path)`)"
-        )
-    if len(tokens) >= 8 and not (tokens[::2].any() and tokens[1::2].any()):
-        raise UserError(f"{path}: every second 2-byte token is 0: its tokens have 4 bytes or more")
-    largest = int(tokens.max())
-    if largest >= vocab_size:
-        raise UserError(
-            f"{path} has token {largest}, but the model's vocabulary ends at {vocab_size - 1}: the "
-            "file was made with another tokenizer, or is not raw little-endian 2-byte tokens"
-        )
-    return TokenSplit([path])
-
-
-def _is_text(beginning: bytes) -> bool:
-    try:
-        # A character may be cut at the end. Small tokens are text but for their zeros.
-        text = codecs.getincrementaldecoder("utf-8")().decode(beginning)
-    except UnicodeDecodeError:
-        return False
-    return "\0" not in text
 
 
 def verify_split(folder: Path, split: SplitEntry, only_new: bool = False) -> None:

@@ -32,10 +32,6 @@ def settings_argument(kind: type[T], text: str, option: str) -> T:
         raise UserError(f"{problem}: {option} {text[:60]!r} is not what a study resolves") from None
 
 
-def _again(path: Path) -> str:
-    return f"delete {path} and run `snakemake --cores all`"
-
-
 # --- probe ----------------------------------------------------------------------------------
 
 
@@ -88,8 +84,7 @@ def largest_error(*sums: list[float]) -> float:
 class SinkhornInput:
     """log(1/nu) of what Sinkhorn-Knopp is given, over all tokens and sub-layers."""
 
-    bin_edges: list[float]  # the last bin is open
-    counts: list[int]
+    RETIRED = ("bin_edges", "counts")
     share_above_30: float
     max: float
 
@@ -99,7 +94,7 @@ class Deviation:
     """|row sum - 1|, over tokens and rows. What a larger probe measures more exactly, where a
     maximum grows with it."""
 
-    mean: float
+    RETIRED = ("mean",)
     quantile_99: float
 
 
@@ -144,16 +139,14 @@ class Cost:
 class Use:
     """What the loss of a trained model depends on: `measure.knockouts` says what is changed."""
 
-    RETIRED = ("token_mean_by_sublayer",)
-    windows: int  # of the probe
-    loss: float  # of the unchanged model on these
-    # On the windows of the final loss; older probes have these two costs on the probe's own.
+    RETIRED = (
+        *("windows", "evaluated_windows", "evaluated_loss"),
+        *("identity_by_sublayer", "token_mean_by_sublayer", "stream_dropped"),
+    )
+    # On the windows of the final loss; older probes have some on the probe's own.
+    loss: float  # of the unchanged model
     identity: Cost  # every H_res is the identity
     token_mean: Cost  # every H_res is its mean over tokens
-    identity_by_sublayer: list[Cost]  # one H_res alone
-    stream_dropped: list[Cost]  # one stream is left out of the final sum
-    evaluated_windows: int | None = None  # of the first two; None: the probe's own
-    evaluated_loss: float | None = None  # of the unchanged model on these
 
 
 @dataclass(frozen=True)
@@ -176,7 +169,7 @@ class Probe:
 
 def read_probe(path: Path, run: str) -> Probe:
     """Probe of a run; `UserError` if missing, damaged or of another version."""
-    again = _again(path.parent.with_suffix(".json"))  # Snakemake knows the probes by it
+    again = f"delete {path.parent}.json and run `snakemake --cores all`"  # what it knows them by
     return read_record(Probe, path, f"the probe of run {run}", PROBE_SCHEMA, again)
 
 
@@ -258,7 +251,7 @@ class Throughput:
 def read_throughput(path: Path, model: str) -> Throughput:
     """Throughput of a model size; `UserError` if missing, damaged or of another version."""
     what = f"the throughput of model {model}"
-    return read_record(Throughput, path, what, THROUGHPUT_SCHEMA, _again(path))
+    return read_record(Throughput, path, what, THROUGHPUT_SCHEMA)
 
 
 # --- stability ------------------------------------------------------------------------------
@@ -304,7 +297,7 @@ class Stability:
 
 def read_stability(path: Path) -> Stability:
     """Stability of all runs; `UserError` if missing, damaged or of another version."""
-    return read_record(Stability, path, "the stability of the runs", STABILITY_SCHEMA, _again(path))
+    return read_record(Stability, path, "the stability of the runs", STABILITY_SCHEMA)
 
 
 # --- critical learning rate -----------------------------------------------------------------
@@ -367,9 +360,7 @@ def critical_rate(tries: Sequence[Try]) -> dict[str, Any]:
 
 def read_critical(path: Path, run: str) -> Critical:
     """Critical rate of a run; `UserError` if missing, damaged or of another version."""
-    return read_record(
-        Critical, path, f"the critical rate of run {run}", CRITICAL_SCHEMA, _again(path)
-    )
+    return read_record(Critical, path, f"the critical rate of run {run}", CRITICAL_SCHEMA)
 
 
 # --- sweep of learning rates ----------------------------------------------------------------
@@ -418,4 +409,4 @@ class Sweep:
 
 def read_sweep(path: Path) -> Sweep:
     """Sweep of an arm; `UserError` if missing, damaged or of another version."""
-    return read_record(Sweep, path, f"the sweep of {path.stem}", SWEEP_SCHEMA, _again(path))
+    return read_record(Sweep, path, f"the sweep of {path.stem}", SWEEP_SCHEMA)

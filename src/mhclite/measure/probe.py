@@ -26,14 +26,13 @@ from mhclite.arguments import (
 from mhclite.data.manifest import load_manifest
 from mhclite.data.pool import run_jobs
 from mhclite.errors import UserError
-from mhclite.files import digest_of, sha256_of, write_json
+from mhclite.files import digest_of, write_json
 from mhclite.measure.evaluate import evaluation, windows_over
 from mhclite.measure.files import PROBE_SCHEMA, Probe, read_probe
 from mhclite.measure.knockouts import knockouts
 from mhclite.measure.mixing import mixing
 from mhclite.measure.trained import (
     Trained,
-    add_text_arguments,
     held_out,
     load_trained,
     read_trained,
@@ -53,7 +52,7 @@ class ProbeSettings:
 
     sequences: int  # windows of the validation split
     evaluation_tokens: int | None  # of the final loss; None: the whole split
-    text: Path | None  # folder of a corpus, or file of tokens; None: what the run was trained on
+    text: Path | None  # folder of a corpus; None: what the run was trained on
 
 
 @dataclass(frozen=True)
@@ -79,18 +78,14 @@ def task_of(folder: Path, settings: ProbeSettings, out: Path) -> Task:
     text = settings.text
     if text is None:
         if trained.corpus is None:
-            raise UserError(f"{folder} was trained elsewhere: name its text, --corpus or --tokens")
+            raise UserError(f"{folder} was trained elsewhere: name its text, --corpus")
         text = Path(trained.corpus.manifest).parent
-    digest = None
-    if text.is_dir():
-        digest = load_manifest(text).digest
-        if settings.text is None and trained.corpus and digest != trained.corpus.digest:
-            raise UserError(
-                f"{text} was prepared again after {folder} was trained on it: delete {folder} and "
-                "run `snakemake --cores all`"
-            )
-    elif text.is_file():
-        digest = sha256_of(text)
+    digest = load_manifest(text).digest
+    if settings.text is None and trained.corpus and digest != trained.corpus.digest:
+        raise UserError(
+            f"{text} was prepared again after {folder} was trained on it: delete {folder} and "
+            "run `snakemake --cores all`"
+        )
     made_of = digest_of(
         {
             "code": step_digest("measure.probe", [trained.connection.variant]),
@@ -148,17 +143,19 @@ def probe(task: Task) -> Probe:
     start = GPT(trained.model, trained.connection, trained.seed).to(device).eval()
     found = mixing(model, list(start.connections()), windows[:, :-1], device)
     evaluated = windows_over(split, model.block_size, most)[0]
-    return replace(result, mixing=found, use=knockouts(model, found, windows, evaluated, device))
+    return replace(result, mixing=found, use=knockouts(model, found, evaluated, device))
 
 
 def write_probe(task: Task) -> UserError | None:
     """Probe a run and write its file; what went wrong must not stop the other runs."""
     torch.set_num_threads(1)
     try:
-        write_json(task.out, to_json(probe(task)))
+        found = probe(task)
     except UserError as error:
         return error
-    log.info("%s: measured", task.out)
+    write_json(task.out, to_json(found))
+    loss = "diverged" if found.evaluation is None else f"loss {found.evaluation.loss:.4f}"
+    log.info("%s: measured, %s", task.out, loss)
     return None
 
 
@@ -192,7 +189,9 @@ def probe_runs(
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite probe`."""
     add_run_arguments(parser)
-    add_text_arguments(parser, required=False)
+    parser.add_argument(
+        "--corpus", type=folder_path, help="prepared corpus (default: what a run was trained on)"
+    )
     required(parser, sequences=(positive_int, "validation windows"))
     parser.add_argument(
         "--evaluation-tokens",
@@ -208,7 +207,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Probe the runs."""
-    settings = ProbeSettings(args.sequences, args.evaluation_tokens, args.corpus or args.tokens)
+    settings = ProbeSettings(args.sequences, args.evaluation_tokens, args.corpus)
     folders = [args.runs / run for run in run_arguments(args.run)]
     made_of = probe_runs(folders, settings, args.out, args.processes)
     if args.receipt:

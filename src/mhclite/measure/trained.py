@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,10 +9,9 @@ from pathlib import Path
 
 import torch
 
-from mhclite.arguments import file_path, folder_path
 from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.data.batches import Tokens, evaluation_starts
-from mhclite.data.manifest import TokenizerEntry, load_manifest, open_split, open_tokens
+from mhclite.data.manifest import TokenizerEntry, load_manifest, open_split
 from mhclite.data.tokens import TokenSplit
 from mhclite.errors import UserError
 from mhclite.files import sha256_of
@@ -104,13 +102,11 @@ def load_trained(trained: Trained) -> tuple[GPT, torch.device]:
 
 
 def held_out(text: Path, trained: Trained) -> TokenSplit:
-    """Validation split of a prepared corpus (a folder), or a file of raw tokens.
+    """Validation split of a prepared corpus.
 
     Raises:
         UserError: not there, damaged, or made with another tokenizer than the model's.
     """
-    if not text.is_dir():
-        return open_tokens(text, trained.model.vocab_size)
     theirs, own = load_manifest(text).tokenizer, tokenizer_of(trained)
     if own is None:  # nanoGPT rounds the vocabulary up, or does not
         same = trained.model.vocab_size in (theirs.n_tokens, theirs.vocab_size)
@@ -147,12 +143,3 @@ def windows_of(split: TokenSplit, count: int, length: int) -> Tokens:
             f"the text has {len(split)} tokens, fewer than one window of {length} tokens"
         )
     return split.windows(evaluation_starts(len(split), length, count), length)
-
-
-def add_text_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """`--corpus` or `--tokens`."""
-    text = parser.add_mutually_exclusive_group(required=required)
-    text.add_argument("--corpus", type=folder_path, help="folder of a prepared corpus")
-    text.add_argument(
-        "--tokens", type=file_path, help="file of raw uint16 tokens (nanoGPT's val.bin)"
-    )

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import io
-import json
 import math
-import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,9 +17,11 @@ from tiny import configuration, write_corpus
 from mhclite.authors.conformance import golden_model, read_golden
 from mhclite.authors.exchange import read_checkpoint
 from mhclite.cli import main
-from mhclite.data.manifest import BEGINNING, open_tokens
+from mhclite.data.tokens import TokenSplit
 from mhclite.errors import UserError
 from mhclite.files import read_json
+from mhclite.measure.evaluate import evaluation
+from mhclite.measure.trained import load_trained, read_trained
 from mhclite.training.loop import train
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -75,26 +73,23 @@ def test_import_and_export_give_the_same_bits(tmp_path: Path, golden: Path, stat
 
 
 @pytest.mark.parametrize("golden", TRAJECTORIES, ids=lambda p: p.stem)
-def test_an_imported_model_computes_their_loss(
-    tmp_path: Path, golden: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_imported_model_computes_their_loss(tmp_path: Path, golden: Path) -> None:
     meta, arrays = read_golden(golden)
     write_ckpt(tmp_path / "ckpt.pt", golden, config={})
     folder = tmp_path / "theirs"
     main(["exchange", "import", str(tmp_path / "ckpt.pt"), "--out", str(folder)])
     tokens = arrays["tokens"][0, 0]  # (B, T + 1)
     (tmp_path / "val.bin").write_bytes(tokens[0].astype("<u2").tobytes())
-    command = ["evaluate", "--run", str(folder), "--tokens", str(tmp_path / "val.bin")]
-    assert main([*command, "--sequences", "1"]) == 0
-    printed = json.loads(capsys.readouterr().out)
+    model, device = load_trained(read_trained(folder))
+    found = evaluation(model, TokenSplit([tmp_path / "val.bin"]), None, device)
     reference = golden_model(meta, arrays).loss(torch.tensor(tokens[:1].astype(np.int64)))
-    assert printed["loss"] == pytest.approx(reference.item(), rel=1e-5)
+    assert found.loss == pytest.approx(reference.item(), rel=1e-5)
     if meta["variant"] != "residual":
         probe = ["probe", "--runs", str(folder.parent), "--run", folder.name, "--sequences", "1"]
-        probe += ["--tokens", str(tmp_path / "val.bin"), "--out", str(tmp_path / "probes")]
-        assert main(probe) == 0
-        found = read_json(tmp_path / "probes" / f"{folder.name}.json")
-        assert found["mixing"]["n_sublayers"] == 2 * meta["n_layer"]
+        corpus = write_corpus(tmp_path / "corpus", meta["vocab_size"])
+        assert main([*probe, "--corpus", str(corpus), "--out", str(tmp_path / "probes")]) == 0
+        mixing = read_json(tmp_path / "probes" / f"{folder.name}.json")["mixing"]
+        assert mixing["n_sublayers"] == 2 * meta["n_layer"]
 
 
 def test_unknown_and_missing_tensors_are_named(tmp_path: Path) -> None:
@@ -239,67 +234,3 @@ def test_what_has_no_counterpart_is_not_exported(
     train(config, write_corpus(tmp_path / "corpus"), tmp_path / "run")
     assert main(["exchange", "export", str(tmp_path / "run"), "--out", str(tmp_path / "c.pt")]) == 2
     assert said in capsys.readouterr().err
-
-
-GPT2 = 50257
-
-
-def as_bytes(write: Callable[[io.BytesIO], object]) -> bytes:
-    file = io.BytesIO()
-    write(file)
-    return file.getvalue()
-
-
-def gpt2_tokens(count: int = 500) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, GPT2, count)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"To be, or not to be: that is the question. ", "not raw"),
-        (("x" * (2 * BEGINNING - 1) + "é ").encode()[: 2 * BEGINNING + 2], "not raw"),  # cut
-        (as_bytes(lambda f: np.save(f, gpt2_tokens().astype("<u2"))), "not raw"),
-        (as_bytes(lambda f: np.savez(f, gpt2_tokens().astype("<u2"))), "not raw"),
-        (gzip.compress(gpt2_tokens().astype("<u2").tobytes()), "not raw"),
-        (b"PAR1" + gpt2_tokens().astype("<u2").tobytes(), "not raw"),
-        (gpt2_tokens().astype("<u4").tobytes(), "4 bytes or more"),
-        (gpt2_tokens().astype("<i8").tobytes(), "4 bytes or more"),
-        (gpt2_tokens().astype(">u2").tobytes(), "not raw little-endian"),
-        (gpt2_tokens().astype("<f4").tobytes(), "not raw little-endian"),
-        (np.array([20240520, 1, 4], "<i4").tobytes() * 99, "not raw little-endian"),  # llm.c
-    ],
-)
-def test_what_is_not_raw_tokens_is_one_line(content: bytes, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "val.bin"
-    path.write_bytes(content + b" " * (len(content) % 2))
-    with pytest.raises(UserError, match=re.escape(message)) as caught:
-        open_tokens(path, GPT2)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("vocab_size", [2, 31, 256, 384, GPT2, 65536])
-def test_raw_tokens_of_any_vocabulary_are_read(vocab_size: int, tmp_path: Path) -> None:
-    """Also where every byte could be text."""
-    for seed in range(5):
-        tokens = np.random.default_rng(seed).integers(0, vocab_size, 200)
-        tokens.astype("<u2").tofile(tmp_path / "val.bin")
-        assert (
-            open_tokens(tmp_path / "val.bin", vocab_size).read(0, 200).tolist() == tokens.tolist()
-        )
-
-
-def test_token_files_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_ckpt(tmp_path / "ckpt.pt", GOLDEN / "trajectory_hc.npz")
-    main(["exchange", "import", str(tmp_path / "ckpt.pt"), "--out", str(tmp_path / "run")])
-    capsys.readouterr()
-    tokens = tmp_path / "val.bin"
-    for content, message in (
-        (b"", "0 bytes"),
-        (b"abc", "3 bytes"),
-        (np.array([40] * 50, "<u2").tobytes(), "token 40"),
-        (np.array([4] * 5, "<u2").tobytes(), "fewer than one window"),
-    ):
-        tokens.write_bytes(content)
-        assert main(["evaluate", "--run", str(tmp_path / "run"), "--tokens", str(tokens)]) == 2
-        assert message in capsys.readouterr().err

@@ -45,28 +45,6 @@ def powers(made: list[tuple[int, int, bool]], final: bool) -> list[int]:
     return [power for power, _, of_finalists in made if of_finalists == final]
 
 
-def test_a_best_inside_is_bracketed_by_three_rates_and_the_two_best_run_on() -> None:
-    found, made = follow({-1: 3.2, 0: 3.0, 1: 3.1})
-    assert found == Choice(True, 0, (0, 0))
-    assert powers(made, final=False) == [0, -1, 1]
-    assert made[3:] == [(0, 1, True), (0, 2, True), (1, 1, True), (1, 2, True)]
-
-
-@pytest.mark.parametrize("side", [-1, 1])
-def test_a_best_at_the_edge_is_followed(side: int) -> None:
-    found, made = follow({0: 3.0, side: 2.9, 2 * side: 2.8, 3 * side: 2.85})
-    assert found == Choice(True, 2 * side, (2 * side, 2 * side))
-    assert sorted(powers(made, final=False)) == sorted([-side, 0, side, 2 * side, 3 * side])
-
-
-@pytest.mark.parametrize("side", [-1, 1])
-def test_a_best_at_the_widest_is_not_bracketed_and_has_no_finals(side: int) -> None:
-    found, made = follow({side * power: 3 - power / 10 for power in range(9)})
-    assert found == Choice(False, None, (side * 3, side * 3))
-    assert max(abs(power) for power in powers(made, final=False)) == RULE.widest
-    assert powers(made, final=True) == []
-
-
 def test_what_diverges_is_worse_than_anything_and_brackets() -> None:
     found, made = follow({-1: 1e9, 0: 9.0, 1: None})
     assert found == Choice(True, 0, (0, 0))
@@ -82,14 +60,6 @@ def test_where_all_diverge_smaller_rates_are_tried() -> None:
     assert powers(made, final=False) == [0, -1, 1, -2, -3]
     found, _ = follow({1: None, 0: None, -1: None, -2: 3.0, -3: 3.1})
     assert found == Choice(True, -2, (-2, -2))
-
-
-def test_one_seed_that_diverges_is_enough() -> None:
-    def make(power: int, seed: int, final: bool) -> float | None:
-        return None if power == 0 and seed == 5 else 3.0 + abs(power - 0.4)
-
-    found = choose(replace(RULE, seeds=[4, 5]), make)
-    assert found.power == 1
 
 
 def test_the_full_length_decides_among_finalists() -> None:
