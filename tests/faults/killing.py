@@ -199,7 +199,7 @@ class Kills:
         finished = (folder / "summary.json").exists() or (folder / "result.json").exists()
         assert self.train(folder)
         steps = [line["step"] for line in read_jsonl(folder / "timing.jsonl")]
-        left = sorted(p.name for p in folder.iterdir() if p.name in ("checkpoints", "superseded"))
+        left = [p.name for p in folder.iterdir() if p.name == "checkpoints"]
         lost = 0 if finished else max(0, done - before)
         self.say(name, folder, ended, lost, steps == list(range(1, len(steps) + 1)), left)
 

@@ -8,7 +8,6 @@
     result.json    written when the run is finished (`Summary`)
     summary.json   the same, written last: Snakemake's declared output, which it deletes at will
     checkpoints/   while the run is under way
-    superseded/    a run of another key that was under way here before, by its key
     lock           held by the process that trains
 
 Whoever wants to know something of a run asks this module. It needs no torch.
@@ -34,8 +33,7 @@ from mhclite.runs.provenance import Provenance
 SCHEMA = 2  # of run.json, result.json and summary.json
 STEP_FILES = ("metrics", "timing", "mixing")  # .jsonl, one line per step or evaluation
 RECORD, RESULT, SUMMARY, WEIGHTS = "run.json", "result.json", "summary.json", "weights.pt"
-CHECKPOINTS, SUPERSEDED, LOCK = "checkpoints", "superseded", "lock"
-KEY_SHORT = 12  # hex digits of a key in the name of a folder
+CHECKPOINTS, LOCK = "checkpoints", "lock"
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +172,7 @@ class RunFolder:
     def begun_key(self) -> str | None:
         """Key of the run that run.json describes; None if nothing was begun here.
 
-        Of any version of mhclite, so that a newer one can put an older one's run aside.
+        Of any version of mhclite, so that a newer one can begin where an older one had begun.
         """
         return self._begun()[0]
 
@@ -258,33 +256,17 @@ class RunFolder:
             log.warning("%s does not fit the files beside it: training again", path)
         return False
 
-    def make_room(self, key: str) -> None:
-        """Put aside what a run of another key has under way here; take back what ours had.
-
-        Killed at any point, the next call does the rest: run.json is moved last.
-        """
-        other = self.begun_key()
-        superseded = self / SUPERSEDED
-        if other not in (None, key):
-            assert other is not None
-            log.info("settings, code or corpus differ from what %s holds", self.path)
-            theirs = superseded / other[:KEY_SHORT]
-            if (self / CHECKPOINTS).exists() or (theirs / CHECKPOINTS).exists():
-                log.info("it was under way: kept in %s until this run is finished", theirs)
-                _move(self.path, theirs)
-        ours = superseded / key[:KEY_SHORT]
-        if ours.exists():  # also where putting it aside was interrupted
-            log.info("taking back what this run had done")
-            _move(ours, self.path)
-            ours.rmdir()
-
     def attempts(self, key: str) -> list[Attempt]:
         """Earlier attempts at the run of this key."""
         found, schema = self._begun()
         return self.record().attempts if found == key and schema == SCHEMA else []
 
     def begin(self, record: RunRecord) -> None:
-        """Write run.json."""
+        """Write run.json; what a run of another key had under way here goes first."""
+        checkpoints = self / CHECKPOINTS
+        if checkpoints.exists() and self.begun_key() != record.key:
+            log.warning("other settings, code or corpus than what was under way: from the start")
+            shutil.rmtree(checkpoints)
         write_json(self / RECORD, to_json(record))
 
     def finish(self, summary: Summary) -> None:
@@ -295,15 +277,4 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what only an unfinished run needs."""
-        for leftover in (CHECKPOINTS, SUPERSEDED):
-            shutil.rmtree(self / leftover, ignore_errors=True)
-
-
-def _move(source: Path, target: Path) -> None:
-    """Move a run's files from folder to folder, run.json last."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in (*(f"{name}.jsonl" for name in STEP_FILES), CHECKPOINTS, RECORD):
-        if (source / name).is_dir():
-            shutil.rmtree(target / name, ignore_errors=True)
-        if (source / name).exists():
-            os.replace(source / name, target / name)
+        shutil.rmtree(self / CHECKPOINTS, ignore_errors=True)

@@ -320,7 +320,6 @@ def _train(
     trainer = Trainer(config, text, group)
     attempts = 0
     if group.is_main:
-        folder.make_room(key)
         # A run of another key that was finished here: its metrics end where ours begin.
         (folder / SUMMARY).unlink(missing_ok=True)
         source = CorpusRecord(config.corpus, manifest.digest, str(corpus / "manifest.json"))

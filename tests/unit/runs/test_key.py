@@ -14,13 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny import configuration, run_record, write_corpus
+from tiny import configuration, write_corpus
 
 from mhclite import cli, jobs
 from mhclite.config import RunConfig
 from mhclite.connections.registry import VARIANTS
 from mhclite.evidence.claims import load_claims
-from mhclite.planning.keys import other_code
 from mhclite.runs import code, key, provenance
 from mhclite.study.reading import load_study, resolve
 from mhclite.training.loop import train
@@ -345,24 +344,6 @@ def test_keys_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     (folder / "run.json").write_text(json.dumps(record))
     assert "keeps no digest of each module" in why()
     assert cli.main([*arguments, "--why", "nobody"]) == 2
-
-
-@pytest.mark.parametrize("variant", ["mhc"])
-def test_why_names_the_module_that_was_edited(variant: str, package: Path) -> None:
-    """Each module of a run's key, by the digests that the run recorded."""
-    config = configuration(variant)
-    before = key.module_digests(config)
-    record = replace(run_record(config, "k", key.code_digest(config)), modules=before)
-    for name in before:
-        path = code.path_of(f"{code.PACKAGE}.{name}")
-        assert path is not None
-        text = path.read_text()
-        path.write_text(text + "\nEDITED = 1\n")
-        forget()
-        assert other_code(config, record).startswith(f"{name} computed something else")
-        path.write_text(text)
-    forget()
-    assert key.code_digest(config) == record.code
 
 
 # --- provenance -------------------------------------------------------------------------------

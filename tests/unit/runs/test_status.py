@@ -208,23 +208,6 @@ def test_what_has_just_ended_is_not_under_way(
     assert f"1 {state}" in said(study, capsys)[0]
 
 
-def test_a_clock_that_went_backwards_and_half_a_line(
-    study: Path, place: Callable[..., Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = place("sotu-d2-hc-s0", 30, time.time() + 9999)
-    with (folder / "timing.jsonl").open("a") as file:
-        file.write('{"step": 31, "sec')
-    lines = said(study, capsys)
-    assert "1 stopped" in lines[0]
-    assert "step 30 of 100" in lines[1]
-
-
-def test_durations() -> None:
-    times = (30, 119, 121, 7199, 7201, 200_000)
-    shown = ["30 s", "119 s", "2.0 min", "120.0 min", "2.0 h", "2.3 d"]
-    assert [status.duration(seconds) for seconds in times] == shown
-
-
 @pytest.mark.parametrize("command", ["status", "keys"])
 def test_needs_no_torch(command: str, study: Path) -> None:
     """A login node has none, and these are asked often."""
