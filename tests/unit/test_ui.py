@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,14 +17,13 @@ from typing import Any
 
 import psutil
 import pytest
-from test_tracking import DIVERGED, ROOT, RUN, content, finish, study_of, track
+from test_tracking import DIVERGED, ROOT, RUN, finish, study_of, track
 from test_tracking import build_results as build
 
 from mhclite import cli
 from mhclite.errors import UserError
-from mhclite.files import read_json, sha256_of, write_json
+from mhclite.files import read_json, write_json
 from mhclite.tracking import server as ui
-from mhclite.tracking import track as tracking
 
 pytestmark = pytest.mark.slow  # its fixtures alone take ten seconds
 
@@ -131,43 +129,9 @@ def test_rest_api_has_the_runs(running: Running) -> None:
     assert metrics["final/validation_loss"] == summary["validation_loss"]
 
 
-def test_rest_api_has_the_artifacts(running: Running) -> None:
-    run = read_json(running.results / "synthetic/mlflow.json")["runs"]["study"]["id"]
-    listing = json.loads(running.ask(f"api/2.0/mlflow/artifacts/list?run_id={run}&path=figures"))
-    assert [file["path"] for file in listing["files"]] == ["figures/loss.png", "figures/loss.svg"]
-    page = running.ask(f"get-artifact?path=report.html&run_uuid={run}")
-    assert page == (running.results / "synthetic/report.html").read_bytes()
-
-
 def test_port_of_a_running_ui_is_refused(running: Running) -> None:
     with pytest.raises(UserError, match=f"port {running.port} cannot be used .*--port"):
         ui.serve(running.results / "mlflow.db", running.port)
-
-
-@pytest.mark.slow
-def test_importing_through_a_server(running: Running, tmp_path: Path) -> None:
-    """Another study, to the server: made, unchanged, replaced; its artifacts go through it."""
-    study = tmp_path / "other"
-    shutil.copytree(running.results / "synthetic", study)
-    write_json(study / "study.json", {**read_json(study / "study.json"), "name": "other"})
-    uri, receipt = f"http://127.0.0.1:{running.port}", tmp_path / "receipt.json"
-    tracking.track(study, uri, receipt)
-    first = read_json(receipt)
-    experiment = first["experiment"]["id"]
-    assert sorted(running.runs(experiment)) == sorted(first["runs"])
-    tracking.track(study, uri, receipt)
-    assert read_json(receipt) == first
-
-    (study / "report.html").write_text("another report")
-    tracking.track(study, uri, receipt)
-    second = read_json(receipt)["runs"]
-    assert {run for run in second if second[run] != first["runs"][run]} == {"study"}
-    assert sorted(running.runs(experiment)) == sorted(second)
-    run = second["study"]["id"]
-    assert running.ask(f"get-artifact?path=report.html&run_uuid={run}") == b"another report"
-    assert sha256_of(next((running.results / "mlartifacts").rglob(f"{run}/artifacts/study.json")))
-    # The study that was there before is as it was.
-    assert content(running.results)["names"].count("sotu-d2-hc-s0") == 2
 
 
 def test_ctrl_c_leaves_no_process_behind(running: Running) -> None:
@@ -185,20 +149,6 @@ def test_ctrl_c_leaves_no_process_behind(running: Running) -> None:
 # --- without a server --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("taken", [5000, 5001])
-def test_another_port_is_named_as_it_is_typed(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A port that is taken is never the advice. No port of that number is used here."""
-
-    class Taken(socket.socket):
-        def bind(self, address: Any) -> None:
-            raise OSError(98, "Address already in use")
-
-    monkeypatch.setattr(ui.socket, "socket", Taken)
-    with pytest.raises(UserError, match=f"port {taken} .*`make ui PORT=.*--port") as caught:
-        ui.check_port(taken)
-    assert f"PORT={taken}" not in str(caught.value)
-
-
 def test_no_store_yet_says_what_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     write_json(tmp_path / "elsewhere/mlflow.json", {"uri": "http://host:5000"})
@@ -209,26 +159,6 @@ def test_no_store_yet_says_what_to_run(tmp_path: Path, capsys: pytest.CaptureFix
     error = capsys.readouterr().err
     assert f"`python -m mhclite track --results {tmp_path}/laptop`" in error
     assert len(error.splitlines()) == 1
-
-
-def test_no_variable_of_another_server_reaches_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    others = {
-        "MLFLOW_STATIC_PREFIX": "/mlflow",
-        "MLFLOW_BACKEND_STORE_URI": "postgresql://elsewhere/db",
-        "MLFLOW_ARTIFACTS_ONLY": "true",
-        "MLFLOW_SERVER_ALLOWED_HOSTS": "elsewhere",
-        "_MLFLOW_SERVER_FILE_STORE": "elsewhere",
-        "UVICORN_PORT": "1",
-        "GUNICORN_CMD_ARGS": "--bind elsewhere",
-        "WEB_CONCURRENCY": "9",
-    }
-    for name, value in others.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("MY_OWN", "kept")
-    found = ui.server_environment()
-    assert not found.keys() & others.keys()
-    assert found["MY_OWN"] == "kept"
-    assert found["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
 def test_a_server_elsewhere_shows_its_own_ui(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,10 @@
-"""What a training run looks like in MLflow, as plain data.
+"""What a study looks like in MLflow, as plain data.
 
-Its numbers are those of runs.csv, which `collect` checked; its curves, times and provenance are
-read from the run folder. A run's digest covers all of it: an MLflow run that carries the digest is
-up to date.
+It has its training runs, and one run "study": report, figures and tables.
+
+The numbers of a run are those of runs.csv, which `collect` checked; its curves, times and
+provenance are read from the run folder. A run's digest covers all of it: an MLflow run that carries
+the digest is up to date.
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ from typing import Any
 
 import pandas as pd
 
-from mhclite.evidence.results import Results, evenly_spaced
+from mhclite.errors import UserError
+from mhclite.evidence.results import Results, evenly_spaced, load_results
 from mhclite.files import digest_of, read_json, read_jsonl, sha256_of
 from mhclite.runs.folder import FinishedRun, RunFolder
-from mhclite.runs.key import settings_digest
 from mhclite.runs.provenance import hardware_in_words
 from mhclite.study.sections import BASE
 from mhclite.training.live import CURVE_POINTS, TRAINING_CURVES, VALIDATION_CURVES
@@ -30,7 +32,6 @@ MIXING_CURVES = {  # -> key in mixing.jsonl: a number, or one for each sub-layer
 }
 NOTE = "mlflow.note.content"  # the description of a run or an experiment, in Markdown
 EXPERIMENT = "{experiment}"  # in a description: the experiment's id
-SHORT = 12  # hex digits of a digest in a tag; the whole digests are in run.json
 
 # Section of the UI's charts -> columns of runs.csv.
 COLUMNS = {
@@ -46,6 +47,21 @@ COLUMNS = {
     "cost": ("seconds", "tokens_per_second", "parameters", "connection_parameters"),
 }
 SUMMARY = {f"{section}/{name}": name for section, names in COLUMNS.items() for name in names}
+
+# Tags of a study's experiment: what the UI says of it.
+EXPERIMENT_TAGS = {
+    # Without it the UI asks whether this is about agents or about training.
+    "mlflow.experimentKind": "custom_model_development",
+    # The UI shows the first line, until the reader unfolds the rest.
+    NOTE: (
+        "Traces and no runs? Choose *Model training* at the top left. The run *study* has the "
+        "report; *Views* (top right) the variants of each model size.\n\nRuns of a *cell* differ "
+        "in their seed. This is a copy of the results folder: what is changed here is lost when "
+        "the study is tracked again."
+    ),
+}
+STUDY_RUN = "study"  # no training run can have this id: theirs have hyphens
+TAG_LIMIT = 8000  # characters that MLflow keeps of a run's tag
 
 
 @dataclass(frozen=True)
@@ -158,9 +174,6 @@ def run_tags(results: Results, run: FinishedRun, row: dict[str, Any]) -> dict[st
         "kind": "training",
         "cell": " ".join(cell),
         **names,
-        "depth": str(row["n_layer"]),
-        "config_digest": settings_digest(record.config)[:SHORT],
-        "corpus_digest": record.corpus.digest[:SHORT],
         "hardware": hardware_in_words(record.provenance.hardware),
         "mlflow.source.name": "python -m mhclite train",
         "mlflow.source.type": "LOCAL",
@@ -206,3 +219,57 @@ def training_run(results: Results, row: dict[str, Any]) -> TrackedRun:
         start=start,
         end=end,
     )
+
+
+def study_artifacts(folder: Path) -> dict[str, Path]:
+    """The study's own files: report, figures, tables and what they were made of."""
+    single = ["report.html", "study.json", "runs.csv", "stability.json"]
+    several = ["figures/*.png", "figures/*.svg", "tables/*", "throughput/*.json", "sinkhorn.json"]
+    for name in (*single, "tables/results.md"):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder / name} does not exist: the study is not complete; run "
+                "`snakemake --cores all`, which makes what is missing"
+            )
+    files = [folder / name for name in single]
+    for pattern in several:
+        files += sorted(file for file in folder.glob(pattern) if file.is_file())
+    return {file.relative_to(folder).as_posix(): file for file in files}
+
+
+def study_run(results: Results, end: int) -> TrackedRun:
+    """The run that holds the study's figures, tables and report; `end`: when its last run ended."""
+    return TrackedRun(
+        name=STUDY_RUN,
+        tags={
+            "kind": "study",
+            "status": "completed",
+            "mlflow.source.name": "python -m mhclite evidence",
+            "mlflow.source.type": "LOCAL",
+            NOTE: study_description(results.folder, results.study),
+        },
+        params={},
+        metrics=[],
+        artifacts=study_artifacts(results.folder),
+        start=end,  # after the last run: it stands on top of the list
+        end=end,
+    )
+
+
+def study_description(folder: Path, study: dict[str, Any]) -> str:
+    """The study in Markdown, for readers of the UI: the table of results, if it is short enough."""
+    table = (folder / "tables" / "results.md").read_text(encoding="utf-8")
+    head = f"# {study.get('title', study['name'])}\n\nReport, figures and tables: *Artifacts*.\n\n"
+    return head + table if len(head + table) <= TAG_LIMIT else head
+
+
+def tracked_runs(folder: Path) -> tuple[dict[str, Any], list[TrackedRun]]:
+    """(study.json, all runs of results/<study> with "study" first, then in the study's order).
+
+    A missing, unfinished or outdated part is a `UserError` that names it.
+    """
+    study_artifacts(folder)  # before the runs, which take longer: is the study complete?
+    results = load_results(folder)
+    rows = results.all_runs.to_dict("records")
+    runs = [training_run(results, {str(key): row[key] for key in row}) for row in rows]
+    return results.study, [study_run(results, max(run.end for run in runs)), *runs]

@@ -13,6 +13,7 @@ from typing import Any
 from mhclite.arguments import port
 from mhclite.errors import UserError
 from mhclite.files import read_json
+from mhclite.tracking.content import STUDY_RUN
 from mhclite.tracking.store import (
     DEFAULT_URI,
     ENVIRONMENT,
@@ -20,10 +21,9 @@ from mhclite.tracking.store import (
     database_of,
     relocate,
 )
-from mhclite.tracking.study import STUDY_RUN
 
 HOST = "127.0.0.1"
-OTHERS = ("MLFLOW_", "UVICORN_", "GUNICORN_", "FLASK_", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS")
+SERVER = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 def check_port(port: int) -> None:
@@ -100,26 +100,13 @@ def server_command(database: Path, port: int) -> list[str]:
     ]
 
 
-def server_environment() -> dict[str, str]:
-    """The environment without what other MLflow servers of the user's are told there.
-
-    A prefix of their addresses, another store or a list of hosts would be this server's too.
-    """
-    own = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.removeprefix("_").startswith(OTHERS)
-    }
-    return {**own, **ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-
-
 def serve(database: Path, port: int) -> None:
     """Say where to look, then become the server: Ctrl-C and `kill` reach it without a detour."""
     check_store(database)
     check_port(port)
     print("\n".join(links(database, port)), flush=True)
     command = server_command(database, port)
-    os.execve(command[0], command, server_environment())
+    os.execve(command[0], command, {**os.environ, **ENVIRONMENT, **SERVER})
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -13,18 +13,17 @@ import logging
 import os
 import re
 import shutil
-import signal
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import IO, TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mhclite.errors import UserError
 from mhclite.files import locked
 from mhclite.study.sections import NO_PASSWORD, has_password
+from mhclite.training.live import first_words
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -44,11 +43,6 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
 }
-CALL_SECONDS = 120  # that a server has for one call in all, however slowly its answer comes
-BUSY = (
-    "{} is locked by another program that writes to it; the results are complete without it: run "
-    "the same command again when that program is done"
-)
 
 log = logging.getLogger(__name__)
 
@@ -79,11 +73,6 @@ def database_of(uri: str) -> Path | None:
 def held(file: IO[str]) -> None:
     """What is said while another process has the lock of a store."""
     log.info("another process is writing to the same store (lock %s): waiting", file.name)
-
-
-def is_busy(error: Exception) -> bool:
-    """Whether an SQLite store could not be used because another program holds it."""
-    return "database is locked" in str(error)
 
 
 def lock_of(database: Path) -> Path:
@@ -133,19 +122,13 @@ def relocate(database: Path) -> None:
 
 
 class Store:
-    """An open store: MLflow's client, and what the client cannot do by itself."""
+    """An open store: MLflow's client, and what the client cannot do by itself.
+
+    `database` is the file of an SQLite store, None for a server.
+    """
 
     def __init__(self, uri: str, client: MlflowClient, database: Path | None) -> None:
-        self.uri = uri
-        self._client = client
-        self.database = database
-
-    @property
-    def client(self) -> MlflowClient:
-        """MLflow's client, for one call: a server has `CALL_SECONDS` for it."""
-        if self.database is None:
-            signal.alarm(CALL_SECONDS)
-        return self._client
+        self.uri, self.client, self.database = uri, client, database
 
     def experiment(self, name: str, tags: dict[str, str]) -> str:
         """Id of the experiment, which is made, or taken back from the trash, where needed."""
@@ -203,62 +186,61 @@ class Store:
 
 
 def _open(uri: str, database: Path | None) -> Store:
-    """Connect to a store; a store that MLflow cannot use is a `UserError`."""
+    """Connect to a store."""
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
 
     if database is None:
         return Store(uri, MlflowClient(uri), None)
-    try:
-        if database.exists():
-            relocate(database)
-        else:
-            log.info("creating the MLflow store %s", database)
-            _create(database)
-        return Store(uri, MlflowClient(f"sqlite:///{database}"), database)
-    except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
-        if is_busy(error):
-            raise UserError(BUSY.format(database)) from None
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{database} cannot be used as an MLflow store ({reason}); everything of mhclite in it "
-            "is rebuilt from results/: move it away or delete it, then run the same command again"
-        ) from None
+    if database.exists():
+        relocate(database)
+    else:
+        log.info("creating the MLflow store %s", database)
+        _create(database)
+    return Store(uri, MlflowClient(f"sqlite:///{database}"), database)
 
 
-@contextmanager
-def bounded_calls() -> Iterator[None]:
-    """Within it `signal.alarm` ends a call to a server with an error.
-
-    The timeouts of HTTP clients are for each part of an answer, of which there may be many.
-    """
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise UserError(f"no whole answer in {CALL_SECONDS} seconds")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+def _failure(uri: str, database: Path | None, error: Exception) -> str:
+    """A line for what MLflow raised."""
+    if database is None:
+        # Of requests that were tried again the cause is said last.
+        reason = first_words(str(error).rpartition("(Caused by ")[2].removesuffix(")"))
+        return (
+            f"the MLflow server {uri} failed ({reason}); the results are complete without it: run "
+            "the same command again, it goes on where it stopped"
+        )
+    if "database is locked" in str(error):
+        return (
+            f"{database} is locked by another program that writes to it; the results are complete "
+            "without it: run the same command again when that program is done"
+        )
+    reason = str(error).strip().splitlines()[0]
+    return (
+        f"{database} cannot be used as an MLflow store ({reason}); everything of mhclite in it "
+        "is rebuilt from results/: move it away or delete it, then run the same command again"
+    )
 
 
 @contextmanager
 def open_store(uri: str, lock: Path) -> Iterator[Store]:
     """The store at `uri`, for this process alone; made if it is a file that does not exist yet.
 
-    `lock` is the lock file to use for a server: two imports of one study must not clash.
+    Args:
+        lock: the lock file to use for a server: two imports of one study must not clash.
+
+    Raises:
+        UserError: for what MLflow raises, now or while the store is used.
     """
     prepare_environment()
     database = database_of(uri)
-    with (
-        bounded_calls() if database is None else nullcontext(),
-        locked(lock if database is None else lock_of(database), held),
-    ):
-        store = _open(uri, database)
+    with locked(lock if database is None else lock_of(database), held):
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
         try:
-            yield store
-        finally:
-            store.close()
+            store = _open(uri, database)
+            try:
+                yield store
+            finally:
+                store.close()
+        except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
+            raise UserError(_failure(uri, database, error)) from error

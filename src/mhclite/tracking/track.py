@@ -10,26 +10,27 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sqlite3
 import time
 from pathlib import Path
 from typing import Any
 
 from mhclite.arguments import file_path, folder_path
-from mhclite.errors import UserError
 from mhclite.files import write_json
-from mhclite.tracking.content import EXPERIMENT, NOTE, TrackedRun
+from mhclite.tracking.content import (
+    EXPERIMENT,
+    EXPERIMENT_TAGS,
+    NOTE,
+    TrackedRun,
+    tracked_runs,
+)
 from mhclite.tracking.store import (
-    BUSY,
     DEFAULT_URI,
     Store,
     database_of,
-    is_busy,
     open_store,
 )
-from mhclite.tracking.study import EXPERIMENT_TAGS, tracked_runs
 from mhclite.tracking.view import models_of, views
-from mhclite.training.live import RUN_TAG, first_words
+from mhclite.training.live import RUN_TAG
 
 SCHEMA = 1
 DIGEST_TAG = "mhclite.digest"  # set last: a run without it was not imported to its end
@@ -68,21 +69,17 @@ def synchronise(store: Store, study: dict[str, Any], runs: list[TrackedRun]) -> 
     wanted = {run.name: run for run in runs}
     kept: dict[str, str] = {}  # run -> its id in MLflow
     of_others: set[str] = set()
-    removed = replaced = 0
     for old in store.runs(experiment):
         tags = old.data.tags
         if RUN_TAG not in tags:
             of_others.add(old.info.run_id)
             continue
         run_name = tags[RUN_TAG]
-        wants = wanted.get(run_name)
-        same = wants is not None and tags.get(DIGEST_TAG) == wants.digest
+        same = run_name in wanted and tags.get(DIGEST_TAG) == wanted[run_name].digest
         if same and run_name not in kept and old.info.lifecycle_stage == "active":
             kept[run_name] = old.info.run_id
             continue
         store.purge(old)
-        replaced += wants is not None
-        removed += wants is None
     store.remove_artifacts(name, of_others | set(kept.values()))
 
     unchanged, reported = len(kept), time.monotonic()
@@ -92,14 +89,8 @@ def synchronise(store: Store, study: dict[str, Any], runs: list[TrackedRun]) -> 
         if time.monotonic() - reported > REPORT_SECONDS:
             log.info("%d of %d runs", number, len(runs))
             reported = time.monotonic()
-    log.info(
-        "%s: %d runs imported (%d of them again), %d unchanged, %d removed; look: make ui",
-        name,
-        len(runs) - unchanged,
-        replaced,
-        unchanged,
-        removed,
-    )
+    imported = len(runs) - unchanged
+    log.info("%s: %d runs imported, %d unchanged; look: make ui", name, imported, unchanged)
     return {
         "schema": SCHEMA,
         "uri": store.uri,
@@ -114,22 +105,7 @@ def track(folder: Path, uri: str, receipt: Path) -> None:
     database_of(uri)  # before the runs, which take longer: is it a store?
     study, runs = tracked_runs(folder)
     with open_store(uri, folder / ".mlflow.lock") as store:
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-
-        try:
-            result = synchronise(store, study, runs)
-        except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
-            if store.database is not None:
-                if is_busy(error):
-                    raise UserError(BUSY.format(store.database)) from None
-                raise
-            # Of requests that were tried again the cause is said last.
-            reason = first_words(str(error).rpartition("(Caused by ")[2].removesuffix(")"))
-            raise UserError(
-                f"the MLflow server {uri} failed ({reason}); the results are "
-                "complete without it: run the same command again, it goes on where it stopped"
-            ) from None
+        result = synchronise(store, study, runs)
     write_json(receipt, result)
 
 
