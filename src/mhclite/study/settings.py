@@ -311,39 +311,21 @@ class Study(Settings):
         self, condition: str, match: str | None = None, of_arm: str = BASE, factor: float = 1.0
     ) -> dict[str, RunConfig]:
         place = "" if condition == BASE else f"-{condition}"
-        training = self.resolved_training()
-        connections = {variant: self.resolved_connection(variant) for variant in self.variants}
-        sizes = {
-            (model, variant): replace(
-                self.resolved_model(model),
-                mlp_width=None if match is None else self.mlp_width(model, variant, match),
-            )
-            for model in self.models
-            for variant in self.variants_of(model)
-        }
-        runs = [
-            RunConfig(
-                run=f"{corpus}-{model}-{variant}{place}-s{seed}",
-                corpus=corpus,
-                condition=condition,
-                seed=seed,
-                model=(
-                    sizes[model, variant]
-                    if self.learning_rates is None
-                    else replace(
-                        sizes[model, variant],
-                        learning_rate=factor * self.rate_of(corpus, model, of_arm, variant),
-                    )
-                ),
-                connection=connections[variant],
-                training=training,
-            )
-            for corpus in self.corpora
-            for model in self.models
-            for variant in self.variants_of(model)
-            for seed in self.seeds
-        ]
-        return {config.run: config for config in runs}
+        training, runs = self.resolved_training(), dict[str, RunConfig]()
+        arms = [(m, variant) for m in self.models for variant in self.variants_of(m)]
+        widths = {arm: None if match is None else self.mlp_width(*arm, match) for arm in arms}
+        for corpus in self.corpora:
+            for arm in arms:
+                model, variant = arm
+                size = replace(self.resolved_model(model), mlp_width=widths[arm])
+                if self.learning_rates is not None:
+                    rate = factor * self.rate_of(corpus, model, of_arm, variant)
+                    size = replace(size, learning_rate=rate)
+                connection = self.resolved_connection(variant)
+                for seed in self.seeds:
+                    run = f"{corpus}-{model}-{variant}{place}-s{seed}"
+                    runs[run] = RunConfig(run, corpus, condition, seed, size, connection, training)
+        return runs
 
     def measured_connections(self, model: str) -> dict[str, ConnectionConfig]:
         """Name -> connection of what throughput is measured for at one size.
