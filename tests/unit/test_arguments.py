@@ -6,7 +6,6 @@ import argparse
 import importlib
 import io
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from mhclite.arguments import (
     positive_int,
     run_arguments,
 )
-from mhclite.cli import STEPS, main
+from mhclite.cli import STEPS
 from mhclite.errors import UserError
 from mhclite.training.train import run_config
 
@@ -66,19 +65,6 @@ def test_a_run_configuration_says_what_it_lacks() -> None:
             run_config(json.dumps(without))
     with pytest.raises(UserError, match=r"training\.steps is 'x', expected int"):
         run_config(json.dumps(config.to_json() | {"training": {"steps": "x"}}))
-
-
-@pytest.mark.parametrize("text", ["{}", "[1]"])
-def test_every_step_with_a_configuration_refuses_a_bad_one_in_one_line(
-    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = ["--out", str(tmp_path / "out"), "--config", text]
-    for command in (
-        ["train", "--corpus", str(tmp_path), *out],
-        ["throughput", "--threads", "1", *out],
-    ):
-        assert main(command) == 2
-        assert capsys.readouterr().err.startswith("error: --config")
 
 
 # --- every argument of every command ------------------------------------------------------------
@@ -130,22 +116,3 @@ def test_what_is_no_number_and_no_path(tmp_path: Path) -> None:
     for parse, text, said in refused:
         with pytest.raises(argparse.ArgumentTypeError, match=said):
             parse(text)
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["prepare", "--settings", "{}", "--block-size", "0"],
-        ["sinkhorn", "--settings", "{}", "--out", "o", "--threads", "99999999999"],
-        ["bundle", "run", "b", "--minutes", "nan"],
-        ["ui", "--port", "70000"],
-        ["check", ""],
-    ],
-    ids=lambda words: " ".join(words[:1] + words[-2:]),
-)
-def test_an_odd_argument_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(words)
-    assert caught.value.code == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert re.search(rf"error: argument .*{re.escape(repr(words[-1]))} is n", last), last

@@ -50,12 +50,6 @@ def test_files_links_and_folders_are_there(tmp_path: Path) -> None:
     assert (tmp_path / "out/runs/a/again.json").read_text() == "{}"
 
 
-def test_only_chosen_members(tmp_path: Path) -> None:
-    path = packed(tmp_path / "a.tar.gz", FILE, ("other", tarfile.REGTYPE, "x"))
-    assert len(extract(path, tmp_path / "out", "other".__eq__)) == 2
-    assert [one.name for one in (tmp_path / "out").iterdir()] == ["other"]
-
-
 def test_a_chosen_link_brings_the_file_that_was_not(tmp_path: Path) -> None:
     path = packed(tmp_path / "a.tar.gz", FILE, ("again.json", tarfile.LNKTYPE, FILE[0]))
     extract(path, tmp_path / "out", "again.json".__eq__)

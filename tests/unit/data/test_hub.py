@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from fake_hub import COMMIT, REPOSITORY, fake_hub
 from huggingface_hub import constants
 from small_corpora import documents, settings
 
-from mhclite.data import hub, reading
+from mhclite.data import reading
 from mhclite.data.hub import CorporaLock, HubDataset, connect
 from mhclite.data.prepare import prepare
 from mhclite.errors import UserError
@@ -199,17 +198,6 @@ def test_without_a_network_there_is_one_line(tmp_path: Path, offline: dict[str, 
     assert token not in line
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "lock.json").exists()
-
-
-def test_a_hub_that_never_answers_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hub, "REQUEST_SECONDS", 0.3)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-        with pytest.raises(UserError, match=r"Timeout\); ways out: "):
-            connect(REPOSITORY, "small", None, CorporaLock(tmp_path / "lock.json"))
 
 
 def test_a_connection_lost_while_reading_is_one_clear_line(

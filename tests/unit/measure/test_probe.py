@@ -16,7 +16,7 @@ from mhclite import cli
 from mhclite.data.tokens import TokenSplit
 from mhclite.errors import UserError
 from mhclite.measure import probe as step
-from mhclite.measure.evaluate import evaluation, windows_over
+from mhclite.measure.evaluate import evaluation
 from mhclite.measure.files import Probe, read_probe
 from mhclite.measure.knockouts import knockouts, mixed_by
 from mhclite.measure.mixing import QUANTILE_LEVELS, mixing
@@ -219,13 +219,6 @@ def test_every_token_is_predicted_once(count: int, tmp_path: Path) -> None:
         total += torch.nn.functional.cross_entropy(logits, torch.tensor(tokens[place])).item()
     assert result.tokens == count - 1
     assert result.loss == pytest.approx(total / (count - 1), rel=1e-5)
-
-
-def test_part_of_the_split_is_spread_over_it(tmp_path: Path) -> None:
-    """The first, the middle and the last of ten windows; all that is asked for in whole ones."""
-    tokens = np.random.default_rng(2).integers(0, MODEL.vocab_size, size=61)
-    (windows,) = windows_over(split_of(tmp_path, tokens.tolist()), 6, 20)
-    assert windows.tolist() == [tokens[i : i + 7].tolist() for i in (0, 24, 54)]
 
 
 # --- runs -----------------------------------------------------------------------------------------

@@ -202,14 +202,6 @@ def test_a_job_that_was_tried_again_has_not_failed(screen: Callable[..., Screen]
     assert shown.lines[-1].startswith("error: 1 job failed")
 
 
-def test_what_failed_without_a_job_keeps_snakemakes_words(screen: Callable[..., Screen]) -> None:
-    shown = screen()
-    shown.says(LogEvent.ERROR, "MissingOutputException: x")
-    shown.says(LogEvent.ERROR, "WorkflowError:\nAt least one job did not complete successfully.")
-    assert shown.lines[0] == "MissingOutputException: x"
-    assert "At least one job" in shown.lines[-1]
-
-
 REASONS: dict[str, Callable[[Reason], Any]] = {
     "forced": lambda reason: setattr(reason, "forced", True),
     "missing": lambda reason: reason.missing_output.add("a"),
