@@ -21,7 +21,6 @@ from mhclite.runs.key import (
     deciding,
     differences,
     module_digests,
-    run_key,
     settings_digest,
 )
 from mhclite.runs.status import outdated
@@ -139,14 +138,11 @@ def why(config: RunConfig, corpus: str | None, folder: RunFolder) -> list[str]:
         corpus: digest of its corpus, None if it is not prepared.
         folder: where the run is.
     """
-    if lost := folder.lost() if folder.is_finished() else []:
-        return [f"{folder.path} has no {lost[0]} any more: it is trained again"]
     if folder.begun_key() is None:
         return [f"{folder.path} holds no run: it will be trained from the start"]
+    if lost := folder.lost() if folder.is_finished() else []:
+        return [f"{folder.path} has no {lost[0]} any more: it is trained again"]
     record = folder.record()
-    state = "finished" if folder.is_finished() else "under way"
-    if corpus is not None and run_key(config, corpus) == record.key:
-        return [f"the run in {folder.path} is this one, and {state}: nothing to train"]
     lines = [
         f"settings: {found}" for found in differences(deciding(config), deciding(record.config))
     ]
@@ -156,18 +152,17 @@ def why(config: RunConfig, corpus: str | None, folder: RunFolder) -> list[str]:
         lines.append("corpus: not prepared here, so its digest is not known")
     elif corpus != record.corpus.digest:
         lines.append(f"corpus: {corpus[:SHORT]} here, {record.corpus.digest[:SHORT]} in the run")
-    return lines or ["nothing differs, but the key does: run.json was changed by hand"]
+    return lines or [f"the run in {folder.path} is this one: nothing differs"]
 
 
 def other_code(config: RunConfig, record: RunRecord) -> str:
     """Which modules of a run's key compute something else than when it was trained."""
     commit = record.provenance.git.commit
     since = f"`git diff {commit[:SHORT]}` says what" if commit else "its commit is not known"
-    if record.modules is None:
-        return f"the run keeps no digest of each module, so which differ is not known; {since}"
-    here = module_digests(config)
-    names = sorted(here.keys() | record.modules.keys())
-    edited = [name for name in names if here.get(name) != record.modules.get(name)]
+    here, there = module_digests(config), record.modules
+    if there is None:
+        return f"the run keeps no digest of each module; {since}"
+    edited = [name for name in sorted({*here, *there}) if here.get(name) != there.get(name)]
     return f"{', '.join(edited)} computed something else in the run; {since}"
 
 

@@ -34,10 +34,9 @@ def check_port(port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((HOST, port))
     except OSError as error:
-        other = 5001 if port != 5001 else 5002
         raise UserError(
             f"port {port} cannot be used ({error.strerror}): another program may have it; choose "
-            f"another: `make ui PORT={other}`, or --port {other}"
+            "another: `make ui PORT=NUMBER`, or --port NUMBER"
         ) from None
 
 
