@@ -96,10 +96,7 @@ def _embedded() -> Source:
 def _archive(corpus: dict[str, Any], downloads: Path) -> Source:
     location, sha256, member = corpus["archive"], corpus["sha256"], corpus["member"]
     paths = members(location, sha256, member, downloads)
-    try:
-        text_files.readable(paths, f"`member` {member!r}")
-    except ValueError as problem:
-        raise UserError(str(problem)) from None
+    text_files.readable(paths, f"`member` {member!r}")
     size = (downloads / sha256).stat().st_size
     entry = SourceEntry(
         kind="archive",
@@ -226,7 +223,7 @@ def _unzip(archive: Path, folder: Path, wanted: Callable[[str], bool]) -> list[s
 
 def _files(corpus: dict[str, Any]) -> Source:
     def states() -> list[list[Any]]:
-        found = [(path, path.stat()) for path in _matching(corpus["files"])]
+        found = [(path, path.stat()) for path in text_files.matching(corpus["files"])]
         return [[path.as_posix(), state.st_size, state.st_mtime_ns] for path, state in found]
 
     before = states()
@@ -261,7 +258,7 @@ def content(corpus: dict[str, Any], folder: Path) -> list[list[str]] | None:
         known = {file.path: file for file in load_manifest(folder).source.files}
         prepared = (folder / MANIFEST).stat().st_mtime_ns
     found = []
-    for path in _matching(corpus["files"]):
+    for path in text_files.matching(corpus["files"]):
         state, file = path.stat(), known.get(path.as_posix())
         written = max(state.st_mtime_ns, state.st_ctime_ns)
         same = file is not None and file.bytes == state.st_size and written < prepared
@@ -273,13 +270,6 @@ def changed(corpus: dict[str, Any], folder: Path) -> bool:
     """Whether the files of a prepared corpus are others than it was prepared from."""
     files = [[file.path, file.sha256] for file in load_manifest(folder).source.files]
     return content(corpus, folder) not in (None, files)
-
-
-def _matching(pattern: str) -> list[Path]:
-    try:
-        return text_files.matching(pattern)
-    except ValueError as problem:
-        raise UserError(f"`files`: {problem}") from None
 
 
 def _hub(corpus: dict[str, Any], lock: CorporaLock) -> Source:

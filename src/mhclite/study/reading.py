@@ -47,7 +47,7 @@ def parse_study(config: Any, source: str = "study") -> Study:
         try:
             if corpus.files is not None:
                 matching(corpus.files)
-        except ValueError as problem:
+        except UserError as problem:
             raise UserError(f"{source}: corpora.{name}: {problem}") from None
     return study
 

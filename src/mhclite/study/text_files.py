@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from mhclite.errors import UserError
 from mhclite.study.sections import RESULTS
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
@@ -25,35 +26,35 @@ def matching(pattern: str) -> list[Path]:
     stand for themselves. Of several links to one file the first counts.
 
     Raises:
-        ValueError: in one line: none matches, or one of them cannot be read.
+        UserError: none matches, or one of them cannot be read.
     """
     found = _globbed(pattern)
     for path in found:
         if os.path.islink(path) and not os.path.exists(path):
-            raise ValueError(
+            raise UserError(
                 f"{path} is a link to {os.readlink(path)!r}, which is not there: fetch what "
                 "it stands for, or remove the link"
             )
     files = [path for path in found if not path.is_dir()]
     if not files:
-        raise ValueError(_why_none(pattern, found))
+        raise UserError(_why_none(pattern, found))
     readable(files, f"the glob {pattern!r}")
     return _once(files, pattern)
 
 
 def readable(paths: Iterable[Path], chosen_by: str) -> None:
-    """`ValueError` for the first file that cannot be read as text, by its kind, suffix or rights.
+    """`UserError` for the first file that cannot be read as text, by its kind, suffix or rights.
 
     Args:
         chosen_by: what named the files, for the message.
     """
     for path in paths:
         if not path.is_file():
-            raise ValueError(f"{path} is no regular file: narrow {chosen_by}")
+            raise UserError(f"{path} is no regular file: narrow {chosen_by}")
         if not path.name.endswith(SUFFIXES):
-            raise ValueError(f"{path} is none of {READABLE}: narrow {chosen_by}, or {MAKE_IT_SO}")
+            raise UserError(f"{path} is none of {READABLE}: narrow {chosen_by}, or {MAKE_IT_SO}")
         if not os.access(path, os.R_OK):
-            raise ValueError(f"{path} may not be read by this user: change its permissions")
+            raise UserError(f"{path} may not be read by this user: change its permissions")
 
 
 def _globbed(pattern: str) -> list[Path]:
@@ -88,7 +89,7 @@ def _once(paths: list[Path], pattern: str) -> list[Path]:
     for path in paths:
         state, real = path.stat(), path.resolve()
         if real.is_relative_to(results):
-            raise ValueError(
+            raise UserError(
                 f"{pattern!r} matches {str(path)!r}: a corpus cannot be made of results/, which "
                 "studies write; move the files elsewhere"
             )

@@ -178,7 +178,7 @@ def test_a_link_to_nothing_is_named(tmp_path: Path, name: str, target: str) -> N
     """A file that was not fetched, a link to itself, a folder among files."""
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / name).symlink_to(target)
-    with pytest.raises(ValueError, match=f"{name} is a link to '{target}'"):
+    with pytest.raises(UserError, match=f"{name} is a link to '{target}'"):
         matching(f"{tmp_path}/**/*")
 
 
@@ -210,22 +210,22 @@ def test_home_variables_and_brackets(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_what_matches_nothing_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOT_SET", raising=False)
-    with pytest.raises(ValueError, match="the environment has no variable NOT_SET"):
+    with pytest.raises(UserError, match="the environment has no variable NOT_SET"):
         matching("$NOT_SET/*.txt")
-    with pytest.raises(ValueError, match=r"only a folder: .* for example '.*/\*\*/\*\.txt'"):
+    with pytest.raises(UserError, match=r"only a folder: .* for example '.*/\*\*/\*\.txt'"):
         matching(f"{tmp_path}/")
-    with pytest.raises(ValueError, match=r"no file matches .*\(looked in "):
+    with pytest.raises(UserError, match=r"no file matches .*\(looked in "):
         matching(f"{tmp_path}/*.txt")
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.TXT", "a.txt.gz"])
 def test_a_suffix_that_nobody_reads(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("a")
-    with pytest.raises(ValueError, match=rf"{name}.* none of \.txt.*to_parquet"):
+    with pytest.raises(UserError, match=rf"{name}.* none of \.txt.*to_parquet"):
         matching(f"{tmp_path}/*")
 
 
 def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.txt")
-    with pytest.raises(ValueError, match=r"a\.txt is no regular file"):
+    with pytest.raises(UserError, match=r"a\.txt is no regular file"):
         matching(f"{tmp_path}/*")
