@@ -6,11 +6,11 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import configuration, write_corpus
 
+from mhclite import cli
 from mhclite.config import RunConfig
 from mhclite.data.batches import batch_starts, evaluation_starts
 from mhclite.errors import Interrupted, UserError
@@ -38,35 +39,16 @@ from mhclite.training.optimizer import AdamW, clip_divisor, learning_rate
 from mhclite.training.streams import pairwise_cosine
 from mhclite.training.trainer import Trainer
 
-STEPS = 150  # some seconds: time enough to interrupt them
-
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
-def arguments(config: RunConfig, corpus: Path, folder: Path) -> list[str]:
-    """`train` as the workflow calls it, after the interpreter."""
+def command(config: RunConfig, corpus: Path, folder: Path) -> list[str]:
+    """`train` as the workflow calls it."""
     options = ["--config", json.dumps(config.to_json()), "--corpus", str(corpus)]
-    return ["-m", "mhclite", "train", *options, "--out", str(folder)]
-
-
-def interrupt(command: list[str], folder: Path, line: int, number: signal.Signals) -> int:
-    """Start training, send the signal once `line` metrics are written; returns the exit code."""
-    process = subprocess.Popen([sys.executable, *command], stderr=subprocess.DEVNULL)
-    metrics = folder / "metrics.jsonl"
-    try:
-        deadline = time.monotonic() + 60
-        while not metrics.exists() or metrics.read_bytes().count(b"\n") < line:
-            assert process.poll() is None, "it ended before the signal"
-            assert time.monotonic() < deadline, "it did not start"
-            time.sleep(0.005)
-        process.send_signal(number)
-        return process.wait(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
+    return ["train", *options, "--out", str(folder)]
 
 
 # --- batches ----------------------------------------------------------------------------------
@@ -280,39 +262,16 @@ def signal_at(step: int, number: signal.Signals, patch: pytest.MonkeyPatch) -> N
     patch.setattr(loop.StepFiles, "write", stopping)
 
 
-def test_interrupted_runs_end_as_undisturbed_ones(corpus: Path, tmp_path: Path) -> None:
-    """SIGTERM saves and says so with exit code 75; SIGKILL costs only what came after the last
-    checkpoint. Either way the same bits come out."""
-    config = configuration(steps=STEPS, checkpoint_interval=7, evaluation_interval=50)
-    undisturbed = tmp_path / "undisturbed"
-    train(config, corpus, undisturbed)
-    expected = read_json(undisturbed / "summary.json")
-
-    folder = tmp_path / "disturbed"
-    command = arguments(config, corpus, folder)
-    assert interrupt(command, folder, 20, signal.SIGTERM) == 75
-    assert not (folder / "summary.json").exists()
-    newest = max((folder / "checkpoints").glob("*.json"))
-    assert read_json(newest)["step"] == len(read_jsonl(folder / "metrics.jsonl")) - 1
-    for line in sorted(np.random.default_rng(0).integers(50, 100, size=1).tolist()):
-        assert interrupt(command, folder, line, signal.SIGKILL) == -signal.SIGKILL
-    train(config, corpus, folder)
-
-    summary = read_json(folder / "summary.json")
-    assert summary["attempts"] == 3
-    for name in ("metrics_sha256", "weights_sha256", "validation_loss", "train_loss"):
-        assert summary[name] == expected[name]
-    assert sha256_of(folder / "metrics.jsonl") == expected["metrics_sha256"]
-    assert [line["step"] for line in read_jsonl(folder / "timing.jsonl")] == list(
-        range(1, STEPS + 1)
-    )
-
-
 @pytest.mark.parametrize("name", [*torchrun.STOPS, "ignored"])
 def test_every_signal_that_stops_saves_first(
-    name: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Handlers are as before afterwards. SIGHUP that is ignored, as under nohup, stops nothing."""
+    """And ends with exit code 75; handlers are as before afterwards. SIGHUP that is ignored, as
+    under nohup, stops nothing. The bits: below, tests/faults/test_kills.py, tests/cluster."""
     config = configuration(steps=5, checkpoint_interval=100)
     number = signal.SIGHUP if name == "ignored" else signal.Signals[name]
     # Whatever it is here: the tests themselves may run under nohup.
@@ -321,11 +280,12 @@ def test_every_signal_that_stops_saves_first(
     try:
         with monkeypatch.context() as patched:
             signal_at(2, number, patched)
+            code = cli.main(command(config, corpus, tmp_path))
             if name == "ignored":
-                train(config, corpus, tmp_path)
+                assert code == 0
             else:
-                with pytest.raises(Interrupted, match=f"{name} after step . of 5; saved"):
-                    train(config, corpus, tmp_path)
+                assert code == 75
+                assert re.search(f"{name} after step . of 5; saved", capsys.readouterr().err)
                 assert list((tmp_path / "checkpoints").glob("*.pt"))
         asked = torchrun.environment()["PET_SIGNALS_TO_HANDLE"].split(",")
         assert (signal.Signals(number).name in asked) == (name != "ignored")
@@ -454,9 +414,8 @@ def test_training_imports_torch_and_numpy_alone(corpus: Path, tmp_path: Path) ->
         "assert main(sys.argv[1:]) == 0\n"
         "print(*sorted({name.split('.')[0] for name in sys.modules}))\n"
     )
-    options = arguments(configuration(steps=3), corpus, tmp_path)[2:]
-    command = [sys.executable, "-c", script, *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    words = [sys.executable, "-c", script, *command(configuration(steps=3), corpus, tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
     loaded = set(done.stdout.split())
     assert {"torch", "numpy", "mhclite"} <= loaded
     others = "pydantic yaml pandas mlflow snakemake scipy matplotlib tokenizers datasets tabulate"
