@@ -14,10 +14,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from leftovers import MARKER, OF_SESSION
 
+T = TypeVar("T")
 MARK = "# of mhclite's cluster tests"
 ETC = Path("/etc/slurm")
 LOCK = Path("/run/mhclite-tests-slurm.lock")
@@ -95,12 +98,13 @@ def run(*command: str, check: bool = True, timeout: float = 60) -> str:
     return done.stdout
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
-    """Poll until `condition` holds."""
+def wait_until(condition: Callable[[], T], what: str, seconds: float = 60, every: float = 0.2) -> T:
+    """Poll until `condition` holds; what it returned."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, f"waited {seconds} s in vain until {what}"
-        time.sleep(0.2)
+        time.sleep(every)
+    return found
 
 
 def _succeeds(*command: str) -> bool:
@@ -187,10 +191,8 @@ class Slurm:
                 stdout=output,
                 stderr=output,
                 process_group=0,
-                env={
-                    **os.environ,
-                    MARKER: OF_SESSION,
-                },  # it outlives the module that needs it first
+                # It outlives the module that needs it first.
+                env={**os.environ, MARKER: OF_SESSION},
             )
         self.processes.append(process)
         return process
@@ -271,35 +273,30 @@ class Slurm:
         """Start a node's daemon."""
         self._start("slurmd", "-D", "-N", node)
 
-    def kill_node(self, node: str) -> None:
-        """What a power cut does: the daemon and every process of its jobs are gone at once."""
-        victims = [
-            process
-            for process in self.processes
-            if process.args[-2:] == ["-N", node] or process.args[-2:] == ("-N", node)
-        ]
+    def lose_node(self, node: str) -> None:
+        """What a power cut does: the daemon and every process of its jobs are gone at once. SLURM
+        is told that the node is down, which it would find by itself in time; it comes back."""
+        victims = [process for process in self.processes if list(process.args)[-2:] == ["-N", node]]
         pids = {process.pid for process in victims}
         # Each job is a slurmstepd of its own; its processes carry the node's name.
-        for folder in Path("/proc").iterdir():
-            if not folder.name.isdigit():
-                continue
+        for folder in filter(lambda folder: folder.name.isdigit(), Path("/proc").iterdir()):
             try:
                 environment = (folder / "environ").read_bytes().split(b"\0")
+                command = (folder / "cmdline").read_bytes()
             except OSError:
                 continue
-            command = (folder / "cmdline").read_bytes() if (folder / "cmdline").exists() else b""
             if f"SLURMD_NODENAME={node}".encode() in environment or (
                 command.startswith(b"slurmstepd") and self._parent_session(folder, pids)
             ):
                 pids.add(int(folder.name))
         for pid in pids:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
         for process in victims:
             process.wait()
             self.processes.remove(process)
+        run("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
+        self.start_node(node)
 
     @staticmethod
     def _parent_session(folder: Path, pids: set[int]) -> bool:
