@@ -7,7 +7,7 @@ runs it on a GPU, the tests in Triton's interpreter.
 
 from __future__ import annotations
 
-import time
+import timeit
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -137,15 +137,10 @@ def timed(work: Callable[[], object], device: torch.device, launches: int = 50) 
     what the cache holds, and that takes the GPU longer than the host needs to submit the launch:
     the time is the GPU's, without Python's.
     """
-    for _ in range(WARM_UP if device.type == "cuda" else 0):
-        work()
     if device.type != "cuda":
-        found = []
-        for _ in range(launches):
-            start = time.perf_counter()
-            work()
-            found.append(time.perf_counter() - start)
-        return quartiles(found)
+        return quartiles(timeit.repeat(work, number=1, repeat=launches))
+    for _ in range(WARM_UP):
+        work()
     flushed = torch.empty(FLUSHED_BYTES // 4, dtype=torch.int32, device=device)
     pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(launches)]
     for before, after in pairs:

@@ -384,10 +384,8 @@ def conclude(session: Session, stages: list[str]) -> int:
     words = [f"{count} of {name}" for name, count in left.items() if count]
     words += [f"{name} (not asked for)" for name in STAGES if name not in stages]
     words += ["study (no --bundle)"] if session.plan.bundle is None and "study" in stages else []
-    print(
-        f"left out: {', '.join(words) or 'nothing'}"
-        + "; the same command goes on" * any(left.values())
-    )
+    again = "; the same command goes on" * any(left.values())
+    print(f"left out: {', '.join(words) or 'nothing'}{again}")
     if session.having("wrong") or session.having("failed"):
         return 1
     return EXIT_INTERRUPTED if any(left.values()) else 0
