@@ -8,11 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import time
+from importlib import metadata
 from pathlib import Path
 
-import bare
 import pytest
 import yaml
 from checkout import ROOT, Checkout
@@ -23,6 +24,8 @@ from mhclite.tarball import extract
 OUT = Path("results/gpu")
 STUDY = "config/small.yaml"
 REPORT = str(OUT / "report.html")
+# Without variables that add to a Python's modules.
+BARE = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
 
 def small(study: Path) -> None:
@@ -58,7 +61,7 @@ def start(python: Path, folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [python, "run.py", *arguments],
         cwd=folder,
-        env=bare.environment(),
+        env=BARE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -77,13 +80,42 @@ def interrupt_a_run(process: subprocess.Popen[str], folder: Path) -> str:
     raise AssertionError("no checkpoint in two minutes")
 
 
+def needed(*packages: str) -> set[str]:
+    """The packages and all that they require."""
+    found: set[str] = set()
+    pending = list(packages)
+    while pending:
+        name = pending.pop()
+        try:
+            requires = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:  # for another platform
+            continue
+        if name not in found:
+            found.add(name)
+            plain = [entry for entry in requires if "extra ==" not in entry]
+            pending += [re.split(r"[\s;<>=!~\[(]", entry)[0] for entry in plain]
+    return found
+
+
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a machine without the pipeline."""
-    python = bare.make(tmp_path_factory.mktemp("bare") / "venv")
-    for name in ("pydantic", "snakemake", "pandas", "yaml", "scipy", "mhclite"):
-        command = [python, "-c", f"import {name}"]
-        assert subprocess.run(command, capture_output=True, env=bare.environment()).returncode
+    """The Python of a machine that has torch, numpy and what these two need, and nothing else."""
+    folder = tmp_path_factory.mktemp("bare") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    paths = {"base": str(folder), "platbase": str(folder)}
+    site = Path(sysconfig.get_path("purelib", "venv", paths))
+    for name in needed("torch", "numpy"):
+        distribution = metadata.distribution(name)
+        tops = {file.parts[0] for file in distribution.files or [] if file.parts[0] != ".."}
+        for top in tops - {"__pycache__"}:
+            place = Path(str(distribution.locate_file(top)))
+            if place.exists() and not (site / top).exists():
+                (site / top).symlink_to(place)
+    python = folder / "bin" / "python"
+    absent = ["pydantic", "snakemake", "pandas", "yaml", "scipy", "mhclite"]
+    script = f"import importlib.util as u; print([n for n in {absent} if u.find_spec(n)])"
+    done = subprocess.run([python, "-c", script], capture_output=True, text=True, env=BARE)
+    assert done.stdout.strip() == "[]"
     return python
 
 

@@ -142,7 +142,6 @@ def test_no_other_runs_key_changes(checkout: Checkout) -> None:
     before = json.loads((checkout.folder / "before.json").read_text())
     assert keys(others) == before
     assert keys(own)["sotu-d2-softmax_hc-s0"][1] not in {code for _, code in before.values()}
-    assert "--dry-run" in python(checkout, "-m", "benchmarks", "session", "--help")
 
 
 @pytest.mark.exhaustive
@@ -175,7 +174,5 @@ def test_it_and_one_of_another_kind_conform(checkout: Checkout) -> None:
     said = passed(checkout, "-k", "softmax_hc or (paired and not permuting)")
     assert len(re.findall(r"\[.*softmax_hc.*\] PASSED", said)) > 15
     assert len(re.findall(r"\[.*paired.*\] PASSED", said)) > 10
-    script = "from benchmarks.session import PAPER; print(*PAPER.variants)"
-    planned = python(checkout, "-c", script).split()
-    assert "softmax_hc" in planned
-    assert "paired" not in planned  # it has no kernels
+    for variant in ("softmax_hc", "paired"):  # the one has kernels, the other has none
+        assert f"test_a_session_measures_what_has_kernels[{variant}] PASSED" in said
