@@ -37,7 +37,7 @@ ifeq ($(shell test -e $(READY) && { head -n 3 $(BIN)/snakemake | \
 .PHONY: $(READY)
 endif
 
-.PHONY: replicate tuned figures publish test test-all test-quick check bench bench-data bench-pipeline gpu-check ui site audit lock \
+.PHONY: replicate tuned figures publish test test-all test-quick pytest check lint types bench bench-data bench-pipeline gpu-check ui site audit lock \
 	clean
 
 replicate: $(READY)
@@ -64,23 +64,30 @@ publish: $(READY)
 	$(BIN)/python -m mhclite publish make --results results/$(STUDY) --out results/published/$(STUDY)
 	$(BIN)/python -m mhclite publish pages
 
-# Format, lint, types, then the tests, three files at a time on two cores: those of SLURM and of
-# servers wait much. A pipeline run from end to end is among them.
-test: check
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not exhaustive"
+# Format and lint, then types beside the tests, three files at a time on two cores: those of SLURM
+# and of servers wait much. A pipeline run from end to end is among them.
+test: lint
+	$(MAKE) -j 2 types pytest TESTS='-n 3 -m "not exhaustive"'
 
-# Before a release: also what says little that others do not, for its minute.
-test-all: check
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+# Before a release: also what says little that others do not, for its minute, and more random cases.
+test-all: lint
+	EXHAUSTIVE=1 $(MAKE) -j 2 types pytest TESTS='-n 3'
 
 # While working: format, lint, types and the unit tests that are quick.
-test-quick: check
-	$(BIN)/pytest tests/unit -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+test-quick: lint
+	$(MAKE) -j 2 types pytest TESTS='-n 2 tests/unit -m "not slow"'
 
-check: $(READY)
+pytest: $(READY)
+	$(BIN)/pytest --dist loadfile --no-loadscope-reorder $(TESTS)
+
+check: lint types
+
+lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/snakefmt --check Snakefile workflow
+
+types: $(READY)
 	$(BIN)/mypy
 
 # What every variant costs in every implementation, against the plain residual. The longest part is

@@ -39,7 +39,7 @@ from mhclite.training.trainer import Trainer
 
 OPERATIONS = ("open", "os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir")
 RESULTS = ("metrics.jsonl", "mixing.jsonl", "weights.pt")
-TIMES = 20
+TIMES = 20 if "EXHAUSTIVE" in os.environ else 5
 MOVES = 14  # operations at the start of a run that finds another one under way in its folder
 
 WAITING = threading.Event()
@@ -238,19 +238,21 @@ class Kills:
     def switch(self) -> None:
         """Other settings while the run is under way, killed at each operation; then ours again."""
         folder, back = self.folder / "switched", self.folder / "resumed"
+        begun = self.folder / "begun"
 
         def note(key: str) -> None:
             lines = (folder / "metrics.jsonl").read_bytes().count(b"\n")
             back.write_text(str(lines - 1))
 
         def under_way(_at: int) -> None:
-            if len(list(folder.glob("checkpoints/step_*.json"))) == 2:  # at the third checkpoint
+            if len(list(begun.glob("checkpoints/step_*.json"))) == 2:  # at the third checkpoint
                 die()
 
+        assert not self.train(begun, on_operation(begun, under_way))
+        saved = max(int(p.stem[5:]) for p in begun.glob("checkpoints/step_*.json"))
         for k in range(MOVES):
             shutil.rmtree(folder, ignore_errors=True)
-            assert not self.train(folder, on_operation(folder, under_way))
-            saved = max(int(p.stem[5:]) for p in folder.glob("checkpoints/step_*.json"))
+            shutil.copytree(begun, folder)
             at_start = on_operation(folder, lambda at, k=k: at == k and die())
             self.train(folder, at_start, config=self.other)
             back.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from mhclite.data.corpora import EMBEDDED
 from mhclite.data.reading import examine, read
 
-KILLS = 20
+KILLS = 20 if "EXHAUSTIVE" in os.environ else 8
 PART_BYTES = 150_000
 SCRIPT = Path(__file__).with_name("preparing.py")
 
@@ -86,7 +86,7 @@ def test_kills_while_a_corpus_is_prepared(tmp_path: Path, tell: Callable[[str], 
             else:  # amid the parts
                 while process.poll() is None and len(list(killed.glob("parts/0*"))) <= records:
                     time.sleep(0.005)
-                process.wait(random_times.uniform(0, 0.2) * seconds)
+                process.wait(random_times.uniform(0, 0.02) * seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -110,7 +110,7 @@ def test_kills_while_a_corpus_is_prepared(tmp_path: Path, tell: Callable[[str], 
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said.decode()
     assert content(killed) == content(whole)
-    assert within >= 3
+    assert within >= KILLS // 4
     tell(
         f"preparation: {KILLS} kills of two processes, {within} of them amid its {parts} parts; "
         "the same bytes in the end, no finished part done again"

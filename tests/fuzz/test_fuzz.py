@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import signal
 from collections import Counter
@@ -35,6 +36,8 @@ from mhclite.training.loop import train
 
 ROOT = Path(__file__).parents[2]
 CASES: Counter[str] = Counter()
+# As many times the cases below.
+TIMES = 4 if "EXHAUSTIVE" in os.environ else 1
 HANG = 20  # seconds after which a case counts as one
 
 JUNK = st.one_of(
@@ -122,7 +125,7 @@ def one_line_at_most(kind: str) -> Iterator[None]:
 
 def fuzz(cases: int) -> Callable[[Any], Any]:
     return settings(
-        max_examples=cases,
+        max_examples=cases * TIMES,
         deadline=None,
         database=None,
         derandomize=True,
@@ -136,7 +139,7 @@ STUDIES = {name: (ROOT / "config" / f"{name}.yaml").read_text() for name in ("sm
 CLAIMS = yaml.safe_load((ROOT / "config" / "claims.yaml").read_text())
 
 
-@fuzz(3500)
+@fuzz(875)
 @given(st.sampled_from(sorted(STUDIES)).flatmap(lambda name: mutated(study_of(name))))
 def test_studies(document: Any) -> None:
     with one_line_at_most("study"):
@@ -150,7 +153,7 @@ def study_of(name: str) -> Any:
     return yaml.safe_load(STUDIES[name])
 
 
-@fuzz(1500)
+@fuzz(375)
 @given(content=damaged(STUDIES["smoke"].encode()))
 def test_study_files(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "study.yaml"
@@ -159,7 +162,7 @@ def test_study_files(content: bytes, tmp_path_factory: pytest.TempPathFactory) -
         load_study(path)
 
 
-@fuzz(3000)
+@fuzz(750)
 @given(st.lists(st.sampled_from(CLAIMS), min_size=1, max_size=3).flatmap(mutated))
 def test_claims(document: Any) -> None:
     with one_line_at_most("claims"):
@@ -203,7 +206,7 @@ def test_run_folders(name: str, how: str, place: Path) -> None:
     path = place / "results" / "tiny" / "runs" / configuration().run / name
     whole = (place / "whole" / name).read_bytes()
 
-    @fuzz(200)
+    @fuzz(50)
     @given(st.data())
     def case(data: st.DataObject) -> None:
         if how == "damaged":
@@ -227,7 +230,7 @@ def test_manifests(how: str, place: Path) -> None:
     path = place / "corpus" / "manifest.json"
     whole = (place / "whole" / "manifest.json").read_bytes()
 
-    @fuzz(500)
+    @fuzz(125)
     @given(st.data())
     def case(data: st.DataObject) -> None:
         if how == "damaged":
@@ -249,7 +252,7 @@ def test_manifests(how: str, place: Path) -> None:
 GOLDEN = ROOT / "tests" / "golden" / "connection_mhc_n2.npz"
 
 
-@fuzz(500)
+@fuzz(125)
 @given(content=damaged(GOLDEN.read_bytes()))
 def test_golden_files(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "golden.npz"
@@ -286,7 +289,7 @@ def other_arrays(draw: st.DrawFn) -> tuple[Any, dict[str, Any]]:
     return draw(st.one_of(st.just(META), mutated(META))), arrays
 
 
-@fuzz(500)
+@fuzz(125)
 @given(case=other_arrays())
 def test_golden_contents(
     case: tuple[Any, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
@@ -302,6 +305,6 @@ def test_enough_cases_were_tried(tell: Callable[[str], None]) -> None:
     """Stands last: hypothesis must not have given up early."""
     if len(CASES) < 7:
         pytest.skip("only some of the tests of this file were run")
-    assert CASES.total() >= 10_000, CASES
+    assert CASES.total() >= 2500 * TIMES, CASES
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(CASES.items()))
     tell(f"fuzzing: {CASES.total():,} cases, each accepted or refused with one line ({kinds})")
