@@ -37,21 +37,24 @@ ifeq ($(shell test -e $(READY) && { head -n 3 $(BIN)/snakemake | \
 .PHONY: $(READY)
 endif
 
-.PHONY: replicate tuned figures publish test test-all test-quick pytest check lint types bench bench-data bench-pipeline gpu-check ui site audit lock \
+.PHONY: replicate rates tuned figures publish test test-all test-quick pytest check lint types bench bench-data bench-pipeline gpu-check ui site audit lock \
 	clean
 
 replicate: $(READY)
 	$(BIN)/snakemake --cores $(CORES)
 	$(BIN)/snakemake --report results/laptop/snakemake-report.html > results/laptop/logs/snakemake-report.log 2>&1
 
-# The tuned study: the learning rate of every arm, which is published, then the study that takes them.
+# The learning rate of every arm of a study (STUDY=laptop or tuned), found by its sweep and published.
 # Published once more only where the rates are others: a newer file alone asks for nothing.
-RATES := learning-rates.yaml
+RATES = $(STUDY)_rates/learning-rates.yaml
+rates: $(READY)
+	$(BIN)/snakemake --cores $(CORES) --configfile config/$(STUDY)-rates.yaml
+	mkdir -p results/published/$(STUDY)_rates
+	cmp -s results/$(RATES) results/published/$(RATES) || cp results/$(RATES) results/published/$(RATES)
+
+# The tuned study: the rates, then the study that takes them.
 tuned: $(READY)
-	$(BIN)/snakemake --cores $(CORES) --configfile config/tuned-rates.yaml
-	mkdir -p results/published/tuned_rates
-	cmp -s results/tuned_rates/$(RATES) results/published/tuned_rates/$(RATES) || \
-		cp results/tuned_rates/$(RATES) results/published/tuned_rates/$(RATES)
+	$(MAKE) rates STUDY=tuned
 	$(BIN)/snakemake --cores $(CORES) --configfile config/tuned.yaml
 
 # Every figure, table and verdict of a published study again, without training.

@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 from mhclite.errors import UserError
 from mhclite.evidence.exhibits import FIGURES, TABLES
 from mhclite.evidence.filled import MARK as NUMBER
 from mhclite.evidence.filled import fill
 from mhclite.evidence.findings import findings_of
+from mhclite.evidence.front import front_figure
 from mhclite.evidence.published import collect_again
 from mhclite.evidence.report import verdict_counts
 from mhclite.evidence.results import Results, load_results
@@ -28,6 +33,7 @@ from mhclite.runs.parquet import STUDY
 MARK = re.compile(r"<!-- found:([\w-]+) -->")
 END = "<!-- /found -->"
 FIGURE = "depth"
+FRONT = "docs/images/front.svg"  # of README's first screen
 
 
 def with_texts(page: str, texts: dict[str, str]) -> str:
@@ -71,16 +77,22 @@ def current(root: Path, published: Path) -> dict[Path, str]:
             results = load_results(folder)
             texts[study] = _text(results)
             if FIGURES[FIGURE][0].shown_in(results.settings):
-                with style():
-                    save(FIGURES[FIGURE][1](results), folder / FIGURE)
-                drawn = (folder / f"{FIGURE}.svg").read_text(encoding="utf-8")
-                figures[root / _figure(study)] = drawn
+                figures[root / _figure(study)] = _svg(partial(FIGURES[FIGURE][1], results))
+    if FRONT in pages[root / "README.md"]:
+        figures[root / FRONT] = _svg(partial(front_figure, published))
     marked = {
         path: fill(with_texts(page, texts), published, path.name)
         for path, page in pages.items()
         if MARK.search(page) or NUMBER.search(page)
     }
     return marked | figures
+
+
+def _svg(draw: Callable[[], Figure]) -> str:
+    """A figure in the one look, as text."""
+    with style(), tempfile.TemporaryDirectory() as scratch:
+        save(draw(), Path(scratch) / "figure")
+        return (Path(scratch) / "figure.svg").read_text(encoding="utf-8")
 
 
 def write_pages(root: Path, published: Path) -> list[Path]:

@@ -68,11 +68,14 @@ def steppers_of(
     """
 
     def made(name: str, how: str | None = None) -> Stepper:
-        connection = connections[name]
-        connection = replace(connection, implementation=how) if how else connection
+        connection, training = connections[name], config.training
+        if how:
+            connection = replace(connection, implementation=how)
+            if device.type == "cpu":  # compiling the authors' formulas takes minutes there
+                training = replace(training, compile=False)
         return Stepper(
-            config.model, connection, config.training, batch_size, device, first.get(name),
-            config.training.deterministic,
+            config.model, connection, training, batch_size, device, first.get(name),
+            training.deterministic,
         )  # fmt: skip
 
     first: dict[str, Stepper] = {}

@@ -594,7 +594,8 @@ class Throughput(Settings):
     warmup_rounds: Annotated[int, Field(ge=1)] = Field(3, description="rounds before, not counted")
     implementations: list[Implementation] = Field(
         ["reference", "fast", "fused"],
-        description="implementations that are timed besides the study's own, where they run",
+        description="implementations that are timed besides the study's own, where they run; on a "
+        "CPU without torch.compile, which takes minutes for them",
     )
 
 

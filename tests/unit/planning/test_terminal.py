@@ -23,7 +23,7 @@ from mhclite.records import to_json
 from mhclite.runs.folder import Summary
 from mhclite.study.reading import load_study
 
-RUNS = load_study(Path(__file__).parents[3] / "config/config.yaml").runs()
+RUNS = load_study(Path(__file__).parents[3] / "config/depth.yaml").runs()
 NEW = "Missing output files: a, b; Input files updated by another job: c"
 
 
@@ -95,7 +95,7 @@ def finish(out: Path, run: RunConfig, **changes: Any) -> Summary:
     return summary
 
 
-def test_the_default_study_is_one_line_a_job(screen: Callable[..., Screen]) -> None:
+def test_a_study_is_one_line_a_job(screen: Callable[..., Screen]) -> None:
     """Two at a time, of two seconds a layer; all of it, with what else Snakemake says."""
     shown, total = screen(), len(RUNS) + 1
     shown.says(LogEvent.WORKFLOW_STARTED, "Workflow has started!")

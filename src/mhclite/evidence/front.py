@@ -1,0 +1,86 @@
+"""The figure of README's first screen, from the CSV files of two published studies: what several
+streams and their mixing do to the loss, and how exact the mixing is over depth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, NullLocator
+
+from mhclite.connections.registry import VARIANTS
+from mhclite.evidence.statistics import geometric_interval, t_interval
+from mhclite.evidence.style import FAINT, colour, marker
+from mhclite.study.sections import BASE
+
+LOSSES, DEPTHS = "laptop", "depth"  # the studies
+RIVAL = ("residual", "wide_mlp")  # what losses are compared with: as many parameters as mHC-lite
+ARMS = {
+    "residual": "plain residual",
+    "identity": "4 streams, unmixed",
+    "hc": "HC",
+    "mhc": "mHC",
+    "mhc_lite": "mHC-lite",
+}
+SUMS = "product_max_deviation"
+NOTHING = 1e-8  # a sum that is exact to the last bit has no place on a logarithmic axis
+
+
+def front_figure(published: Path) -> Figure:
+    """Two panels, small enough for a phone.
+
+    Args:
+        published: folder of the published studies.
+    """
+    figure = Figure(figsize=(5.2, 2.3), layout="constrained")
+    losses, sums = figure.subplots(1, 2, width_ratios=(1.15, 1))
+
+    runs = _completed(published / LOSSES)
+    rival = _by_seed(runs, *RIVAL)
+    for row, variant in enumerate(ARMS):
+        gaps = t_interval((_by_seed(runs, variant, BASE) - rival).dropna().tolist())
+        mean, half = gaps.mean or 0.0, gaps.half_width or 0.0
+        look = {"color": colour(variant), "marker": marker(variant)}
+        losses.errorbar([mean], [row], xerr=[half], capsize=2, **look)
+    losses.axvline(0, color=FAINT, linewidth=0.8)
+    losses.set_yticks(range(len(ARMS)), list(ARMS.values()))
+    losses.invert_yaxis()
+    losses.set_title("Loss", loc="left")
+    losses.set_xlabel("minus a residual with as many\nparameters (nats per token)")
+
+    runs = _completed(published / DEPTHS)
+    runs = runs[runs["condition"] == BASE]
+    for variant in ("mhc", "mhc_v4", "mhc_lite"):
+        of = runs[runs["variant"] == variant].groupby("n_layer")[SUMS]
+        means = of.agg(lambda values: geometric_interval(values.clip(lower=NOTHING)).mean or 0.0)
+        sums.plot(means.index, means, color=colour(variant), marker=marker(variant))
+        sums.annotate(
+            VARIANTS[variant].label,
+            (means.index[-1], means.iloc[-1]),
+            (-2, -5),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            color=colour(variant),
+        )
+    sums.set_xscale("log", base=2)
+    sums.set_yscale("log")
+    sums.set_ylim(NOTHING, 10)
+    layers = sorted(set(runs["n_layer"]))
+    sums.set_xticks(layers, [str(layer) for layer in layers])
+    sums.xaxis.set_minor_locator(NullLocator())
+    sums.yaxis.set_minor_formatter(NullFormatter())
+    sums.set_title("Error of the mixing", loc="left")
+    sums.set_xlabel("layers\n(largest row or column sum - 1)")
+    return figure
+
+
+def _completed(study: Path) -> pd.DataFrame:
+    runs = pd.read_csv(study / "runs.csv")
+    return runs[runs["status"] == "completed"]
+
+
+def _by_seed(runs: pd.DataFrame, variant: str, condition: str) -> pd.Series[float]:
+    of = runs[(runs["variant"] == variant) & (runs["condition"] == condition)]
+    return of.set_index("seed")["validation_loss"]
