@@ -2,15 +2,17 @@
 
     <!-- number: STUDY MODEL WHAT [HOLDS] -->-0.10 ± 0.02<!-- /number -->
 
-WHAT is `a-b`, the difference of the validation loss, paired by seed, or `a.METRIC`, a mean of a
-column of runs.csv (geometric where the metric's is). An arm is `variant` or `variant:condition`.
-HOLDS is what the sentence around the number says of it, and what fails the build once it is not so:
-`below` or `above` 0 (the whole interval), `unclear` (the interval has both sides), or a bound
-(`<0.01`) on the mean.
+MODEL is a model size, or `corpus/model`. WHAT is `a-b`, the difference of the validation loss,
+paired by seed; `a.METRIC`, a mean of a column of runs.csv (geometric where the metric's is); or
+`claim.ID`, the difference in claims.csv, as a factor where the claim is of logarithms. An arm is
+`variant` or `variant:condition`. HOLDS is what the sentence around the number says of it, and what
+fails the build once it is not so: `below` or `above` 0 (the whole interval), `unclear` (the
+interval has both sides), a bound (`<0.01`) on the mean, or a claim's verdict (`practically_equal`).
 """
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -26,6 +28,7 @@ MARK = re.compile(r"<!-- number: (.*?) -->(.*?)<!-- /number -->", re.DOTALL)
 ARM = r"(\w+(?::\w+)?)"
 DIFFERENCE, MEAN = re.compile(f"{ARM}-{ARM}"), re.compile(rf"{ARM}\.(\w+)")
 LOSS = "validation_loss"
+SIDES = ("below", "above", "unclear")
 
 
 def fill(page: str, published: Path, name: str) -> str:
@@ -54,11 +57,18 @@ def _number(published: Path, words: str) -> str:
         study, model, what, *holds = words.split()
     except ValueError:
         raise UserError("STUDY MODEL WHAT is expected") from None
-    path = published / study / "runs.csv"
+    corpus, _, model = model.rpartition("/")
+    asked = what.removeprefix("claim.") if what.startswith("claim.") else None
+    path = published / study / ("claims.csv" if asked else "runs.csv")
     if not path.is_file():
         raise UserError(f"{path} is missing")
-    runs = pd.read_csv(path)
-    runs = runs[(runs["model"] == model) & (runs["status"] == "completed")]
+    rows = pd.read_csv(path)
+    rows = rows[(rows["model"] == model) & (not corpus or rows["corpus"] == corpus)]
+    if rows["corpus"].nunique() > 1:
+        raise UserError(f"{model} is trained on several corpora: write CORPUS/{model}")
+    if asked:
+        return _difference_of(rows[rows["claim"] == asked], holds)
+    runs = rows[rows["status"] == "completed"]
     if found := DIFFERENCE.fullmatch(what):
         ours, theirs = (_values(runs, arm, LOSS) for arm in found.groups())
         interval = t_interval((ours - theirs).dropna().tolist())
@@ -67,8 +77,26 @@ def _number(published: Path, words: str) -> str:
         metric = METRICS[found[2]]
         mean_of = geometric_interval if metric.log or metric.geometric else t_interval
         interval = mean_of(_values(runs, found[1], found[2]).dropna().tolist())
-        return _held(interval, significant(interval.mean, 2), holds)
+        text = significant(interval.mean, 2)
+        if metric.share and interval.mean is not None:
+            text = f"{significant(100 * interval.mean, 2)} %"
+        return _held(interval, text, holds)
     raise UserError("it is neither a-b nor a.METRIC")
+
+
+def _difference_of(claim: pd.DataFrame, holds: list[str]) -> str:
+    """What a claim found at one size; a bound's difference is to its threshold, and says little."""
+    if claim.empty or claim["kind"].iloc[0] == "bound":
+        raise UserError("no claim on a difference has this id")
+    row = claim.iloc[0]
+    mean, half = row["effect"], row["half_width"]
+    interval = Interval(int(row["n"]), mean, half_width=half, low=mean - half, high=mean + half)
+    text = significant(math.exp(mean), 2) if row["log"] else rounded(mean, half)
+    verdict = str(row["verdict"]).replace(" ", "_")
+    for word in set(holds) - {verdict, *SIDES}:
+        if word[0] not in "<>":
+            raise UserError(f"the text says {word}, and the verdict is {verdict}")
+    return _held(interval, text, [word for word in holds if word != verdict])
 
 
 def _values(runs: pd.DataFrame, arm: str, metric: str) -> pd.Series[float]:
@@ -87,8 +115,8 @@ def _held(interval: Interval, text: str, holds: list[str]) -> str:
         if bound := re.fullmatch(r"([<>])(.+)", word):
             mean = interval.mean or 0.0
             held = mean < float(bound[2]) if bound[1] == "<" else mean > float(bound[2])
-        elif word not in ("below", "above", "unclear"):
-            raise UserError(f"{word!r} is none of below, above, unclear, <NUMBER, >NUMBER")
+        elif word not in SIDES:
+            raise UserError(f"{word!r} is none of {', '.join(SIDES)}, <NUMBER, >NUMBER")
         else:
             side = "unclear"
             if low is not None and high is not None:

@@ -10,18 +10,26 @@ from mhclite.errors import UserError
 from mhclite.evidence.filled import fill
 
 # Seeds differ by more than arms do, and one run of each kind is none that counts.
-RUNS = """run,model,variant,condition,seed,status,validation_loss,seconds,gain_forward_peak
-r0,d3,residual,base,0,completed,3.00,10,
-r1,d3,residual,base,1,completed,3.50,20,
-r2,d3,residual,base,2,completed,3.20,30,
-h0,d3,hc,base,0,completed,2.90,20,10
-h1,d3,hc,base,1,completed,3.38,40,1000
-h2,d3,hc,base,2,completed,3.12,60,
-h3,d3,hc,base,3,diverged,9.00,1,
-w0,d3,residual,wide,0,completed,2.95,10,
-w1,d3,residual,wide,1,completed,3.30,20,
-w2,d3,residual,wide,2,completed,3.20,30,
-o0,d6,hc,base,0,completed,1.00,20,10
+RUNS = """corpus,model,variant,condition,seed,status,validation_loss,clipped_share,gain_forward_peak
+a,d3,residual,base,0,completed,3.00,,
+a,d3,residual,base,1,completed,3.50,,
+a,d3,residual,base,2,completed,3.20,,
+a,d3,hc,base,0,completed,2.90,,10
+a,d3,hc,base,1,completed,3.38,,1000
+a,d3,hc,base,2,completed,3.12,,
+a,d3,hc,base,3,diverged,9.00,,
+a,d3,residual,wide,0,completed,2.95,,
+a,d3,residual,wide,1,completed,3.30,,
+a,d3,residual,wide,2,completed,3.20,,
+a,d6,hc,base,0,completed,1.00,,10
+b,d6,hc,base,0,completed,2.00,0.125,
+b,d6,hc,base,1,completed,4.00,0.375,
+"""
+CLAIMS = """claim,corpus,model,kind,log,verdict,n,effect,half_width
+equal,a,d3,difference,False,practically equal,5,0.001,0.002
+faster,a,d3,throughput,True,supported,9,-0.6931,0.1
+faster,a,d6,throughput,True,,9,0,0.1
+gap,a,d3,bound,True,supported,5,1.9,0.1
 """
 
 
@@ -29,6 +37,7 @@ o0,d6,hc,base,0,completed,1.00,20,10
 def published(tmp_path: Path) -> Path:
     (tmp_path / "small").mkdir()
     (tmp_path / "small/runs.csv").write_text(RUNS)
+    (tmp_path / "small/claims.csv").write_text(CLAIMS)
     return tmp_path
 
 
@@ -49,7 +58,12 @@ def filled(published: Path, words: str) -> str:
         ("small d3 hc-residual:wide unclear", "-0.02 ± 0.21"),
         ("small d3 hc.gain_forward_peak >50", "100"),  # geometric
         ("small d3 residual.validation_loss <3.3 >3", "3.2"),
-        ("small d6 hc-hc", "0"),
+        ("small a/d6 hc-hc", "0"),
+        ("small b/d6 hc.validation_loss >2", "3.0"),
+        ("small b/d6 hc.clipped_share <0.3", "25 %"),
+        ("small d3 claim.equal unclear practically_equal", "0.0010 ± 0.0020"),
+        ("small a/d3 claim.faster supported below", "0.50"),
+        ("small d6 claim.faster unclear", "1.0"),
     ],
 )
 def test_numbers_are_those_of_the_runs(published: Path, words: str, expected: str) -> None:
@@ -63,7 +77,15 @@ def test_numbers_are_those_of_the_runs(published: Path, words: str, expected: st
         ("small d3 residual-hc below", "says below"),
         ("small d3 hc-residual unclear", "says unclear"),
         ("small d3 hc-residual:wide below", "says below"),
-        ("small d6 hc-hc below", "says below"),  # one run: there is no interval
+        ("small a/d6 hc-hc below", "says below"),  # one run: there is no interval
+        ("small d6 hc-hc", "CORPUS/d6"),
+        ("small c/d6 hc-hc", "no completed run of hc"),
+        ("small b/d6 hc.clipped_share >0.3", "says >0.3"),
+        ("small d3 claim.equal supported", "says supported, and the verdict is practically_equal"),
+        ("small d3 claim.faster above", "says above"),
+        ("small d6 claim.faster supported", "the verdict is nan"),
+        ("small d3 claim.gap", "no claim on a difference"),
+        ("small d3 claim.other", "no claim on a difference"),
         ("small d3 hc.gain_forward_peak <50", "says <50"),
         ("small d3 hc-residual lower", "'lower' is none of"),
         ("small d3 hc+residual", "neither"),
