@@ -40,7 +40,7 @@ def reports_page() -> str:
     lines = [
         "# Reports",
         "",
-        "Each is one study on one page. [Experiments](experiments.md) says what each asked.",
+        "Each is one study on one page. [Findings](findings/index.md) says what each asked.",
         "",
         "| study | report | every run | every claim |",
         "|---|---|---|---|",

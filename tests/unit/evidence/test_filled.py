@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from mhclite.errors import UserError
-from mhclite.evidence.filled import fill
+from mhclite.evidence.filled import MARK, fill
+
+ROOT = Path(__file__).parents[3]
 
 # Seeds differ by more than arms do, and one run of each kind is none that counts.
 RUNS = """corpus,model,variant,condition,seed,status,validation_loss,clipped_share,gain_forward_peak
@@ -103,3 +105,13 @@ def test_what_the_runs_do_not_bear_out_is_one_line(
         filled(published, words)
     assert "page.md" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_every_page_bears_out_its_sentences() -> None:
+    """Also those in folders of docs/: each number is that of the published runs."""
+    filled = 0
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        assert fill(text, ROOT / "results/published", page.name) == text, f"{page} is stale"
+        filled += len(MARK.findall(text))
+    assert filled > 0
