@@ -9,7 +9,9 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -88,10 +90,9 @@ def canonical(node: Any) -> Any:
     return repr(node)
 
 
-@cache
-def _parsed(path: Path) -> tuple[str, frozenset[str]]:
-    """(what the module computes, as text; modules that it imports anywhere)."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+def _parse(source: bytes) -> tuple[str, frozenset[str]]:
+    """(what a module computes, as text; modules that it imports anywhere)."""
+    tree = ast.parse(source)
     imported: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -107,6 +108,26 @@ def _parsed(path: Path) -> tuple[str, frozenset[str]]:
         ):
             body[0] = ast.Pass()
     return json.dumps(canonical(tree)), frozenset(imported)
+
+
+@cache
+def _parsed(path: Path) -> tuple[str, frozenset[str]]:
+    """`_parse` of a file, kept beside what Python compiled: of the whole package it takes longer
+    than all else that Snakemake does before its first job."""
+    source = path.read_bytes()
+    of = hashlib.sha256(Path(__file__).read_bytes() + source).hexdigest()
+    kept = path.parent / "__pycache__" / f"{path.stem}.parsed.json"
+    # Whatever is wrong with it, it can be made again.
+    with suppress(OSError, ValueError, TypeError, LookupError):
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        if found["of"] == of:
+            return found["text"], frozenset(found["imported"])
+    text, imported = _parse(source)
+    beside = kept.with_name(f"{kept.name}.{os.getpid()}")  # several processes start at once
+    with suppress(OSError):  # a package that cannot be written to
+        beside.write_text(json.dumps({"of": of, "text": text, "imported": sorted(imported)}))
+        beside.replace(kept)
+    return text, imported
 
 
 def imported_modules(*modules: str) -> list[str]:

@@ -116,6 +116,22 @@ def test_names_free_settings_and_nodes_do_not_make_another_run() -> None:
         assert jobs.throughput(two, size) == jobs.throughput(one, size)
 
 
+@pytest.mark.parametrize("there", ["nothing", "as it was", "of other text", "{", "[]", "{}"])
+def test_what_is_kept_of_a_module_is_what_its_text_says(there: str, tmp_path: Path) -> None:
+    module, kept = tmp_path / "module.py", tmp_path / "__pycache__/module.parsed.json"
+    texts = ['"""Doc."""\nimport a.b\n', "from c import d\nx = 'é'\n"]
+    for text in texts[:: -1 if there == "of other text" else 1]:
+        if there != "nothing":
+            kept.parent.mkdir(exist_ok=True)
+        module.write_text(text)
+        expected = code._parse(text.encode())
+        assert PARSE(module) == expected
+        if len(there) < 3:
+            kept.write_text(there)
+        assert PARSE(module) == expected
+        assert kept.exists() == (there != "nothing")
+
+
 # --- what an edit runs again ------------------------------------------------------------------
 
 ALL = "every run"
