@@ -188,7 +188,6 @@ def test_many_writers_at_once(
         writers[number].wait()
         writers[number] = start(number, 30)
     server.kill()
-    time.sleep(1)
     server.start()
     (tmp_path / "go").touch()
     assert {process.wait(timeout=300) for process in writers.values()} == {0}
@@ -303,11 +302,11 @@ def test_an_odd_server_is_one_line_while_training_goes_on(
     answer, said = ODD.get(name, (SLOW.get(name, b""), "an answer without end"))
     with Odd(answer, name in SLOW) as server:
         sender = begun(server.uri, tmp_path / "run", 5)
-        deadline = time.monotonic() + (3 if name == "slow header" else 60)
-        while sender.reachable and time.monotonic() < deadline:
+        # Of a slow header each byte comes in time, and only the thread waits for the end.
+        while sender.reachable and not (name == "slow header" and len(server.heard) > 1):
             time.sleep(0.01)
         sender.end()  # is not waited for, whatever the thread still reads
-    if name == "slow header":  # each byte comes in time: only the thread waits
+    if name == "slow header":
         return
     (line,) = caplog.messages
     assert re.search(said, line) or said in line
@@ -384,9 +383,9 @@ def test_a_dead_or_deaf_server_costs_nothing_and_is_caught_up(
             sender = begun(uri, tmp_path / "run", 50)
             while sender.reachable:
                 time.sleep(0.01)
-            before = time.monotonic()
-            sender.end()  # at once: the server was not there
-            assert time.monotonic() - before < 5
+            # Not waited for: the server was not there.
+            monkeypatch.setattr(sender.thread, "join", lambda _: pytest.fail("it waits"))
+            sender.end()
     said = [line for line in caplog.messages if "no live metrics for now" in line]
     assert len(said) == 2  # once for each server, not once for each message
     assert "refused" in said[0]
