@@ -28,9 +28,10 @@ MODEL = ModelConfig("tiny", 50, n_layer=2, n_head=2, n_embd=32, block_size=12, l
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
 
 
-def made(variant: str, n: int, C: int, dtype: torch.dtype) -> Connection:
+def made(variant: str, n: int, C: int, dtype: torch.dtype, **other: str) -> Connection:
     """A connection all of whose parameters matter."""
-    return perturbed(connection_class(variant)(n, C, n - 1, **OPTIONS[variant]).to(dtype))
+    options = OPTIONS[variant] | other
+    return perturbed(connection_class(variant)(n, C, n - 1, **options).to(dtype))
 
 
 def outcome(connection: Connection, fast: bool, n: int, C: int, dtype: torch.dtype) -> list[Tensor]:
@@ -60,12 +61,19 @@ def errors(ours: list[Tensor], theirs: list[Tensor]) -> list[float]:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("variant", OPTIONS)
-def test_same_values_and_gradients(variant: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("variant", "other"),
+    [
+        *((variant, {}) for variant in OPTIONS),
+        ("mhc_lite", {"permutations": "cyclic"}),
+        ("oshc", {"stochastic_axis": "columns"}),
+    ],
+)
+def test_same_values_and_gradients(variant: str, other: dict[str, str], dtype: torch.dtype) -> None:
     """With one stream, two, four, and as many as the variant can have, up to 16."""
     possible = [n for n in range(1, 17) if has_streams(variant, n)]
     for n in {*possible[:2], n_of(variant), possible[-1]}:
-        connection = made(variant, n, 24, dtype)
+        connection = made(variant, n, 24, dtype, **other)
         found = errors(*(outcome(connection, fast, n, 24, dtype) for fast in (True, False)))
         assert max(found) < TOLERANCE[dtype], n
 

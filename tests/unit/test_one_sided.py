@@ -112,19 +112,3 @@ def test_cyclic_may_have_more_streams() -> None:
             make("mhc_lite", 4, 8, permutations=name).coefficients(torch.randn(1, 2, 4, 8)).H_res
         )
         assert (H_res - torch.eye(4)).abs().max() < 0.02
-
-
-@pytest.mark.parametrize(
-    ("variant", "options"),
-    [("mhc_lite", {"permutations": "cyclic"}), ("oshc", {"stochastic_axis": "columns"})],
-)
-def test_fast_equals_the_formula(variant: str, options: dict[str, str]) -> None:
-    """With the other value than tests/unit/test_fast.py."""
-    module = perturbed(make(variant, 3, 8, **options).double(), 1.0)
-    results = []
-    for call in (module, module.fast_forward):
-        x = torch.randn(2, 3, 3, 8, generator=torch.Generator().manual_seed(3)).double()
-        out = call(x.requires_grad_(), torch.sin)
-        gradients = torch.autograd.grad(out.square().sum(), [x, *module.parameters()])
-        results.append([out, *gradients])
-    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
