@@ -38,7 +38,7 @@ STUDY: dict[str, Any] = {
 }
 # Rates so far apart that the middle one is the best of three; any of them may be a finalist.
 SWEEP: dict[str, Any] = {
-    "ratio": 20,
+    "ratio": 100,
     "steps": 40,
     "widest": 2,
     "margin": 100,
