@@ -351,6 +351,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prepare a corpus and print what it holds."""
     settings = json_argument(args.settings, "--settings")
+    if settings.keys() != {"name", "corpus", "tokenizer"}:
+        raise UserError(f"--settings needs name, corpus and tokenizer, not {sorted(settings)}")
     manifest = prepare(settings, args.out, args.lock, args.processes, block_size=args.block_size)
     train, validation = manifest.train, manifest.validation
     print(
