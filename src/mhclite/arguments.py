@@ -61,14 +61,6 @@ def positive_int(text: str) -> int:
     return value
 
 
-def port(text: str) -> int:
-    """For `type=`: a TCP port."""
-    value = int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0
-    if not 0 < value < 65536:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 65535")
-    return value
-
-
 def positive_float(text: str) -> float:
     """For `type=`: a finite number above 0."""
     try:

@@ -19,7 +19,6 @@ from mhclite.arguments import (
     file_path,
     folder_path,
     json_argument,
-    port,
     positive_float,
     positive_int,
     run_arguments,
@@ -79,7 +78,7 @@ def actions_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
             yield action
 
 
-CHECKED = (positive_int, positive_float, port, any_path, file_path, folder_path)
+CHECKED = (positive_int, positive_float, any_path, file_path, folder_path)
 # Arguments that are text: names, JSON, URIs. What they hold is checked by what reads them.
 TEXT = {"config", "settings", "run", "study", "uri", "why", "variants", "sizes", "modes", "arms"}
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mhclite.arguments import port
+from mhclite.arguments import positive_int
 from mhclite.errors import UserError
 from mhclite.files import read_json
 from mhclite.tracking.content import STUDY_RUN
@@ -33,10 +33,10 @@ def check_port(port: int) -> None:
             # As the server does it: a port whose last connection has just been closed is free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((HOST, port))
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise UserError(
-            f"port {port} cannot be used ({error.strerror}): another program may have it; choose "
-            "another: `make ui PORT=NUMBER`, or --port NUMBER"
+            f"port {port} cannot be used ({error}): another program may have it; choose another: "
+            "`make ui PORT=NUMBER`, or --port NUMBER"
         ) from None
 
 
@@ -111,7 +111,9 @@ def serve(database: Path, port: int) -> None:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite ui`."""
     parser.add_argument("--uri", default=DEFAULT_URI, help="MLflow store (default: %(default)s)")
-    parser.add_argument("--port", type=port, default=5000, help="port (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=positive_int, default=5000, help="port (default: %(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
