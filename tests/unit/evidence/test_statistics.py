@@ -15,7 +15,6 @@ from mhclite.evidence.metrics import METRICS
 from mhclite.evidence.results import Results
 from mhclite.evidence.statistics import far_off, geometric_interval, knockout_interval, t_interval
 
-T_95_DF2 = 4.302652729911275  # two-sided 95 % quantile for 3 values, from any table
 DIVERGED = Cell("sotu", "d4", "hc")  # of the builder: one of three seeds
 
 
@@ -31,14 +30,6 @@ def test_the_interval_of_a_cost_by_hand() -> None:
     assert knockout_interval([0.0, 0.0], [0.0, 0.0], 0.95).half_width == 0  # never mixes
 
 
-def test_interval_by_hand() -> None:
-    interval = t_interval([1.0, 2.0, 3.0])
-    assert (interval.n, interval.mean, interval.sd) == (3, pytest.approx(2.0), pytest.approx(1.0))
-    assert interval.half_width == pytest.approx(T_95_DF2 / math.sqrt(3))
-    assert interval.low == pytest.approx(2 - T_95_DF2 / math.sqrt(3))
-    assert interval.high == pytest.approx(2 + T_95_DF2 / math.sqrt(3))
-
-
 @given(
     values=st.lists(st.floats(-100, 100), min_size=2, max_size=12).filter(
         lambda values: np.std(values) > 1e-3
@@ -51,7 +42,7 @@ def test_interval_is_that_of_the_t_test(values: list[float], confidence: float) 
     assert (interval.low, interval.high) == pytest.approx(expected)
 
 
-def test_interval_of_one_none_and_equal_values() -> None:
+def test_intervals_of_few_and_equal_values() -> None:
     assert t_interval([]).mean is None
     assert (t_interval([2.5]).mean, t_interval([2.5]).half_width) == (2.5, None)
     assert t_interval([2.0, 2.0]).half_width == 0
@@ -61,23 +52,8 @@ def test_interval_of_one_none_and_equal_values() -> None:
     logs = t_interval([0.0, math.log(4)])
     assert logs.low is not None
     assert geometric_interval([1.0, 4.0]).low == pytest.approx(math.exp(logs.low))
-
-
-@pytest.mark.parametrize(("n", "confidence"), [(3, 0.95), (5, 0.8)])
-def test_interval_covers_as_often_as_it_says(n: int, confidence: float) -> None:
-    generator = np.random.default_rng(0)
-    samples = generator.normal(1.0, 2.0, size=(2000, n))
-    intervals = [t_interval(sample, confidence) for sample in samples]
-    covered = np.mean([i.low <= 1.0 <= i.high for i in intervals])  # type: ignore[operator]
-    assert covered == pytest.approx(confidence, abs=3 * math.sqrt(confidence / 2000))
-
-
-def test_a_value_that_is_not_finite_is_refused() -> None:
     with pytest.raises(AssertionError):
         t_interval([1.0, math.nan])
-
-
-def test_one_run_far_off() -> None:
     assert far_off({0: 3.0, 1: 3.01, 2: 3.02, 3: 4.0}) == 3
     assert far_off({0: 3.0, 1: 3.01, 2: 3.02, 3: 3.05}) is None
     assert far_off({0: 3.0, 1: 3.0, 2: 4.0}) is None  # three seeds are too few
@@ -91,22 +67,18 @@ def test_every_metric_is_the_mean_of_its_column(results: Results, metric: str) -
     """Over the completed runs, or all of them: whatever the registry says of it."""
     about = METRICS[metric]
     for cell in (DIVERGED, Cell("sotu", "d2", "mhc")):
-        runs = results.runs[
-            (results.runs["model"] == cell.model) & (results.runs["variant"] == cell.variant)
-        ]
+        runs = results.runs.set_index(["model", "variant"]).loc[[(cell.model, cell.variant)]]
         if not about.always:
             runs = runs[runs["status"] == "completed"]
         own = runs.set_index("seed")[metric].dropna() if metric in runs else runs["seed"][:0]
         assert values(results, cell, metric) == dict(zip(own.index, own, strict=True))
-        interval = mean(results, cell, metric)
-        positive = own[own > 0] if about.log or about.geometric else own
-        if len(own) and len(positive):
-            expected = stats.gmean(positive) if about.log or about.geometric else positive.mean()
-            assert interval.mean == pytest.approx(float(expected))
-            assert interval.low is not None
-            assert interval.low <= interval.mean + 1e-12
+        found, geometric = mean(results, cell, metric).mean, about.log or about.geometric
+        positive = own[own > 0] if geometric else own
+        if len(positive):
+            expected = stats.gmean(positive) if geometric else positive.mean()
+            assert found == pytest.approx(float(expected))
         else:
-            assert interval.mean in (None, 0.0)
+            assert found == (0.0 if len(own) else None)
 
 
 def test_diverged_runs_are_counted_and_in_no_mean(results: Results) -> None:
