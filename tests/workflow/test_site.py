@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from checkout import ROOT
 
-from mhclite.evidence.published import rebuild
+from mhclite.evidence.publish import rebuild
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PARTS = ("mkdocs.yml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "LICENSE")

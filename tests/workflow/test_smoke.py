@@ -73,7 +73,7 @@ def test_the_terminal_has_a_line_a_job_and_what_was_found(finished: Checkout) ->
     assert len(lines) < 2.5 * total + 30
     assert max(map(len, lines)) < 250
     text = "\n".join(lines[lines.index(jobs[-1]) :])
-    assert "Bigram model" in text
+    assert "bigrams" in text
     assert f"{OUT}/report.html" in text
     log = min((finished.folder / ".snakemake/log").glob("*.log"))
     assert log.read_text().count("rule train:") == len(
@@ -86,7 +86,7 @@ def test_snakemake_report_holds_every_figure_and_table(finished: Checkout) -> No
     assert code == 0, output
     page = (finished.folder / "snakemake-report.html").read_text()
     captions = sorted((finished.folder / OUT / "captions").iterdir())
-    assert len(captions) > 10
+    assert len(captions) > 7
     for caption in captions:
         assert any(f"{caption.stem}.{suffix}" in page for suffix in ("png", "html"))
         assert json.dumps(caption.read_text())[1:-1] in page, caption.name

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
 from mhclite.evidence.metrics import COUNTS, METRICS
 from mhclite.study.reading import read_yaml
 from mhclite.study.sections import Settings
+from mhclite.study.wording import one_line
 
 NEEDED = {
     "difference": ("metric", "reference"),
@@ -111,6 +113,13 @@ class Claim(Settings):
         return self.kind == "throughput" or (self.metric is not None and METRICS[self.metric].log)
 
     @property
+    def bar(self) -> float:
+        """What the metric of a claim without a reference is compared with, as it is compared."""
+        if self.threshold is None:
+            return 0.0  # of a trend
+        return math.log(self.threshold) if self.log else self.threshold
+
+    @property
     def sign(self) -> int:
         """1 if lower supports the claim, else -1."""
         return 1 if self.direction == "lower" else -1
@@ -118,19 +127,16 @@ class Claim(Settings):
 
 def parse_claims(content: Any, where: str) -> list[Claim]:
     """Validate a list of claims; `UserError` in one line."""
-    try:
-        claims = TypeAdapter(list[Claim]).validate_python(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        at = first["loc"][0] if first["loc"] else ""
-        named = (
-            content[at].get("id") if isinstance(at, int) and isinstance(content[at], dict) else ""
-        )
-        path = ".".join(str(part) for part in first["loc"][1:])
-        what = str(first.get("ctx", {}).get("error", first["msg"]))
-        place = " ".join(filter(None, [f"claim {named or at}" if first["loc"] else "", path]))
-        said = f"{where}: {place + ': ' if place else ''}{what}"
-        raise UserError(" ".join(said.split())) from None
+    if not isinstance(content, list):
+        raise UserError(f"{where}: a list of claims is expected, not {content!r:.60}")
+    claims = []
+    for at, one in enumerate(content):
+        try:
+            claims.append(Claim.model_validate(one))
+        except ValidationError as error:
+            name = str(one.get("id", at) if isinstance(one, dict) else at)
+            problem = one_line(error, Claim)
+            raise UserError(f"{where}: claim {' '.join(name.split()):.60}: {problem}") from None
     names = [claim.id for claim in claims]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

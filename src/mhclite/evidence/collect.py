@@ -83,8 +83,14 @@ def run_row(
             "functional_mixing": mixing_that_counts(config),
         },
     }
-    facts = {
-        "run": run.run,
+    summary = {name: getattr(run.summary, name) for name in FROM_SUMMARY}
+    return facts_of(config) | summary | {name: value_of(name, records) for name in OF_RUNS}
+
+
+def facts_of(config: RunConfig) -> dict[str, Any]:
+    """What a row says of the run that it is of."""
+    return {
+        "run": config.run,
         "corpus": config.corpus,
         "model": config.model.name,
         "n_layer": config.model.n_layer,
@@ -93,9 +99,7 @@ def run_row(
         "condition": config.condition,
         "n_streams": config.connection.n_streams,
         "seed": config.seed,
-        **{name: getattr(run.summary, name) for name in FROM_SUMMARY},
     }
-    return facts | {name: value_of(name, records) for name in OF_RUNS}
 
 
 def tidy(runs: pd.DataFrame) -> pd.DataFrame:
@@ -143,13 +147,8 @@ def curve(run: FinishedRun, config: RunConfig, window: int) -> pd.DataFrame:
     The windowed gradient norm is computed over all steps, then long runs are thinned to
     `CURVE_POINTS` evenly spaced steps, the first and the last among them, plus all evaluations.
     """
-    table = pd.DataFrame(run.metrics).reindex(columns=list(CURVE_COLUMNS))
-    table["run"] = run.run
-    table["corpus"] = config.corpus
-    table["model"] = config.model.name
-    table["variant"] = config.connection.variant
-    table["condition"] = config.condition
-    table["seed"] = config.seed
+    facts = {name: fact for name, fact in facts_of(config).items() if name in CURVE_COLUMNS}
+    table = pd.DataFrame(run.metrics).reindex(columns=list(CURVE_COLUMNS)).assign(**facts)
     table["tokens"] = table["step"] * config.tokens_per_step
     # Evaluation before training (step 0) is a line of its own, without a gradient norm.
     trained = table["step"] > 0

@@ -7,27 +7,20 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections import Counter
+import textwrap
 from pathlib import Path
 
 from tabulate import tabulate
 
 from mhclite.arguments import folder_path
-from mhclite.evidence import topics
+from mhclite.evidence import topics  # noqa: F401  registers the exhibits
 from mhclite.evidence.exhibits import FIGURES, TABLES, shown
 from mhclite.evidence.findings import findings_of
-from mhclite.evidence.frame import LOSS
-from mhclite.evidence.report import page, verdict_counts
+from mhclite.evidence.report import decided, page, unanswered, verdict_counts
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.style import save, style
-from mhclite.evidence.tables import Table, percent_of, write_table
-from mhclite.evidence.topics.claims import claim_rows, effect_text
-from mhclite.evidence.verdicts import DECIDED
+from mhclite.evidence.tables import Table, write_table
 from mhclite.files import write_text
-
-assert topics.__all__, "imported to register the exhibits"
-
-MOST_TOLD = 4  # verdicts on the terminal
 
 log = logging.getLogger(__name__)
 
@@ -63,48 +56,28 @@ def write(folder: Path) -> Results:
 
 
 def terminal_lines(results: Results) -> list[str]:
-    """What a study found, in at most six lines: its verdicts, those on the main claims first."""
-    findings, runs = findings_of(results), results.all_runs
+    """What a study found, in at most six lines: as the first page of its report says it."""
+    runs = results.all_runs
     diverged = int((runs["status"] == "diverged").sum())
-    lines = [f"{len(runs)} runs, {diverged or 'none'} diverged; {verdict_counts(findings)}."]
-    main = [one for one in findings if one.claim.family == "confirmatory"]
-    order = [*main, *(one for one in findings if one not in main)]
-    decided = [one for one in order if one.verdict in DECIDED]
-    for one in decided[:MOST_TOLD]:
-        statement = one.claim.statement.partition(" (")[0]
-        corpus = f" ({one.corpus})" if len(results.corpora) > 1 else ""
-        effect = effect_text(claim_rows(one)[0])
-        lines.append(f"  {one.verdict}: {statement}{corpus}: {effect}")
-    short = Counter(one.row.unmet[0] for one in main if one.verdict == "not reached")
-    if short:
-        reason = short.most_common(1)[0][0]
-        lines.append(
-            f"  not reached: {short.total()} of {len(main)} main claims, most often for: {reason}"
-        )
+    counts = verdict_counts(findings_of(results))
+    lines = [f"{len(runs)} runs, {diverged or 'none'} diverged; {counts}."]
+    lines += [
+        f"  {one['verdict']}: {one['statement']}: {one['effect']}" for one in decided(results)[:4]
+    ]
+    for one in unanswered(results)[:1]:
+        lines.append(f"  Not answered: {one['what']} ({one['count']}). {one['why']}")
     return lines
 
 
 def terminal_table(results: Results) -> str:
-    """The final losses as plain text; those that a table of bigrams beats are marked."""
-    _, make = TABLES["results"]
-    table = make(results)
+    """The final losses as plain text."""
+    table = TABLES["results"][1](results)
     losses = ["Corpus", "Variant", *map(results.model_label, results.models)]
-    display = table.display[[name for name in table.display if name in losses]].copy()
-    bigram = {corpus: known["bigram"] for corpus, known in results.counting_models.items()}
-    marked = False
-    for row in table.data[table.data["kind"] == "variant"].to_dict("records"):
-        if row[LOSS] >= bigram[row["corpus"]]:
-            here = display["Variant"] == row["label"]
-            if "Corpus" in display:
-                here &= display["Corpus"] == row["corpus"]
-            display.loc[here, results.model_label(row["model"])] += " *"
-            marked = True
+    display = table.display[[name for name in table.display if name in losses]]
     text = tabulate(
         display.to_numpy().tolist(), list(display.columns), tablefmt="simple", disable_numparse=True
     )
-    notes = "* not below a table of bigrams: such losses do not say which variant learns better\n"
-    unit = f"nats per token, mean ± {percent_of(results.confidence)} interval over seeds"
-    return f"{table.title}: {unit}\n\n{text}\n{notes if marked else ''}"
+    return f"{table.title}\n\n{text}\n\n{textwrap.fill(table.notes, 100)}\n"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 if TYPE_CHECKING:  # Snakemake reads this module in every job: nothing that draws is imported
     from matplotlib.figure import Figure
 
     from mhclite.evidence.results import Results
-    from mhclite.evidence.tables import Rows, Table
+    from mhclite.evidence.tables import Table
 
 # In the order of both reports; the numbers keep it in Snakemake's.
 HEADINGS = {
@@ -34,35 +34,31 @@ HEADINGS = {
 }
 
 
-def _conditions(study: dict[str, Any]) -> list[dict[str, Any]]:
-    """What each condition of a study sets in `connections`."""
-    return [condition["connections"] for condition in study["conditions"].values()]
+def _conditions(study: dict[str, Any]) -> list[list[str]]:
+    """The settings in `connections` of each condition of a study."""
+    return [list(condition["connections"]) for condition in study["conditions"].values()]
 
 
-def _depths(study: dict[str, Any]) -> set[int]:
-    return {model["n_layer"] for model in study["models"].values()}
+def _depths(study: dict[str, Any]) -> int:
+    return len({model["n_layer"] for model in study["models"].values()})
 
 
 # What a study (`Study.model_dump`; a published one may lack sections) must have for some exhibits.
 NEEDS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "": lambda study: True,
     "sinkhorn": lambda study: bool(study["sinkhorn"]),
-    "depths": lambda study: len(_depths(study)) > 1,
-    "several depths": lambda study: len(_depths(study)) > 2,
+    "depths": lambda study: _depths(study) > 1,
+    "several depths": lambda study: _depths(study) > 2,
     "several cells": lambda study: len(study["models"]) * len(study["corpora"]) > 1,
     # Conditions whose mixing learns faster have a table of their own.
     "conditions": lambda study: any("mixing_rate_factor" not in c for c in _conditions(study)),
-    "faster_mixing": lambda study: any(
-        list(c) == ["mixing_rate_factor"] for c in _conditions(study)
-    ),
+    "faster_mixing": lambda study: ["mixing_rate_factor"] in _conditions(study),
     "critical_rate": lambda study: bool(study.get("critical_rate")),
     "learning_rates": lambda study: bool(study.get("learning_rates")),
-    "streams": lambda study: any("n_streams" in c for c in _conditions(study)),
     "never": lambda study: False,
 }
 
 Kind = Literal["figure", "table"]
-KINDS: tuple[Kind, ...] = ("figure", "table")
 TOPICS = Path(__file__).parent / "topics"
 
 
@@ -104,7 +100,6 @@ class Exhibit:
         return self.caption.format(
             seeds=f"{seeds} seed" + "s" * (seeds != 1),
             level=f"{100 * results.confidence:.6g}",
-            window=study["stability"]["fluctuation_window"],
             rounds=study["throughput"]["rounds"],
         )
 
@@ -127,14 +122,14 @@ def figure(name: str, **about: str) -> Callable[[Drawing], Drawing]:
     return register
 
 
-def table(name: str, **about: str) -> Callable[[Callable[[Results], Rows]], Writing]:
+def table(name: str, **about: str) -> Callable[[Writing], Writing]:
     """Register a table; the arguments are literals (see `declared`), the fields of `Exhibit`."""
 
-    def register(fill: Callable[[Results], Rows]) -> Writing:
+    def register(fill: Writing) -> Writing:
         exhibit = Exhibit("table", name, **about)
 
         def write(results: Results) -> Table:
-            return fill(results).named(name, exhibit.title)
+            return replace(fill(results), name=name, title=exhibit.title)
 
         TABLES[name] = (exhibit, write)
         return write
@@ -161,7 +156,7 @@ def declared() -> list[Exhibit]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             for call in getattr(node, "decorator_list", []):
                 made_by = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
-                for kind in KINDS:
+                for kind in get_args(Kind):
                     if made_by == f"exhibits.{kind}":
                         about = {one.arg: ast.literal_eval(one.value) for one in call.keywords}
                         found.append(Exhibit(kind, ast.literal_eval(call.args[0]), **about))

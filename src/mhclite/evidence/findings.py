@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from mhclite.evidence.claims import Claim, parse_claims
 from mhclite.evidence.results import Results
-from mhclite.evidence.rows import Row, row_of, trend_row
+from mhclite.evidence.rows import ALL_MODELS, Row, row_of
 from mhclite.evidence.statistics import BASELINE, CONTROL, FEWEST_SEEDS
 from mhclite.evidence.verdicts import DECIDED, Comparison, Verdict, gatekeep, holm, verdict
 
@@ -27,7 +27,7 @@ def claims_of(results: Results) -> list[Claim]:
     claims = parse_claims(results.study["claims"], str(results.folder / "study.json"))
     about = {claim.variant for claim in claims} | {BASELINE, CONTROL}
     return claims + [
-        _asked_of(variant, results.label(variant), claim)
+        _asked_of(variant, results.labels[variant], claim)
         for variant in results.variants
         for claim in claims
         if variant not in about and claim.id in ASKED_OF_HC
@@ -96,12 +96,10 @@ def evaluate(results: Results, claims: Sequence[Claim]) -> list[Finding]:
     """A finding for each claim and corpus."""
     found = []
     for claim in claims:
+        sizes = [ALL_MODELS] if claim.kind == "trend" else results.models
         for corpus in results.corpora:
-            if claim.kind == "trend":
-                found.append(Finding(claim, corpus, (trend_row(results, claim, corpus),), 0))
-            else:
-                rows = tuple(row_of(results, claim, corpus, model) for model in results.models)
-                found.append(Finding(claim, corpus, rows, _deciding(results, rows)))
+            rows = tuple(row_of(results, claim, corpus, model) for model in sizes)
+            found.append(Finding(claim, corpus, rows, _deciding(results, rows)))
     return _decided(results, found)
 
 
@@ -112,7 +110,8 @@ def _deciding(results: Results, rows: Sequence[Row]) -> int:
 
     def rank(at: int) -> tuple[bool, bool, int]:
         row = rows[at]
-        return not row.missing, not row.unmet, results.n_layer(row.model)
+        depth = 0 if row.model == ALL_MODELS else results.n_layer(row.model)
+        return not row.missing, not row.unmet, depth
 
     return max(range(len(rows)), key=rank)
 

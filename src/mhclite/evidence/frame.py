@@ -71,13 +71,8 @@ def apart(results: Results, cell: Cell, other: Cell | None, metric: str = LOSS) 
 
 def columns(name: str, interval: Interval) -> dict[str, float]:
     """An interval as columns of a table: `name` is the mean; NaN for None."""
-    found = {
-        name: interval.mean,
-        f"{name}_sd": interval.sd,
-        f"{name}_half_width": interval.half_width,
-        f"{name}_low": interval.low,
-        f"{name}_high": interval.high,
-    }
+    parts = ("sd", "half_width", "low", "high")
+    found = {name: interval.mean} | {f"{name}_{part}": getattr(interval, part) for part in parts}
     return {f"{name}_n": interval.n} | {
         key: math.nan if value is None else value for key, value in found.items()
     }

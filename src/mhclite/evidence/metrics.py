@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 
@@ -53,34 +54,33 @@ REDUCE: dict[str, Callable[[Any], Any]] = {
 NATS = "nats/token"
 MIXING, GEOMETRY = "probe.mixing", "probe.mixing.geometry"
 
-# The smallest effects of interest are this project's choice. Losses: a quarter of the lead over the
-# plain residual that mHC reports at 27B (0.021 nats). Gradient norms: 5 %, their fluctuation 10 %.
-# Rates: a quarter of a doubling. Losses are those at the end of training.
+# Kinds of metrics. The smallest effects of interest are this project's choice. Losses: a quarter of
+# the lead over the plain residual that mHC reports at 27B (0.021 nats). Gradient norms: 5 %, their
+# fluctuation (sd of the logarithm about a running median) 10 %. Rates: a quarter of a doubling.
+loss = partial(Metric, unit=NATS, decimals=4)  # at the end of training
+count = partial(Metric, count=True, always=True)
+norm = partial(Metric, log=True, equal=0.05, resolution=1e-4)
+fluctuation = partial(Metric, log=True, equal=0.1, resolution=1e-3)
+deviation = partial(Metric, log=True, resolution=1e-3)
+
 METRICS = {
-    "validation_loss": Metric(  # over the validation split as far as the probe reads it
-        "Validation loss", "probe.evaluation.loss", NATS, decimals=4, equal=0.005, resolution=1e-6
+    # Over the validation split as far as the probe reads it; over the fixed windows of training.
+    "validation_loss": loss(
+        "Validation loss", "probe.evaluation.loss", equal=0.005, resolution=1e-6
     ),
     "validation_bits_per_byte": Metric("Bits per byte", "derived.bits_per_byte", decimals=4),
-    "validation_loss_windows": Metric(  # over the fixed windows of training
-        "Loss on the windows of training", "summary.validation_loss", NATS, decimals=4
-    ),
-    "best_validation_loss": Metric("Best loss", "summary.best_validation_loss", NATS, decimals=4),
-    "train_loss": Metric("Training loss", "summary.train_loss", NATS, decimals=4),
+    "validation_loss_windows": loss("Loss on the windows of training", "summary.validation_loss"),
+    "best_validation_loss": loss("Best loss", "summary.best_validation_loss"),
+    "train_loss": loss("Training loss", "summary.train_loss"),
     "seconds": Metric("Training time", "summary.seconds", "s", always=True),
     "tokens_per_second": Metric("Speed", "summary.tokens_per_second", "tokens/s", always=True),
-    "parameters": Metric("Parameters", "record.parameters.total", count=True, always=True),
-    "connection_parameters": Metric(
-        "Parameters of the connections", "record.parameters.connection", count=True, always=True
-    ),
-    "diverged": Metric("Diverged runs", "stability.diverged", "per run", count=True, always=True),
-    "loss_spikes": Metric(
-        "Spikes of the loss", "stability.loss_spikes count", count=True, always=True
-    ),
-    "grad_norm_spikes": Metric(
-        "Spikes of the gradient norm", "stability.grad_norm_spikes count", count=True, always=True
-    ),
+    "parameters": count("Parameters", "record.parameters.total"),
+    "connection_parameters": count("Parameters of the connections", "record.parameters.connection"),
+    "diverged": count("Diverged runs", "stability.diverged", "per run"),
+    "loss_spikes": count("Spikes of the loss", "stability.loss_spikes count"),
+    "grad_norm_spikes": count("Spikes of the gradient norm", "stability.grad_norm_spikes count"),
     # Steps that could have been a spike: after warm-up, a full window before.
-    "judged_steps": Metric("Judged steps", "stability.judged_steps", count=True, always=True),
+    "judged_steps": count("Judged steps", "stability.judged_steps"),
     "spikes_per_1000_steps": Metric(
         "Spikes per 1,000 judged steps", "stability.spikes_per_1000_steps", always=True
     ),
@@ -88,55 +88,30 @@ METRICS = {
         "Jumps of the loss per 10,000 steps", "stability.jumps_per_10000_steps", always=True
     ),
     "clipped_share": Metric("Steps clipped", "stability.clipped_share", share=True),
-    "grad_norm_mean": Metric(
-        "Gradient norm", "stability.grad_norm_mean", log=True, equal=0.05, resolution=1e-4
+    "grad_norm_mean": norm("Gradient norm", "stability.grad_norm_mean"),
+    "grad_norm_fluctuation": fluctuation("Gradient fluctuation", "stability.grad_norm_fluctuation"),
+    "backbone_grad_norm_mean": norm(
+        "Gradient norm of the backbone", "stability.backbone_grad_norm_mean"
     ),
-    "grad_norm_fluctuation": Metric(  # sd of its logarithm about a running median
-        "Gradient fluctuation",
-        "stability.grad_norm_fluctuation",
-        log=True,
-        equal=0.1,
-        resolution=1e-3,
-    ),
-    "backbone_grad_norm_mean": Metric(
-        "Gradient norm of the backbone",
-        "stability.backbone_grad_norm_mean",
-        log=True,
-        equal=0.05,
-        resolution=1e-4,
-    ),
-    "backbone_grad_norm_fluctuation": Metric(
-        "Gradient fluctuation of the backbone",
-        "stability.backbone_grad_norm_fluctuation",
-        log=True,
-        equal=0.1,
-        resolution=1e-3,
+    "backbone_grad_norm_fluctuation": fluctuation(
+        "Gradient fluctuation of the backbone", "stability.backbone_grad_norm_fluctuation"
     ),
     # Of single matrices H_res, and of the product over the depth:
-    "single_deviation_99": Metric(
-        "99 % quantile of |row sum - 1|",
-        f"{GEOMETRY}.single_deviation.quantile_99",
-        log=True,
-        resolution=1e-3,
+    "single_deviation_99": deviation(
+        "99 % quantile of |row sum - 1|", f"{GEOMETRY}.single_deviation.quantile_99"
     ),
-    "product_deviation_99": Metric(
+    "product_deviation_99": deviation(
         "99 % quantile of |row sum - 1| of the product",
         f"{GEOMETRY}.product_deviation.quantile_99",
-        log=True,
-        resolution=1e-3,
     ),
-    "gap_growth": Metric(
+    "gap_growth": deviation(
         "Product's deviation over a single one's",
         "product_deviation_99 / single_deviation_99",
-        log=True,
-        resolution=1e-3,
         worst=math.nan,
     ),
     "single_max_deviation": Metric("Sums off, single", f"{MIXING}.single.error", log=True),
     "product_max_deviation": Metric("Sums off, product", f"{MIXING}.product.error", geometric=True),
-    "orthogonality_error": Metric(
-        "Error of orthogonality", f"{GEOMETRY}.orthogonality mean", log=True, resolution=1e-3
-    ),
+    "orthogonality_error": deviation("Error of orthogonality", f"{GEOMETRY}.orthogonality mean"),
     "product_orthogonality_error": Metric(
         "Error of orthogonality of the product", f"{GEOMETRY}.product_orthogonality last", log=True
     ),
@@ -156,36 +131,26 @@ METRICS = {
         "Smallest singular value of the product", f"{GEOMETRY}.singular_values last last", log=True
     ),
     "sinkhorn_share_above_30": Metric(
-        "log(1/ν) > 30",
-        f"{MIXING}.sinkhorn_input.share_above_30",
-        "of inputs",
-        share=True,
+        "log(1/ν) > 30", f"{MIXING}.sinkhorn_input.share_above_30", "of inputs", share=True
     ),
     "largest_log_inverse_nu": Metric("Largest log(1/ν)", f"{MIXING}.sinkhorn_input.max"),
     "identity_distance": Metric("Distance from identity", f"{MIXING}.identity_distance mean"),
     "start_distance": Metric("Distance", f"{GEOMETRY}.start_distance mean", log=True),
     # What is lost if every H_res is the identity, or its mean over tokens:
-    "knockout_identity": Metric(
+    "knockout_identity": loss(
         "Lost, H_res = I",
         "probe.use.identity.mean",
-        NATS,
-        decimals=4,
         error="knockout_identity_error",
         worst=math.nan,
         resolution=1e-6,
     ),
     "knockout_identity_error": Metric("Its standard error", "probe.use.identity.error", NATS),
-    "knockout_mean": Metric(
-        "Lost, H_res = its mean",
-        "probe.use.token_mean.mean",
-        NATS,
-        decimals=4,
-        error="knockout_mean_error",
+    "knockout_mean": loss(
+        "Lost, H_res = its mean", "probe.use.token_mean.mean", error="knockout_mean_error"
     ),
     "knockout_mean_error": Metric("Its standard error", "probe.use.token_mean.error", NATS),
-    "functional_mixing": Metric(  # sub-layers whose H_res can change what the model computes
-        "Functional H_res", "derived.functional_mixing", count=True, always=True
-    ),
+    # Sub-layers whose H_res can change what the model computes.
+    "functional_mixing": count("Functional H_res", "derived.functional_mixing"),
     "unigram": Metric("Unigram model", "manifest.baselines.unigram", NATS, always=True),
     "bigram": Metric("Bigram model", "manifest.baselines.bigram", NATS, always=True),
     # Of the study's search, where it has one (`results`): no source in a run.

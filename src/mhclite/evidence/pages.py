@@ -11,29 +11,50 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from mhclite.errors import UserError
+from mhclite.evidence.claims import load_claims
+from mhclite.evidence.collect import collect
 from mhclite.evidence.exhibits import FIGURES, TABLES
 from mhclite.evidence.filled import MARK as NUMBER
 from mhclite.evidence.filled import fill
 from mhclite.evidence.findings import findings_of
 from mhclite.evidence.front import front_figure
-from mhclite.evidence.published import collect_again
 from mhclite.evidence.report import verdict_counts
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.style import save, style
 from mhclite.evidence.tables import markdown
 from mhclite.files import write_text
-from mhclite.runs.parquet import STUDY
+from mhclite.measure.files import StabilitySettings
+from mhclite.measure.stability import judge_all
+from mhclite.records import build
+from mhclite.runs.parquet import STUDY, unpack
+from mhclite.study.reading import read_resolved
 
 MARK = re.compile(r"<!-- found:([\w-]+) -->")
 END = "<!-- /found -->"
 FIGURE = "depth"
 FRONT = "docs/images/front.svg"  # of README's first screen
+CLAIMS = Path("config/claims.yaml")
+
+
+def collect_again(published: Path, out: Path) -> None:
+    """Compute what tables, figures and report are made from.
+
+    The study is asked the claims of this checkout, not those that it was published with.
+    """
+    asked = [claim.model_dump(mode="json") for claim in load_claims(CLAIMS)]
+    unpack(published / STUDY, out)
+    resolved = replace(read_resolved(out / "resolved.json"), claims=asked)
+    settings = build(StabilitySettings, resolved.study["stability"])
+    judge_all(out / "runs", list(resolved.runs), settings, out / "stability.json")
+    corpora = {name: str(out / folder) for name, folder in resolved.corpora.items()}
+    collect(replace(resolved, corpora=corpora), out)
 
 
 def with_texts(page: str, texts: dict[str, str]) -> str:
@@ -64,7 +85,7 @@ def current(root: Path, published: Path) -> dict[Path, str]:
         UserError: a mark names a study that is not published; a number does not bear out its
             sentence.
     """
-    paths = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    paths = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
     pages = {path: path.read_text(encoding="utf-8") for path in paths}
     texts: dict[str, str] = {}
     figures: dict[Path, str] = {}
@@ -88,13 +109,6 @@ def current(root: Path, published: Path) -> dict[Path, str]:
     return marked | figures
 
 
-def _svg(draw: Callable[[], Figure]) -> str:
-    """A figure in the one look, as text."""
-    with style(), tempfile.TemporaryDirectory() as scratch:
-        save(draw(), Path(scratch) / "figure")
-        return (Path(scratch) / "figure.svg").read_text(encoding="utf-8")
-
-
 def write_pages(root: Path, published: Path) -> list[Path]:
     """Bring README, docs/ and their figures up to date; returns what changed."""
     changed = {
@@ -115,8 +129,8 @@ def _figure(study: str) -> str:
 def _text(results: Results) -> str:
     """What belongs behind a mark."""
     about, _ = FIGURES[FIGURE]
-    # As a page in docs/ names it: README shows the figure in a place of its own.
-    figure = f"![{about.title}: {about.alt}]({_figure(results.name).removeprefix('docs/')})"
+    # As a page in docs/findings/ names it: README shows the figure in a place of its own.
+    figure = f"![{about.title}: {about.alt}](../{_figure(results.name).removeprefix('docs/')})"
     return "\n\n".join(
         [
             f"Verdicts of study `{results.name}` on {verdict_counts(findings_of(results))}.",
@@ -124,3 +138,10 @@ def _text(results: Results) -> str:
             *([figure] if about.shown_in(results.settings) else []),
         ]
     )
+
+
+def _svg(draw: Callable[[], Figure]) -> str:
+    """A figure in the one look, as text."""
+    with style(), tempfile.TemporaryDirectory() as scratch:
+        save(draw(), Path(scratch) / "figure")
+        return (Path(scratch) / "figure.svg").read_text(encoding="utf-8")

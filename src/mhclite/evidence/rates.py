@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 import yaml
 
@@ -18,26 +17,18 @@ HEAD = """\
 """
 
 
-def entry(found: Sweep) -> dict[str, Any]:
-    """An arm as it stands in the file."""
-    return {
-        "corpus": found.corpus,
-        "model": found.model,
-        "condition": found.condition,
-        "variant": found.variant,
-        "rate": found.rate,
-        "bracketed": found.bracketed,
-        "shared_rate": found.shared_rate,
-        "band": found.band,
-        "trials": [vars(trial) for trial in found.trials],
-    }
+OF_ARM = (
+    *("corpus", "model", "condition", "variant", "rate", "bracketed", "shared_rate", "band"),
+    "trials",
+)
 
 
 def as_yaml(study: str, arms: list[Sweep]) -> str:
     """The whole file: a line for the rule, one for each trial."""
     rule = to_json(arms[0].settings)
     del rule["seeds"]  # each trial says its own
-    content = {"study": study, "rule": rule, "arms": [entry(arm) for arm in arms]}
+    entries = [{name: to_json(getattr(arm, name)) for name in OF_ARM} for arm in arms]
+    content = {"study": study, "rule": rule, "arms": entries}
     # Collections within collections in blocks, the innermost on one line each.
     text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=1000)
     return HEAD.format(study=study) + text

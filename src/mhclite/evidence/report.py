@@ -9,27 +9,25 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import Any, get_args
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mhclite.connections.registry import VARIANTS
 from mhclite.evidence.exhibits import FIGURES, HEADINGS, TABLES, Exhibit, shown
 from mhclite.evidence.findings import Finding, findings_of, main_findings
-from mhclite.evidence.report_origin import origin, training_dates
 from mhclite.evidence.requirements import Unmet
 from mhclite.evidence.results import Results
-from mhclite.evidence.tables import CSS, Table, counted, html_table, listed, percent_of
+from mhclite.evidence.tables import Table, counted, html_page, html_table, listed, percent_of
 from mhclite.evidence.topics.claims import claim_rows, effect_text
 from mhclite.evidence.topics.cost import how_measured
 from mhclite.evidence.verdicts import DECIDED, Verdict
+from mhclite.runs.folder import RunFolder, RunRecord
+from mhclite.runs.provenance import Provenance, hardware_in_words
 
-TEMPLATE = "report.html.j2"
 FIRST = "overview"  # the table of the first page
 HEADLINES = ("depth", "validation_loss")  # its figure: the first of these that the report prints
-PAPERS_SMALLEST = 45e6  # parameters of the smallest model that the paper trains
 SECTIONS = {key: heading.partition(" ")[2] for key, heading in HEADINGS.items()}
 # What is short of a requirement -> what that keeps open: of what, and why.
 OPEN = {
@@ -56,10 +54,11 @@ def verdict_counts(findings: Sequence[Finding], noun: str = "claim") -> str:
 
 def decided(results: Results) -> list[dict[str, str]]:
     """Verdict, statement and effect of the main claims that the study decides."""
+    several = len(results.corpora) > 1
     return [
         {
             "verdict": one.verdict.capitalize(),
-            "statement": one.claim.statement,
+            "statement": one.claim.statement + f" ({one.corpus})" * several,
             "effect": effect_text(claim_rows(one)[0]),
         }
         for one in main_findings(results)
@@ -102,16 +101,52 @@ def _why(kind: str, group: Sequence[Unmet]) -> str:
     return OPEN[kind][1].format(found=found, needed=f"{max(one.needed for one in group):.3g}")
 
 
-def html_figure(results: Results, exhibit: Exhibit) -> dict[str, str]:
-    """A figure for the template, with its drawing inside."""
-    drawing = (results.folder / "figures" / f"{exhibit.name}.svg").read_bytes()
-    return {
-        "name": exhibit.name,
-        "title": exhibit.title,
-        "caption": exhibit.caption_for(results),
-        "alt": exhibit.alt,
-        "data": f"data:image/svg+xml;base64,{base64.b64encode(drawing).decode()}",
-    }
+# --- where the numbers come from ------------------------------------------------------------
+
+
+def _commit(run: Provenance) -> str:
+    if run.git.commit is None:
+        return "unknown (not run from a git checkout)"
+    return run.git.commit + (" with uncommitted changes" if run.git.dirty else "")
+
+
+def records(results: Results) -> list[RunRecord]:
+    """run.json of every run."""
+    runs = results.folder / "runs"
+    return [RunFolder(runs / run).record() for run in results.all_runs["run"]]
+
+
+def origin(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
+    """A fact of provenance and its value; where runs differ, how many have each."""
+    facts = [
+        {
+            "Commit": _commit(run),
+            "Hardware": hardware_in_words(run.hardware),
+            "Platform": run.platform,
+            "Versions": ", ".join(f"{name} {version}" for name, version in run.versions.items()),
+        }
+        for run in (record.provenance for record in records)
+    ]
+    found = []
+    for fact in facts[0]:
+        counts = Counter(one[fact] for one in facts)
+        several = [f"{value} ({n} of {len(facts)} runs)" for value, n in counts.items()]
+        found.append((fact, "; ".join(several) if len(counts) > 1 else facts[0][fact]))
+    return found
+
+
+def training_dates(records: Sequence[RunRecord]) -> str:
+    """First and last day on which a process of a run was started: also of published studies."""
+    starts = [
+        datetime.fromisoformat(attempt.started).astimezone(UTC)
+        for record in records
+        for attempt in record.attempts
+    ]
+    days = [start.date().isoformat() for start in (min(starts), max(starts))]
+    return " to ".join(dict.fromkeys(days))
+
+
+# --- the page -------------------------------------------------------------------------------
 
 
 def page(results: Results, written: Sequence[Table]) -> str:
@@ -119,7 +154,7 @@ def page(results: Results, written: Sequence[Table]) -> str:
 
     What the registry does not let it print stands in files beside it, which it links.
     """
-    settings, main = results.settings, main_findings(results)
+    settings, main, recorded = results.settings, main_findings(results), records(results)
     tables = {table.name: table for table in written}
     exhibits = [exhibit for exhibit, _ in (*shown(TABLES, settings), *shown(FIGURES, settings))]
     printed = [exhibit for exhibit in exhibits if exhibit.printed_in(settings)]
@@ -127,16 +162,16 @@ def page(results: Results, written: Sequence[Table]) -> str:
     headline = next(name for name in HEADLINES if name in drawn)
 
     def content(exhibit: Exhibit) -> dict[str, Any]:
-        if exhibit.kind == "figure":
-            return html_figure(results, exhibit)
-        table = tables[exhibit.name]
-        return {"table": table, "html": html_table(table)}
+        if exhibit.kind == "table":
+            return {"table": tables[exhibit.name], "html": html_table(tables[exhibit.name])}
+        drawing = (results.folder / "figures" / f"{exhibit.name}.svg").read_bytes()
+        data = f"data:image/svg+xml;base64,{base64.b64encode(drawing).decode()}"
+        return {"about": exhibit, "caption": exhibit.caption_for(results), "data": data}
 
     tested = [one for one in findings_of(results) if one.verdict != "not tested"]
     context: dict[str, Any] = {
         "title": results.study.get("title", results.name),
         "name": results.name,
-        "css": CSS,
         "runs": results.all_runs,
         "layers": listed([results.model_label(model) for model in results.models]),
         "seeds": counted(len(results.seeds), "seed"),
@@ -146,8 +181,7 @@ def page(results: Results, written: Sequence[Table]) -> str:
         "others": [one for one in tested if one not in main],
         "tested": counted(len(tested), "claim"),
         "unanswered": unanswered(results),
-        "papers_smallest": PAPERS_SMALLEST,
-        "variants": [(results.label(name), VARIANTS[name].note) for name in results.variants],
+        "variants": [(results.labels[name], VARIANTS[name].note) for name in results.variants],
         "first": [content(one) for one in printed if one.name in (FIRST, headline)],
         "sections": {
             heading: [
@@ -158,21 +192,13 @@ def page(results: Results, written: Sequence[Table]) -> str:
             for key, heading in SECTIONS.items()
         },
         "beside": [exhibit for exhibit in exhibits if exhibit not in printed],
-        "origin": origin(results),
+        "origin": origin(recorded),
         "study": settings,
         "manifests": {corpus: results.manifest(corpus) for corpus in results.corpora},
         "level": percent_of(results.confidence),
         "error": percent_of(1 - results.confidence),
         "measured_on": how_measured(results),
-        "trained": training_dates(results),
+        "trained": training_dates(recorded),
         "study_file": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
     }
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template(TEMPLATE).render(context)
+    return html_page(**context)

@@ -9,10 +9,10 @@ difference that is tested: the choice of what is tested would bias the test.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
-from mhclite.connections.registry import VARIANTS, functional_mixing
+from mhclite.connections.registry import VARIANTS
 from mhclite.evidence.claims import Claim
 from mhclite.evidence.frame import LOSS, Cell, arm, values
 from mhclite.evidence.results import Results
@@ -29,17 +29,13 @@ class Unmet(NamedTuple):
     needed: float = math.nan
 
 
-def unmet(results: Results, claim: Claim, corpus: str, model: str) -> list[Unmet]:
+def unmet(results: Results, claim: Claim, corpus: str, model: str) -> Iterator[Unmet]:
     """The requirements of a claim that a corpus and model size fall short of."""
-    return list(_unmet(results, claim, corpus, model))
-
-
-def _unmet(results: Results, claim: Claim, corpus: str, model: str) -> Iterator[Unmet]:
     requires = claim.requires
     cells = [arm(results, corpus, model, *one) for one in claim.arms]
     for (variant, setting), cell in zip(claim.arms, cells, strict=True):
         if VARIANTS[variant].mixes != "never" and not setting.get("freeze_mixing"):
-            yield from _unmixed(results, claim, cell, setting)
+            yield from _unmixed(results, claim, cell)
             break  # a rival whose mixing never moved may have lost by that
     if requires.below_bigram:
         losses = [_mean(results, cell, LOSS) for cell in cells]
@@ -54,26 +50,17 @@ def _unmet(results: Results, claim: Claim, corpus: str, model: str) -> Iterator[
         block = results.settings["models"][model]["block_size"]
         tokens = training["steps"] * training["batch_size"] * block
         found = tokens / _mean(results, cells[-1], "parameters")
-        needed = requires.tokens_per_parameter
-        yield from _short("trained", "", "tokens per parameter", found, needed)
+        what = "tokens per parameter"
+        yield from _short("trained", "", what, found, requires.tokens_per_parameter)
 
 
-def _unmixed(
-    results: Results, claim: Claim, cell: Cell, setting: Mapping[str, Any]
-) -> Iterator[Unmet]:
+def _unmixed(results: Results, claim: Claim, cell: Cell) -> Iterator[Unmet]:
     """What the mixing of one variant falls short of."""
     requires, label = claim.requires, VARIANTS[cell.variant].label
     if requires.functional_mixing is not None:
-        own = {"stochastic_axis": "rows", **results.settings["connections"], **setting}
-        count = functional_mixing(
-            cell.variant,
-            results.n_layer(cell.model),
-            own["final_norm"],
-            own["stochastic_axis"],
-        )
-        if count < requires.functional_mixing:
-            needed = requires.functional_mixing
-            text = f"{count} functional H_res of {label} (needed: {needed})"
+        count, needed = _mean(results, cell, "functional_mixing"), requires.functional_mixing
+        if count < needed:
+            text = f"{count:g} functional H_res of {label} (needed: {needed})"
             yield Unmet("functional", text, label, count, needed)
     either = []  # it has moved, or it is used
     if requires.start_distance is not None:

@@ -17,9 +17,9 @@ import pandas as pd
 
 from mhclite.errors import UserError
 from mhclite.evidence.metrics import CURVE_COLUMNS, RUN_COLUMNS, VALUE_COLUMNS
-from mhclite.evidence.statistics import BASELINE
 from mhclite.files import read_schema
 from mhclite.measure.files import (
+    Critical,
     Mixing,
     Probe,
     Throughput,
@@ -51,6 +51,7 @@ class Results:
     curves: pd.DataFrame
     probes: dict[str, Probe]  # by run
     throughput: dict[str, Throughput]  # by model
+    critical: dict[str, Critical]  # by run, if the study searches critical learning rates
     sinkhorn: dict[str, Any] | None  # content of sinkhorn.json, if the study has the experiment
 
     @property
@@ -88,19 +89,10 @@ class Results:
         """Level of the study's intervals, e.g. 0.95."""
         return float(self.settings["statistics"]["confidence"])
 
-    def label(self, variant: str) -> str:
-        """A variant's name for readers, e.g. mHC-lite."""
-        return str(self.study["labels"][variant])
-
     @cached_property
     def labels(self) -> dict[str, str]:
-        """variant -> its name for readers."""
-        return {variant: self.label(variant) for variant in self.variants}
-
-    @property
-    def streams(self) -> list[str]:
-        """The variants of several streams."""
-        return [variant for variant in self.variants if variant != BASELINE]
+        """variant -> its name for readers, e.g. mHC-lite."""
+        return {variant: str(self.study["labels"][variant]) for variant in self.variants}
 
     def variants_of(self, model: str) -> list[str]:
         """Residual variants of a model size."""
@@ -130,10 +122,11 @@ class Results:
 
     def mixing(self, corpus: str, model: str, variant: str) -> dict[int, Mixing]:
         """seed -> what H_res does in one cell of the grid, without runs not probed."""
-        cell = of(self.runs, corpus, model, variant)
+        runs = self.runs
+        cell = (runs["corpus"] == corpus) & (runs["model"] == model) & (runs["variant"] == variant)
         found = {
             int(seed): self.probes[run].mixing
-            for run, seed in zip(cell["run"], cell["seed"], strict=True)
+            for run, seed in zip(runs["run"][cell], runs["seed"][cell], strict=True)
         }
         return {seed: mixing for seed, mixing in found.items() if mixing is not None}
 
@@ -167,18 +160,6 @@ class Results:
         return f"{corpus}, " * (len(self.corpora) > 1) + self.model_label(model)
 
 
-def of(
-    table: pd.DataFrame, corpus: str, model: str | None = None, variant: str | None = None
-) -> pd.DataFrame:
-    """The rows of a corpus, of a model size if one is named, of a variant if one is named."""
-    wanted = table["corpus"] == corpus
-    if model is not None:
-        wanted &= table["model"] == model
-    if variant is not None:
-        wanted &= table["variant"] == variant
-    return table[wanted]
-
-
 def evenly_spaced(count: int, most: int) -> npt.NDArray[np.intp]:
     """Places of at most `most` out of `count` entries, the first and the last among them."""
     if count <= most:
@@ -191,12 +172,7 @@ def _read_table(path: Path, columns: dict[str, str], orders: dict[str, list[str]
     types = {name: "str" if kind == "order" else kind for name, kind in columns.items()}
     try:
         # Only an empty field is missing: a corpus may be called "nan" or "null".
-        table = pd.read_csv(
-            path,
-            dtype=types,
-            keep_default_na=False,
-            na_values=[""],
-        )
+        table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; `python -m mhclite collect` writes it") from None
     except ValueError as error:  # pandas' parser errors are ValueErrors
@@ -218,15 +194,13 @@ def _read_table(path: Path, columns: dict[str, str], orders: dict[str, list[str]
     return table
 
 
-def _critical_rates(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
-    """The metric `critical_rate` as rows of `values`: log2 of the factor at which a run ceases to
-    learn; none beyond the factors tried.
+def critical_rates(critical: dict[str, Critical], runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per run: run, corpus, model, condition, variant, seed, and what its tries come to:
+    `critical_rate` (log2 of the factor at which it ceases to learn), `low`, `high`, `beyond`.
     """
-    rates = [critical_rate(read_critical(folder / f"{r}.json", r).tries) for r in runs["run"]]
-    table = runs[[name for name in VALUE_COLUMNS if name in runs]].assign(
-        metric="critical_rate", value=[rate["critical_rate"] for rate in rates]
-    )
-    return table[[not rate["beyond"] for rate in rates]]
+    rates = pd.DataFrame({"run": run} | critical_rate(one.tries) for run, one in critical.items())
+    known = runs[["run", *(name for name in VALUE_COLUMNS if name in runs)]]
+    return known.merge(rates, on="run", validate="one_to_one")
 
 
 def load_results(folder: str | Path) -> Results:
@@ -242,8 +216,15 @@ def load_results(folder: str | Path) -> Results:
     }
     all_runs = _read_table(folder / "runs.csv", RUN_COLUMNS, orders)
     values = _read_table(folder / "values.csv", VALUE_COLUMNS, orders)
-    if settings.get("critical_rate"):
-        values = pd.concat([values, _critical_rates(folder / "critical", all_runs)])
+    critical = {
+        run: read_critical(folder / "critical" / f"{run}.json", run)
+        for run in (all_runs["run"] if settings.get("critical_rate") else ())
+    }
+    if critical:  # a metric as well, unless beyond the factors tried
+        rates = critical_rates(critical, all_runs)
+        inside = rates[rates["beyond"] == ""].rename(columns={"critical_rate": "value"})
+        inside = inside.assign(metric="critical_rate")[list(VALUE_COLUMNS)]
+        values = pd.concat([values, inside])
     curves = _read_table(folder / "curves.csv", CURVE_COLUMNS, orders)
     return Results(
         folder=folder,
@@ -256,6 +237,7 @@ def load_results(folder: str | Path) -> Results:
             model: read_throughput(folder / "throughput" / f"{model}.json", model)
             for model in orders["model"]
         },
+        critical=critical,
         sinkhorn=(
             read_schema(folder / "sinkhorn.json", "the Sinkhorn-Knopp experiment", 1)
             if settings["sinkhorn"]

@@ -75,26 +75,32 @@ def _absent(results: Results, claim: Claim) -> str:
 
 
 def row_of(results: Results, claim: Claim, corpus: str, model: str) -> Row:
-    """What a model size shows of a claim of any kind but a trend."""
+    """What a model size shows of a claim; of a trend, all of them together (`ALL_MODELS`)."""
     if missing := _absent(results, claim):
         return Row(model, missing=missing)
     if claim.kind == "parameters":
         return _count(results, claim, model)
     if claim.kind == "throughput":
         return _throughput(results, claim, model)
-    row = _bound(results, claim, corpus, model) if claim.kind == "bound" else None
-    row = row or _paired(results, claim, corpus, model)
-    return replace(row, unmet=(*row.unmet, *unmet(results, claim, corpus, model)))
+    sizes = [model]
+    if claim.kind == "trend":
+        sizes = trend_models(results, claim)
+        if len({results.n_layer(size) for size in sizes}) < 2:
+            alike = " with as many weights" if claim.equal_parameters else ""
+            missing = f"one depth has no trend: two model sizes{alike} are needed"
+            return Row(model, missing=missing)
+    row = _compared(results, claim, corpus, sizes)
+    short = unmet(results, claim, corpus, sizes[0])  # the deepest
+    return replace(row, model=model, unmet=(*row.unmet, *short))
 
 
 def _count(results: Results, claim: Claim, model: str) -> Row:
-    assert claim.reference is not None
     counts = []
-    for variant in (claim.variant, claim.reference):
-        counted = results.throughput[model].counted(variant)
-        if counted is None:
+    for variant, _ in claim.arms:
+        known = results.throughput[model].counted(variant)
+        if known is None:
             return Row(model, missing=f"{VARIANTS[variant].label} was not counted")
-        counts.append(counted.extra_parameters)
+        counts.append(known.extra_parameters)
     own, other = counts
     holds = "holds" if own < other else "does not hold"
     return Row(model, numbers=f"{holds}: {own:,} against {other:,}")
@@ -112,124 +118,125 @@ def measured_in(throughput: Throughput, implementation: str) -> Mapping[str, Tim
 
 def _throughput(results: Results, claim: Claim, model: str) -> Row:
     assert claim.implementation is not None
-    assert claim.reference is not None
     measured = measured_in(results.throughput[model], claim.implementation)
     if measured is None:
         return Row(model, missing=f"the {claim.implementation} implementation was not measured")
-    for variant in (claim.variant, claim.reference):
+    for variant, _ in claim.arms:
         if variant not in measured:
             return Row(model, missing=f"{VARIANTS[variant].label} was not timed: it did not fit")
     # Each over the plain residual's step of its round: on a GPU whose memory does not hold all
     # variants at once, two of them may not have been timed in the same rounds.
-    own, other = (np.array(measured[name].ratio) for name in (claim.variant, claim.reference))
+    own, other = (np.array(measured[variant].ratio) for variant, _ in claim.arms)
     ratios = list(np.log(own / other))
     return Row(model, compare(ratios, 0.0, results.confidence, FASTER, 1e-4))
 
 
-def _arms(results: Results, claim: Claim, corpus: str, model: str) -> list[Cell]:
-    return [arm(results, corpus, model, *one) for one in claim.arms]
+# --- values seed by seed --------------------------------------------------------------------
 
 
-def _no_value(results: Results, claim: Claim, corpus: str, model: str) -> Row:
+def _compared(results: Results, claim: Claim, corpus: str, sizes: list[str]) -> Row:
+    """Differences to the reference or to the threshold, seed by seed; of slopes for a trend.
+
+    Args:
+        sizes: the model size, or all of a trend, the deepest first.
+    """
+    assert claim.metric is not None
+    metric, level, size = METRICS[claim.metric], results.confidence, sizes[0]
+    cells = [arm(results, corpus, size, *one) for one in claim.arms]
+    if claim.kind == "trend":
+        arms = [slopes(results, claim.metric, cell, sizes) for cell in cells]
+    else:
+        arms = [claim_values(results, cell, claim.metric) for cell in cells]
+    own, other = arms[0], arms[1] if len(arms) > 1 else dict.fromkeys(arms[0], claim.bar)
+    d = {seed: worst_case(own[seed], other[seed]) for seed in sorted(own.keys() & other.keys())}
+    turned = [claim.sign * value for value in d.values()]
+    if not d:
+        return _no_value(results, claim, cells)
+    if claim.kind == "count":
+        counts = [int(sum(values(results, cell, claim.metric).values())) for cell in cells]
+        found, numbers = compare_counts(turned, level), f"{counts[0]} against {counts[1]}"
+        text = f"{counted(sum(counts), 'event')} (needed: {FEWEST_EVENTS})"
+        few = Unmet("events", text, "", sum(counts), FEWEST_EVENTS)
+        short = (few,) if few.found < few.needed else ()
+        return Row(size, found, unmet=short, values=d, numbers=numbers)
+    if claim.kind == "difference":
+        return _difference(results, claim, cells, d, other)
+    if metric.share:
+        return _share(results, claim, turned, own)
+    layers = [results.n_layer(one) for one in sizes]
+    resolution = metric.resolution / (max(layers) - min(layers) or 1)
+    found = compare(turned, 0.0, level, resolution=resolution)
+    if claim.by_construction:
+        found = replace(found, p=None)
+    windows = None
+    if metric.error:
+        errors = values(results, cells[0], metric.error)
+        interval = knockout_interval(turned, errors.values(), level)
+        if interval.low is not None and interval.high is not None:
+            windows = interval.low, interval.high
+    return Row(size, found, values=d, windows=windows)
+
+
+def _no_value(results: Results, claim: Claim, cells: list[Cell]) -> Row:
     """No run has a value: the study measures none, or the runs that would have one diverged.
 
     The latter is an outcome, and takes no claim out of the family.
     """
     assert claim.metric is not None
     said = f"{METRICS[claim.metric].label} ({claim.metric}) was not measured"
-    ran = all(values(results, cell, "diverged") for cell in _arms(results, claim, corpus, model))
+    ran = all(values(results, cell, "diverged") for cell in cells)
     if ran and is_measured(results, claim.metric):
         unmeasured = (Unmet("measured", said),)
-        return Row(model, compare([], 0.0, results.confidence), unmet=unmeasured)
-    return Row(model, missing=said)
+        return Row(cells[0].model, compare([], 0.0, results.confidence), unmet=unmeasured)
+    return Row(cells[0].model, missing=said)
 
 
-def _bound(results: Results, claim: Claim, corpus: str, model: str) -> Row:
+def _share(results: Results, claim: Claim, turned: list[float], shares: Mapping[int, float]) -> Row:
+    """In how many seeds a share lies beyond the threshold."""
     assert claim.metric is not None
     assert claim.threshold is not None
-    cell = arm(results, corpus, model, claim.variant, claim.setting)
-    found_values = claim_values(results, cell, claim.metric)
-    if not found_values:
-        return _no_value(results, claim, corpus, model)
-    threshold = math.log(claim.threshold) if claim.log else claim.threshold
-    d = {seed: value - threshold for seed, value in found_values.items()}
-    turned = [claim.sign * value for value in d.values()]
-    metric = METRICS[claim.metric]
-    if metric.share:
-        found, words = compare_share([value < 0 for value in turned], results.confidence)
-        side = "above" if claim.direction == "higher" else "below"
-        words = f"{side} {100 * claim.threshold:g} % {metric.unit} {words}"
-        middle = sum(found_values.values()) / len(found_values)
-        if math.isfinite(middle):
-            words = f"{significant(100 * middle)} % {metric.unit} on average; {words}"
-        return Row(model, found, numbers=words)
-    found = compare(turned, 0.0, results.confidence, resolution=metric.resolution)
-    if claim.by_construction:
-        found = replace(found, p=None)
-    windows = None
-    if metric.error:
-        errors = values(results, cell, metric.error)
-        interval = knockout_interval(turned, errors.values(), results.confidence)
-        if interval.low is not None and interval.high is not None:
-            windows = interval.low, interval.high
-    return Row(model, found, values=d, windows=windows)
+    unit = f"% {METRICS[claim.metric].unit}"
+    found, words = compare_share([value < 0 for value in turned], results.confidence)
+    side = "above" if claim.direction == "higher" else "below"
+    words = f"{side} {100 * claim.threshold:g} {unit} {words}"
+    middle = sum(shares.values()) / len(shares)
+    if math.isfinite(middle):
+        words = f"{significant(100 * middle)} {unit} on average; {words}"
+    return Row("", found, numbers=words)
 
 
-def _paired(results: Results, claim: Claim, corpus: str, model: str) -> Row:
-    """Kinds `difference` and `count`."""
+def _difference(
+    results: Results,
+    claim: Claim,
+    cells: list[Cell],
+    d: Mapping[int, float],
+    reference: Mapping[int, float],
+) -> Row:
     assert claim.metric is not None
-    assert claim.reference is not None
-    arms = _arms(results, claim, corpus, model)
-    own, other = (claim_values(results, cell, claim.metric) for cell in arms)
-    shared = sorted(own.keys() & other.keys())
-    if not shared:
-        return _no_value(results, claim, corpus, model)
-    d = {seed: worst_case(own[seed], other[seed]) for seed in shared}
-    turned = [claim.sign * value for value in d.values()]
-    if claim.kind == "count":
-        counts = [int(sum(values(results, cell, claim.metric).values())) for cell in arms]
-        return Row(
-            model,
-            compare_counts(turned, results.confidence),
-            unmet=_few(sum(counts)),
-            values=d,
-            numbers=f"{counts[0]} against {counts[1]}",
-        )
-    failed = [int(sum(values(results, cell, "diverged").values())) for cell in arms]
+    failed = [int(sum(values(results, cell, "diverged").values())) for cell in cells]
     # Two runs that both diverged are a tie, and no sign that the variants are equal.
     equal = None if any(failed) else METRICS[claim.metric].equal
-    resolution = METRICS[claim.metric].resolution
-    found = compare(turned, claim.margin, results.confidence, equal, resolution)
-    words = f"diverged: {failed[0]} against {failed[1]} runs" if any(failed) else ""
+    resolution, level = METRICS[claim.metric].resolution, results.confidence
+    turned = [claim.sign * value for value in d.values()]
+    found = compare(turned, claim.margin, level, equal, resolution)
+    words = [f"diverged: {failed[0]} against {failed[1]} runs"] if any(failed) else []
     if claim.preserve is not None:
-        cell = arm(results, corpus, model, CONTROL, claim.reference_setting)
+        cell = arm(results, cells[0].corpus, cells[0].model, CONTROL, claim.reference_setting)
         control = claim_values(results, cell, claim.metric)
-        lead = {seed: control[seed] - other[seed] for seed in shared if seed in control}
-        low = t_interval(lead.values(), results.confidence).low
+        lead = {seed: control[seed] - reference[seed] for seed in d if seed in control}
+        low = t_interval(lead.values(), level).low
         if low is not None and low > 0:
             # Keeping the share f of r - i means v - r < (1 - f) (i - r).
             kept = [d[seed] - (1 - claim.preserve) * ahead for seed, ahead in lead.items()]
-            found = compare_preserved(
-                found, compare(kept, 0.0, results.confidence, resolution=resolution)
-            )
+            found = compare_preserved(found, compare(kept, 0.0, level, resolution=resolution))
         else:
-            found = compare_equal(turned, claim.margin, results.confidence, resolution)
+            found = compare_equal(turned, claim.margin, level, resolution)
             found = replace(found, p_equal=None) if any(failed) else found
-            words = "; ".join(filter(None, [words, _no_lead(claim)]))
-    return Row(model, found, values=d, numbers=words)
-
-
-def _no_lead(claim: Claim) -> str:
-    assert claim.reference is not None
-    return (
-        f"{VARIANTS[claim.reference].label} has no lead over streams that are never mixed, of which"
-        f" a share could be kept: equality within {claim.margin:g} is asked"
-    )
-
-
-def _few(count: int) -> tuple[Unmet, ...]:
-    text = f"{counted(count, 'event')} (needed: {FEWEST_EVENTS})"
-    return () if count >= FEWEST_EVENTS else (Unmet("events", text, "", count, FEWEST_EVENTS),)
+            words.append(
+                f"{VARIANTS[cells[1].variant].label} has no lead over streams that are never "
+                f"mixed, of which a share could be kept: equality within {claim.margin:g} is asked"
+            )
+    return Row(cells[0].model, found, values=d, numbers="; ".join(words))
 
 
 # --- over model sizes -----------------------------------------------------------------------
@@ -249,48 +256,18 @@ def trend_models(results: Results, claim: Claim) -> list[str]:
     return models
 
 
-def slopes(results: Results, claim: Claim, corpus: str, variant: str) -> dict[int, float]:
+def slopes(results: Results, metric: str, cell: Cell, sizes: list[str]) -> dict[int, float]:
     """seed -> least-squares slope of a metric over the number of layers, per layer.
 
     Of the seeds that have the metric at every model size.
     """
-    assert claim.metric is not None
-    models = trend_models(results, claim)
-    layers = [results.n_layer(model) for model in models]
-    cells = [Cell(corpus, model, variant) for model in models]
-    found_values = [claim_values(results, cell, claim.metric) for cell in cells]
-    seeds = set.intersection(*(set(one) for one in found_values))
-    centred = np.array(layers, np.float64) - np.mean(layers)
-    found = {}
-    for seed in sorted(seeds):
-        y = np.array([one[seed] for one in found_values])
+    found = [claim_values(results, cell._replace(model=size), metric) for size in sizes]
+    layers = np.array([results.n_layer(size) for size in sizes], np.float64)
+    centred = layers - layers.mean()
+    slope_of = {}
+    for seed in sorted(set.intersection(*(set(one) for one in found))):
+        y = np.array([one[seed] for one in found])
         # A diverged run has no place on a line: the slope is as steep as can be.
         slope = float(centred @ y / (centred @ centred)) if np.isfinite(y).all() else math.inf
-        found[seed] = slope
-    return found
-
-
-def trend_row(results: Results, claim: Claim, corpus: str) -> Row:
-    """The slope over depth, of a variant or of a variant minus a reference, paired by seed."""
-    assert claim.metric is not None
-    if missing := _absent(results, claim):
-        return Row(ALL_MODELS, missing=missing)
-    models = trend_models(results, claim)
-    depths = {results.n_layer(model) for model in models}
-    if len(depths) < 2:
-        alike = " with as many weights" if claim.equal_parameters else ""
-        return Row(ALL_MODELS, missing=f"one depth has no trend: two model sizes{alike} are needed")
-    own = slopes(results, claim, corpus, claim.variant)
-    if claim.reference is not None:
-        other = slopes(results, claim, corpus, claim.reference)
-        own = {s: worst_case(own[s], other[s]) for s in sorted(own.keys() & other.keys())}
-    if not own:
-        return _no_value(results, claim, corpus, models[0])
-    found = compare(
-        [claim.sign * value for value in own.values()],
-        0.0,
-        results.confidence,
-        resolution=METRICS[claim.metric].resolution / (max(depths) - min(depths)),
-    )
-    short = tuple(unmet(results, claim, corpus, models[0]))
-    return Row(ALL_MODELS, found, values=own, unmet=short)
+        slope_of[seed] = slope
+    return slope_of

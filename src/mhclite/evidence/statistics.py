@@ -45,7 +45,8 @@ def t_interval(values: Iterable[float], confidence: float = 0.95) -> Interval:
     mean = float(sample.mean())
     if n == 1:
         return Interval(1, mean)
-    half_width = student(n, confidence) * float(stats.sem(sample))
+    quantile = float(stats.t.ppf((1 + confidence) / 2, df=n - 1))
+    half_width = quantile * float(stats.sem(sample))
     return _around(Interval(n, mean, float(sample.std(ddof=1))), half_width)
 
 
@@ -83,11 +84,6 @@ def geometric_interval(values: Collection[float], confidence: float = 0.95) -> I
         None if end is None else math.exp(end) for end in (logs.mean, logs.low, logs.high)
     )
     return Interval(logs.n, mean, low=low, high=high)
-
-
-def student(n: int, confidence: float) -> float:
-    """Standard errors in the half-width of the t interval of a mean of n > 1 values."""
-    return float(stats.t.ppf((1 + confidence) / 2, df=n - 1))
 
 
 def minus(own: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:

@@ -199,14 +199,6 @@ def runs_and_means(axes: Axes, results: Results, table: pd.DataFrame, column: st
         axes.plot(mean["step"], mean[column], color=tint, linestyle=line_style(variant))
 
 
-def rows_of_variants(axes: Axes, labels: Sequence[str]) -> None:
-    """A y axis with one named row for each variant, or whatever else, from above."""
-    axes.set_yticks(range(len(labels)), list(labels))
-    axes.set_ylim(len(labels) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(visible=False, axis="y")
-
-
 def remark(axes: Axes, text: str) -> None:
     """Add lines of text below the x label, where they hide no data; nothing if empty."""
     place = axes.get_subplotspec()
@@ -216,12 +208,9 @@ def remark(axes: Axes, text: str) -> None:
         axes.set_xlabel("\n".join([axes.get_xlabel(), *textwrap.wrap(text, width)]))
 
 
-def wrapped_grid(
-    panels: int, height: float, beside: int = 2, **options: Any
-) -> tuple[Figure, list[Axes]]:
-    """A figure of `panels` equal panels, at most `beside` in a row, in rows of equal length."""
-    rows = -(-panels // beside)
-    figure, axes = grid(rows, -(-panels // rows), height, **options)
+def wrapped_grid(panels: int, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of `panels` equal panels, two in a row."""
+    figure, axes = grid(-(-panels // 2), min(2, panels), height)
     for spare in axes.flat[panels:]:
         spare.set_axis_off()
     return figure, list(axes.flat[:panels])
@@ -233,13 +222,6 @@ def empty_state(axes: Axes, reason: str) -> None:
     axes.text(
         0.5, 0.5, reason, transform=axes.transAxes, ha="center", va="center", wrap=True, color=INK
     )
-
-
-def empty_figure(reason: str) -> Figure:
-    """A figure without any data."""
-    figure, axes = grid(1, 1, 1.6)
-    empty_state(axes[0, 0], reason)
-    return figure
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

@@ -5,7 +5,6 @@ CSV has all digits; Markdown and HTML are rounded.
 
 from __future__ import annotations
 
-import html
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -14,12 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pandas.io.formats.style import Styler
 from tabulate import tabulate
 
 from mhclite.evidence.metrics import METRICS
 from mhclite.evidence.results import Results
 from mhclite.files import write_text
+from mhclite.study.sections import BASE
 
 NONE = "–"  # shown where there is no value
 MIB = 2**20
@@ -37,8 +38,8 @@ class Col(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The content of a table: for readers, and the numbers behind it.
+class Table:
+    """A table: for readers, and the numbers behind it.
 
     `data` goes to the CSV: one row per cell of the grid, snake_case columns, unrounded. `display`
     is the same for readers: strings, headings with units; repeated group names are blank. `bold`
@@ -51,17 +52,8 @@ class Rows:
     numeric: Sequence[str] = ()
     bold: frozenset[tuple[int, str]] = frozenset()
 
-    def named(self, name: str, title: str) -> Table:
-        """The table with the name of its files and its title."""
-        return Table(**vars(self), name=name, title=title)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table(Rows):
-    """A table with the name of its files, and its title."""
-
-    name: str
-    title: str
+    name: str = ""  # of its files; this and the title are the registry's
+    title: str = ""
 
 
 def rows_of(
@@ -70,7 +62,7 @@ def rows_of(
     columns: Sequence[Col],
     notes: str,
     bold: Callable[[Record], Iterable[str]] = lambda row: (),
-) -> Rows:
+) -> Table:
     """A table of one line for each row of numbers.
 
     Args:
@@ -87,7 +79,7 @@ def rows_of(
     headings = [column.heading for column in columns]
     empty = [name for name in headings if display[name].isin(["", NONE]).all()]
     display = display.drop(columns=empty)
-    return Rows(
+    return Table(
         notes=notes,
         data=data,
         display=sparse(display, [column.heading for column in places[:-1]]),
@@ -150,14 +142,6 @@ def with_interval(mean: Any, low: Any, high: Any, exact: float = NEARLY_EXACT) -
     return middle if missing(low) or ends[0] == ends[1] else f"{middle} [{', '.join(ends)}]"
 
 
-def quartiles(row: Record, name: str, decimals: int) -> str:
-    """`median [q1, q3]`."""
-    middle, *ends = (row.get(f"{name}_{q}") for q in ("median", "q1", "q3"))
-    if missing(middle):
-        return NONE
-    return f"{fixed(middle, decimals)} [{', '.join(fixed(end, decimals) for end in ends)}]"
-
-
 def percent_of(confidence: float) -> str:
     """0.95 as `95 %`, 0.995 as `99.5 %`."""
     return f"{100 * confidence:.6g} %"
@@ -194,11 +178,6 @@ def mean_and_half(name: str, decimals: int | None = None) -> Callable[[Record], 
     return text
 
 
-def mean_and_ends(name: str) -> Callable[[Record], str]:
-    """Text of a geometric mean with the ends of its interval."""
-    return lambda row: with_interval(row.get(name), row.get(f"{name}_low"), row.get(f"{name}_high"))
-
-
 def number(name: str, decimals: int | None = None, scale: float = 1.0) -> Callable[[Record], str]:
     """Text of a number, with fixed decimals or three significant digits."""
 
@@ -214,24 +193,50 @@ def number(name: str, decimals: int | None = None, scale: float = 1.0) -> Callab
 
 def places(results: Results) -> list[Col]:
     """The columns that say which cell of the grid a row is; one corpus is not named."""
+    models = {model: results.model_label(model) for model in results.models}
     return [
         *([Col("Corpus", lambda row: row["corpus"])] if len(results.corpora) > 1 else []),
-        Col("Model", lambda row: results.model_label(row["model"])),
-        Col("Variant", lambda row: results.label(row["variant"])),
+        Col("Model", lambda row: models.get(row["model"], str(row["model"]))),
+        Col("Variant", lambda row: results.labels[row["variant"]]),
     ]
+
+
+def quartiles(name: str, decimals: int) -> Callable[[Record], str]:
+    """Text of `median [q1, q3]`."""
+
+    def text(row: Record) -> str:
+        found = [row.get(f"{name}_{q}") for q in ("median", "q1", "q3")]
+        middle, *ends = (fixed(value, decimals) for value in found)
+        return middle if missing(found[0]) else f"{middle} [{', '.join(ends)}]"
+
+    return text
+
+
+def changed(results: Results) -> Col:
+    """The column that says under which condition a row is."""
+    conditions = results.settings["conditions"]
+
+    def title(row: Record) -> str:
+        return NONE if row["condition"] == BASE else str(conditions[row["condition"]]["title"])
+
+    return Col("Changed", title)
 
 
 def metric(name: str, heading: str = "", of: Callable[[str], bool] = lambda variant: True) -> Col:
     """The column of a metric's mean, as the registry says; `of` which variants."""
     about = METRICS[name]
-    if about.log or about.geometric:
-        text = mean_and_ends(name)
-    elif about.share:
-        text = number(name, None, 100)
-    else:
-        text = mean_and_half(name, about.decimals)
-    heading = heading or about.heading
-    return Col(heading, lambda row: text(row) if of(row["variant"]) else NONE)
+
+    def text(row: Record) -> str:
+        if not of(row["variant"]):
+            return NONE
+        if about.log or about.geometric:
+            middle, low, high = (row.get(name + end) for end in ("", "_low", "_high"))
+            return with_interval(middle, low, high)
+        if about.share:
+            return number(name, None, 100)(row)
+        return mean_and_half(name, about.decimals)(row)
+
+    return Col(heading or about.heading, text)
 
 
 # --- files ----------------------------------------------------------------------------------
@@ -266,83 +271,14 @@ def markdown(table: Table) -> str:
     return f"**{table.title}**\n\n{text}\n\n{table.notes}\n"
 
 
-def _where_bold(table: Table, css: str) -> pd.DataFrame:
-    """`css` in the cells where the table is bold."""
-    styles = pd.DataFrame("", index=table.display.index, columns=table.display.columns)
-    for row, column in table.bold:
-        styles.loc[row, column] = css
-    return styles
-
-
-# Of the report, and of each table's own page.
-CSS = """\
-:root {
-  --ink: #1c1c1c; --paper: #fff; --faint: #555; --line: #ddd; --shade: #f5f5f3; --link: #0b5a99;
-}
-body { margin: 0; color: var(--ink); background: var(--paper); }
-body { font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 76rem; margin: 0 auto; padding: 0 1.25rem; }
-h1 { font-size: 1.6rem; margin: 1.25rem 0 .25rem; }
-h2 { font-size: 1.25rem; margin: 1.75rem 0 .5rem; padding-top: .5rem; }
-h3 { font-size: 1.05rem; margin: 1.25rem 0 .4rem; }
-section + section > h2 { border-top: 1px solid var(--line); }
-p, dd, li { max-width: 46rem; }
-ul { padding-left: 1.2rem; margin: .25rem 0; }
-a { color: var(--link); }
-dl { display: grid; grid-template-columns: 9.5rem minmax(0, 1fr); gap: .35rem 1rem; }
-dt { font-weight: 600; }
-dd { margin: 0; overflow-wrap: anywhere; }
-.pair { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 0 2.5rem; }
-.pair h2 { margin-top: .75rem; border: 0; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .84rem; line-height: 1.35; }
-th, td { padding: .28rem .55rem; text-align: left; vertical-align: top; max-width: 28rem; }
-td { border-bottom: 1px solid var(--line); }
-thead th { vertical-align: bottom; border-bottom: 1.5px solid var(--faint); max-width: 9.5rem; }
-thead .number { text-align: right; }
-tbody td { min-width: 9rem; }
-tbody .number, tbody .short { min-width: 0; }
-td.short { white-space: nowrap; }
-td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-td.bold { font-weight: 700; }
-.notes, figcaption { color: var(--faint); font-size: .87rem; max-width: 46rem; margin: .4rem 0; }
-figure { margin: 0 0 1.5rem; max-width: 54rem; }
-figure img { display: block; width: 100%; height: auto; background: #fff; }
-code, pre { font: .85em/1.45 ui-monospace, monospace; overflow-wrap: anywhere; }
-pre { background: var(--shade); padding: .75rem; overflow-x: auto; }
-@media (max-width: 50rem) {
-  dl, .pair { display: block; }
-  th, td { padding: .28rem .3rem; }
-  figure img { min-width: 44rem; }
-}
-@media screen and (prefers-color-scheme: dark) {
-  :root {
-    --ink: #e4e4e4; --paper: #16181b; --faint: #a8a8a8; --line: #3a3d42; --shade: #22252a;
-    --link: #7db8ec;
-  }
-}
-@media print {
-  @page { size: A4; margin: 14mm 12mm; }
-  body { font-size: 10pt; }
-  details { display: none; }
-  table { font-size: 7pt; max-width: 100%; }
-  tbody td { min-width: 0; }
-  td.number { white-space: normal; }
-  .scroll { overflow: visible; }
-  th, td { padding: 1pt 2pt; overflow-wrap: anywhere; }
-  tr, figure { break-inside: avoid; }
-  figure img { max-height: 225mm; min-width: 0; }
-  h2, h3 { break-after: avoid; }
-}
-"""
-
-
 def html_table(table: Table) -> str:
-    """The table alone as HTML, its text escaped; `CSS` gives it its looks."""
+    """The table alone as HTML, its text escaped; the template gives it its looks."""
     style = Styler(table.display, cell_ids=False, uuid=table.name)
     style.hide(axis="index").format(escape="html")
     style.format_index(escape="html", axis="columns")
-    classes, kinds = _where_bold(table, "bold "), []
+    classes, kinds = pd.DataFrame("", table.display.index, table.display.columns), []
+    for row, column in table.bold:
+        classes.loc[row, column] = "bold "
     for name, texts in table.display.items():
         longest = max(map(len, texts), default=0)
         kinds.append("number" if name in table.numeric else "short" if longest < SHORT else "")
@@ -354,14 +290,17 @@ def html_table(table: Table) -> str:
     return text
 
 
-def html_page(table: Table) -> str:
-    """The table as a page of its own, with title and notes."""
-    title, notes = html.escape(table.title), html.escape(table.notes)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f"<title>{title}</title>\n<style>\n{CSS}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>"
-        f'\n{html_table(table)}<p class="notes">{notes}</p>\n</main>\n</body>\n</html>\n'
+def html_page(**content: Any) -> str:
+    """A page of its own: of one table (`only`), or with what `report` gives it."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
+    return environment.get_template("report.html.j2").render(content)
 
 
 def write_table(table: Table, folder: Path) -> None:
@@ -369,4 +308,7 @@ def write_table(table: Table, folder: Path) -> None:
     csv = table.data.to_csv(index=False, lineterminator="\n")  # numbers with all their digits
     write_text(folder / f"{table.name}.csv", csv)
     write_text(folder / f"{table.name}.md", markdown(table))
-    write_text(folder / f"{table.name}.html", html_page(table))
+    write_text(
+        folder / f"{table.name}.html",
+        html_page(title=table.title, only=table, html=html_table(table)),
+    )

@@ -69,7 +69,10 @@ def compare(
     n = d.size
     if not np.isfinite(d).all():
         ranks = signed_ranks(shifted)
-        p = sign_flip(ranks) if n <= MOST_FLIPS else _normal_ranks(ranks)
+        if n <= MOST_FLIPS:
+            p = sign_flip(ranks)
+        else:  # Wilcoxon's normal approximation, two-sided
+            p = float(2 * stats.norm.sf(abs(ranks.sum()) / np.sqrt(np.square(ranks).sum())))
         interval = Interval(n, None, None, None)
         return Comparison(interval, margin, int(np.sign(ranks.sum())), p)
     interval = t_interval(d, confidence)
@@ -99,11 +102,6 @@ def worst_case(own: float, other: float) -> float:
 def signed_ranks(values: Array) -> Array:
     """Ranks of |value| with the value's sign: ties share their mean rank, zeros count as 0."""
     return np.asarray(stats.rankdata(np.abs(values)) * np.sign(values), dtype=np.float64)
-
-
-def _normal_ranks(ranks: Array) -> float:
-    """Wilcoxon's normal approximation, two-sided."""
-    return float(2 * stats.norm.sf(abs(ranks.sum()) / math.sqrt(float(np.square(ranks).sum()))))
 
 
 def sign_flip(values: Array) -> float:

@@ -147,7 +147,7 @@ def curve_points(
 def description(results: Results, row: dict[str, Any]) -> str:
     """A run in Markdown."""
     corpus, condition = row["corpus"], results.settings["conditions"].get(row["condition"])
-    names = [results.label(row["variant"]), results.model_label(row["model"])]
+    names = [results.labels[row["variant"]], results.model_label(row["model"])]
     names += [condition["title"]] if condition else []
     if row["status"] == "diverged":
         said = f"**Diverged at step {row['diverged_step']}**, a result of the study, not a failure"

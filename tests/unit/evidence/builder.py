@@ -9,32 +9,59 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tiny import run_record, run_summary
 
 from mhclite.config import RunConfig
 from mhclite.connections.registry import VARIANTS
-from mhclite.data.manifest import SPLITS, SplitEntry, TokenizerEntry, content_digest
+from mhclite.data.manifest import (
+    Baselines,
+    Manifest,
+    Shard,
+    SourceEntry,
+    SplitEntry,
+    SplitRule,
+    TokenizerEntry,
+    content_digest,
+    write_manifest,
+)
 from mhclite.evidence.claims import load_claims
-from mhclite.evidence.collect import collect
+from mhclite.evidence.collect import collect, tidy
+from mhclite.evidence.results import Results
 from mhclite.files import digest_of, sha256_of, write_json
 from mhclite.measure.critical import search
 from mhclite.measure.files import (
     CRITICAL_SCHEMA,
     PROBE_SCHEMA,
     THROUGHPUT_SCHEMA,
+    Cost,
     Critical,
     CriticalSettings,
+    Deviation,
+    Evaluation,
+    Geometry,
+    Measured,
+    Mixing,
+    Probe,
+    ProductSums,
+    Quartiles,
+    SingleSums,
+    SinkhornInput,
     StabilitySettings,
+    Throughput,
+    Timing,
     Try,
+    Use,
 )
 from mhclite.measure.stability import judge_all
 from mhclite.records import build, to_json
-from mhclite.runs.folder import SCHEMA as FOLDER_SCHEMA
+from mhclite.runs.folder import Attempt, CorpusRecord, ParameterCounts
+from mhclite.runs.provenance import GitState, Provenance
 from mhclite.study.reading import Resolved, parse_study, resolve
 from mhclite.study.settings import Study
 
@@ -47,35 +74,17 @@ DIVERGED = "sotu-d4-hc-s1"  # diverges at step DIVERGED_STEP
 DIVERGED_STEP = 45
 UNIGRAM, BIGRAM = 5.25, 4.5
 BYTES_PER_TOKEN = 3.0
-PROVENANCE = {
-    "git": {"commit": "f" * 40, "dirty": False},
-    "versions": {"python": "3.11.0", "torch": "2.13.0"},
-    "hardware": {"cpu": "Synthetic CPU", "cores": 2, "memory_gib": 8.0},
-    "platform": "Synthetic",
-}
+HARDWARE = {"cpu": "Synthetic CPU", "cores": 2, "memory_gib": 8.0}
+VERSIONS = {"python": "3.11.0", "torch": "2.13.0"}
 QUANTILE_LEVELS = [0, 0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1]
 
 # Advantage over the residual in nats per token.
-ADVANTAGE = {
-    "residual": 0.0,
-    "identity": 0.01,
-    "hc": 0.03,
-    "mhc": 0.04,
-    "mhc_lite": 0.05,
-    "kromhc": 0.035,
-    "jpmhc": 0.02,
-}
-
+ADVANTAGE = dict(zip(ALL_VARIANTS, (0.0, 0.01, 0.03, 0.04, 0.05, 0.035, 0.02), strict=True))
 # Octaves above the learning rate up to which a variant learns, on average over seeds.
-CRITICAL = {
-    "residual": 3.0,
-    "identity": 3.0,
-    "hc": 1.6,
-    "mhc": 4.3,
-    "mhc_lite": 4.3,
-    "kromhc": 4.3,
-    "jpmhc": 9.0,
-}
+CRITICAL = dict(zip(ALL_VARIANTS, (3.0, 3.0, 1.6, 4.3, 4.3, 4.3, 9.0), strict=True))
+
+
+SIZE = {"n_head": 4, "n_embd": 64, "block_size": 64, "learning_rate": 1e-3}
 
 
 def make_study(
@@ -93,13 +102,7 @@ def make_study(
             "corpora": {name: {"source": "embedded"} for name in corpora},
             "tokenizer": {"kind": "bpe", "vocab_size": 1024},
             "models": {
-                name: {
-                    "n_layer": depth,
-                    "n_head": 4,
-                    "n_embd": 64,
-                    "block_size": 64,
-                    "learning_rate": 1e-3,
-                }
+                name: {"n_layer": depth, **SIZE}
                 for name, depth in (models or {"d2": 2, "d4": 4}).items()
             },
             "variants": list(variants),
@@ -197,105 +200,11 @@ def metrics_of(run: dict[str, Any], diverged: bool) -> list[dict[str, Any]]:
     return lines
 
 
-def summary_of(run: dict[str, Any], metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    """summary.json of one run."""
-    diverged = metrics[-1]["loss"] is None
-    evaluated = [line for line in metrics if "validation_loss" in line]
-    losses = [line["loss"] for line in metrics[1:] if line["loss"] is not None]
-    return {
-        "schema": FOLDER_SCHEMA,
-        "run": run["run"],
-        "key": digest_of(run),
-        "status": "diverged" if diverged else "completed",
-        "steps": metrics[-1]["step"],
-        "diverged_step": metrics[-1]["step"] if diverged else None,
-        "tokens": metrics[-1]["step"] * run["training"]["batch_size"] * run["model"]["block_size"],
-        "train_loss": None if diverged else float(np.mean(losses[-50:])),
-        "validation_loss": None if diverged else evaluated[-1]["validation_loss"],
-        "validation_bits_per_byte": (
-            None if diverged else evaluated[-1]["validation_bits_per_byte"]
-        ),
-        "best_validation_loss": min(line["validation_loss"] for line in evaluated),
-        "seconds": 12.5,
-        "tokens_per_second": 40_000.0 + 1000 * noise("speed", run["run"]),
-        "attempts": 1,
-        "weights_sha256": None if diverged else digest_of(run["run"]),
-    }
-
-
-def parameters_of(n_layer: int, variant: str) -> dict[str, int]:
+def parameters_of(n_layer: int, variant: str) -> ParameterCounts:
     """Parameters of the whole model and of its residual connections."""
     place = list(VARIANTS).index(variant)
     connection = n_layer * 1000 * (1 + place) if place else 0
-    return {"total": 100_000 * n_layer + connection, "connection": connection}
-
-
-def probe_of(run: dict[str, Any], diverged: bool) -> dict[str, Any]:
-    """probes/<run>.json of one run."""
-    variant, sublayers = run["connection"]["variant"], 2 * run["model"]["n_layer"]
-    head = {
-        "schema": PROBE_SCHEMA,
-        "run": run["run"],
-        "key": digest_of(run),
-        "made_of": digest_of(run["run"]),
-        "variant": variant,
-        "n_streams": run["connection"]["n_streams"],
-        "skipped": None,
-        **dict.fromkeys(("evaluation", "mixing", "use")),
-    }
-    if diverged:
-        return {**head, "skipped": "the run diverged: it has no final weights"}
-    loss = final_loss(run["corpus"], run["model"]["n_layer"], variant, run["seed"])
-    loss += condition_effect(run["condition"], variant, run["seed"])
-    head["evaluation"] = {"loss": loss, "tokens": 1000}
-    if variant == "residual":
-        return head
-
-    def sums(width: float) -> list[float]:
-        return [1 + width * (2 * level - 1) for level in QUANTILE_LEVELS]
-
-    single, product = (row_sum_deviation(variant, product=kind) for kind in (False, True))
-    growing = [single + (product - single) * i / (sublayers - 1) for i in range(sublayers)]
-    forward = [gain(variant, layer + 1) for layer in range(sublayers)]
-    sinkhorn = None
-    if variant in ("mhc", "mhc_v4"):
-        sinkhorn = {
-            "bin_edges": [0, 10, 20, 30, 40],  # left edges: the last bin is open
-            "counts": [100, 300, 250, 40, 10],
-            "share_above_30": 50 / 700,
-            "max": 43.5,
-        }
-    mixing = {
-        "sequences": 64,
-        "tokens": 64 * run["model"]["block_size"],
-        "n_sublayers": sublayers,
-        "quantile_levels": QUANTILE_LEVELS,
-        "single": {
-            "row_sum_all": sums(single),
-            "column_sum_all": sums(single / 2),
-        },
-        "product": {
-            "row_sum": [sums(width) for width in growing],
-            "column_sum": [sums(width / 2) for width in growing],
-            "gain_forward": forward,
-            "gain_backward": [1.1 * value for value in forward],
-        },
-        "identity_distance": [0.1 * (layer + 1) for layer in range(sublayers)],
-        "sinkhorn_input": sinkhorn,
-        "geometry": {
-            "single_deviation": {"mean": single / 4, "quantile_99": single / 2},
-            "product_deviation": {"mean": product / 4, "quantile_99": product / 2},
-            "orthogonality": [single] * sublayers,
-            "product_orthogonality": growing,
-            "singular_values": [
-                [value, 1.0, 0.9, 0.9 - 0.8 * layer / sublayers]
-                for layer, value in enumerate(forward)
-            ],
-            "start_distance": [0.05 * (layer + 1) for layer in range(sublayers)],
-            "mean_matrix": [np.eye(4).tolist()] * sublayers,
-        },
-    }
-    return {**head, "mixing": mixing, "use": use_of(run["run"], loss, variant, sublayers)}
+    return ParameterCounts(100_000 * n_layer + connection, connection)
 
 
 def knockout(variant: str, run: str) -> float:
@@ -304,21 +213,66 @@ def knockout(variant: str, run: str) -> float:
     return least * (1 + 0.2 * noise("use", run))
 
 
-def use_of(run: str, loss: float, variant: str, sublayers: int) -> dict[str, Any]:
-    """The part `use` of a probe."""
+def probe_of(config: RunConfig, diverged: bool) -> Probe:
+    """probes/<run>.json of one run."""
+    run, variant, sublayers = config.run, config.connection.variant, 2 * config.model.n_layer
+    probe = Probe(
+        schema=PROBE_SCHEMA,
+        run=run,
+        key=digest_of(config.to_json()),
+        made_of=digest_of(run),
+        variant=variant,
+        n_streams=config.connection.n_streams,
+        skipped="the run diverged: it has no final weights" if diverged else None,
+        evaluation=None,
+        mixing=None,
+        use=None,
+    )
+    if diverged:
+        return probe
+    loss = final_loss(config.corpus, config.model.n_layer, variant, config.seed)
+    loss += condition_effect(config.condition, variant, config.seed)
+    probe = replace(probe, evaluation=Evaluation(loss, 1000))
+    if variant == "residual":
+        return probe
+
+    def sums(width: float) -> list[float]:
+        return [1 + width * (2 * level - 1) for level in QUANTILE_LEVELS]
+
+    single, product = (row_sum_deviation(variant, product=kind) for kind in (False, True))
+    growing = [single + (product - single) * i / (sublayers - 1) for i in range(sublayers)]
+    forward = [gain(variant, layer + 1) for layer in range(sublayers)]
+    inputs = SinkhornInput([0, 10, 20, 30, 40], [100, 300, 250, 40, 10], 50 / 700, 43.5)
+    mixing = Mixing(
+        sequences=64,
+        tokens=64 * config.model.block_size,
+        n_sublayers=sublayers,
+        quantile_levels=QUANTILE_LEVELS,
+        single=SingleSums(sums(single), sums(single / 2)),
+        product=ProductSums(
+            row_sum=[sums(width) for width in growing],
+            column_sum=[sums(width / 2) for width in growing],
+            gain_forward=forward,
+            gain_backward=[1.1 * value for value in forward],
+        ),
+        identity_distance=[0.1 * (layer + 1) for layer in range(sublayers)],
+        sinkhorn_input=inputs if variant in ("mhc", "mhc_v4") else None,
+        geometry=Geometry(
+            single_deviation=Deviation(single / 4, single / 2),
+            product_deviation=Deviation(product / 4, product / 2),
+            orthogonality=[single] * sublayers,
+            product_orthogonality=growing,
+            singular_values=[
+                [value, 1.0, 0.9, 0.9 - 0.8 * layer / sublayers]
+                for layer, value in enumerate(forward)
+            ],
+            start_distance=[0.05 * (layer + 1) for layer in range(sublayers)],
+            mean_matrix=[np.eye(4).tolist()] * sublayers,
+        ),
+    )
     whole = knockout(variant, run)
-
-    def cost(mean: float) -> dict[str, float]:
-        return {"mean": mean, "error": 0.0004}
-
-    return {
-        "windows": 32,
-        "loss": loss,
-        "identity": cost(whole),
-        "token_mean": cost(whole / 10),
-        "identity_by_sublayer": [cost(whole * layer / sublayers) for layer in range(sublayers)],
-        "stream_dropped": [cost(0.3), cost(0.1), cost(0.0), cost(-0.001)],
-    }
+    use = Use(32, loss, Cost(whole, 0.0004), Cost(whole / 10, 0.0004), [], [])
+    return replace(probe, mixing=mixing, use=use)
 
 
 def critical_of(study: Study, config: RunConfig) -> Critical:
@@ -338,115 +292,82 @@ def critical_of(study: Study, config: RunConfig) -> Critical:
     return Critical(CRITICAL_SCHEMA, config.run, bar, settings, search(settings, make))
 
 
-def throughput_of(study: Study, model: str) -> dict[str, Any]:
-    """throughput/<model>.json of one model size."""
+def throughput_of(study: Study, model: str) -> Throughput:
+    """throughput/<model>.json of one model size: each connection a quarter slower than the last."""
     settings = study.models[model]
-    variants = {}
+
+    def quartiles(middle: float) -> Quartiles:
+        return Quartiles(middle, 0.98 * middle, 1.02 * middle)
+
+    variants, reference = {}, {}
     for position, (name, connection) in enumerate(study.measured_connections(model).items()):
         slower = 1 + 0.25 * position
-        parameters = parameters_of(settings.n_layer, connection.variant)
-        median = 40_000 / slower
-        variants[name] = {
-            "step_seconds": [0.025 * slower * (1 + 0.01 * r) for r in range(9)],
-            "ratio": [slower * (1 + 0.001 * r) for r in range(9)],
-            "tokens_per_second": {"median": median, "q1": 0.98 * median, "q3": 1.01 * median},
-            "ratio_quartiles": {"median": slower, "q1": 0.99 * slower, "q3": 1.02 * slower},
-            "peak_memory_bytes": 2**27 + position * 2**20,
-            "flops_per_token": 1.2e6 * slower,
-            "parameters": parameters["total"],
-            "extra_parameters": parameters["connection"],
-        }
-    return {
-        "schema": THROUGHPUT_SCHEMA,
-        "model": model,
-        "device": "cpu",
-        "hardware": {"cpu": "Synthetic CPU", "cores": 2, "memory_gib": 8.0},
-        "threads": 1,
-        "precision": "fp32",
-        "batch_size": 16,
-        "block_size": settings.block_size,
-        "rounds": 9,
-        "warmup_rounds": 3,
-        "compile": False,
-        "implementation": "fast",
-        "variants": variants,
-        "deterministic": False,
-        "did_not_fit": [],
-        "others": {
-            "reference": {
-                name: {
-                    "ratio": row["ratio"],
-                    "peak_memory_bytes": row["peak_memory_bytes"],
-                    "step_seconds": [2 * s for s in row["step_seconds"]],
-                    "tokens_per_second": {k: v / 2 for k, v in row["tokens_per_second"].items()},
-                    "ratio_quartiles": {k: v * 2 for k, v in row["ratio_quartiles"].items()},
-                }
-                for name, row in variants.items()
-                if not name.startswith("residual")
-            }
-        },
-    }
+        ratio, memory = [slower * (1 + 0.001 * r) for r in range(9)], 2**27 + position * 2**20
+        counts = parameters_of(settings.n_layer, connection.variant)
+        variants[name] = Measured(
+            [0.025 * x for x in ratio], ratio, quartiles(40_000 / slower), quartiles(slower),
+            memory, 1.2e6 * slower, counts.total, counts.connection,
+        )  # fmt: skip
+        if not name.startswith("residual"):
+            reference[name] = Timing(
+                [0.05 * x for x in ratio], ratio, quartiles(20_000 / slower), quartiles(2 * slower),
+                memory,
+            )  # fmt: skip
+    return Throughput(
+        schema=THROUGHPUT_SCHEMA,
+        model=model,
+        device="cpu",
+        hardware=HARDWARE,
+        threads=1,
+        precision="fp32",
+        compile=False,
+        batch_size=16,
+        block_size=settings.block_size,
+        rounds=9,
+        warmup_rounds=3,
+        implementation="fast",
+        variants=variants,
+        others={"reference": reference},
+        deterministic=False,
+        did_not_fit=[],
+    )
 
 
-def manifest_of(study: Study, corpus: str) -> dict[str, Any]:
+def manifest_of(study: Study, corpus: str) -> Manifest:
     """manifest.json of one prepared corpus."""
-    part = {"documents": 100, "bytes": 3_000_000, "tokens": 1_000_000}
-    assert part["bytes"] / part["tokens"] == BYTES_PER_TOKEN
-    shard = {"tokens": 1_000_000, "sha256": digest_of(corpus)}
-    manifest = {
-        "schema": 1,
-        "name": corpus,
-        "settings": study.corpus_settings(corpus),
-        "source": {
-            "kind": "embedded",
-            "description": "Synthetic text",
-            "repository": None,
-            "revision": None,
-            "files": [{"path": "text.jsonl", "sha256": digest_of("text"), "bytes": 12}],
-            "license": "public domain",
-        },
-        "tokenizer": {
-            "kind": "bpe",
-            "vocab_size": 1024,
-            "n_tokens": 1024,
-            "sha256": digest_of("tokenizer"),
-            "eot_id": 0,
-        },
-        "split": {"rule": "sha256 of the text", "validation_fraction": 0.05},
-        "train": {**part, "shards": [{"file": "train-00000.bin", **shard}]},
-        "validation": {**part, "shards": [{"file": "validation-00000.bin", **shard}]},
-        "baselines": {"unigram": UNIGRAM, "bigram": BIGRAM},
-        "bigram_tokens": 1_000_000,
-    }
-    digest = content_digest(
-        build(TokenizerEntry, manifest["tokenizer"]),
-        {split: build(SplitEntry, manifest[split]) for split in SPLITS},
+    shard = Shard("train-00000.bin", 1_000_000, digest_of(corpus))
+    split = SplitEntry(100, int(BYTES_PER_TOKEN) * shard.tokens, shard.tokens, (shard,))
+    tokenizer = TokenizerEntry(
+        "bpe", vocab_size=1024, n_tokens=1024, sha256=digest_of("tokenizer"), eot_id=0
     )
-    return {**manifest, "digest": digest}
+    return Manifest(
+        schema=1,
+        name=corpus,
+        settings=study.corpus_settings(corpus),
+        source=SourceEntry("embedded", "Synthetic text", license="public domain"),
+        tokenizer=tokenizer,
+        split=SplitRule("sha256 of the text", 0.05),
+        train=split,
+        validation=split,
+        baselines=Baselines(UNIGRAM, BIGRAM),
+        bigram_tokens=1_000_000,
+        digest=content_digest(tokenizer, {"train": split, "validation": split}),
+    )
 
 
-def write_run(folder: Path, run: dict[str, Any], diverged: bool, corpus_digest: str) -> None:
+def write_run(folder: Path, config: RunConfig, diverged: bool, corpus_digest: str) -> None:
     """A finished run folder."""
-    metrics = metrics_of(run, diverged)
-    n_layer, variant = run["model"]["n_layer"], run["connection"]["variant"]
-    write_json(
-        folder / "run.json",
-        {
-            "schema": FOLDER_SCHEMA,
-            "key": digest_of(run),
-            "config": run,
-            "corpus": {
-                "name": run["corpus"],
-                "digest": corpus_digest,
-                "manifest": f"results/corpora/{run['corpus']}/manifest.json",
-            },
-            "code": "0123456789abcdef",
-            "attempts": [{"started": "2026-01-01T00:00:00+00:00", "provenance": PROVENANCE}],
-            "parameters": parameters_of(n_layer, variant),
-            "implementation": "fast",
-            "launch": None,
-        },
+    run = config.to_json()
+    metrics, key = metrics_of(run, diverged), digest_of(run)
+    n_layer, variant = config.model.n_layer, config.connection.variant
+    provenance = Provenance(GitState("f" * 40, False), VERSIONS, HARDWARE, "Synthetic")
+    record = replace(
+        run_record(config, key),
+        corpus=CorpusRecord(config.corpus, corpus_digest, "manifest.json"),
+        attempts=[Attempt("2026-01-01T00:00:00+00:00", provenance)],
+        parameters=parameters_of(n_layer, variant),
     )
+    write_json(folder / "run.json", to_json(record))
     write_lines(folder / "metrics.jsonl", metrics)
     write_lines(
         folder / "timing.jsonl",
@@ -455,6 +376,7 @@ def write_run(folder: Path, run: dict[str, Any], diverged: bool, corpus_digest: 
             for line in metrics[1:]
         ],
     )
+    evaluated = [line for line in metrics if "validation_loss" in line]
     sublayers = 2 * n_layer if variant != "residual" else 0
     write_lines(
         folder / "mixing.jsonl",
@@ -469,11 +391,30 @@ def write_run(folder: Path, run: dict[str, Any], diverged: bool, corpus_digest: 
                 "gain_forward": gain(variant, sublayers),
                 "gain_backward": 1.1 * gain(variant, sublayers),
             }
-            for line in metrics
-            if "validation_loss" in line and sublayers
+            for line in (evaluated if sublayers else ())
         ],
     )
-    seal(folder, summary_of(run, metrics))
+    losses = [line["loss"] for line in metrics[1:] if line["loss"] is not None]
+    end = metrics[-1]["step"]
+    ended: dict[str, Any] = {
+        "train_loss": float(np.mean(losses[-50:])),
+        "validation_loss": evaluated[-1]["validation_loss"],
+        "validation_bits_per_byte": evaluated[-1]["validation_bits_per_byte"],
+        "weights_sha256": digest_of(config.run),
+    }
+    if diverged:
+        ended = dict.fromkeys(ended) | {"status": "diverged", "diverged_step": end}
+    summary = run_summary(
+        config,
+        key,
+        steps=end,
+        tokens=end * config.tokens_per_step,
+        best_validation_loss=min(line["validation_loss"] for line in evaluated),
+        seconds=12.5,
+        tokens_per_second=40_000.0 + 1000 * noise("speed", config.run),
+        **ended,
+    )
+    seal(folder, to_json(summary))
 
 
 def seal(folder: Path, summary: dict[str, Any]) -> None:
@@ -511,19 +452,38 @@ def build_results(
     """
     study = study or make_study()
     folder = results / study.name
-    runs = {name: config.to_json() for name, config in study.runs().items()}
-    for corpus in study.corpora:
-        manifest = manifest_of(study, corpus)
-        write_json(results / study.corpus_folder(corpus) / "manifest.json", manifest)
-    for name, run in runs.items():
-        manifest = manifest_of(study, run["corpus"])
-        write_run(folder / "runs" / name, run, name in diverged, manifest["digest"])
-        write_json(folder / "probes" / f"{name}.json", probe_of(run, name in diverged))
-    for name, config in study.runs().items() if study.critical_rate else ():
-        write_json(folder / "critical" / f"{name}.json", to_json(critical_of(study, config)))
+    manifests = {corpus: manifest_of(study, corpus) for corpus in study.corpora}
+    for corpus, manifest in manifests.items():
+        write_manifest(results / study.corpus_folder(corpus), manifest)
+    for name, config in study.runs().items():
+        lost, probe = name in diverged, folder / "probes" / f"{name}.json"
+        write_run(folder / "runs" / name, config, lost, manifests[config.corpus].digest)
+        write_json(probe, to_json(probe_of(config, lost)))
+        if study.critical_rate:
+            write_json(folder / "critical" / f"{name}.json", to_json(critical_of(study, config)))
     for model in study.models:
-        write_json(folder / "throughput" / f"{model}.json", throughput_of(study, model))
+        throughput = to_json(throughput_of(study, model))
+        write_json(folder / "throughput" / f"{model}.json", throughput)
     if collected:
         run_stability(study, folder)
         collect(resolved_of(study, results), folder)
     return folder
+
+
+# --- a study that is otherwise --------------------------------------------------------------
+
+
+def with_columns(
+    results: Results, columns: Mapping[str, Any] | None = None, **more: Any
+) -> Results:
+    """The study with columns of runs.csv set: to a number, or to what a function makes of a row."""
+    runs = results.all_runs.copy()
+    for name, value in {**(columns or {}), **more}.items():
+        runs[name] = [value(row) for row in runs.to_dict("records")] if callable(value) else value
+    return replace(results, all_runs=runs, values=tidy(runs))
+
+
+def with_settings(results: Results, **settings: Any) -> Results:
+    """The results as those of a study file with other sections."""
+    study = results.settings | settings
+    return replace(results, study={**results.study, "study": study})

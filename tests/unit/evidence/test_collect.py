@@ -50,24 +50,37 @@ from mhclite.records import to_json
 from mhclite.runs.folder import FinishedRun, RunFolder
 from mhclite.study.reading import read_resolved
 
+NAME, OTHER = "sotu-d2-mhc-s0", "sotu-d2-mhc-s1"
+SMALL: dict[str, Any] = {"models": {"d2": 2}, "variants": ["residual", "mhc"], "seeds": [0, 1]}
+
+
+@pytest.fixture(scope="session")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four runs, judged and not collected."""
+    study = make_study(**SMALL)
+    folder = build_results(tmp_path_factory.mktemp("four"), study, diverged=(), collected=False)
+    run_stability(study, folder)
+    return folder.parent
+
 
 @pytest.fixture
-def small(tmp_path: Path) -> Path:
-    """A folder of four runs that a test may change; not collected."""
-    study = make_study(models={"d2": 2}, variants=["residual", "mhc"], seeds=[0, 1])
-    return build_results(tmp_path, study, diverged=(), collected=False)
+def small(four: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(four, tmp_path / "results")) / "synthetic"
 
 
 def recollect(folder: Path, **changes: Any) -> Results:
-    """The real steps over `small`, with keys of the description replaced."""
-    study = make_study(models={"d2": 2}, variants=["residual", "mhc"], seeds=[0, 1])
-    if not (folder / "stability.json").exists():
-        run_stability(study, folder)
-    collect(replace(resolved_of(study, folder.parent), **changes), folder)
+    """The real step over `small`, with keys of the description replaced."""
+    collect(replace(resolved_of(make_study(**SMALL), folder.parent), **changes), folder)
     return load_results(folder)
 
 
-def change_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def row_of(folder: Path, run: str = NAME) -> Any:
+    """A row of runs.csv."""
+    return recollect(folder).runs.set_index("run").loc[run]
+
+
+def change_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     """Edit a JSON file in place."""
     value = json.loads(path.read_text())
     change(value)
@@ -115,27 +128,14 @@ def test_mixing_columns_come_from_the_probe(results: Results) -> None:
     assert row["knockout_identity_error"] == row["knockout_mean_error"] == 0.0004
 
 
-def test_final_loss_is_the_probes(small: Path) -> None:
-    name = "sotu-d2-mhc-s0"
-    path = small / "probes" / f"{name}.json"
+def test_a_row_says_what_the_probe_says(small: Path) -> None:
+    path = small / "probes" / f"{NAME}.json"
+    before = row_of(small)
     change_json(path, lambda probe: probe["evaluation"].update(loss=3.25))
-    row = recollect(small).runs.set_index("run").loc[name]
-    assert row["validation_loss"] == 3.25
-    assert row["validation_bits_per_byte"] == pytest.approx(bits_per_byte(3.25))
-    assert row["validation_loss_windows"] == final_loss("sotu", 2, "mhc", 0)
-
-
-def test_what_was_taken_out_of_a_published_probe_is_a_gap(small: Path) -> None:
-    name = "sotu-d2-mhc-s0"
-    change_json(small / "probes" / f"{name}.json", lambda probe: probe.update(use=None))
-    row = recollect(small).runs.set_index("run").loc[name]
-    assert row[["knockout_identity", "knockout_mean"]].isna().all()
-    assert row[["validation_loss", "single_max_deviation"]].notna().all()
-
-
-def test_largest_deviation_is_that_of_both_sums(small: Path) -> None:
-    """Whichever of the two is exact."""
-    path = small / "probes" / "sotu-d2-mhc-s0.json"
+    after = row_of(small)
+    assert after["validation_loss"] == 3.25
+    assert after["validation_bits_per_byte"] == pytest.approx(bits_per_byte(3.25))
+    assert after["validation_loss_windows"] == final_loss("sotu", 2, "mhc", 0)
 
     def swap(probe: dict[str, Any]) -> None:
         for sums in (probe["mixing"]["single"], probe["mixing"]["product"]):
@@ -143,37 +143,35 @@ def test_largest_deviation_is_that_of_both_sums(small: Path) -> None:
                 other = name.replace("row", "column")
                 sums[name], sums[other] = sums[other], sums[name]
 
-    columns = ["single_max_deviation", "product_max_deviation"]
-    before = recollect(small).runs.set_index("run").loc["sotu-d2-mhc-s0", columns]
+    # The largest deviation is that of both sums, whichever is exact.
     change_json(path, swap)
-    after = recollect(small).runs.set_index("run").loc["sotu-d2-mhc-s0", columns]
-    assert before.tolist() == after.tolist() == pytest.approx([0.03, 0.3])
+    columns = ["single_max_deviation", "product_max_deviation"]
+    assert before[columns].tolist() == row_of(small)[columns].tolist() == pytest.approx([0.03, 0.3])
+    # What was taken out of a published probe is a gap.
+    change_json(path, lambda probe: probe.update(use=None))
+    gone = row_of(small)
+    assert gone[["knockout_identity", "knockout_mean"]].isna().all()
+    assert gone[["validation_loss", *columns]].notna().all()
 
 
 def test_peak_of_the_gain_is_over_training(small: Path) -> None:
-    path = small / "runs" / "sotu-d2-mhc-s0" / "mixing.jsonl"
+    path = small / "runs" / NAME / "mixing.jsonl"
     lines = read_jsonl(path)
     lines[1]["gain_forward"] = 508.0
     lines[2]["gain_forward"] = None  # was not finite
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    runs = recollect(small).runs.set_index("run")
-    assert runs.loc["sotu-d2-mhc-s0", "gain_forward_peak"] == 508
-    assert runs.loc["sotu-d2-mhc-s0", "gain_forward"] == pytest.approx(gain("mhc", 4))
-    assert pd.isna(runs.loc["sotu-d2-residual-s0", "gain_forward_peak"])
+    row = row_of(small)
+    assert row["gain_forward_peak"] == 508
+    assert row["gain_forward"] == pytest.approx(gain("mhc", 4))
+    assert pd.isna(row_of(small, "sotu-d2-residual-s0")["gain_forward_peak"])
 
 
 @pytest.mark.parametrize(
     ("variant", "final_norm", "count"),
-    [
-        ("residual", "per_stream", 0),
-        ("identity", "per_stream", 0),
-        ("hc", "after_sum", 8),
-        ("jpmhc", "after_sum", 8),
-        ("mhc", "per_stream", 7),
-        ("mhc_lite", "after_sum", 6),
-        ("kromhc", "per_stream", 7),
-    ],
-)
+    [("residual", "per_stream", 0), ("identity", "per_stream", 0), ("hc", "after_sum", 8),
+     ("jpmhc", "after_sum", 8), ("mhc", "per_stream", 7), ("mhc_lite", "after_sum", 6),
+     ("kromhc", "per_stream", 7)],
+)  # fmt: skip
 def test_functional_mixing_by_algebra(variant: str, final_norm: str, count: int) -> None:
     """measure/test_probe.py holds the models to the same."""
     settings = {"final_norm": final_norm}
@@ -182,14 +180,6 @@ def test_functional_mixing_by_algebra(variant: str, final_norm: str, count: int)
     assert mixing_that_counts(config) == count
     frozen = replace(config, connection=replace(config.connection, freeze_mixing=True))
     assert mixing_that_counts(frozen) == 0
-
-
-def test_probe_of_another_training_is_refused(small: Path) -> None:
-    path = small / "probes" / "sotu-d2-mhc-s1.json"
-    change_json(path, lambda probe: probe.update(key="0" * 64))
-    message = refused(small)
-    assert "is of another training of run sotu-d2-mhc-s1: delete" in message
-    assert "probes.json and run `snakemake --cores all`" in message
 
 
 def test_the_tidy_table_has_each_number_of_a_run_once(results: Results) -> None:
@@ -276,168 +266,112 @@ def test_long_runs_are_thinned_after_the_windows_are_computed() -> None:
         assert at[step] == pytest.approx(np.mean(grad_norm[step - 20 : step]))
 
 
-def test_orders_labels_and_baselines_follow_the_study(tmp_path: Path) -> None:
+def test_orders_and_names_follow_the_study(tmp_path: Path) -> None:
+    """Also those that pandas takes for missing values, and of models of one depth."""
     study = make_study(
-        corpora=["zebra", "apple"],
-        models={"z": 4, "a": 2},
+        corpora=["null", "apple"],
+        models={"nan": 4, "none": 4},
         variants=["mhc_lite", "residual"],
         seeds=[1, 0],
     )
     results = load_results(build_results(tmp_path, study, diverged=()))
-    assert list(results.runs["corpus"].cat.categories) == results.corpora == ["zebra", "apple"]
-    assert list(results.runs["model"].cat.categories) == results.models == ["z", "a"]
+    assert list(results.runs["corpus"].cat.categories) == results.corpora == ["null", "apple"]
+    assert list(results.runs["model"].cat.categories) == results.models == ["nan", "none"]
+    assert results.runs["corpus"].unique().tolist() == ["null", "apple"]
+    assert results.curves["model"].unique().tolist() == ["nan", "none"]
     assert list(results.curves["variant"].cat.categories) == ["mhc_lite", "residual"]
-    assert results.runs["variant"].cat.ordered
     assert results.seeds == [1, 0]
     assert results.labels == {"mhc_lite": "mHC-lite", "residual": "Residual"}
     assert results.counting_models["apple"] == {"unigram": UNIGRAM, "bigram": BIGRAM}
-    assert [results.model_label(model) for model in results.models] == ["4 layers", "2 layers"]
-    assert (results.name, results.confidence) == ("synthetic", 0.95)
+    assert results.model_label("nan") == "4 layers, 64 wide"
 
 
-def test_models_of_one_depth_are_told_apart_by_width(tmp_path: Path) -> None:
-    study = make_study(models={"a": 1, "b": 1}, variants=["residual"], seeds=[0])
-    results = load_results(build_results(tmp_path, study, diverged=()))
-    assert results.model_label("a") == "1 layer, 64 wide"
-
-
-def test_words_that_pandas_takes_for_missing_values_are_names(tmp_path: Path) -> None:
-    study = make_study(
-        corpora=["null"], models={"nan": 2, "none": 4}, variants=["residual"], seeds=[0]
-    )
-    results = load_results(build_results(tmp_path, study, diverged=()))
-    assert results.runs["corpus"].tolist() == ["null", "null"]
-    assert results.curves["model"].unique().tolist() == ["nan", "none"]
-
-
-def test_collecting_twice_gives_the_same_bytes(tmp_path: Path) -> None:
-    study = make_study(models={"d4": 4}, variants=["residual", "hc"])
-    names = ("study.json", "runs.csv", "values.csv", "curves.csv", "stability.json")
-    (tmp_path / "results").mkdir()
-    folder = build_results(tmp_path / "results", study)
-    before = {name: (folder / name).read_bytes() for name in names}
-    shutil.rmtree(tmp_path / "results")
-    folder = build_results(tmp_path / "results", study)
-    assert {name: (folder / name).read_bytes() for name in names} == before
-
-
-def test_step_reads_its_study_from_a_file(small: Path) -> None:
-    study = make_study(models={"d2": 2}, variants=["residual", "mhc"], seeds=[0, 1])
-    run_stability(study, small)
+def test_the_step_gives_the_same_bytes_again(small: Path) -> None:
+    names = ("study.json", "runs.csv", "values.csv", "curves.csv")
     description = small.parent / "resolved.json"
-    write_json(description, to_json(resolved_of(study, small.parent)))
-    assert cli.main(["collect", "--study", str(description), "--out", str(small)]) == 0
+    write_json(description, to_json(resolved_of(make_study(**SMALL), small.parent)))
+    written = []
+    for _ in range(2):
+        assert cli.main(["collect", "--study", str(description), "--out", str(small)]) == 0
+        written.append({name: (small / name).read_bytes() for name in names})
+    assert written[0] == written[1]
     assert len(load_results(small).runs) == 4
 
 
 # --- what does not fit is refused -----------------------------------------------------------
 
+RUN = f"runs/{OTHER}"
+# What is done to a file -> what the one line says.
+REFUSED: list[tuple[str, Callable[[dict[str, Any]], Any] | None, tuple[str, ...]]] = [
+    (f"{RUN}/summary.json", None, (f"run {OTHER} is not finished", "`snakemake --cores all`")),
+    (f"{RUN}/summary.json", lambda old: old.update(schema=0), (OTHER, "another version", RUN)),
+    (f"{RUN}/metrics.jsonl", None, (f"run {OTHER} has no",)),
+    (f"{RUN}/run.json", None, (f"the record of run {OTHER} is missing",)),
+    (
+        f"{RUN}/run.json",
+        lambda old: old["config"]["training"].update(steps=100),
+        ("other settings", "training.steps is 60 in the study and 100 in the run"),
+    ),
+    (
+        f"{RUN}/run.json",
+        lambda old: old["corpus"].update(digest="0" * 64),
+        (OTHER, "trained on other data: corpus sotu"),
+    ),
+    (f"probes/{OTHER}.json", None, (f"the probe of run {OTHER} is missing",)),
+    (
+        f"probes/{OTHER}.json",
+        lambda old: old.update(key="0" * 64),
+        (f"another training of run {OTHER}", "probes.json and run `snakemake --cores all`"),
+    ),
+    ("stability.json", lambda old: old["runs"].pop(OTHER), (f"has no run {OTHER}",)),
+    (
+        "stability.json",
+        lambda old: old["settings"].update(spike_sigmas=5.0),
+        ("spike_sigmas is 6.0 in the study and 5.0 in the file",),
+    ),
+]
 
-def refused(folder: Path, **changes: Any) -> str:
-    """The line that the user reads."""
+
+@pytest.mark.parametrize(("file", "change", "said"), REFUSED)
+def test_what_does_not_fit_is_one_line(
+    small: Path, file: str, change: Callable[[dict[str, Any]], Any] | None, said: tuple[str, ...]
+) -> None:
+    if change is None:
+        (small / file).unlink()
+    else:
+        change_json(small / file, change)
     with pytest.raises(UserError) as caught:
-        recollect(folder, **changes)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert not (folder / "study.json").exists()
-    return message
-
-
-def test_missing_summary_names_run_and_command(small: Path) -> None:
-    run_stability(make_study(models={"d2": 2}, variants=["residual", "mhc"], seeds=[0, 1]), small)
-    (small / "runs" / "sotu-d2-mhc-s1" / "summary.json").unlink()
-    message = refused(small)
-    assert "run sotu-d2-mhc-s1 is not finished" in message
-    assert "`snakemake --cores all`" in message
-
-
-def test_summary_of_another_version_names_run_and_command(small: Path) -> None:
-    path = small / "runs" / "sotu-d2-mhc-s0" / "summary.json"
-    change_json(path, lambda summary: summary.update(schema=0))
-    message = refused(small)
-    assert "the summary of run sotu-d2-mhc-s0 is from another version" in message
-    assert f"delete {path.parent} and run `snakemake --cores all`" in message
-
-
-@pytest.mark.parametrize(
-    ("missing", "message"),
-    [
-        ("probes/sotu-d2-mhc-s1.json", "the probe of run sotu-d2-mhc-s1 is missing"),
-        ("runs/sotu-d2-mhc-s1/metrics.jsonl", "run sotu-d2-mhc-s1 has no"),
-        ("runs/sotu-d2-mhc-s1/run.json", "the record of run sotu-d2-mhc-s1 is missing"),
-    ],
-)
-def test_missing_file_is_named(small: Path, missing: str, message: str) -> None:
-    study = make_study(models={"d2": 2}, variants=["residual", "mhc"], seeds=[0, 1])
-    run_stability(study, small)
-    (small / missing).unlink()
-    assert message in refused(small)
-
-
-def test_run_of_another_configuration(small: Path) -> None:
-    def longer(record: dict[str, Any]) -> None:
-        record["config"]["training"]["steps"] = 100
-
-    change_json(small / "runs" / "sotu-d2-mhc-s1" / "run.json", longer)
-    message = refused(small)
-    assert "run sotu-d2-mhc-s1 was trained with other settings" in message
-    assert "training.steps is 60 in the study and 100 in the run" in message
+        recollect(small)
+    assert "\n" not in str(caught.value)
+    assert all(words in str(caught.value) for words in said), caught.value
+    assert not (small / "study.json").exists()
 
 
 def test_settings_that_decide_no_result_may_differ(small: Path) -> None:
     def other(record: dict[str, Any]) -> None:
         record["config"]["training"].update(processes=2, checkpoint_interval=7)
 
-    change_json(small / "runs" / "sotu-d2-mhc-s1" / "run.json", other)
+    change_json(small / RUN / "run.json", other)
     assert len(recollect(small).runs) == 4
 
 
-def test_run_on_other_data(small: Path) -> None:
-    path = small / "runs" / "sotu-d2-mhc-s1" / "run.json"
-    change_json(path, lambda record: record["corpus"].update(digest="0" * 64))
-    assert "run sotu-d2-mhc-s1 was trained on other data: corpus sotu" in refused(small)
-
-
-def test_stability_of_other_settings_or_other_runs(small: Path) -> None:
-    study = make_study(models={"d2": 2}, variants=["residual", "mhc"], seeds=[0, 1])
-    run_stability(study, small)
-    path = small / "stability.json"
-    change_json(path, lambda value: value["runs"].pop("sotu-d2-mhc-s0"))
-    assert "has no run sotu-d2-mhc-s0" in refused(small)
-    change_json(path, lambda value: value["settings"].update(spike_sigmas=5.0))
-    assert "spike_sigmas is 6.0 in the study and 5.0 in the file" in refused(small)
-
-
-def test_a_resolved_study_without_a_key(small: Path) -> None:
-    study = make_study(models={"d2": 2}, variants=["residual", "mhc"], seeds=[0, 1])
-    content = to_json(resolved_of(study, small.parent))
+def test_what_else_collect_is_given(small: Path) -> None:
+    with pytest.raises(UserError, match="is not a prepared corpus"):
+        recollect(small, corpora={"sotu": str(small / "nowhere")})
+    content = to_json(resolved_of(make_study(**SMALL), small.parent))
     del content["corpora"]
     write_json(small / "resolved.json", content)
     with pytest.raises(UserError, match=r"resolved\.json is not what .* corpora is missing"):
         read_resolved(small / "resolved.json")
-
-
-def test_corpus_that_is_not_prepared(small: Path) -> None:
-    message = refused(small, corpora={"sotu": str(small / "nowhere")})
-    assert "is not a prepared corpus" in message
-
-
-def test_metrics_with_a_torn_line(small: Path) -> None:
-    path = small / "runs" / "sotu-d2-mhc-s1" / "metrics.jsonl"
+    path = small / RUN / "metrics.jsonl"
     path.write_text(path.read_text()[:-20])
     with pytest.raises(UserError, match=r"metrics\.jsonl is not what training wrote.*delete"):
-        RunFolder(small / "runs" / "sotu-d2-mhc-s1").finished()
+        RunFolder(small / RUN).finished()
     with pytest.raises(UserError, match=r"metrics\.jsonl line 61 is not JSON"):
         read_jsonl(path)
 
 
 # --- reading the collected tables -----------------------------------------------------------
-
-
-def test_load_before_collect(small: Path) -> None:
-    with pytest.raises(UserError, match="study's description is missing") as caught:
-        load_results(small)
-    assert "python -m mhclite collect" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -455,13 +389,14 @@ def test_table_that_does_not_fit_is_refused(
     recollect(small)
     path = small / "runs.csv"
     path.write_text(change(path.read_text()))
-    with pytest.raises(UserError, match="runs") as caught:
+    with pytest.raises(UserError, match=re.escape(str(path))) as caught:
         load_results(small)
     assert message in str(caught.value)
-    assert str(path) in str(caught.value)
 
 
-def test_missing_table_and_throughput(small: Path) -> None:
+def test_a_missing_file_is_named(small: Path) -> None:
+    with pytest.raises(UserError, match=r"study's description is missing.*mhclite collect"):
+        load_results(small)
     recollect(small)
     (small / "throughput" / "d2.json").unlink()
     with pytest.raises(UserError, match="the throughput of model d2 is missing"):

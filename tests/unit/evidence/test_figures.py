@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builder import DIVERGED, build_results, gain, make_study, row_sum_deviation
+from builder import DIVERGED, build_results, make_study, row_sum_deviation
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from mhclite.connections.registry import VARIANTS
 from mhclite.evidence import style
 from mhclite.evidence.exhibits import FIGURES, shown
 from mhclite.evidence.frame import conditions_that_change
@@ -58,42 +57,25 @@ def texts(figure: Figure) -> str:
     return " ".join(" ".join(str(text.get_text()).split()) for text in figure.findobj(Text))
 
 
-def lines_of(axes: Any, colour: str, bold: bool) -> list[Any]:
-    """The thin lines of the seeds or the bold one of their mean, of one colour."""
-    lines = [
-        line
-        for line in axes.lines
-        if line.get_color() == colour and line.get_marker() == "None" and len(line.get_xdata())
-    ]
-    return [line for line in lines if (line.get_linewidth() > 1) == bold]
-
-
 # --- over training --------------------------------------------------------------------------
 
 
 def test_loss_curves_leave_diverged_runs_out_of_the_mean(results: Results) -> None:
     panel = figure_of(results, "validation_loss").axes[1]  # 4 layers
     hc = style.colour("hc")
-    (mean,) = lines_of(panel, hc, bold=True)
+    own_lines = [line for line in panel.lines if line.get_color() == hc]
+    (mean,) = [line for line in own_lines if line.get_linewidth() > 1 and len(line.get_xdata()) > 1]
     curves = results.curves.dropna(subset=["validation_loss"])
     own = curves[(curves["model"] == "d4") & (curves["variant"] == "hc")]
     expected = own[own["run"] != DIVERGED].groupby("step")["validation_loss"].mean()
     assert list(mean.get_xdata()) == list(expected.index)
     assert list(mean.get_ydata()) == pytest.approx(list(expected))
     # The diverged run is drawn up to its end, which a cross marks.
-    assert len(lines_of(panel, hc, bold=False)) == len(results.seeds)
+    thin = [line for line in own_lines if line.get_linewidth() < 1]
+    assert len(thin) == len(results.seeds)
     (cross,) = [line for line in panel.lines if line.get_marker() == "x"]
     assert cross.get_xdata()[0] == own[own["run"] == DIVERGED]["step"].max()
     assert "diverged: HC 1 of 3" in " ".join(panel.get_xlabel().split())
-
-
-def test_gradient_norm_is_the_mean_of_the_window(results: Results) -> None:
-    curves = results.curves
-    last = curves["step"] == curves["step"].max()
-    cell = curves[(curves["model"] == "d2") & (curves["variant"] == "mhc") & last]
-    panel = figure_of(results, "gradient_norm").axes[0]
-    (drawn,) = lines_of(panel, style.colour("mhc"), bold=True)
-    assert drawn.get_ydata()[-1] == pytest.approx(cell["grad_norm_window_mean"].mean())
 
 
 def test_thinning_keeps_the_first_and_the_last_step(results: Results) -> None:
@@ -110,26 +92,15 @@ def test_thinning_keeps_the_first_and_the_last_step(results: Results) -> None:
 
 
 def test_both_sums_show_the_extremes_as_distance_from_one(results: Results) -> None:
+    streams = [variant for variant in results.variants if variant != "residual"]
     for axes, is_product in zip(
         figure_of(results, "row_sums").axes[:2], (False, True), strict=True
     ):
         extremes = [line.get_xdata() for line in axes.lines if line.get_marker() == "."]
-        for variant, rows, columns in zip(
-            results.streams, extremes[::2], extremes[1::2], strict=True
-        ):
+        for variant, rows, columns in zip(streams, extremes[::2], extremes[1::2], strict=True):
             width = row_sum_deviation(variant, product=is_product)
             assert rows == pytest.approx([-width, width], rel=1e-6), variant
             assert columns == pytest.approx([-width / 2, width / 2], rel=1e-6), variant
-
-
-def test_what_is_drawn_along_the_sublayers(results: Results) -> None:
-    forward, backward = figure_of(results, "composite_gain").axes  # 4 layers
-    for panel, factor in ((forward, 1), (backward, 1.1)):
-        (mean,) = lines_of(panel, style.colour("hc"), bold=True)
-        assert list(mean.get_xdata()) == list(range(1, 9))
-        assert mean.get_ydata() == pytest.approx([factor * gain("hc", k) for k in range(1, 9)])
-    said = " ".join(forward.get_xlabel().split())
-    assert "within 0.005 of 1: Identity HC, mHC-lite, KromHC, JPmHC" in said
 
 
 # --- over depth -----------------------------------------------------------------------------
@@ -141,23 +112,18 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return load_results(build_results(tmp_path_factory.mktemp("deep"), study))
 
 
-def test_conditions_are_known_by_what_they_change_alone(deep: Results) -> None:
+def test_every_panel_is_drawn_over_the_depths(deep: Results) -> None:
+    """Variants stand beside each other: each has a place of its own, as far from the next, and
+    none in a neighbour's band.
+    """
     assert conditions_that_change(deep, "final_norm") == {"norm": "after_sum"}
     assert list(conditions_that_change(deep, "mixing_rate_factor")) == ["aged"]
-
-
-def test_every_panel_is_drawn_over_the_depths(deep: Results) -> None:
     panels = figure_of(deep, "depth").axes[: len(PANELS)]
     assert [panel.get_title() or panel.get_title(loc="left") for panel in panels] == list(PANELS)
     assert all([int(tick) for tick in panel.get_xticks()] == [2, 4] for panel in panels)
     hollow = [line for line in panels[0].lines if line.get_markerfacecolor() == "white"]
     assert len(hollow) == 2  # hc and mhc with the norm after the sum
-
-
-def test_variants_stand_beside_each_other_between_their_depths_borders(deep: Results) -> None:
-    """Each has a place of its own, as far from the next, and none in a neighbour's band."""
-    panel = figure_of(deep, "depth").axes[1]
-    at = sorted(float(x) for line in panel.containers for x in line.lines[0].get_xdata())
+    at = sorted(float(x) for line in panels[1].containers for x in line.lines[0].get_xdata())
     steps = [math.log(high / low) for low, high in pairwise(at)]
     step = SHARED * math.log(4 / 2) / len(deep.variants)
     assert steps == pytest.approx([step, math.log(2) - step, step])  # the residual has no gain
@@ -165,14 +131,12 @@ def test_variants_stand_beside_each_other_between_their_depths_borders(deep: Res
 
 @pytest.mark.parametrize("scale", ["linear", "log"])
 @pytest.mark.parametrize("values", [[0.3, 2.0, 9.0], [1e-8, 1e-8], [4.0]])
-def test_a_frame_holds_its_values_and_little_more(scale: str, values: list[float]) -> None:
+def test_a_frame_holds_its_values(scale: str, values: list[float]) -> None:
     axes = Figure().subplots()
     axes.set_yscale(scale)
     frame(axes, values)
     low, high = axes.get_ylim()
     assert low < min(values) <= max(values) < high
-    if scale == "linear" and len(values) == 3:
-        assert (low, high) == pytest.approx((0.3 - 0.08 * 8.7, 9.0 + 0.08 * 8.7))
 
 
 # --- pieces that are missing ----------------------------------------------------------------
@@ -182,32 +146,16 @@ def test_a_frame_holds_its_values_and_little_more(scale: str, values: list[float
 @pytest.mark.parametrize(
     ("options", "all_diverge", "said"),
     [
-        ({"seeds": (7,), "variants": ("residual", "hc", "mhc_lite")}, False, {}),
-        ({"variants": ("mhc", "mhc_lite")}, False, {}),
-        (
-            {"variants": ("residual",)},
-            False,
-            {
-                **dict.fromkeys(("row_sums", "composite_gain"), "no H_res to show"),
-            },
-        ),
-        (
-            {"variants": ("residual", "mhc")},
-            True,
-            {
-                "row_sums": "No multi-stream run reached its last step",
-                "composite_gain": "No multi-stream run reached its last step",
-                "gradient_norm": "The runs are too short.",
-            },
-        ),
-        ({"corpora": ("one", "two"), "variants": ("residual", "mhc")}, False, {}),
+        ({"variants": ("residual",), "seeds": (7,)}, False, {"row_sums": "no H_res to show"}),
+        ({"variants": ("residual", "mhc")}, True, {"row_sums": "no H_res to show"}),
+        ({"corpora": ("one", "two"), "variants": ("mhc", "mhc_lite")}, False, {}),
         (
             {"models": {"d1": 1, "d2": 2}, "variants": ("identity", "mhc")},
             False,
-            {"depth": "The plain residual is not in this study."},
+            {"depth": "nothing to compare with"},
         ),
     ],
-    ids=["one seed, no mhc", "no residual", "residual only", "all diverge", "two corpora", "depth"],
+    ids=["residual only", "all diverge", "two corpora", "no residual"],
 )
 def test_what_is_missing_is_said_and_the_rest_is_drawn(
     tmp_path: Path,
@@ -224,19 +172,5 @@ def test_what_is_missing_is_said_and_the_rest_is_drawn(
         with style.style():
             figure = draw(results)
             figure.draw_without_rendering()  # lays it out: a panel that does not fit would warn
-        if exhibit.name in said:
-            assert said[exhibit.name] in texts(figure), exhibit.name
-        else:
-            assert "reached its last step" not in texts(figure), exhibit.name
-
-
-def test_gains_of_exactly_one_are_shown_around_one(tmp_path: Path) -> None:
-    study = make_study(variants=("mhc_lite",), **TINY)
-    results = load_results(build_results(tmp_path, study, diverged=()))
-    low, high = figure_of(results, "composite_gain").axes[0].get_ylim()
-    assert 0.99 < low < 1 < high < 1.2
-
-
-def test_every_variant_has_a_look_of_its_own() -> None:
-    for look in (style.colour, style.marker):
-        assert len({look(variant) for variant in VARIANTS}) == len(VARIANTS)
+        assert said.get(exhibit.name, "") in texts(figure), exhibit.name
+        assert exhibit.name in said or "reached its last step" not in texts(figure), exhibit.name

@@ -1,19 +1,33 @@
-"""Rates of the arms in the report, of a study whose sizes have unlike variants."""
+"""Losses against the rate: of a sweep whose sizes have unlike variants, and of a stress study."""
 
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from builder import build_results, make_study
+from builder import CRITICAL, build_results, make_study, noise
 
+from mhclite.errors import UserError
 from mhclite.evidence.evidence import terminal_table, write
-from mhclite.evidence.frame import Cell, cells
-from mhclite.evidence.results import Results, load_results
-from mhclite.evidence.style import colour, style
-from mhclite.evidence.topics.rates import learning_rates, loss_against_rate, mean_losses
+from mhclite.evidence.frame import Cell, cells, values
+from mhclite.evidence.results import Results, critical_rates, load_results
+from mhclite.evidence.statistics import t_interval
+from mhclite.evidence.style import colour, save, style
+from mhclite.evidence.tables import markdown
+from mhclite.evidence.topics.rates import (
+    KEYS,
+    grid_of,
+    learning_rates,
+    loss_against_rate,
+    stress_data,
+    stress_rates,
+    stress_table,
+)
+from mhclite.measure.files import Try, critical_rate
 from mhclite.study.reading import parse_study
 
 VARIANTS = ("residual", "hc", "mhc", "mhc_lite")
@@ -42,7 +56,7 @@ def arm(model: str, variant: str, rate: float, **more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Results:
     settings = make_study(variants=VARIANTS).model_dump(mode="json")
     settings["models"]["d4"]["variants"] = list(SMALL)
     settings["conditions"] = {
@@ -58,45 +72,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arms[1] = arm("d2", "hc", 7e-3, **by_hand)
     settings["learning_rates"] = {"study": "swept", "rule": RULE, "arms": arms}
     study = parse_study(settings)
-    return build_results(tmp_path_factory.mktemp("rates"), study, diverged=[])
+    return load_results(build_results(tmp_path_factory.mktemp("rates"), study, diverged=[]))
 
 
-@pytest.fixture(scope="module")
-def results(folder: Path) -> Results:
-    return load_results(folder)
-
-
-def test_the_table_has_each_arm_of_the_study_once(results: Results) -> None:
-    table = learning_rates(results)
-    found = {
-        (row["model"], row["condition"], row["variant"]): row["rate"]
-        for row in table.data.to_dict("records")
-    }
-    assert len(found) == len(table.data) == len(VARIANTS) + len(SMALL) + 1
-    trained = {
-        (c["model"]["name"], c["condition"], c["connection"]["variant"]): c["model"]
-        for c in results.study["runs"].values()
-    }
-    for key, model in trained.items():
-        if key[1] != "twice":
+def test_the_table_has_each_arm_of_the_study_once(swept: Results) -> None:
+    data = learning_rates(swept).data
+    found = {tuple(row[key] for key in KEYS): row["rate"] for row in data.to_dict("records")}
+    assert len(found) == len(data) == len(VARIANTS) + len(SMALL) + 1
+    for config in swept.study["runs"].values():
+        model, variant = config["model"], config["connection"]["variant"]
+        if config["condition"] != "twice":
+            key = (config["corpus"], model["name"], config["condition"], variant)
             assert found[key] == model["learning_rate"]
-    hand = table.data[table.data["variant"] == "hc"].iloc[0]
-    assert hand["tried"] == 0
-    swept = table.data[table.data["condition"] == "aged"].iloc[0]
-    assert (swept["grid_at_rate"], swept["final_loss"]) == (3.0, pytest.approx(2.85))
-    assert swept["grid_at_shared_rate"] == 3.1
-    assert swept["inside"]
+    aged = data[data["condition"] == "aged"].iloc[0]
+    assert (aged["grid_at_rate"], aged["inside"]) == (3.0, True)
+    assert data[data["variant"] == "hc"].iloc[0]["inside"] is None  # by hand
 
 
-def test_a_run_that_diverged_leaves_no_mean(results: Results) -> None:
-    one = arm("d2", "mhc", 1e-3)
-    assert list(mean_losses(results, one, final=False).values()) == [3.2, 3.0, 3.1, None]
-    assert list(mean_losses(results, one, final=True).values()) == [pytest.approx(2.85), None]
-
-
-def test_the_figure_has_a_line_for_each_arm_that_was_swept(results: Results) -> None:
+def test_the_figure_has_a_line_for_each_arm_that_was_swept(swept: Results) -> None:
+    """A run that diverged leaves no mean."""
+    grid = grid_of(swept, arm("d2", "mhc", 1e-3))
+    assert list(grid.values()) == [3.2, 3.0, 3.1, None]
     with style():
-        left, right = loss_against_rate(results).axes
+        left, right = loss_against_rate(swept).axes
     for panel, variants in ((left, ("residual", "mhc", "mhc", "mhc_lite")), (right, SMALL)):
         lines = [line for line in panel.lines if len(line.get_xdata()) == 3]
         assert sorted(line.get_color() for line in lines) == sorted(map(colour, variants))
@@ -104,15 +102,93 @@ def test_the_figure_has_a_line_for_each_arm_that_was_swept(results: Results) -> 
 
 @pytest.mark.exhaustive
 @pytest.mark.slow
-def test_a_size_with_fewer_variants_is_shown_with_these_alone(folder: Path) -> None:
-    results = write(folder)
-    assert cells(results) == [
+def test_a_size_with_fewer_variants_is_shown_with_these_alone(swept: Results) -> None:
+    write(swept.folder)
+    assert cells(swept) == [
         *(Cell("sotu", "d2", variant) for variant in VARIANTS),
         *(Cell("sotu", "d4", variant) for variant in SMALL),
     ]
-    text = terminal_table(results)
-    assert re.search(r"^mHC .*–$", text, re.MULTILINE)
-    page = (folder / "report.html").read_text()
-    assert "Learning rate of each arm" in page
-    for path in (folder / "tables").glob("*.md"):
+    assert re.search(r"^mHC .*–$", terminal_table(swept), re.MULTILINE)
+    assert "Learning rate of each arm" in (swept.folder / "report.html").read_text()
+    for path in (swept.folder / "tables").glob("*.md"):
         assert not re.search(r"\bnan\b", path.read_text(), re.IGNORECASE), path.name
+
+
+# --- rates at which runs cease to learn -----------------------------------------------------
+
+STRESSED = ("residual", "hc", "mhc", "mhc_lite", "jpmhc")
+
+
+@pytest.fixture(scope="module")
+def stressed(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Variants that cease to learn at known rates."""
+    study = make_study(
+        models={"d2": 2},
+        variants=STRESSED,
+        seeds=range(8),
+        critical_rate={"factors": [2, 6, 20, 64], "halvings": 3, "below_unigram": 0.1},
+        conditions={
+            "no_clip": {
+                "title": "no clipping",
+                "variants": ["residual", "hc"],
+                "training": {"grad_clip": 0},
+            }
+        },
+    )
+    return load_results(build_results(tmp_path_factory.mktemp("stress"), study, diverged=[]))
+
+
+def test_critical_rate_by_hand() -> None:
+    def found(*failed: bool) -> tuple[float, str]:
+        tries = [Try(2.0 ** (k + 1), f, None if f else 5.0, 60) for k, f in enumerate(failed)]
+        rate = critical_rate(tries)
+        return rate["critical_rate"], rate["beyond"]
+
+    assert found(False, True, True) == (1.5, "")  # holds at 2, fails at 4
+    assert found(True, True) == (1, "below")
+    assert found(True, False) == (1, "below")
+    assert found(False, False) == (2, "above")
+
+
+def test_rates_are_found_where_they_are(stressed: Results) -> None:
+    """As a metric of claims they are missing beyond the rates tried."""
+    rates = critical_rates(stressed.critical, stressed.all_runs)
+    assert len(rates) == 8 * (5 + 2)
+    for row in rates.to_dict("records"):
+        threshold = CRITICAL[row["variant"]] + 0.2 * noise("critical", row["seed"])
+        cell = Cell(row["corpus"], row["model"], row["variant"], row["condition"])
+        claimed = values(stressed, cell, "critical_rate").get(row["seed"])
+        if row["variant"] == "jpmhc":
+            assert (row["beyond"], row["critical_rate"]) == ("above", np.log2(64))
+            assert claimed is None
+        else:
+            assert row["low"] <= threshold < row["high"]
+            assert row["high"] - row["low"] <= np.log2(20 / 6) / 8 + 1e-9
+            assert claimed == row["critical_rate"]
+
+
+def test_octaves_are_paired_by_seed(stressed: Results, tmp_path: Path) -> None:
+    rates = critical_rates(stressed.critical, stressed.all_runs)
+    by_arm = rates.set_index(["condition", "variant", "seed"])["critical_rate"]
+    data = stress_data(stressed).set_index(["condition", "variant"])
+    expected = t_interval(by_arm["base", "mhc"] - by_arm["base", "residual"])
+    assert data.loc[("base", "mhc"), "minus_residual"] == pytest.approx(expected.mean)
+    assert data.loc[("base", "mhc"), "minus_residual_high"] == pytest.approx(expected.high)
+    assert data.loc[("base", "mhc"), "minus_residual"] == pytest.approx(1.3, abs=0.2)
+    assert data.loc[("base", "mhc_lite"), "minus_mhc"] == 0
+    assert np.isnan(data.loc[("base", "mhc"), "minus_mhc"])  # no difference to itself
+    assert np.isnan(data.loc[("no_clip", "hc"), "minus_mhc"])  # which is not there
+    assert data.loc[("base", "jpmhc"), "above"] == 8
+    text = markdown(stress_table(stressed))
+    assert "no clipping" in text
+    assert "0, 8 of 8" in text
+    with style():
+        assert len(save(stress_rates(stressed), tmp_path / "stress")) == 2
+
+
+def test_a_missing_search_is_named(stressed: Results, tmp_path: Path) -> None:
+    folder = tmp_path / "again"
+    shutil.copytree(stressed.folder, folder)
+    (folder / "critical" / "sotu-d2-residual-s0.json").unlink()
+    with pytest.raises(UserError, match="the critical rate of run sotu-d2-residual-s0 is missing"):
+        load_results(folder)

@@ -13,7 +13,7 @@ from mhclite.evidence.evidence import write_tables
 from mhclite.evidence.exhibits import FIGURES
 from mhclite.evidence.findings import findings_of
 from mhclite.evidence.pages import FIGURE, current, with_texts, write_pages
-from mhclite.evidence.published import publish
+from mhclite.evidence.publish import publish
 from mhclite.evidence.report import verdict_counts
 from mhclite.evidence.results import load_results
 from mhclite.evidence.style import save, style

@@ -8,12 +8,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from builder import build_results, make_study
 
-from mhclite.evidence.results import Results, load_results
+from mhclite.evidence.results import load_results
 from mhclite.evidence.tables import escaped, html_table, markdown
 from mhclite.evidence.topics.conditions import conditions_table
 from mhclite.study.sections import Condition
@@ -25,61 +24,31 @@ TITLES = (
 )
 
 
-def conditions(*titles: str) -> dict[str, Any]:
-    """One condition per title."""
-    return {
+def test_titles_are_text_in_markdown_and_html(tmp_path: Path) -> None:
+    conditions = {
         f"c{at}": {"title": title, "variants": ["mhc"], "learning_rate_factor": 2.0 + at}
-        for at, title in enumerate(titles)
+        for at, title in enumerate(TITLES)
     }
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    study = make_study(
-        models={"d2": 2},
-        variants=("residual", "mhc"),
-        seeds=(0, 1),
-        conditions=conditions(*TITLES),
-        sinkhorn=None,
-    )
-    return load_results(build_results(tmp_path_factory.mktemp("r"), study))
-
-
-def unescaped(text: str) -> str:
-    """A Markdown cell as it is shown, if nothing in it is markup."""
-    return re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", text)
-
-
-def test_titles_are_text_in_markdown(results: Results) -> None:
-    text = markdown(conditions_table(results))
-    rows = [re.split(r"(?<!\\)\|", line) for line in text.splitlines() if line.startswith("|")]
+    study = make_study(models={"d1": 1}, variants=("mhc",), seeds=(0,), conditions=conditions)
+    table = conditions_table(load_results(build_results(tmp_path, study, ())))
+    lines = [line for line in markdown(table).splitlines() if line.startswith("|")]
+    rows = [re.split(r"(?<!\\)\|", line) for line in lines]
     assert len({len(row) for row in rows}) == 1, "a bar in a cell begins a column"
     cells = [cell.strip() for row in rows for cell in row]
-    assert set(TITLES) <= {unescaped(cell) for cell in cells}
+    # As they are shown, if nothing in them is markup.
+    assert set(TITLES) <= {re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", cell) for cell in cells}
     for markup in (r"(?<!\\)\$", r"(?<!\\)`", r"(?<!\\)\*a", r"(?<!\\)\]\(", r"(?<!\\)<b>"):
         assert not any(re.search(markup, cell) for cell in cells), markup
     assert escaped("mhc_lite [1.0, 2.0] < 3 & 4 - 5") == "mhc_lite [1.0, 2.0] < 3 & 4 - 5"
-
-
-def test_titles_are_text_in_html(results: Results) -> None:
-    text = html_table(conditions_table(results))
-    for title in TITLES:
-        assert title in html.unescape(text)
+    text = html_table(table)
+    assert all(title in html.unescape(text) for title in TITLES)
     assert "<b>e</b>" not in text
+    assert Condition(title="a\n  b\x1b[31m\tc\n", variants=["mhc"]).title == "a b[31m c"
 
-
-def test_a_title_is_one_line() -> None:
-    condition = Condition(title="a\n  b\x1b[31m\tc\n", variants=["mhc"])
-    assert condition.title == "a b[31m c"
-
-
-# --- the user's surroundings ----------------------------------------------------------------------
 
 DRAW = """
 import sys
 from pathlib import Path
-import mhclite.evidence.topics
-import pandas as pd
 import seaborn as sns
 from mhclite.evidence.style import grid, plain_log, save, style
 with style():
@@ -107,25 +76,19 @@ backend: module://nowhere
 @pytest.mark.exhaustive
 @pytest.mark.slow
 def test_figures_are_the_same_bytes_in_any_surroundings(tmp_path: Path) -> None:
-    (tmp_path / "home" / ".config" / "matplotlib").mkdir(parents=True)
     here = tmp_path / "here"
-    here.mkdir()
     for folder in (here, tmp_path / "home" / ".config" / "matplotlib"):
+        folder.mkdir(parents=True)
         (folder / "matplotlibrc").write_text(MATPLOTLIBRC)
+    own = {"MATPLOTLIBRC": str(here), "HOME": str(tmp_path / "home"), "LC_ALL": "C"}
     surroundings: dict[str, dict[str, str]] = {
         "plain": {},
         "notebook": {"MPLBACKEND": "module://matplotlib_inline.backend_inline"},
-        "own settings": {
-            "MATPLOTLIBRC": str(here),
-            "HOME": str(tmp_path / "home"),
-            "LC_ALL": "C",
-            "PYTHONUTF8": "0",
-            "TZ": "Asia/Tokyo",
-        },
+        "own settings": own | {"PYTHONUTF8": "0", "TZ": "Asia/Tokyo"},
     }
+    (tmp_path / "draw.py").write_text(DRAW, encoding="utf-8")
     drawn = {}
     for name, environment in surroundings.items():
-        (tmp_path / "draw.py").write_text(DRAW, encoding="utf-8")
         subprocess.run(
             [sys.executable, str(tmp_path / "draw.py"), str(tmp_path / name)],
             cwd=tmp_path if name == "plain" else here,

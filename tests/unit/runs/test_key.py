@@ -180,7 +180,7 @@ EDITS: dict[str, tuple[str, str, str, str, str]] = {
         "evidence/topics/losses.py", "Final loss with", "Loss at the end with", NOTHING, EVIDENCE,
     ),
     "what a statistic computes": (
-        "evidence/statistics.py", "ddof=1", "ddof=0", NOTHING, COLLECT,
+        "evidence/statistics.py", "ddof=1", "ddof=0", NOTHING, EVIDENCE,
     ),
     "how a spike is found": (
         "measure/stability.py", "FLAT = 1e-10", "FLAT = 1e-9", NOTHING,

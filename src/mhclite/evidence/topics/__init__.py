@@ -3,30 +3,5 @@
 Importing this package registers them all; a new file is found once it is named here.
 """
 
-from mhclite.evidence.topics import (
-    claims,
-    conditions,
-    cost,
-    depth,
-    losses,
-    mixing,
-    overview,
-    rates,
-    sinkhorn,
-    stability,
-    stress,
-)
-
-__all__ = [
-    "claims",
-    "conditions",
-    "cost",
-    "depth",
-    "losses",
-    "mixing",
-    "overview",
-    "rates",
-    "sinkhorn",
-    "stability",
-    "stress",
-]
+# ruff: noqa: F401
+from mhclite.evidence.topics import claims, conditions, cost, depth, losses, mixing, rates

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from mhclite.evidence import exhibits
-from mhclite.evidence.claims import Claim
 from mhclite.evidence.findings import Finding, findings_of, main_findings
 from mhclite.evidence.metrics import METRICS
 from mhclite.evidence.results import Results
-from mhclite.evidence.rows import Row
+from mhclite.evidence.statistics import Interval
 from mhclite.evidence.tables import (
     NONE,
     Col,
     Record,
-    Rows,
+    Table,
     missing,
     percent_of,
+    places,
     rounded,
     rows_of,
     with_interval,
@@ -31,6 +32,7 @@ NUMBERS = (
     *("threshold", "margin", "effect", "half_width", "p", "p_corrected"),
     *("p_equal", "p_equal_corrected", "windows_low", "windows_high"),
 )
+FIELDS = ("kind", "metric", "log", "variant", "reference", "threshold", "direction", "margin")
 
 
 def claims_data(results: Results) -> pd.DataFrame:
@@ -50,48 +52,35 @@ def claim_rows(finding: Finding) -> list[Record]:
     rows: list[Record] = []
     for at in sorted(range(len(finding.rows)), key=lambda at: (at != finding.decides, -at)):
         one, claim, decides = finding.rows[at], finding.claim, at == finding.decides
-        if decides or not one.missing:
-            rows.append(
-                {
-                    "claim": claim.id,
-                    "statement": claim.statement,
-                    "family": claim.family,
-                    "corpus": finding.corpus,
-                    "model": one.model,
-                    "decides": decides,
-                    "verdict": finding.verdict if decides else "",
-                    "reason": finding.reason if decides else one.short,
-                    "kind": claim.kind,
-                    "metric": claim.metric,
-                    "log": claim.log,
-                    "variant": claim.variant,
-                    "reference": claim.reference,
-                    "threshold": claim.threshold,
-                    "direction": claim.direction,
-                    "margin": claim.margin,
-                    **_measured(claim, one),
-                    "p_corrected": finding.p if decides else None,
-                    "p_equal_corrected": finding.p_equal if decides else None,
-                    "paper": claim.paper.value if claim.paper else None,
-                }
-            )
+        if not decides and one.missing:
+            continue
+        interval = one.comparison.interval if one.comparison else Interval(0)
+        low, high = sorted(claim.sign * end for end in one.windows or (math.nan, math.nan))
+        rows.append(
+            {
+                "claim": claim.id,
+                "statement": claim.statement,
+                "family": claim.family,
+                "corpus": finding.corpus,
+                "model": one.model,
+                "decides": decides,
+                "verdict": finding.verdict if decides else "",
+                "reason": finding.reason if decides else one.short,
+                **{name: getattr(claim, name) for name in FIELDS},
+                "numbers": one.numbers,
+                "windows_low": low,
+                "windows_high": high,
+                "n": interval.n,
+                "effect": None if interval.mean is None else claim.sign * interval.mean,
+                "half_width": interval.half_width,
+                "p": getattr(one.comparison, "p", None),
+                "p_equal": getattr(one.comparison, "p_equal", None),
+                "p_corrected": finding.p if decides else None,
+                "p_equal_corrected": finding.p_equal if decides else None,
+                "paper": claim.paper and claim.paper.value,
+            }
+        )
     return rows
-
-
-def _measured(claim: Claim, row: Row) -> Record:
-    low, high = sorted(claim.sign * end for end in row.windows or (math.nan, math.nan))
-    found: Record = {"numbers": row.numbers, "windows_low": low, "windows_high": high, "n": 0}
-    found |= dict.fromkeys(("effect", "half_width", "p", "p_equal"))
-    if row.comparison is not None:
-        interval = row.comparison.interval
-        found |= {
-            "n": interval.n,
-            "effect": None if interval.mean is None else claim.sign * interval.mean,
-            "half_width": interval.half_width,
-            "p": row.comparison.p,
-            "p_equal": row.comparison.p_equal,
-        }
-    return found
 
 
 def effect_text(row: Record) -> str:
@@ -121,26 +110,27 @@ def _p(value: Any) -> str:
     return NONE if missing(value) else ("< 0.0001" if value < 1e-4 else f"{value:.4f}")
 
 
-def _verdict(row: Record) -> str:
-    return ": ".join(filter(None, [row["verdict"], row["reason"]]))
-
-
-def _where(results: Results) -> list[Col]:
-    sizes = {model: results.model_label(model) for model in results.models}
-    several = len(results.corpora) > 1
-    return [
-        Col("Claim", lambda row: row["statement"]),
-        *([Col("Corpus", lambda row: row["corpus"])] if several else []),
-        Col("Model", lambda row: str(sizes.get(row["model"], row["model"]))),
-        Col("Verdict", _verdict),
-    ]
-
-
-def _stressed(row: Record) -> list[str]:
-    return ["Verdict"] * (row["verdict"] in DECIDED)
-
-
-PAPER = Col("In the paper", lambda row: NONE if missing(row["paper"]) else row["paper"])
+def _shown(
+    results: Results, rows: pd.DataFrame, effect: Callable[[Record], str], more: list[Col]
+) -> Table:
+    """Claims with their verdicts and effects, and further columns before the paper's figure."""
+    return rows_of(
+        rows,
+        [
+            Col("Claim", lambda row: row["statement"]),
+            *places(results)[:-1],
+            Col("Verdict", lambda row: ": ".join(filter(None, [row["verdict"], row["reason"]]))),
+        ],
+        [
+            Col("Effect", effect),
+            *more,
+            Col("In the paper", lambda row: NONE if missing(row["paper"]) else row["paper"]),
+        ],
+        f"Effect: variant minus reference, or its factor (×), with its "
+        f"{percent_of(results.confidence)} interval; of a bound the value itself. Verdicts and p "
+        "values are corrected over all claims, intervals are not.",
+        lambda row: ["Verdict"] * (row["verdict"] in DECIDED),
+    )
 
 
 @exhibits.table(
@@ -150,22 +140,17 @@ PAPER = Col("In the paper", lambda row: NONE if missing(row["paper"]) else row["
     heading="claims",
     printed="never",
 )
-def claims_table(results: Results) -> Rows:
-    """Every claim at every model size, the size that decides first."""
-    return rows_of(
+def claims_table(results: Results) -> Table:
+    """Every claim at every model size, the size that decides first: it alone has a verdict."""
+    return _shown(
+        results,
         claims_data(results),
-        _where(results),
+        effect_text,
         [
-            Col("Effect", effect_text),
             Col("n", lambda row: str(row["n"]) if row["n"] else NONE),
             Col("p", lambda row: _p(row["p_corrected"])),
             Col("p, equal", lambda row: _p(row["p_equal_corrected"])),
-            PAPER,
         ],
-        f"Effect: variant minus reference, or its factor (×), with its "
-        f"{percent_of(results.confidence)} interval; of a bound the value itself. Only the size "
-        "with a verdict decides. p values are corrected over all claims, intervals are not.",
-        _stressed,
     )
 
 
@@ -175,19 +160,13 @@ def claims_table(results: Results) -> Rows:
     caption="The main claims with their verdicts, over {seeds}. Source: runs.csv.",
     heading="claims",
 )
-def verdicts_table(results: Results) -> Rows:
+def verdicts_table(results: Results) -> Table:
     """The main claims at the size that decides; no numbers where they are no answer."""
     rows = [claim_rows(finding)[0] for finding in main_findings(results)]
-    found = rows_of(
+    found = _shown(
+        results,
         pd.DataFrame(rows, columns=list(rows[0]) if rows else ["statement", "corpus", "model"]),
-        _where(results),
-        [
-            Col("Effect", lambda r: NONE if r["verdict"] == "not reached" else effect_text(r)),
-            PAPER,
-        ],
-        f"Effect: variant minus reference, or its factor (×), with its "
-        f"{percent_of(results.confidence)} interval; of a bound the value itself. Verdicts are "
-        "corrected over all claims.",
-        _stressed,
+        lambda row: NONE if row["verdict"] == "not reached" else effect_text(row),
+        [],
     )
     return replace(found, numeric=())

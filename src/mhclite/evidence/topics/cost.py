@@ -13,44 +13,24 @@ from mhclite.evidence.tables import (
     MIB,
     Col,
     Record,
-    Rows,
+    Table,
+    changed,
     counted,
     number,
     places,
     quartiles,
     rows_of,
 )
-from mhclite.measure.files import Quartiles, Throughput
-
-# How it was measured: the same for all variants of a model.
-SETTINGS = (
-    *("device", "threads", "precision", "compile", "implementation", "batch_size", "block_size"),
-    *("rounds", "warmup_rounds"),
-)
+from mhclite.measure.files import Quartiles
+from mhclite.study.sections import BASE
 
 
 def _quartiles(name: str, found: Quartiles | None) -> dict[str, float]:
     return {f"{name}_{q}": getattr(found, q, math.nan) for q in ("median", "q1", "q3")}
 
 
-def timing_columns(measured: Throughput, connection: str) -> Record:
-    """What was counted of a connection, its speed and memory: NaN where it did not fit."""
-    counted, timed = measured.counted(connection), measured.variants.get(connection)
-    assert counted is not None
-    extra = counted.extra_parameters
-    return {
-        "parameters": counted.parameters,
-        "extra_parameters": extra,
-        "extra_percent": 100 * extra / (counted.parameters - extra),
-        "flops_per_token": counted.flops_per_token,
-        **_quartiles("tokens_per_second", timed.tokens_per_second if timed else None),
-        **_quartiles("ratio", timed.ratio_quartiles if timed else None),
-        "peak_memory_bytes": timed.peak_memory_bytes if timed else math.nan,
-    }
-
-
 def parameters_data(results: Results) -> pd.DataFrame:
-    """One row per model and variant.
+    """One row per model and variant, and per condition that changes the number of streams.
 
     `tokens_per_second_*` and `ratio_*` are median and quartiles over the timed rounds; the ratio is
     the step time over the plain residual's in the same round. `<name>_ratio_*` are those of another
@@ -67,12 +47,29 @@ def parameters_data(results: Results) -> pd.DataFrame:
                     f"delete {results.folder / 'throughput' / model}.json and run "
                     "`snakemake --cores all`"
                 )
-            row = {"model": model, "n_layer": results.n_layer(model), "variant": variant}
-            row |= timing_columns(measured, variant)
-            for other, by_variant in measured.others.items():
-                if variant in by_variant:
-                    row |= _quartiles(f"{other}_ratio", by_variant[variant].ratio_quartiles)
-            rows.append(row | {name: getattr(measured, name) for name in SETTINGS})
+            for condition in (BASE, *results.settings["conditions"]):
+                name = variant if condition == BASE else f"{variant}-{condition}"
+                known, timed = measured.counted(name), measured.variants.get(name)
+                if known is None:
+                    continue
+                extra = known.extra_parameters
+                row = {
+                    "model": model,
+                    "n_layer": results.n_layer(model),
+                    "variant": variant,
+                    "condition": condition,
+                    "parameters": known.parameters,
+                    "extra_parameters": extra,
+                    "extra_percent": 100 * extra / (known.parameters - extra),
+                    "flops_per_token": known.flops_per_token,
+                    **_quartiles("tokens_per_second", timed.tokens_per_second if timed else None),
+                    **_quartiles("ratio", timed.ratio_quartiles if timed else None),
+                    "peak_memory_bytes": timed.peak_memory_bytes if timed else math.nan,
+                }
+                for other, by_name in measured.others.items():
+                    if name in by_name:
+                        row |= _quartiles(f"{other}_ratio", by_name[name].ratio_quartiles)
+                rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -102,29 +99,28 @@ def how_measured(results: Results) -> str:
     caption="What a step costs: medians over {rounds} timed rounds. Source: throughput/.",
     heading="cost",
 )
-def parameters_table(results: Results) -> Rows:
+def parameters_table(results: Results) -> Table:
     """Parameters, FLOPs, throughput and memory of every model and variant."""
+    data = parameters_data(results)
     files = [results.throughput[model] for model in results.models]
-    others = {other: f"Step time, {other}" for file in files for other in file.others}
+    others = dict.fromkeys(other for file in files for other in file.others)
     own = {file.implementation for file in files} - {None}
-
-    def spread(name: str, heading: str, decimals: int) -> Col:
-        return Col(heading, lambda row: quartiles(row, name, decimals))
 
     def memory(row: Record) -> str:
         held = row["peak_memory_bytes"]
         return "did not fit" if math.isnan(held) else f"{held / MIB:,.1f}"
 
+    several = (data["condition"] != BASE).any()
     return rows_of(
-        parameters_data(results),
-        places(results)[-2:],
+        data,
+        [*places(results)[-2:], *([changed(results)] if several else [])],
         [
             Col("Parameters", number("parameters", 0)),
             Col("Extra (%)", number("extra_percent")),
             Col("FLOPs per token (millions)", number("flops_per_token", 2, 1e-6)),
-            spread("tokens_per_second", "Throughput (tokens/s)", 0),
-            spread("ratio", "Step time (residual = 1)", 2),
-            *(spread(f"{name}_ratio", heading, 2) for name, heading in others.items()),
+            Col("Throughput (tokens/s)", quartiles("tokens_per_second", 0)),
+            Col("Step time (residual = 1)", quartiles("ratio", 2)),
+            *(Col(f"Step time, {name}", quartiles(f"{name}_ratio", 2)) for name in others),
             Col("Peak memory (MiB)", memory),
         ],
         "Median [quartiles] over the timed rounds. Step time: over the plain residual's in the "

@@ -1,25 +1,20 @@
-"""What depth does to every variant: the study in one figure, and the gain along the sub-layers.
-
-H_res is in operator orientation: row t holds the weights that enter output stream t.
-"""
+"""What depth does to every variant: the study in one figure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import (
-    FixedLocator,
-    FuncFormatter,
-    NullLocator,
-)
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from mhclite.evidence import exhibits
 from mhclite.evidence.frame import (
     FAIR,
+    LOSS,
     Cell,
     apart,
     conditions_that_change,
@@ -31,48 +26,67 @@ from mhclite.evidence.results import Results
 from mhclite.evidence.statistics import BASELINE, Interval, minus
 from mhclite.evidence.style import (
     FAINT,
-    SEED_LINE,
     colour,
-    empty_figure,
     empty_state,
-    grid,
     line_style,
     marker,
     plain_log,
-    remark,
     variant_legend,
     wrapped_grid,
 )
-from mhclite.evidence.topics.losses import divergence_note
-from mhclite.evidence.topics.mixing import H_RES, NO_PROBES, deepest_probed
+from mhclite.evidence.topics.mixing import H_RES
 from mhclite.study.sections import BASE
 
 SHARED = 0.66  # of the way to the next depth is shared by the variants of one
 LINEAR = 1e-3  # nats per token up to which the axis of costs is linear
 SMALLEST = 1e-8  # what a logarithmic axis shows of an exact zero
-AT_ONE = 0.005  # gains this close to 1 lie on top of each other in the figure
-Found = Callable[[Cell], tuple[dict[int, float], Interval]]  # seeds, and their mean
 
 
-# --- over the number of layers --------------------------------------------------------------
+class Panel(NamedTuple):
+    """A metric over the number of layers; of the loss, its difference to the plain residual."""
+
+    metric: str
+    label: str
+    scale: str = "log"
 
 
-def over_depth(axes: Axes, results: Results, cells: Iterable[Cell], found: Found) -> list[float]:
+PANELS = {
+    "Loss minus the plain residual's": Panel(LOSS, "nats per token", "linear"),
+    "Largest composite gain": Panel("gain_forward_peak", "gain"),
+    "Product's sums off": Panel("product_max_deviation", "largest |sum - 1|"),
+    f"Lost where {H_RES} is set to I": Panel("knockout_identity", "nats per token", "symlog"),
+}
+
+
+def found_of(results: Results, cell: Cell, panel: Panel) -> tuple[dict[int, float], Interval]:
+    """What a panel shows of a cell: the values of its seeds, and their mean with its interval."""
+    if panel.metric == LOSS:
+        base = Cell(cell.corpus, cell.model, BASELINE)
+        return minus(values(results, cell), values(results, base)), apart(results, cell, base)
+    seeds, interval = values(results, cell, panel.metric), mean(results, cell, panel.metric)
+    if panel.scale == "log":
+        seeds = {seed: max(value, SMALLEST) for seed, value in seeds.items()}
+        interval = Interval(interval.n, SMALLEST) if interval.mean == 0 else interval
+    return seeds, interval
+
+
+def over_depth(
+    axes: Axes, results: Results, panel: Panel, corpus: str, variant: str, condition: str
+) -> list[float]:
     """A variant over depth: each seed faint, mean and interval joined by a line.
 
     Hollow and dotted under a condition. Returns the values drawn.
     """
-    cells = sorted(cells, key=lambda cell: results.n_layer(cell.model))
-    variant, hollow = cells[0].variant, cells[0].condition != BASE
+    hollow = condition != BASE
     # Beside each other at a depth, and not over each other: intervals are long with few seeds.
     place = (results.variants.index(variant) + 0.5) / len(results.variants) - 0.5
     shift = least_step(map(results.n_layer, results.models)) ** (SHARED * place)
     at, middles = [], []
     drawn: list[float] = []
-    for cell in cells:
-        seeds, interval = found(cell)
+    for model in sorted(results.models, key=results.n_layer):
+        seeds, interval = found_of(results, Cell(corpus, model, variant, condition), panel)
         if interval.mean is not None:
-            at.append(results.n_layer(cell.model) * shift)
+            at.append(results.n_layer(model) * shift)
             middles.append(interval)
             drawn += seeds.values()
             axes.plot(
@@ -84,6 +98,8 @@ def over_depth(axes: Axes, results: Results, cells: Iterable[Cell], found: Found
                 alpha=0.5,
                 markeredgewidth=0,
             )
+    if not drawn:
+        return drawn
     means = [interval.mean or 0.0 for interval in middles]
     ends = [
         [m if end is None else end for m, end in zip(means, side, strict=True)]
@@ -139,87 +155,37 @@ def depth_axis(axes: Axes, depths: Iterable[int]) -> None:
     axes.set_xlabel("layers")
 
 
-def _draw(
-    axes: Axes,
-    results: Results,
-    corpus: str,
-    found: Found,
-    conditions: Iterable[str] = (),
-    shown: Callable[[str], bool] = lambda variant: True,
-) -> list[float]:
-    """All variants over depth, under the study's own settings and under conditions."""
-    drawn: list[float] = []
-    for variant in filter(shown, results.variants):
-        for condition in (BASE, *conditions):
-            cells = [Cell(corpus, model, variant, condition) for model in results.models]
-            if any(found(cell)[0] for cell in cells):
-                drawn += over_depth(axes, results, cells, found)
-    return drawn
-
-
-def _metric(results: Results, metric: str) -> Found:
-    return lambda cell: (values(results, cell, metric), mean(results, cell, metric))
-
-
-def _losses(axes: Axes, results: Results, corpus: str) -> None:
-    def against(cell: Cell) -> tuple[dict[int, float], Interval]:
-        base = Cell(corpus, cell.model, BASELINE)
-        return minus(values(results, cell), values(results, base)), apart(results, cell, base)
-
-    if BASELINE not in results.variants:
-        empty_state(axes, "The plain residual is not in this study.")
-        return
-    axes.axhline(0, color=FAINT, linewidth=0.8)
+def draw(axes: Axes, results: Results, panel: Panel, corpus: str) -> bool:
+    """All variants in a panel; whether there is any to draw."""
     norms = conditions_that_change(results, "final_norm")
     fair = [name for name, norm in norms.items() if norm == FAIR["final_norm"]]
-    drawn = _draw(axes, results, corpus, against, fair, lambda variant: variant != BASELINE)
-    frame(axes, [*drawn, 0.0])
-    axes.set_ylabel("nats per token")
-
-
-def _logarithmic(
-    metric: str, label: str, shown: Callable[[str], bool] = lambda variant: True
-) -> Callable[[Axes, Results, str], None]:
-    """A panel of a metric, of the variants `shown`."""
-
-    def panel(axes: Axes, results: Results, corpus: str) -> None:
-        def positive(cell: Cell) -> tuple[dict[int, float], Interval]:
-            seeds, interval = _metric(results, metric)(cell)
-            if interval.mean == 0:
-                interval = Interval(interval.n, SMALLEST)
-            return {seed: max(value, SMALLEST) for seed, value in seeds.items()}, interval
-
-        drawn = _draw(axes, results, corpus, positive, shown=shown)
-        if not drawn:
-            empty_state(axes, "Not measured.")
-            return
-        axes.set_yscale("log")
-        frame(axes, drawn)
-        plain_log(axes)
-        axes.set_ylabel(label)
-
-    return panel
-
-
-def _knockouts(axes: Axes, results: Results, corpus: str) -> None:
-    drawn = _draw(axes, results, corpus, _metric(results, "knockout_identity"))
+    zero: dict[str, Any] = {"color": FAINT, "linewidth": 0.8}
+    drawn: list[float] = []
+    if panel.scale == "linear":
+        axes.axhline(0, **zero)
+    for variant in results.variants:
+        if panel.metric == "product_max_deviation" and not keeps_sums(variant):
+            continue
+        if panel.metric == LOSS and variant == BASELINE:
+            continue
+        for condition in (BASE, *(fair if panel.metric == LOSS else ())):
+            drawn += over_depth(axes, results, panel, corpus, variant, condition)
     if not drawn:
-        empty_state(axes, "Not measured.")
-        return
-    axes.axhline(0, color=FAINT, linewidth=0.8)
-    axes.set_yscale("symlog", linthresh=LINEAR)
-    frame(axes, drawn)
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_ylabel("nats per token")
-
-
-PANELS: dict[str, Callable[[Axes, Results, str], None]] = {
-    "Loss minus the plain residual's": _losses,
-    "Largest composite gain": _logarithmic("gain_forward_peak", "gain"),
-    "Product's sums off": _logarithmic("product_max_deviation", "largest |sum - 1|", keeps_sums),
-    f"Lost where {H_RES} is set to I": _knockouts,
-}
+        empty_state(axes, "Not measured, or nothing to compare with.")
+        return False
+    if panel.scale == "log":
+        axes.set_yscale("log")
+    elif panel.scale == "symlog":
+        axes.axhline(0, **zero)
+        axes.set_yscale("symlog", linthresh=LINEAR)
+    frame(axes, [*drawn, 0.0] if panel.scale == "linear" else drawn)
+    if panel.scale == "log":
+        plain_log(axes)
+    elif panel.scale == "symlog":
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_ylabel(panel.label)
+    return True
 
 
 @exhibits.figure(
@@ -237,65 +203,11 @@ PANELS: dict[str, Callable[[Axes, Results, str], None]] = {
 )
 def depth(results: Results) -> Figure:
     """Four quantities over depth, of the study's first corpus."""
-    figure, panels = wrapped_grid(len(PANELS), 2.35)
-    for panel, (title, fill) in zip(panels, PANELS.items(), strict=True):
-        panel.set_autoscaley_on(False)  # by `frame`
-        fill(panel, results, results.corpora[0])
-        if panel.axison:
-            panel.set_title(title)
-            depth_axis(panel, map(results.n_layer, results.models))
+    figure, axes = wrapped_grid(len(PANELS), 2.35)
+    for one, (title, panel) in zip(axes, PANELS.items(), strict=True):
+        one.set_autoscaley_on(False)  # by `frame`
+        if draw(one, results, panel, results.corpora[0]):
+            one.set_title(title)
+            depth_axis(one, map(results.n_layer, results.models))
     variant_legend(figure, results.variants, results.labels)
-    return figure
-
-
-# --- along the sub-layers -------------------------------------------------------------------
-
-
-@exhibits.figure(
-    "composite_gain",
-    title="Composite gain over depth",
-    caption=(
-        "Largest absolute row sum (forward) and column sum (backward) of the product of the first "
-        "H_res, two per layer, mean over tokens. 1 keeps the size of a signal. Bold: mean over "
-        "{seeds}; thin: each seed. Source: probes/."
-    ),
-    alt=(
-        "Curves over the number of matrices multiplied on a logarithmic axis, with a line at one."
-    ),
-    heading="stability",
-)
-def composite_gain(results: Results) -> Figure:
-    """Composite gain of the product of the first l sub-layers' H_res."""
-    shown = deepest_probed(results)
-    if not shown:
-        return empty_figure(NO_PROBES)
-    figure, axes = grid(len(shown), 2, 2.3, sharex="row", sharey=True)
-    gains = [1 - AT_ONE, 1 + AT_ONE]  # the least that the axis shows
-    for pair, (corpus, model) in zip(axes, shown, strict=True):
-        for panel, way, what in zip(pair, ("forward", "backward"), ("row", "column"), strict=True):
-            level = []  # variants whose lines lie on top of each other
-            for variant in results.streams:
-                probes = results.mixing(corpus, model, variant).values()
-                series = np.array([getattr(probe.product, f"gain_{way}") for probe in probes])
-                if not len(series):
-                    continue
-                places, tint = np.arange(1, series.shape[1] + 1), colour(variant)
-                panel.plot(places, series.T, color=tint, linewidth=0.5, alpha=0.45)
-                panel.plot(places, series.mean(0), color=tint, linestyle=line_style(variant))
-                gains += series.ravel().tolist()
-                if np.abs(series - 1).max() < AT_ONE:
-                    level.append(results.label(variant))
-            panel.axhline(1, color=FAINT, linewidth=0.8, zorder=1)
-            panel.set(
-                title=f"{results.panel_title(corpus, model)}\n{way}",
-                xlabel="matrices multiplied",
-                ylabel=f"largest |{what} sum|",
-            )
-            remark(panel, f"within {AT_ONE} of 1: {', '.join(level)}" if level else "")
-        remark(pair[0], divergence_note(results, corpus, model))
-    margin = (max(gains) / min(gains)) ** 0.05
-    for panel in figure.axes:
-        panel.set_ylim(min(gains) / margin, max(gains) * margin)
-        plain_log(panel)
-    variant_legend(figure, results.streams, results.labels, extra=[SEED_LINE])
     return figure

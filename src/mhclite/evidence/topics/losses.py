@@ -1,67 +1,142 @@
-"""Final losses of every cell and seed, against depth, and the way to them over training."""
+"""Every variant in one row, the final losses of every cell and seed, and the way to them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mhclite.evidence import exhibits
-from mhclite.evidence.frame import LOSS, Cell, apart, cells, columns, row, values
-from mhclite.evidence.results import Results, evenly_spaced, of
+from mhclite.evidence.frame import (
+    FAIR,
+    LOSS,
+    Cell,
+    apart,
+    cells,
+    columns,
+    condition_of,
+    deepest_first,
+    keeps_sums,
+    row,
+    values,
+)
+from mhclite.evidence.results import Results, evenly_spaced
 from mhclite.evidence.statistics import BASELINE, far_off
 from mhclite.evidence.style import (
     FAINT,
     SEED_LINE,
-    empty_state,
     grid,
     plain_log,
     remark,
     runs_and_means,
     variant_legend,
 )
-from mhclite.evidence.tables import NONE, Record, Rows, fixed, listed, percent_of, plus_minus
+from mhclite.evidence.tables import (
+    NONE,
+    Col,
+    Record,
+    Table,
+    counted,
+    listed,
+    mean_and_half,
+    metric,
+    number,
+    percent_of,
+    places,
+    rows_of,
+)
+from mhclite.study.sections import BASE
 
 POINTS = 200  # of a curve; a panel is 3 inches wide
 
 
-def results_data(results: Results) -> pd.DataFrame:
-    """For each corpus its counting models, of `kind` baseline, then one row per cell.
+# --- every variant at the deepest model -----------------------------------------------------
 
-    The mean loss; `difference`: loss minus the plain residual's, paired by
-    seed; `seed_<s>`: the loss of that seed, empty if its run diverged.
+MEANS = (LOSS, "gain_forward_peak", "product_max_deviation")
+MOST = 6  # columns
+
+
+def overview_data(results: Results) -> pd.DataFrame:
+    """One row per corpus and variant, at the deepest model.
+
+    The means of `MEANS`; differences of the loss, paired by seed: `minus_residual`, `minus_fair`
+    (the same where the streams are summed before the final norm); `step_time` in the plain
+    residual's.
     """
-    rows: list[dict[str, Any]] = []
+    model = deepest_first(results)[0]
+    rows = []
     for corpus in results.corpora:
-        for name, loss in results.counting_models[corpus].items():
+        for variant in results.variants_of(model):
+            own, fair = Cell(corpus, model, variant), condition_of(results, variant, FAIR)
+            under = None if fair in (None, BASE) else own._replace(condition=str(fair))
+            timed = results.throughput[model].variants.get(variant)
+            base = None if variant == BASELINE else own._replace(variant=BASELINE)
             rows.append(
-                {
-                    "corpus": corpus,
-                    "kind": "baseline",
-                    "variant": name,
-                    "label": f"{name.capitalize()} model",
-                    LOSS: loss,
-                }
+                row(results, own, MEANS)
+                | {"step_time": timed.ratio_quartiles.median if timed else math.nan}
+                | columns("minus_residual", apart(results, own, base))
+                | columns("minus_fair", apart(results, under or own, base if under else None))
             )
-        for cell in cells(results):
-            if cell.corpus == corpus:
-                seeds = values(results, cell)
-                base = None if cell.variant == BASELINE else cell._replace(variant=BASELINE)
-                rows.append(
-                    {"kind": "variant", "label": results.label(cell.variant)}
-                    | row(results, cell, [LOSS])
-                    | columns("difference", apart(results, cell, base))
-                    | {f"seed_{seed}": seeds.get(seed) for seed in results.seeds}
-                )
-    first = ["corpus", "kind", "model", "n_layer", "variant", "label", "condition", LOSS]
-    data = pd.DataFrame(rows)
-    return data[[*first, *(name for name in data if name not in first)]].astype(
-        dict.fromkeys(("n_layer", "runs", "n_diverged"), "Int64")
+    return pd.DataFrame(rows)
+
+
+@exhibits.table(
+    "overview",
+    title="Every variant at a glance",
+    caption="Every variant at the deepest model, over {seeds}. Source: runs.csv, throughput/.",
+    heading="claims",
+)
+def overview_table(results: Results) -> Table:
+    """At most `MOST` columns: what no variant has is left out, then the last ones."""
+    minus = f"Minus {results.labels.get(BASELINE, BASELINE)}"
+    loss = Col("Loss", _loss)
+    *corpus, _, variant = places(results)
+    whole = rows_of(
+        overview_data(results),
+        [*corpus, variant],
+        [
+            loss,
+            Col(minus, mean_and_half("minus_residual", 3)),
+            Col(f"{minus}, one final norm", mean_and_half("minus_fair", 3)),
+            metric("product_max_deviation", of=keeps_sums),
+            Col("Step time", number("step_time", 2)),
+            metric("gain_forward_peak"),
+        ],
+        f"{results.model_label(deepest_first(results)[0])}, over "
+        f"{counted(len(results.seeds), 'seed')}: mean ± half-width, or [ends], of the "
+        f"{percent_of(results.confidence)} interval. Losses in nats per token, differences paired "
+        "by seed, below 0 is better. Sums off: deviation from 1. Step time: the plain residual's "
+        "is 1.",
     )
+    names = list(whole.display.columns)
+    # Losses of several sizes have a table of their own.
+    if len(names) > MOST and len(results.models) > 1:
+        names.remove(loss.heading)
+    numeric = [name for name in names[:MOST] if name in whole.numeric]
+    return replace(whole, display=whole.display[names[:MOST]], numeric=numeric)
+
+
+# --- every cell -----------------------------------------------------------------------------
+
+
+def results_data(results: Results) -> pd.DataFrame:
+    """One row per cell: the mean loss; `difference`: minus the plain residual's, paired by seed;
+    `seed_<s>`: the loss of that seed, empty if its run diverged.
+    """
+    rows = []
+    for cell in cells(results):
+        base = None if cell.variant == BASELINE else cell._replace(variant=BASELINE)
+        seeds = values(results, cell)
+        rows.append(
+            row(results, cell, [LOSS])
+            | columns("difference", apart(results, cell, base))
+            | {f"seed_{seed}": seeds.get(seed) for seed in results.seeds}
+        )
+    return pd.DataFrame(rows)
 
 
 @exhibits.table(
@@ -71,29 +146,28 @@ def results_data(results: Results) -> pd.DataFrame:
     heading="loss",
     printed="several cells",
 )
-def results_table(results: Results) -> Rows:
+def results_table(results: Results) -> Table:
     """Final validation loss: a row for each variant, columns for each model size."""
     data = results_data(results)
-    beside = f", minus {results.label(BASELINE)}" if BASELINE in results.variants else ""
+    beside = f", minus {results.labels[BASELINE]}" if BASELINE in results.variants else ""
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for record in data.to_dict("records"):
-        label, corpus = record["label"], record["corpus"]
-        line = lines.setdefault((corpus, label), {"Corpus": corpus, "Variant": label})
-        sizes = results.models if record["kind"] == "baseline" else [record["model"]]
-        for heading in map(results.model_label, sizes):
-            line[heading] = _loss(record)
-            if beside and record["kind"] == "variant":
-                line[heading + beside] = plus_minus(
-                    record["difference"], record["difference_half_width"], 3
-                )
+        corpus, variant = record["corpus"], results.labels[record["variant"]]
+        line = lines.setdefault((corpus, variant), {"Corpus": corpus, "Variant": variant})
+        heading = results.model_label(record["model"])
+        line[heading + beside] = mean_and_half("difference", 3)(record)
+        beaten = record[LOSS] >= results.counting_models[corpus]["bigram"]
+        line[heading] = _loss(record) + " *" * beaten
     order = [h + b for h in map(results.model_label, results.models) for b in {"": 0, beside: 0}]
-    names = ["Corpus", "Variant", *order]
-    display = pd.DataFrame(lines.values()).reindex(columns=names, fill_value=NONE).fillna(NONE)
-    return Rows(
+    display = pd.DataFrame(lines.values())[["Corpus", "Variant", *order]].fillna(NONE)
+    known = ", ".join(
+        f"{corpus} {one['bigram']:.3f}" for corpus, one in results.counting_models.items()
+    )
+    return Table(
         notes=(
             "Nats per token: mean over the completed runs ± half-width of the "
             f"{percent_of(results.confidence)} interval; differences are paired by seed, below 0 "
-            f"is better; nothing is corrected for their number.{_far(results)}"
+            f"is better. *: not below a table of bigrams ({known}).{_far(results)}"
         ),
         data=data,
         display=display.drop(columns=["Corpus"] if len(results.corpora) == 1 else []),
@@ -101,17 +175,15 @@ def results_table(results: Results) -> Rows:
     )
 
 
-def _loss(record: Record) -> str:
-    if record["kind"] == "baseline":
-        return fixed(record[LOSS], 3)
-    text = plus_minus(record[LOSS], record[f"{LOSS}_half_width"], 3)
-    return text + (f" ({record['n_diverged']} diverged)" if record["n_diverged"] else "")
+def _loss(row: Record) -> str:
+    text = mean_and_half(LOSS, 3)(row)
+    return text + f" ({row['n_diverged']} diverged)" * bool(row["n_diverged"])
 
 
 def _far(results: Results) -> str:
     """The runs that hide in a mean: those that end far from all others of their cell."""
     found = [
-        f"{results.label(cell.variant)} at {results.panel_title(cell.corpus, cell.model)} "
+        f"{results.labels[cell.variant]} at {results.panel_title(cell.corpus, cell.model)} "
         f"({losses[far]:.3f})"
         for cell in cells(results)
         if (far := far_off(losses := values(results, cell))) is not None
@@ -124,11 +196,11 @@ def _far(results: Results) -> str:
 
 def divergence_note(results: Results, corpus: str, model: str) -> str:
     """Which runs diverged, e.g. `diverged: HC 1 of 5, mHC 2 of 5`; empty if none."""
-    found = [row(results, Cell(corpus, model, variant)) for variant in results.variants]
+    found = {v: values(results, Cell(corpus, model, v), "diverged") for v in results.variants}
     parts = [
-        f"{results.label(one['variant'])} {one['n_diverged']} of {one['runs']}"
-        for one in found
-        if one["n_diverged"]
+        f"{results.labels[variant]} {sum(lost.values()):g} of {len(lost)}"
+        for variant, lost in found.items()
+        if sum(lost.values())
     ]
     return f"diverged: {', '.join(parts)}" if parts else ""
 
@@ -151,30 +223,6 @@ def _counting_lines(panels: Sequence[Axes], losses: dict[str, float]) -> None:
         )
 
 
-def over_training(
-    results: Results, column: str, label: str
-) -> tuple[Figure, np.ndarray[tuple[int, int], np.dtype[np.object_]]]:
-    """A column of curves.csv over training: each run, each variant's mean; a panel for each size.
-
-    Returns the figure and its axes, (corpora, models).
-    """
-    table = results.curves.dropna(subset=[column])
-    figure, axes = grid(len(results.corpora), len(results.models), 2.0, sharey="row")
-    for panels, corpus in zip(axes, results.corpora, strict=True):
-        for panel, model in zip(panels, results.models, strict=True):
-            panel.set(title=results.panel_title(corpus, model), xlabel="training step")
-            part = of(table, corpus, model)
-            if part.empty:
-                empty_state(panel, "The runs are too short.")
-                continue
-            runs_and_means(panel, results, thinned(part), column)
-            plain_log(panel)
-            remark(panel, divergence_note(results, corpus, model))
-        panels[0].set_ylabel(label)
-    variant_legend(figure, results.variants, results.labels, extra=[SEED_LINE])
-    return figure, axes
-
-
 def thinned(table: pd.DataFrame) -> pd.DataFrame:
     """At most `POINTS` of the steps in the table, the first and the last among them."""
     steps = table["step"].drop_duplicates().sort_values().to_numpy()
@@ -193,8 +241,17 @@ def thinned(table: pd.DataFrame) -> pd.DataFrame:
     heading="loss",
 )
 def validation_loss(results: Results) -> Figure:
-    """Validation loss over training, beside the counting models."""
-    figure, axes = over_training(results, LOSS, "validation loss (nats/token)")
+    """Validation loss over training, beside the counting models: a panel for each size."""
+    table = results.curves.dropna(subset=[LOSS])
+    figure, axes = grid(len(results.corpora), len(results.models), 2.0, sharey="row")
     for panels, corpus in zip(axes, results.corpora, strict=True):
+        for panel, model in zip(panels, results.models, strict=True):
+            panel.set(title=results.panel_title(corpus, model), xlabel="training step")
+            own = table[(table["corpus"] == corpus) & (table["model"] == model)]
+            runs_and_means(panel, results, thinned(own), LOSS)
+            plain_log(panel)
+            remark(panel, divergence_note(results, corpus, model))
+        panels[0].set_ylabel("validation loss (nats/token)")
         _counting_lines(list(panels), results.counting_models[corpus])
+    variant_legend(figure, results.variants, results.labels, extra=[SEED_LINE])
     return figure

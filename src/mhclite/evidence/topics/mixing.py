@@ -1,4 +1,4 @@
-"""H_res of the trained models, from the mixing probe.
+"""H_res of the trained models, from the mixing probe; and what Sinkhorn-Knopp leaves.
 
 H_res is in operator orientation: row t holds the weights that enter output stream t. What the
 papers call column sums are the row sums here.
@@ -7,6 +7,7 @@ papers call column sums are the row sums here.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,21 +27,21 @@ from mhclite.evidence.style import (
     FAINT,
     INK,
     colour,
-    empty_figure,
+    empty_state,
     grid,
     remark,
-    rows_of_variants,
+    wrapped_grid,
 )
 from mhclite.evidence.tables import (
     NONE,
     Col,
     Record,
-    Rows,
-    mean_and_ends,
+    Table,
     metric,
     percent_of,
     places,
     rows_of,
+    significant,
 )
 from mhclite.evidence.topics.losses import divergence_note
 
@@ -50,22 +51,44 @@ MEANS = (
     *("singular_largest", "sinkhorn_share_above_30", "knockout_identity", "knockout_mean"),
 )
 H_RES = r"$H_\mathrm{res}$"
-NO_PROBES = "No multi-stream run reached its last step, so there is no H_res to show."
 
 
-def probed(results: Results) -> list[tuple[str, str]]:
-    """(corpus, model) of the cells in which at least one run was probed."""
-    return [
+NOTES = (
+    "Moved: distance of H_res from its start. Sums off: deviation from 1. Gain and singular value: "
+    "of the product over depth. Lost: nats per token. [Ends] or ± half-width of the {level} "
+    f"interval. {NONE}: does not apply."
+)
+
+
+def deepest_probed(results: Results) -> list[tuple[str, str]]:
+    """(corpus, model): the deepest model of each corpus of which a run was probed."""
+    probed = [
         place
         for place in results.panels()
         if any(results.mixing(*place, variant) for variant in results.variants)
     ]
+    return list(dict(sorted(probed, key=lambda place: results.n_layer(place[1]))).items())
 
 
-def deepest_probed(results: Results) -> list[tuple[str, str]]:
-    """The deepest of them, for each corpus."""
-    found = sorted(probed(results), key=lambda place: results.n_layer(place[1]))
-    return list(dict(found).items())
+def mixing_columns(results: Results) -> list[Col]:
+    """The columns of `MEANS`."""
+    streams = results.settings["connections"]["n_streams"]
+
+    def norm(row: Record) -> str:
+        text = metric("singular_largest").text(row)
+        # What the norm of a product of matrices that are stochastic on one side cannot pass.
+        bounded = VARIANTS[row["variant"]].mixes == "one_sided" and text != NONE
+        return text + f", at most √n = {math.sqrt(streams):.3g}" * bounded
+
+    return [
+        metric("start_distance", "Moved"),
+        metric("product_max_deviation", of=keeps_sums),
+        metric("gain_forward_peak"),
+        Col("Largest singular value", norm),
+        metric("sinkhorn_share_above_30"),
+        metric("knockout_identity", "Lost, H_res = I"),
+        metric("knockout_mean", "Lost, H_res = its mean"),
+    ]
 
 
 @exhibits.table(
@@ -74,33 +97,15 @@ def deepest_probed(results: Results) -> list[tuple[str, str]]:
     caption="H_res of the trained models on held-out text, over {seeds}. Source: probes/.",
     heading="mixing",
 )
-def mixing_table(results: Results) -> Rows:
+def mixing_table(results: Results) -> Table:
     """Where H_res stands, what its product does, and what the model loses without it."""
-    streams = results.settings["connections"]["n_streams"]
-
-    def norm(row: Record) -> str:
-        text = mean_and_ends("singular_largest")(row)
-        # What the norm of a product of matrices that are stochastic on one side cannot pass.
-        bounded = VARIANTS[row["variant"]].mixes == "one_sided" and text != NONE
-        return text + f", at most √n = {math.sqrt(streams):.3g}" * bounded
-
     return rows_of(
         pd.DataFrame(
             row(results, cell, MEANS) for cell in cells(results) if cell.variant != BASELINE
         ),
         places(results),
-        [
-            metric("start_distance", "Moved"),
-            metric("product_max_deviation", of=keeps_sums),
-            metric("gain_forward_peak"),
-            Col("Largest singular value", norm),
-            metric("sinkhorn_share_above_30"),
-            metric("knockout_identity", "Lost, H_res = I"),
-            metric("knockout_mean", "Lost, H_res = its mean"),
-        ],
-        "Moved: distance of H_res from its start. Sums off: deviation from 1. Gain and singular "
-        "value: of the product over depth. Lost: nats per token. [Ends] or ± half-width of the "
-        f"{percent_of(results.confidence)} interval. {NONE}: does not apply.",
+        mixing_columns(results),
+        NOTES.format(level=percent_of(results.confidence)),
     )
 
 
@@ -128,15 +133,20 @@ def row_sums(results: Results) -> Figure:
     """Distribution of both sums of H_res: of single matrices, and of the product over depth."""
     shown = deepest_probed(results)
     if not shown:
-        return empty_figure(NO_PROBES)
-    variants = results.streams
+        figure, (panel,) = wrapped_grid(1, 1.6)
+        empty_state(panel, "No multi-stream run reached its last step: there is no H_res to show.")
+        return figure
+    variants = [variant for variant in results.variants if variant != BASELINE]
     figure, axes = grid(len(shown), 2, 0.9 + 0.3 * len(variants), sharey=True)
     largest = results.runs[["single_max_deviation", "product_max_deviation"]].max().max()
     for pair, (corpus, model) in zip(axes, shown, strict=True):
         for panel, title in zip(pair, (f"single {H_RES}", "product over depth"), strict=True):
             panel.axvspan(-ROUNDING, ROUNDING, color="#eeeeee", zorder=0)
             panel.axvline(0, color=FAINT, linewidth=0.8)
-            rows_of_variants(panel, [results.label(variant) for variant in variants])
+            panel.set_yticks(range(len(variants)), [results.labels[one] for one in variants])
+            panel.set_ylim(len(variants) - 0.4, -0.6)  # the first above
+            panel.tick_params(axis="y", length=0)
+            panel.grid(visible=False, axis="y")
             _deviation_axis(panel, float(largest))
             name = results.panel_title(corpus, model)
             panel.set(title=f"{name}\n{title}", xlabel="sum minus 1")
@@ -150,14 +160,13 @@ def row_sums(results: Results) -> Figure:
                     quantiles = zip(probes[0].quantile_levels, np.transpose(sums) - 1, strict=True)
                     _box(panel, at, variant, pale, dict(quantiles))
         remark(pair[0], divergence_note(results, corpus, model))
-    dot = Line2D([], [], color=INK, marker=".", linestyle="none", label="least, largest")
     figure.legend(
         handles=[
             Patch(color="#eeeeee", label="rounding of 32-bit numbers"),
             Patch(facecolor="#888888", edgecolor=INK, label="rows: middle half, median"),
             Patch(facecolor="#dddddd", edgecolor=INK, label="columns"),
             Line2D([], [], color=INK, linewidth=0.7, label="0.1 % to 99.9 %"),
-            dot,
+            Line2D([], [], color=INK, marker=".", linestyle="none", label="least, largest"),
         ],
         loc="outside upper center",
         ncols=3,
@@ -185,3 +194,50 @@ def _box(axes: Axes, place: float, variant: str, pale: bool, found: dict[float, 
     )
     axes.vlines(middle[0.5], place - 0.16, place + 0.16, color=INK, linewidth=0.7)
     axes.plot([found[0].min(), found[1].max()], [place] * 2, ".", color=INK, markersize=2.5)
+
+
+# --- the Sinkhorn-Knopp experiment ------------------------------------------------------------
+
+KEYS = ("logit_range", "iterations", "precision", "domain")
+METHODS = (("fp32", "log"), ("fp32", "exp"), ("bf16", "log"), ("bf16", "exp"))
+
+
+@exhibits.table(
+    "sinkhorn",
+    title="What Sinkhorn-Knopp leaves after so many iterations",
+    caption="Median and largest deviation of the inexact sums from 1. Source: sinkhorn.json.",
+    heading="mixing",
+    needs="sinkhorn",
+)
+def sinkhorn_table(results: Results) -> Table:
+    """Median and largest deviation by range, iterations and way of computing."""
+    assert results.sinkhorn is not None
+    rows = results.sinkhorn["rows"]
+    deepest = max(int(depth) for depth in rows[0]["product"])
+    data = pd.json_normalize(rows, sep="_")  # single_median, product_24_max and the like
+    by_method = {tuple(row[name] for name in KEYS): row for row in data.to_dict("records")}
+
+    def column(heading: str, method: tuple[str, str], what: str) -> Col:
+        def text(row: Record) -> str:
+            found = by_method[row["logit_range"], row["iterations"], *method]
+            return " / ".join(significant(found[f"{what}_{end}"], 2) for end in ("median", "max"))
+
+        return Col(heading, text)
+
+    reached = results.values.loc[results.values["metric"] == "largest_log_inverse_nu", "value"]
+    trained = f" Trained runs reach log(1/ν) = {reached.max():.1f}."
+    shown = rows_of(
+        data[["logit_range", "iterations"]].drop_duplicates().sort_values([*KEYS[:2]]),
+        [
+            Col("Logit range", lambda row: f"{row['logit_range']:g}"),
+            Col("Iterations", lambda row: f"{row['iterations']:g}"),
+        ],
+        [
+            *(column(f"{p}, {domain} domain", (p, domain), "single") for p, domain in METHODS),
+            column(f"fp32, log domain, {deepest} multiplied", METHODS[0], f"product_{deepest}"),
+        ],
+        "Median / largest |sum - 1| on the side that the last half-step does not normalise, over "
+        f"{results.sinkhorn['settings']['matrices']:,} x {deepest} random matrices; logits are "
+        f"uniform over the range.{trained * bool(len(reached))}",
+    )
+    return replace(shown, data=data)

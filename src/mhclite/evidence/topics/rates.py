@@ -1,18 +1,25 @@
-"""The learning rate of each arm, and the losses of the sweep that it was chosen from."""
+"""Losses against the learning rate: of the sweep that chose each arm's, and of the search for the
+rate at which a run ceases to learn.
+"""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from mhclite.evidence import exhibits
-from mhclite.evidence.results import Results
+from mhclite.evidence.frame import columns
+from mhclite.evidence.results import Results, critical_rates
+from mhclite.evidence.statistics import BASELINE, minus, t_interval
 from mhclite.evidence.style import (
+    FAINT,
     INK,
     colour,
     empty_state,
@@ -21,36 +28,64 @@ from mhclite.evidence.style import (
     variant_legend,
     wrapped_grid,
 )
-from mhclite.evidence.tables import NONE, Col, Record, Rows, number, places, rows_of, significant
+from mhclite.evidence.tables import (
+    NONE,
+    Col,
+    Record,
+    Table,
+    changed,
+    mean_and_half,
+    missing,
+    number,
+    percent_of,
+    places,
+    rows_of,
+    significant,
+)
 from mhclite.study.sections import BASE
+
+REFERENCES = (BASELINE, "mhc")
+KEYS = ["corpus", "model", "condition", "variant"]
+ABOVE = 0.4  # nats above the unigram model at which the axis ends; diverged runs stand there
+
+
+def draw_line(axes: Axes, variant: str, points: Mapping[Any, Any], bold: bool = True) -> None:
+    """The losses of an arm by rate."""
+    axes.plot(
+        list(points),
+        list(points.values()),
+        color=colour(variant),
+        linestyle=line_style(variant),
+        linewidth=1.2 if bold else 0.5,
+        marker=marker(variant),
+        markersize=3.6 if bold else 2,
+    )
+
+
+def rate_axis(axes: Axes, tried: Sequence[float], title: str, label: str) -> None:
+    """The rates tried, logarithmic, and the names of both axes."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(tried)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axes.set(title=title, xlabel=label, ylabel="validation loss (nats/token)")
+
+
+# --- the rates of a sweep -------------------------------------------------------------------
 
 
 def arms_of(results: Results) -> list[dict[str, Any]]:
     """The entries of the study's file of learning rates that are arms of the study."""
-    conditions: dict[str, Any] = results.settings["conditions"]
-
-    def is_trained(arm: dict[str, Any]) -> bool:
-        model, variant = arm["model"], arm["variant"]
-        if arm["corpus"] not in results.corpora or model not in results.models:
-            return False
-        change = conditions.get(arm["condition"], {})
-        return (
-            variant in results.variants_of(model)
-            and (arm["condition"] == BASE or arm["condition"] in conditions)
-            and variant in change.get("variants", results.variants)
-            and model in (change.get("models") or results.models)
-        )
-
-    return [arm for arm in results.settings["learning_rates"]["arms"] if is_trained(arm)]
+    trained = set(results.all_runs[KEYS].astype(str).itertuples(index=False, name=None))
+    arms = results.settings["learning_rates"]["arms"]
+    return [arm for arm in arms if tuple(arm[key] for key in KEYS) in trained]
 
 
-def mean_losses(results: Results, arm: dict[str, Any], final: bool) -> dict[float, float | None]:
-    """Rate, rising -> mean loss of the grid, or of the whole length; None where a run diverged."""
+def grid_of(results: Results, arm: dict[str, Any]) -> dict[float, float | None]:
+    """Rate, rising -> mean loss of the sweep's shorter runs; None where one diverged."""
     rule = results.settings["learning_rates"]["rule"]
-    seeds = rule["final_seeds"] if rule else []
     losses: dict[float, list[float | None]] = {}
     for trial in arm["trials"]:
-        if (trial["seed"] in seeds) == final:
+        if not rule or trial["seed"] not in rule["final_seeds"]:  # which have the whole length
             losses.setdefault(trial["rate"], []).append(trial["loss"])
     found: dict[float, float | None] = {}
     for rate, values in sorted(losses.items()):
@@ -62,60 +97,40 @@ def mean_losses(results: Results, arm: dict[str, Any], final: bool) -> dict[floa
 @exhibits.table(
     "learning_rates",
     title="Learning rate of each arm",
-    caption="The rate of each arm, and its sweep's losses. Source: the file that the study names.",
+    caption="The rate of each arm, chosen by a sweep. Source: the file that the study names.",
     heading="loss",
     needs="learning_rates",
 )
-def learning_rates(results: Results) -> Rows:
+def learning_rates(results: Results) -> Table:
     """One row per arm."""
     rows: list[Record] = []
     for arm in arms_of(results):
-        grid, final = (mean_losses(results, arm, final=final) for final in (False, True))
-        rate, band = arm["rate"], arm["band"] or (None, None)
-        finite = [loss for loss in grid.values() if loss is not None]
-        rows.append(
-            {name: arm[name] for name in ("corpus", "model", "condition", "variant", "rate")}
-            | {
-                "shared_rate": arm["shared_rate"],
-                "grid_at_shared_rate": grid.get(arm["shared_rate"]),
-                "grid_at_rate": grid.get(rate),
-                "grid_best": min(finite, default=None),
-                "band_low": band[0],
-                "band_high": band[1],
-                "final_loss": final.get(rate),
-                "tried": len(grid),
-                "inside": min(grid) < rate < max(grid) if grid and rate is not None else None,
-            }
-        )
-
-    def changed(row: Record) -> str:
-        condition = row["condition"]
-        return NONE if condition == BASE else results.settings["conditions"][condition]["title"]
+        grid, rate, band = grid_of(results, arm), arm["rate"], arm["band"] or (None, None)
+        inside = min(grid) < rate < max(grid) if grid and rate is not None else None
+        found = {"grid_at_rate": grid.get(rate), "band_low": band[0], "band_high": band[1]}
+        known = {name: arm[name] for name in (*KEYS, "rate", "shared_rate")}
+        rows.append(known | found | {"inside": inside})
 
     def good(row: Record) -> str:
         ends = [significant(row[f"band_{end}"]) for end in ("low", "high")]
         return " to ".join(dict.fromkeys(ends))
 
+    said = {None: "by hand", True: "yes", False: "at its edge"}
     rule = results.settings["learning_rates"]["rule"]
     band = f"{rule['band']:g} nats" if rule else "the band"
     *place, variant = places(results)
     return rows_of(
         pd.DataFrame(rows),
-        [*place, Col("Changed", changed), variant],
+        [*place, changed(results), variant],
         [
             Col("Rate", number("rate")),
-            Col(
-                "Inside the grid",
-                lambda row: {None: "by hand", True: "yes", False: "at its edge"}[row["inside"]],
-            ),
-            Col("Grid, size's rate", number("grid_at_shared_rate", 4)),
-            Col("Grid, this rate", number("grid_at_rate", 4)),
+            Col("Inside the grid", lambda row: said[row["inside"]]),
+            Col("Loss in the grid", number("grid_at_rate", 4)),
             Col("Rates as good", good),
-            Col("Whole length", number("final_loss", 4)),
+            Col("Size's rate", number("shared_rate")),
         ],
-        "Losses of the sweep, nats per token. Grid: its shorter runs, at the size's rate and at "
-        f"the one chosen. Rates as good: at most {band} above the best. Whole length: other "
-        f"seeds, by which the rate was chosen. {NONE}: none, or a run diverged.",
+        "Grid: the sweep's shorter runs, losses in nats per token. Rates as good: at most "
+        f"{band} above the best. Size's rate: that of its model, factor 1.",
     )
 
 
@@ -137,43 +152,136 @@ def loss_against_rate(results: Results) -> Figure:
     figure, axes = wrapped_grid(len(panels), 2.4)
     for panel, (corpus, model) in zip(axes, panels, strict=True):
         own = [a for a in arms_of(results) if (a["corpus"], a["model"]) == (corpus, model)]
-        grids = [mean_losses(results, arm, final=False) for arm in own]
+        grids = [grid_of(results, arm) for arm in own]
         finite = [loss for grid in grids for loss in grid.values() if loss is not None]
         if not finite:
             empty_state(panel, "The file has no losses: rates were given by hand.")
             continue
         for arm, grid in zip(own, grids, strict=True):
-            variant, base = arm["variant"], arm["condition"] == BASE
+            variant, rate = arm["variant"], arm["rate"]
             points = {rate: loss for rate, loss in grid.items() if loss is not None}
-            panel.plot(
-                list(points),
-                list(points.values()),
-                color=colour(variant),
-                linestyle=line_style(variant),
-                linewidth=1.2 if base else 0.5,
-                marker=marker(variant),
-                markersize=3.6 if base else 2,
-            )
-            diverged = [rate for rate, loss in grid.items() if loss is None]
+            draw_line(panel, variant, points, bold=arm["condition"] == BASE)
+            diverged = [rate for rate in grid if rate not in points]
             panel.plot(diverged, [max(finite)] * len(diverged), "x", color=colour(variant))
-            if arm["rate"] in points:
-                panel.plot(
-                    [arm["rate"]],
-                    [points[arm["rate"]]],
-                    "o",
-                    color=colour(variant),
-                    fillstyle="none",
-                    markersize=8,
-                )
+            if rate in points:
+                panel.plot([rate], [points[rate]], "o", color=colour(variant), mfc="none", ms=8)
         tried = sorted({rate for grid in grids for rate in grid})
-        panel.set_xscale("log", base=2)
-        panel.set_xticks(tried)
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-        panel.set(
-            title=results.panel_title(corpus, model),
-            xlabel="peak learning rate",
-            ylabel="validation loss (nats/token)",
-        )
+        rate_axis(panel, tried, results.panel_title(corpus, model), "peak learning rate")
     ring = Line2D([], [], color=INK, linestyle="none", marker="o", fillstyle="none", label="chosen")
     variant_legend(figure, results.variants, results.labels, markers=True, extra=[ring])
+    return figure
+
+
+# --- the rates at which runs cease to learn -------------------------------------------------
+
+
+def stress_data(results: Results) -> pd.DataFrame:
+    """One row per corpus, model, condition and variant: its critical rates, and differences.
+
+    `critical_rate`: log2, with its interval; `below`, `above`: seeds;
+    `minus_<reference>`: the difference in octaves, paired by seed.
+    """
+    level = results.confidence
+    by_seed: dict[Any, dict[int, float]] = {}
+    rows: list[Record] = []
+    rates = critical_rates(results.critical, results.all_runs)
+    for key, own in rates.groupby(KEYS, observed=True, sort=True):
+        by_seed[key] = dict(zip(own["seed"], own["critical_rate"], strict=True))
+        row: Record = dict(zip(KEYS, key, strict=True)) | {
+            "seeds": len(own),
+            "below": int((own["beyond"] == "below").sum()),
+            "above": int((own["beyond"] == "above").sum()),
+        }
+        rows.append(row | columns("critical_rate", t_interval(own["critical_rate"], level)))
+    for (*place, variant), row in zip(by_seed, rows, strict=True):
+        for name in REFERENCES:
+            other = {} if name == variant else by_seed.get((*place, name), {})
+            difference = minus(by_seed[*place, variant], other)
+            row |= columns(f"minus_{name}", t_interval(difference.values(), level))
+    return pd.DataFrame(rows)
+
+
+@exhibits.table(
+    "stress",
+    title="Critical learning rates",
+    caption="Multiples of the rate at which runs cease to learn, {seeds}. Source: critical/.",
+    heading="stability",
+    needs="critical_rate",
+)
+def stress_table(results: Results) -> Table:
+    """Critical rate of every variant, and what it comes to against two references."""
+
+    def times(row: Record) -> str:
+        ends = [row[f"critical_rate{end}"] for end in ("", "_low", "_high")]
+        rate, *interval = (NONE if missing(end) else f"x {2**end:.3g}" for end in ends)
+        return rate if NONE in interval else f"{rate} ({' to '.join(interval)})"
+
+    settings = results.settings["critical_rate"]
+    rates = ", ".join(
+        f"{name} {model['learning_rate']:g}" for name, model in results.settings["models"].items()
+    )
+    tried = ", ".join(f"{factor:g}" for factor in settings["factors"])
+    *place, variant = places(results)
+    return rows_of(
+        stress_data(results),
+        [*place, changed(results), variant],
+        [
+            Col("Critical rate", times),
+            Col(
+                "Below, above the rates tried",
+                lambda row: f"{row['below']}, {row['above']} of {row['seeds']}",
+            ),
+            *(
+                Col(
+                    f"Octaves above {results.labels.get(name, name)}",
+                    mean_and_half(f"minus_{name}", 2),
+                )
+                for name in REFERENCES
+            ),
+        ],
+        f"Multiples of {rates} at which runs end less than "
+        f"{settings['below_unigram']:g} nats below the unigram model. Geometric mean (ends of the "
+        f"{percent_of(results.confidence)} interval); seeds beyond x {tried} count with the end. "
+        "Octaves: paired differences ± half-width.",
+    )
+
+
+@exhibits.figure(
+    "stress_rates",
+    title="Final loss at multiples of the learning rate",
+    caption=(
+        "Loss at multiples of the study's learning rate. Lines: means over {seeds}; points: runs; "
+        "crosses: runs that failed. Losses far above the unigram model (dotted) stand at the upper "
+        "end. Source: critical/."
+    ),
+    alt="Rising curves over the learning rate, one colour, marker and line style each.",
+    heading="stability",
+    needs="critical_rate",
+)
+def stress_rates(results: Results) -> Figure:
+    """Final loss against the learning rate, a panel for each size and condition that has runs."""
+    by_panel = results.all_runs.groupby(KEYS[:3], observed=True, sort=True)
+    panels = {tuple(map(str, key)): runs for key, runs in by_panel}
+    common = results.settings["critical_rate"]["factors"]
+    figure, axes = wrapped_grid(len(panels), 2.8)
+    for panel, ((corpus, model, condition), runs) in zip(axes, panels.items(), strict=True):
+        unigram = results.counting_models[corpus]["unigram"]
+        top = unigram + ABOVE
+        for variant in results.variants:
+            own = runs.loc[runs["variant"] == variant, "run"]
+            if own.empty:
+                continue
+            tries = pd.DataFrame(vars(one) for run in own for one in results.critical[run].tries)
+            loss = tries["validation_loss"].astype("float64").fillna(top).clip(upper=top)
+            for failed, shape in ((False, "."), (True, "x")):
+                part = tries["failed"] == failed
+                points = tries["factor"][part], loss[part]
+                panel.plot(*points, shape, color=colour(variant), markersize=3, alpha=0.5)
+            draw_line(panel, variant, loss.groupby(tries["factor"]).mean()[common].to_dict())
+        panel.axhline(unigram, color=FAINT, linewidth=0.8, ls=":")
+        title = results.panel_title(corpus, model) + f", {condition}" * (condition != BASE)
+        rate = results.settings["models"][model]["learning_rate"]
+        rate_axis(panel, common, title, f"multiple of the learning rate {rate:g}")
+    cross = Line2D([], [], color=INK, linestyle="none", marker="x", label="failed")
+    variant_legend(figure, results.variants, results.labels, extra=[cross])
     return figure
