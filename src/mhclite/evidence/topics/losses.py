@@ -29,6 +29,7 @@ from mhclite.evidence.statistics import BASELINE, far_off
 from mhclite.evidence.style import (
     FAINT,
     SEED_LINE,
+    empty_state,
     grid,
     plain_log,
     remark,
@@ -229,6 +230,27 @@ def thinned(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["step"].isin(steps[evenly_spaced(len(steps), POINTS)])]
 
 
+def over_training(results: Results, column: str, label: str) -> Figure:
+    """A column of curves.csv over training: every run, every variant's mean."""
+    table = results.curves.dropna(subset=[column])
+    figure, axes = grid(len(results.corpora), len(results.models), 2.0, sharey="row")
+    for panels, corpus in zip(axes, results.corpora, strict=True):
+        for panel, model in zip(panels, results.models, strict=True):
+            panel.set(title=results.panel_title(corpus, model), xlabel="training step")
+            own = table[(table["corpus"] == corpus) & (table["model"] == model)]
+            if own.empty:
+                empty_state(panel, "The runs are too short.")
+                continue
+            runs_and_means(panel, results, thinned(own), column)
+            plain_log(panel)
+            remark(panel, divergence_note(results, corpus, model))
+        panels[0].set_ylabel(label)
+        if column == LOSS:
+            _counting_lines(list(panels), results.counting_models[corpus])
+    variant_legend(figure, results.variants, results.labels, extra=[SEED_LINE])
+    return figure
+
+
 @exhibits.figure(
     "validation_loss",
     title="Validation loss over training",
@@ -241,17 +263,5 @@ def thinned(table: pd.DataFrame) -> pd.DataFrame:
     heading="loss",
 )
 def validation_loss(results: Results) -> Figure:
-    """Validation loss over training, beside the counting models: a panel for each size."""
-    table = results.curves.dropna(subset=[LOSS])
-    figure, axes = grid(len(results.corpora), len(results.models), 2.0, sharey="row")
-    for panels, corpus in zip(axes, results.corpora, strict=True):
-        for panel, model in zip(panels, results.models, strict=True):
-            panel.set(title=results.panel_title(corpus, model), xlabel="training step")
-            own = table[(table["corpus"] == corpus) & (table["model"] == model)]
-            runs_and_means(panel, results, thinned(own), LOSS)
-            plain_log(panel)
-            remark(panel, divergence_note(results, corpus, model))
-        panels[0].set_ylabel("validation loss (nats/token)")
-        _counting_lines(list(panels), results.counting_models[corpus])
-    variant_legend(figure, results.variants, results.labels, extra=[SEED_LINE])
-    return figure
+    """Validation loss over training, beside the counting models."""
+    return over_training(results, LOSS, "validation loss (nats/token)")
