@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from leftovers import MARKER, OF_THIS_PROCESS, stop_leftovers
 
@@ -24,6 +25,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 with pytest.MonkeyPatch.context() as patch:
     patch.setenv("TRITON_INTERPRET", "1")
     from mhclite.connections.fast import kernels, sinkhorn_kernels  # noqa: F401
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+settings.load_profile("untimed")
 
 sys.path.insert(0, str(Path(__file__).parent / "unit"))  # tiny.py, for all folders
 
