@@ -316,7 +316,7 @@ def test_any_study_is_shown_and_nothing_named_that_it_lacks(odd: Results, tmp_pa
         if odd.confidence != 0.95:
             assert not re.search("95 % (?:Student|t |interval)", text), (place, text)
     report = page(odd, tables_of(odd))
-    assert all(odd.label(variant) in report for variant in odd.variants)
+    assert all(odd.labels[variant] in report for variant in odd.variants)
     publish(odd.folder, tmp_path / "published" / "synthetic")
     (tmp_path / "README.md").write_text("<!-- found:synthetic --><!-- /found -->")
     pages = current(tmp_path, tmp_path / "published")
