@@ -77,10 +77,10 @@ def _number(published: Path, words: str) -> str:
         metric = METRICS[found[2]]
         mean_of = geometric_interval if metric.log or metric.geometric else t_interval
         interval = mean_of(_values(runs, found[1], found[2]).dropna().tolist())
-        text = significant(interval.mean, 2)
-        if metric.share and interval.mean is not None:
-            text = f"{significant(100 * interval.mean, 2)} %"
-        return _held(interval, text, holds)
+        if interval.mean is None:
+            raise UserError(f"{found[2]} was not measured")  # 0 would keep any `<` that is said
+        shown = f"{significant(100 * interval.mean, 2)} %" if metric.share else None
+        return _held(interval, shown or significant(interval.mean, 2), holds)
     raise UserError("it is neither a-b nor a.METRIC")
 
 
@@ -93,9 +93,6 @@ def _difference_of(claim: pd.DataFrame, holds: list[str]) -> str:
     interval = Interval(int(row["n"]), mean, half_width=half, low=mean - half, high=mean + half)
     text = significant(math.exp(mean), 2) if row["log"] else rounded(mean, half)
     verdict = str(row["verdict"]).replace(" ", "_")
-    for word in set(holds) - {verdict, *SIDES}:
-        if word[0] not in "<>":
-            raise UserError(f"the text says {word}, and the verdict is {verdict}")
     return _held(interval, text, [word for word in holds if word != verdict])
 
 
@@ -116,7 +113,8 @@ def _held(interval: Interval, text: str, holds: list[str]) -> str:
             mean = interval.mean or 0.0
             held = mean < float(bound[2]) if bound[1] == "<" else mean > float(bound[2])
         elif word not in SIDES:
-            raise UserError(f"{word!r} is none of {', '.join(SIDES)}, <NUMBER, >NUMBER")
+            sides = ", ".join(SIDES)
+            raise UserError(f"{word!r} is none of {sides}, <NUMBER, >NUMBER, nor its verdict")
         else:
             side = "unclear"
             if low is not None and high is not None:
