@@ -242,7 +242,7 @@ def probe_of(config: RunConfig, diverged: bool) -> Probe:
     single, product = (row_sum_deviation(variant, product=kind) for kind in (False, True))
     growing = [single + (product - single) * i / (sublayers - 1) for i in range(sublayers)]
     forward = [gain(variant, layer + 1) for layer in range(sublayers)]
-    inputs = SinkhornInput([0, 10, 20, 30, 40], [100, 300, 250, 40, 10], 50 / 700, 43.5)
+    inputs = SinkhornInput(50 / 700, 43.5)
     mixing = Mixing(
         sequences=64,
         tokens=64 * config.model.block_size,
@@ -258,8 +258,8 @@ def probe_of(config: RunConfig, diverged: bool) -> Probe:
         identity_distance=[0.1 * (layer + 1) for layer in range(sublayers)],
         sinkhorn_input=inputs if variant in ("mhc", "mhc_v4") else None,
         geometry=Geometry(
-            single_deviation=Deviation(single / 4, single / 2),
-            product_deviation=Deviation(product / 4, product / 2),
+            single_deviation=Deviation(single / 2),
+            product_deviation=Deviation(product / 2),
             orthogonality=[single] * sublayers,
             product_orthogonality=growing,
             singular_values=[
@@ -271,7 +271,7 @@ def probe_of(config: RunConfig, diverged: bool) -> Probe:
         ),
     )
     whole = knockout(variant, run)
-    use = Use(32, loss, Cost(whole, 0.0004), Cost(whole / 10, 0.0004), [], [])
+    use = Use(loss, Cost(whole, 0.0004), Cost(whole / 10, 0.0004))
     return replace(probe, mixing=mixing, use=use)
 
 
