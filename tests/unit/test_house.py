@@ -175,6 +175,8 @@ NAMED_TOGETHER = {
     "authors.names _connection_to_theirs": "likewise",
     "authors.exchange _connection_of": "likewise",
     "planning.describe detectable": "the paper's question, beside each variant's with the residual",
+    "evidence.front ARMS": "README's picture: five at most",
+    "evidence.front front_figure": "likewise",
     "evidence.topics.conditions OTHERS": "with whom every variant is compared",
     "benchmarks.session FIRST": "what is measured first; all others follow",
 }

@@ -395,7 +395,7 @@ def test_table_that_does_not_fit_is_refused(
 
 
 def test_a_missing_file_is_named(small: Path) -> None:
-    with pytest.raises(UserError, match=r"study's description is missing.*mhclite collect"):
+    with pytest.raises(UserError, match=r"study's description is missing.*snakemake --cores all"):
         load_results(small)
     recollect(small)
     (small / "throughput" / "d2.json").unlink()

@@ -96,7 +96,7 @@ def test_a_study_shows_what_it_has_in_the_order_of_the_headings() -> None:
         assert lacking == {exhibit.name for exhibit in found if exhibit.needs}
 
 
-@pytest.mark.parametrize("name", ["config", "stress"])
+@pytest.mark.parametrize("name", ["depth", "stress"])
 def test_the_rule_has_the_files_of_the_registry_as_outputs(tmp_path: Path, name: str) -> None:
     """As Snakemake itself lists them."""
     file = ROOT / "config" / f"{name}.yaml"

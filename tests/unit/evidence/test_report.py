@@ -225,16 +225,16 @@ def test_claims_are_asked_of_a_variant_of_ones_own(
 
 @pytest.mark.slow
 def test_the_default_studys_report_is_short(tmp_path: Path) -> None:
-    """Of real runs, published: at most 3,500 words, none of them told of a loss as a table's."""
+    """Of real runs, published: at most 3,500 words."""
     asked = ROOT / "results/published/laptop"
     collect_again(asked, tmp_path)
     results = with_drawings(tmp_path)
     html = page(results, tables_of(results))
     words = Page(re.sub(r"<details>.*?</details>", "", html, flags=re.DOTALL)).text.split()
     assert len(words) <= 3500
-    assert Page(html).images[0]["alt"] == FIGURES["validation_loss"][0].alt  # two depths: no trend
-    losses = next(one["why"] for one in unanswered(results) if one["what"] == "Losses")
-    assert f"{results.counting_models['sotu']['bigram']:.3g}" in losses
+    assert Page(html).images[0]["alt"] == FIGURES["validation_loss"][0].alt  # one depth: no trend
+    # Every model has learned more than a table of bigrams, so losses can be compared.
+    assert "Losses" not in [one["what"] for one in unanswered(results)]
 
 
 # --- studies unlike the published ones ------------------------------------------------------

@@ -127,7 +127,7 @@ def test_a_study_is_one_line_a_job(screen: Callable[..., Screen]) -> None:
         if 10 < at < len(names) - 1:
             number, unit = re.search(r"about ([\d.]+) (s|min) of training left", line).groups()  # type: ignore[union-attr]
             left = sum(RUNS[name].model.n_layer for name in names[at:])
-            assert float(number) * {"s": 1, "min": 60}[unit] == pytest.approx(left, rel=0.2, abs=9)
+            assert float(number) * {"s": 1, "min": 60}[unit] == pytest.approx(left, rel=0.2, abs=24)
     assert len(shown.lines) == total
     assert max(map(len, shown.lines)) < 150
 

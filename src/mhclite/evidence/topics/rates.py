@@ -106,7 +106,9 @@ def learning_rates(results: Results) -> Table:
     rows: list[Record] = []
     for arm in arms_of(results):
         grid, rate, band = grid_of(results, arm), arm["rate"], arm["band"] or (None, None)
-        inside = min(grid) < rate < max(grid) if grid and rate is not None else None
+        # Of all rates that were tried: a final may have followed a winner outwards.
+        tried = [trial["rate"] for trial in arm["trials"] or ()]
+        inside = min(tried) < rate < max(tried) if tried and rate is not None else None
         found = {"grid_at_rate": grid.get(rate), "band_low": band[0], "band_high": band[1]}
         known = {name: arm[name] for name in (*KEYS, "rate", "shared_rate")}
         rows.append(known | found | {"inside": inside})
