@@ -48,13 +48,14 @@ def front_figure(published: Path) -> Figure:
 
     runs = _completed(published / DEPTHS)
     runs = runs[runs["condition"] == BASE]
+    layers = sorted(set(runs["n_layer"]))
     for variant in ("mhc", "mhc_v4", "mhc_lite"):
-        of = runs[runs["variant"] == variant].groupby("n_layer")[SUMS]
-        means = of.agg(lambda values: geometric_interval(values.clip(lower=NOTHING)).mean or 0.0)
-        sums.plot(means.index, means, color=colour(variant), marker=marker(variant))
+        own = runs[runs["variant"] == variant]
+        means = [_mean(own.loc[own["n_layer"] == layer, SUMS]) for layer in layers]
+        sums.plot(layers, means, color=colour(variant), marker=marker(variant))
         sums.annotate(
             VARIANTS[variant].label,
-            (means.index[-1], means.iloc[-1]),
+            (layers[-1], means[-1]),
             (-2, -5),
             textcoords="offset points",
             ha="right",
@@ -64,13 +65,17 @@ def front_figure(published: Path) -> Figure:
     sums.set_xscale("log", base=2)
     sums.set_yscale("log")
     sums.set_ylim(NOTHING, 10)
-    layers = sorted(set(runs["n_layer"]))
     sums.set_xticks(layers, [str(layer) for layer in layers])
     sums.xaxis.set_minor_locator(NullLocator())
     sums.yaxis.set_minor_formatter(NullFormatter())
     sums.set_title("Error of the mixing", loc="left")
     sums.set_xlabel("layers\n(largest row or column sum - 1)")
     return figure
+
+
+def _mean(sums: pd.Series[float]) -> float:
+    """Geometric mean."""
+    return geometric_interval(sums.clip(lower=NOTHING).tolist()).mean or 0.0
 
 
 def _completed(study: Path) -> pd.DataFrame:
