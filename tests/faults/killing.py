@@ -237,27 +237,20 @@ class Kills:
 
     def switch(self) -> None:
         """Other settings while the run is under way, killed at each operation; then ours again."""
-        folder, back = self.folder / "switched", self.folder / "resumed"
-        begun = self.folder / "begun"
-
-        def note(key: str) -> None:
-            lines = (folder / "metrics.jsonl").read_bytes().count(b"\n")
-            back.write_text(str(lines - 1))
+        folder, begun = self.folder / "switched", self.folder / "begun"
 
         def under_way(_at: int) -> None:
             if len(list(begun.glob("checkpoints/step_*.json"))) == 2:  # at the third checkpoint
                 die()
 
         assert not self.train(begun, on_operation(begun, under_way))
-        saved = max(int(p.stem[5:]) for p in begun.glob("checkpoints/step_*.json"))
         for k in range(MOVES):
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(begun, folder)
             at_start = on_operation(folder, lambda at, k=k: at == k and die())
             self.train(folder, at_start, config=self.other)
-            back.unlink(missing_ok=True)
-            in_child(lambda: loop.train(self.config, self.corpus, folder, note))
-            self.say(f"switch {k}", folder, False, saved - int(back.read_text()))
+            assert self.train(folder)
+            self.say(f"switch {k}", folder, False, 0)  # what the other settings found is gone
 
     def many(self, whole_time: float) -> None:
         """One run killed again and again until it is through."""

@@ -19,6 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from tqdm import tqdm
 
 from mhclite.arguments import file_path, folder_path, json_argument, positive_int, required
@@ -66,6 +67,8 @@ from mhclite.files import digest_of, read_json, sha256_of, write_json
 from mhclite.records import Misfit, build, to_json
 from mhclite.runs.code import digest_of_modules
 from mhclite.runs.provenance import versions
+from mhclite.study.sections import Corpus, Name, Settings, Tokenizer
+from mhclite.study.wording import one_line
 
 log = logging.getLogger(__name__)
 
@@ -329,6 +332,23 @@ def _tokenized(
     return splits
 
 
+class CorpusSettings(Settings):
+    """What `--settings` holds: `Study.corpus_settings`."""
+
+    name: Name
+    corpus: Corpus
+    tokenizer: Tokenizer
+
+
+def parse_settings(text: str) -> dict[str, Any]:
+    """`--settings` with defaults filled in, checked as a study is."""
+    content = json_argument(text, "--settings")
+    try:
+        return CorpusSettings.model_validate(content).model_dump(mode="json")
+    except ValidationError as error:
+        raise UserError(f"--settings: {one_line(error, CorpusSettings)}") from None
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite prepare`."""
     required(
@@ -350,9 +370,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prepare a corpus and print what it holds."""
-    settings = json_argument(args.settings, "--settings")
-    if settings.keys() != {"name", "corpus", "tokenizer"}:
-        raise UserError(f"--settings needs name, corpus and tokenizer, not {sorted(settings)}")
+    settings = parse_settings(args.settings)
     manifest = prepare(settings, args.out, args.lock, args.processes, block_size=args.block_size)
     train, validation = manifest.train, manifest.validation
     print(
