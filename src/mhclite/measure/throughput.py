@@ -5,6 +5,8 @@ compared with the plain residual's step of the same round. A step is what traini
 backward, clipping, AdamW. Warm-up rounds are dropped, the device is synchronised before the clock
 is read.
 
+Other implementations than the study's own are timed without torch.compile on a CPU.
+
 On a GPU training asks torch for deterministic algorithms, unless the study says otherwise, and so
 do the steps here; `benchmarks/session.py` times what they cost.
 

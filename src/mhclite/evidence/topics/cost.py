@@ -105,6 +105,8 @@ def parameters_table(results: Results) -> Table:
     files = [results.throughput[model] for model in results.models]
     others = dict.fromkeys(other for file in files for other in file.others)
     own = {file.implementation for file in files} - {None}
+    # As throughput times them.
+    eager = " (eager)" * any(file.compile and file.device == "cpu" for file in files)
 
     def memory(row: Record) -> str:
         held = row["peak_memory_bytes"]
@@ -120,7 +122,7 @@ def parameters_table(results: Results) -> Table:
             Col("FLOPs per token (millions)", number("flops_per_token", 2, 1e-6)),
             Col("Throughput (tokens/s)", quartiles("tokens_per_second", 0)),
             Col("Step time (residual = 1)", quartiles("ratio", 2)),
-            *(Col(f"Step time, {name}", quartiles(f"{name}_ratio", 2)) for name in others),
+            *(Col(f"Step time, {name}{eager}", quartiles(f"{name}_ratio", 2)) for name in others),
             Col("Peak memory (MiB)", memory),
         ],
         "Median [quartiles] over the timed rounds. Step time: over the plain residual's in the "
