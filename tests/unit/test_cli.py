@@ -27,7 +27,7 @@ FROZEN = Path(__file__).with_name("command_line.txt")
 MISSING = ["pydantic", "yaml", "pandas", "scipy", "matplotlib", "mlflow", "snakemake", "tabulate"]
 BARE = ("train", "probe", "critical", "sweep", "throughput")  # run there
 BARE_BENCHMARKS = ("step", "session", "gradients")
-MISSING += ["tiktoken", "tokenizers", "datasets", "pyarrow", "tqdm"]
+MISSING += ["tiktoken", "tokenizers", "datasets", "pyarrow"]
 
 
 def parser_of(step: Step) -> argparse.ArgumentParser:

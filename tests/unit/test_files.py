@@ -17,7 +17,7 @@ from tiny import configuration, write_corpus
 
 from mhclite import cli, files
 from mhclite.cli import main
-from mhclite.data.hub import CorporaLock
+from mhclite.data.corpora import CorporaLock
 from mhclite.errors import UserError
 from mhclite.files import is_locked, locked, read_jsonl, write_json
 from mhclite.planning import check

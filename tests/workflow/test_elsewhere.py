@@ -18,8 +18,8 @@ import pytest
 import yaml
 from checkout import ROOT, Checkout
 
+from mhclite.archives import extract
 from mhclite.files import read_json
-from mhclite.tarball import extract
 
 OUT = Path("results/gpu")
 STUDY = "config/small.yaml"

@@ -33,10 +33,7 @@ rule prepare:
         made_of=lambda w: made_of_corpus(CORPORA[w.corpus]),
         folder=subpath(output[0], parent=True),
         lock=str(LOCK_FILE),
-        # A function of `output` too: not kept, since the corpus does not depend on it.
-        block_size=lambda w, output: STUDY.longest_context(),
     shell:
         "python -m mhclite prepare --settings {params.settings:q} --out {params.folder:q}"
-        " --lock {params.lock:q} --processes {threads}"
-        " --block-size {params.block_size} > {log:q} 2>&1"
+        " --lock {params.lock:q} --processes {threads} > {log:q} 2>&1"
         " && cp {params.folder:q}/manifest.json {output:q}"

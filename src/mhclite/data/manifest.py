@@ -126,19 +126,8 @@ class Manifest:
         return {"train": self.train, "validation": self.validation}
 
     def bits_per_byte(self, loss: float) -> float:
-        """A validation loss in nats per token as bits per byte of the validation text."""
-        return bits_per_byte(loss, self.validation.tokens, self.validation.bytes)
-
-
-def bits_per_byte(loss: float, tokens: int, bytes: int) -> float:
-    """A loss in nats per token as bits per byte of the text.
-
-    Args:
-        loss: mean over the text.
-        tokens: tokens of the text.
-        bytes: bytes of the text in UTF-8.
-    """
-    return float(loss * tokens / bytes / math.log(2))
+        """A validation loss in nats per token as bits per byte of the validation text (UTF-8)."""
+        return loss * self.validation.tokens / self.validation.bytes / math.log(2)
 
 
 def shard_name(split: Split, index: int) -> str:

@@ -125,15 +125,9 @@ class Splitter:
     held_out: npt.NDArray[np.int64] | None
 
     @classmethod
-    def of(cls, corpus: dict[str, Any], documents: int, cut: bool) -> Splitter:
-        """The splitter of a corpus (`study.sections.Corpus` as JSON) with this many documents.
-
-        Args:
-            cut: it is one text, cut in two: the second part is for validation.
-        """
+    def of(cls, corpus: dict[str, Any], documents: int) -> Splitter:
+        """The splitter of a corpus (`study.sections.Corpus` as JSON) with this many documents."""
         fraction, seed = corpus["validation_fraction"], corpus["split_seed"]
-        if cut:
-            return cls(fraction, np.array([1]))
         if seed is None:
             return cls(fraction, None)
         return cls(fraction, drawn_for_validation(documents, fraction, seed))
@@ -154,11 +148,9 @@ class Splitter:
         return "validation" if drawn else "train"
 
 
-def rule(corpus: dict[str, Any], cut: bool) -> SplitRule:
+def rule(corpus: dict[str, Any]) -> SplitRule:
     """The manifest's `split`."""
     fraction, seed = corpus["validation_fraction"], corpus["split_seed"]
-    if cut:
-        return SplitRule("the end of the one text, from a line's beginning", fraction)
     by_hash = "sha256 of the text"
     drawn = f"train_test_split of the library datasets, shuffled with seed {seed}"
     return SplitRule(by_hash if seed is None else drawn, fraction)
@@ -188,11 +180,6 @@ def documents_of(job: Job) -> Iterator[tuple[str, bytes, Split]]:
     for number, text in enumerate(islice(texts, job.part.documents), start=job.part.first):
         data = text.encode("utf-8")
         yield text, data, job.splitter.split(number, data)
-
-
-def train_texts(documents: Iterable[tuple[str, bytes, Split]]) -> Iterator[str]:
-    """The texts of the train split: what a tokenizer may learn from."""
-    return (text for text, _, split in documents if split == "train")
 
 
 def tokenize(job: Job) -> tuple[int, int]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 import shutil
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
@@ -20,12 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from tqdm import tqdm
 
 from mhclite.arguments import file_path, folder_path, json_argument, positive_int, required
 from mhclite.data.baselines import BIGRAM_TOKENS, ngram_baselines
-from mhclite.data.corpora import Source, changed, open_source
-from mhclite.data.hub import CorporaLock
+from mhclite.data.corpora import CorporaLock, Source, changed, open_source
 from mhclite.data.manifest import (
     MANIFEST,
     SCHEMA,
@@ -38,7 +36,6 @@ from mhclite.data.manifest import (
     SplitEntry,
     TokenizerEntry,
     content_digest,
-    expect_window,
     load_manifest,
     shard_paths,
     verify_split,
@@ -56,11 +53,10 @@ from mhclite.data.parts import (
     recorded,
     rule,
     tokenize,
-    train_texts,
 )
 from mhclite.data.pool import run_jobs
 from mhclite.data.reading import examine
-from mhclite.data.tokenization import TOKENIZER, TextTokenizer, load, make, usable_cores
+from mhclite.data.tokenization import TOKENIZER, TextTokenizer, load, make
 from mhclite.data.tokens import TokenSplit
 from mhclite.errors import UserError
 from mhclite.files import digest_of, read_json, sha256_of, write_json
@@ -71,8 +67,6 @@ from mhclite.study.sections import Corpus, Name, Settings, Tokenizer
 from mhclite.study.wording import one_line
 
 log = logging.getLogger(__name__)
-
-LOG_SECONDS = 15.0  # between lines of progress in a log file
 
 # The code that decides the bytes of shards, tokenizer and manifest. Another digest of it, and a
 # corpus is prepared again. This module is not among them: it says what is done when, what goes on
@@ -94,7 +88,6 @@ def prepare(
     lock: Path,
     processes: int = 1,
     part_bytes: int = PART_BYTES,
-    block_size: int = 1,
 ) -> Manifest:
     """Prepare a corpus, unless the folder already holds it whole; goes on with what was begun.
 
@@ -105,18 +98,15 @@ def prepare(
         lock: the corpora lock file.
         processes: number of processes that tokenize side by side.
         part_bytes: about how much text a part has. Where shards end depends on it.
-        block_size: the longest context that will be trained on it, in tokens.
 
     Returns:
         The manifest.
 
     Raises:
-        UserError: the corpus cannot be read, is another than before, or has an empty split, or one
-            that is shorter than a window.
+        UserError: the corpus cannot be read, is another than before, or has an empty split.
     """
     done = _already_prepared(settings, folder, lock)
     if done:
-        expect_window(done.splits, f"corpus {settings['name']!r}", block_size)
         log.info("%s is already prepared and whole: nothing to do", folder)
         shutil.rmtree(folder / WORK, ignore_errors=True)
         return done
@@ -124,8 +114,7 @@ def prepare(
     entry, parts = _plan(settings, source, folder, processes, part_bytes)
     documents = sum(part.documents for part in parts)
 
-    cut = parts[0].pieces[0].cut is not None
-    splitter = Splitter.of(settings["corpus"], documents, cut)
+    splitter = Splitter.of(settings["corpus"], documents)
     jobs = [
         Job(
             part,
@@ -137,8 +126,6 @@ def prepare(
     ]
     tokenizer = _tokenizer(settings, folder, jobs, documents)
     splits = _tokenized(settings, jobs, processes)
-    # Before there is a manifest: Snakemake would remove it with the failed job.
-    expect_window(splits, f"corpus {settings['name']!r}", block_size)
     source.check()
 
     log.info("counting unigrams and bigrams")
@@ -156,7 +143,7 @@ def prepare(
         settings=settings,
         source=entry,
         tokenizer=described,
-        split=rule(settings["corpus"], cut),
+        split=rule(settings["corpus"]),
         train=splits["train"],
         validation=splits["validation"],
         baselines=ngram_baselines(train, validation, tokenizer.n_tokens, tokenizer.eot_id),
@@ -245,16 +232,12 @@ def _plan(
         )
     if documents == 0:
         raise UserError(f"{entry.description} hold no document: they are empty")
-    if documents == 1 and pieces[0].path.endswith(".txt"):
-        log.info("one text: its end, from a line's beginning, is for validation")
-        pieces = [replace(pieces[0], documents=2, cut=corpus["validation_fraction"])]
     if entry.kind == "files":
         described = [
             SourceFile(path, str(file.sha256), Path(path).stat().st_size)
             for path, file in zip(source.paths, examined, strict=True)
         ]
         entry = replace(entry, files=tuple(described))
-    source.begin()
     _clear(folder)
     parts = divide(pieces, part_bytes, corpus["max_documents"])
     write_json(path, {"key": key, "source": to_json(entry), "parts": to_json(parts)})
@@ -290,9 +273,8 @@ def _tokenizer(
     if kind == "bpe":
         log.info("training the tokenizer on %d documents", documents)
     read = chain.from_iterable(map(documents_of, jobs))
-    # A bar on a terminal; a log file gets none.
-    shown = tqdm(read, "reading", documents, unit=" documents", disable=None)
-    tokenizer = make(kind, vocab_size, train_texts(shown))
+    # What a tokenizer may learn from.
+    tokenizer = make(kind, vocab_size, (text for text, _, split in read if split == "train"))
     if kind == "bpe" and tokenizer.n_tokens < vocab_size:
         log.warning(
             "the train split is too small for %d tokens: only %d are in use",
@@ -312,14 +294,9 @@ def _tokenized(
     done = total - sum(job.part.documents for job in open_jobs)
     if done:
         log.info("%d of %d parts are finished already", len(jobs) - len(open_jobs), len(jobs))
-    told = time.monotonic()
-    with tqdm(desc="tokenizing", total=total, initial=done, unit=" documents", disable=None) as bar:
-        for documents, _ in run_jobs(tokenize, open_jobs, processes):
-            bar.update(documents)
-            done += documents
-            if bar.disable and time.monotonic() > told + LOG_SECONDS:
-                told = time.monotonic()
-                log.info("tokenized %d of %d documents", done, total)
+    for documents, _ in run_jobs(tokenize, open_jobs, processes):
+        done += documents
+        log.info("tokenized %d of %d documents", done, total)
     splits = assembled(jobs)
     for split in SPLITS:
         if splits[split].bytes == 0:
@@ -327,7 +304,7 @@ def _tokenized(
             raise UserError(
                 f"corpus {settings['name']!r}: no text fell into the {split} split, of {number} "
                 f"with validation_fraction = {settings['corpus']['validation_fraction']}; take "
-                "more documents, or another validation_fraction"
+                "more documents (a .txt file is one), or another validation_fraction"
             )
     return splits
 
@@ -358,20 +335,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         lock=(file_path, "corpora lock file: revisions of hub corpora"),
     )
     parser.add_argument(
-        "--processes", type=positive_int, default=usable_cores(), help="default: one per core"
-    )
-    parser.add_argument(
-        "--block-size",
-        type=positive_int,
-        default=1,
-        help="the longest context that will be trained on it: each split must be longer",
+        "--processes", type=positive_int, default=os.cpu_count(), help="default: one per core"
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Prepare a corpus and print what it holds."""
     settings = parse_settings(args.settings)
-    manifest = prepare(settings, args.out, args.lock, args.processes, block_size=args.block_size)
+    manifest = prepare(settings, args.out, args.lock, args.processes)
     train, validation = manifest.train, manifest.validation
     print(
         f"{args.out}: {train.documents:,} + {validation.documents:,} documents, "

@@ -36,15 +36,12 @@ class Piece:
         documents: how many.
         size: about how many bytes of text.
         groups: parquet only: row groups [first, end).
-        cut: of the only file of a corpus, if that is one text: it is read as two documents, of
-            which the second has about this share.
     """
 
     path: str
     documents: int
     size: int
     groups: tuple[int, int] | None = None
-    cut: float | None = None
 
 
 @dataclass(frozen=True)
@@ -102,8 +99,7 @@ def _texts(piece: Piece, text_field: str) -> Iterator[str]:
     if piece.groups is not None:
         yield from _parquet(path, piece.groups, text_field)
     elif path.endswith(".txt"):
-        text = _decoded(Path(path).read_bytes(), path)
-        yield from (text,) if piece.cut is None else _halves(text, piece.cut)
+        yield _decoded(Path(path).read_bytes(), path)
     else:
         for number, line in _lines(path):
             where = f"{path} line {number}"
@@ -120,18 +116,9 @@ def _decoded(data: bytes, where: str) -> str:
         raise UserError(f"{where} is not UTF-8 text ({error}): convert it first") from None
 
 
-def _halves(text: str, share: float) -> tuple[str, str]:
-    """A text cut at the end of a line, so that about `share` of its characters come after it."""
-    place = round(len(text) * (1 - share))
-    end = text.find("\n", place) + 1 or text.rfind("\n", 0, place) + 1 or place
-    return text[:end], text[end:]
-
-
 def _lines(path: str) -> Iterator[tuple[int, bytes]]:
     """Number and content of the lines that are not blank."""
     try:
-        if path.endswith(".gz") and not Path(path).stat().st_size:
-            raise EOFError("it has no bytes")  # which `gzip` takes for no text
         with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
@@ -158,9 +145,7 @@ def _text_of(record: Any, text_field: str, where: str) -> str:
 
 
 def _checked(text: Any, text_field: str, where: str) -> str:
-    """What a field or column holds, if it is text; as bytes it is so in parquet's `binary`."""
-    if isinstance(text, bytes):
-        return _decoded(text, where)
+    """What a field or column holds, if it is text."""
     if not isinstance(text, str):
         raise UserError(
             f"{where}: {text_field!r} holds {text!r:.60}, expected text: set `text_field` to "
@@ -178,9 +163,7 @@ def _checked(text: Any, text_field: str, where: str) -> str:
 
 def _instead(names: Iterable[str]) -> str:
     """What there is, and the way out, where the text's field is not among the names."""
-    # As ASCII where they look alike: an accent apart, an invisible mark.
-    listed = ", ".join(name if name.isascii() else json.dumps(name) for name in names)
-    return f"it has {listed or 'none'}: set `text_field` to one of them, or correct the file"
+    return f"it has {json.dumps([*names])}: set `text_field` to one of them, or correct the file"
 
 
 # --- parquet ------------------------------------------------------------------------------------
@@ -204,8 +187,6 @@ def _parquet_file(path: str) -> Iterator[Any]:
         raise
     except Exception as error:
         if path.startswith(REMOTE):
-            from mhclite.data.hub import in_short
-
             raise UserError(
                 f"{path}: reading it stopped ({in_short(error)}); run the same command again: what "
                 "is finished is kept"
@@ -218,6 +199,14 @@ def _parquet_file(path: str) -> Iterator[Any]:
             f"{path} cannot be read as parquet ({' '.join(str(error).split())[:200]}): it is "
             "damaged, encrypted or of another kind; copy it again, or write it anew"
         ) from None
+
+
+def in_short(error: Exception) -> str:
+    """An error's kind and HTTP status: its full text may hold signed addresses."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, ValueError | RuntimeError) and status is None:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return type(error).__name__ + (f", HTTP {status}" if status else "")
 
 
 def _opened(path: str) -> IO[bytes]:
@@ -235,8 +224,10 @@ def _is_text(kind: Any) -> bool:
 
     if pa.types.is_dictionary(kind):
         return _is_text(kind.value_type)
-    names = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
-    return any(getattr(pa.types, f"is_{name}")(kind) for name in names)
+    return any(
+        is_kind(kind)
+        for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    )
 
 
 def _row_groups(path: str, text_field: str) -> list[Piece]:

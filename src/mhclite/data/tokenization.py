@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
@@ -19,7 +18,7 @@ import numpy as np
 
 from mhclite.data.tokens import Ids
 from mhclite.errors import UserError
-from mhclite.files import read_json, sha256_of, write_json, write_text
+from mhclite.files import read_json, write_json, write_text
 
 TOKENIZER = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
@@ -32,8 +31,7 @@ GPT2_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++
 # No word reaches across this place, so that both sides can be encoded apart.
 _SAFE_CUT = re.compile(r"(?<=[!-~])(?= )")
 PIECE_CHARACTERS = 1 << 18
-LONGEST_WORD = 1024  # characters that the training of a BPE takes for one word, at most
-_HALF_A_WORD = re.compile(r"[^ ]{512}|\s{512}")
+LONGEST_WORD = 1024  # bytes that the training of a BPE takes for one word, at most
 
 
 def pieces(text: str, size: int = PIECE_CHARACTERS) -> list[str]:
@@ -51,26 +49,6 @@ def pieces(text: str, size: int = PIECE_CHARACTERS) -> list[str]:
         parts.append(text[start : cut.start()])
         start = cut.start()
     return [*parts, text[start:]]
-
-
-def without_long_words(text: str) -> Iterator[str]:
-    """A text cut within its words of more than `LONGEST_WORD` characters, and nowhere else.
-
-    The time to learn merges grows with the square of the longest word, which is a whole text where
-    nothing separates words: DNA, base64, blanks, some languages.
-    """
-    from tokenizers import pre_tokenizers
-
-    # Rarely is there any. One that long fills a whole half of its length, counted from the start.
-    if any(_HALF_A_WORD.match(text, i) for i in range(0, len(text), LONGEST_WORD // 2)):
-        words = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text)
-        start = 0
-        for _, (first, end) in words:
-            for cut in range(first + LONGEST_WORD, end, LONGEST_WORD):
-                yield text[start:cut]
-                start = cut
-        text = text[start:]
-    yield text
 
 
 def _joined(encoded: Iterator[Sequence[int]], counts: list[int]) -> list[Ids]:
@@ -99,10 +77,14 @@ class ByteLevelBPE:
 
         The result depends on the documents and the size alone, not on threads.
         """
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        # The time to learn merges grows with the square of the longest word, which is a whole text
+        # where nothing separates words: DNA, base64, blanks, some languages.
+        short = pre_tokenizers.Split(Regex(f".{{1,{LONGEST_WORD}}}"), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, short])
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -111,13 +93,9 @@ class ByteLevelBPE:
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        texts = (
-            part
-            for document in documents
-            for piece in pieces(document)
-            for part in without_long_words(piece)
-        )
+        texts = (piece for document in documents for piece in pieces(document))
         tokenizer.train_from_iterator(texts, trainer)
+        tokenizer.pre_tokenizer = words
         return cls(tokenizer)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
@@ -131,10 +109,9 @@ class ByteLevelBPE:
         """The text of some ids."""
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))
 
-    def save(self, folder: Path) -> str:
+    def save(self, folder: Path) -> None:
         """Write the tokenizer in the format of `tokenizers`."""
         write_text(folder / TOKENIZER, self._tokenizer.to_str(pretty=True) + "\n")
-        return sha256_of(folder / TOKENIZER)
 
 
 class GPT2:
@@ -168,10 +145,9 @@ class GPT2:
         """The text of some ids."""
         return str(self._encoding.decode([int(i) for i in ids]))
 
-    def save(self, folder: Path) -> str:
+    def save(self, folder: Path) -> None:
         """Write which merges these are; they themselves are part of the package."""
         write_json(folder / TOKENIZER, {"kind": self.kind, "merges_sha256": GPT2_MERGES_SHA256})
-        return sha256_of(folder / TOKENIZER)
 
 
 # Both have `kind`, `n_tokens` (ids in use: 0 ... n_tokens - 1) and `eot_id`, the token after every
@@ -200,13 +176,6 @@ def load(folder: Path) -> TextTokenizer:
         return ByteLevelBPE(Tokenizer.from_str(json.dumps(content)))
     except Exception as error:  # the library raises nothing more specific
         raise UserError(f"tokenizer {path} cannot be read ({error}); prepare it again") from None
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def embedded_merges() -> str:

@@ -22,7 +22,7 @@ from tabulate import tabulate
 from mhclite.arguments import file_path, folder_path
 from mhclite.config import RESIDUAL
 from mhclite.connections.registry import VARIANTS
-from mhclite.data.hub import LOCK_FILE, CorporaLock, revision_text
+from mhclite.data.corpora import LOCK_FILE, CorporaLock, revision_text
 from mhclite.data.manifest import load_if_prepared
 from mhclite.errors import UserError
 from mhclite.files import read_json

@@ -129,8 +129,7 @@ class Corpus(Settings):
     )
     files: str | None = Field(
         None,
-        description="`files` only: glob of .txt (a document each; a single one is cut in two), "
-        ".jsonl[.gz] or .parquet",
+        description="`files` only: glob of .txt (a document each), .jsonl[.gz] or .parquet",
     )
     archive: str | None = Field(
         None,

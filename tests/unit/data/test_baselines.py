@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tiny import write_shards
 
 from mhclite.data.baselines import ngram_baselines
-from mhclite.data.manifest import Baselines, Split
+from mhclite.data.manifest import Split
 from mhclite.data.tokens import TokenSplit
 
 
@@ -76,15 +76,6 @@ def test_baselines_are_those_of_the_formulas(
         )
     expected = brute_force(train, validation, 7, eot, min(limit, len(train)))
     assert asdict(found) == pytest.approx(expected, abs=1e-6)
-
-
-def test_a_tiny_case_by_hand(tmp_path: Path) -> None:
-    # Ids 0 (end of text) and 1; train: 1 0. p(0) = p(1) = 2/4. Pairs 0->1, 1->0, once each.
-    # Validation 1 0: p(1|0) = (1 + 1/2) / (1 + 1) = 3/4, p(0|1) the same.
-    found = ngram_baselines(
-        split_of(tmp_path, "train", [1, 0]), split_of(tmp_path, "validation", [1, 0]), 2, 0
-    )
-    assert found == Baselines(round(math.log(2), 6), round(math.log(4 / 3), 6))
 
 
 def test_the_largest_vocabulary(tmp_path: Path) -> None:

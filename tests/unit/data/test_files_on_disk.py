@@ -14,14 +14,9 @@ from small_corpora import documents, settings
 from mhclite.data.corpora import changed, content, open_source
 from mhclite.data.manifest import Manifest
 from mhclite.data.prepare import prepare
-from mhclite.data.reading import Piece, examine, read
+from mhclite.data.reading import examine, read
 from mhclite.errors import UserError
 from mhclite.study.text_files import matching
-
-
-def names(pattern: object) -> list[str]:
-    return [path.name for path in matching(str(pattern))]
-
 
 # --- files that change --------------------------------------------------------------------------
 
@@ -86,15 +81,14 @@ def texts_of(path: Path) -> list[str]:
     return [t for piece in examine(str(path), "text").pieces for t in read(piece, "text")]
 
 
-@pytest.mark.parametrize("compression", ["snappy", "zstd", "none"])
-def test_a_zeroed_page_is_noticed(tmp_path: Path, compression: str) -> None:
+def test_a_zeroed_page_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     table = pa.table({"text": [f"{i} {'word ' * 50}" for i in range(900)]})
     pq.write_table(
         table,
         path,
         row_group_size=300,
-        compression=compression,
+        compression="none",
         use_dictionary=False,
         write_page_checksum=True,
     )
@@ -109,18 +103,11 @@ def test_a_zeroed_page_is_noticed(tmp_path: Path, compression: str) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [
-        pa.dictionary(pa.int32(), pa.string()),  # pandas' category
-        pa.string_view(),
-        pa.large_string(),
-        pa.binary(),
-        pa.large_binary(),
-        pa.dictionary(pa.int8(), pa.large_string()),
-    ],
+    [pa.dictionary(pa.int32(), pa.string()), pa.string_view(), pa.large_string()],  # a category
     ids=str,
 )
 def test_text_is_read_however_its_column_is_stored(tmp_path: Path, kind: pa.DataType) -> None:
-    column = pa.array(["é", "b", "é"]).cast(pa.binary() if "binary" in str(kind) else pa.string())
+    column = pa.array(["é", "b", "é"])
     if pa.types.is_dictionary(kind):
         column = column.dictionary_encode()
     pq.write_table(pa.table({"text": column.cast(kind)}), tmp_path / "a.parquet")
@@ -140,24 +127,6 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str, data: bytes) ->
     assert texts_of(tmp_path / name) == ["a\n"]
 
 
-# --- one text -----------------------------------------------------------------------------------
-
-
-def test_one_text_is_cut_at_a_line_near_its_end(tmp_path: Path) -> None:
-    text = "".join(f"line {i} of a play\n" for i in range(400))
-    (tmp_path / "input.txt").write_text(text)
-    chosen = settings(f"{tmp_path}/input.txt", validation_fraction=0.1)
-    manifest = prepare(chosen, tmp_path / "out", tmp_path / "lock.json")
-    assert (manifest.train.documents, manifest.validation.documents) == (1, 1)
-    assert manifest.train.bytes + manifest.validation.bytes == len(text)
-    assert 0 <= 0.1 * len(text) - manifest.validation.bytes < 20
-    assert manifest.split.rule.startswith("the end of the one text")
-    piece = Piece(f"{tmp_path}/input.txt", 2, len(text), cut=0.1)
-    first, second = read(piece, "text")
-    assert first + second == text
-    assert first.endswith("\n")
-
-
 def test_no_document_and_one_record_say_so(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("\n")
@@ -168,54 +137,13 @@ def test_no_document_and_one_record_say_so(tmp_path: Path) -> None:
         prepare(settings(str(path)), tmp_path / "out", tmp_path / "lock.json")
 
 
-# --- links --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "target"), [("b.txt", "/annex/b"), ("b.txt", "b.txt"), ("b", "c")]
-)
-def test_a_link_to_nothing_is_named(tmp_path: Path, name: str, target: str) -> None:
-    """A file that was not fetched, a link to itself, a folder among files."""
-    (tmp_path / "a.txt").write_text("a")
-    (tmp_path / name).symlink_to(target)
-    with pytest.raises(UserError, match=f"{name} is a link to '{target}'"):
-        matching(f"{tmp_path}/**/*")
-
-
-def test_each_real_file_counts_once(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir()
-    (tmp_path / "real" / "b.txt").write_text("b")
-    (tmp_path / "a.txt").symlink_to("real/b.txt")
-    (tmp_path / "again").symlink_to("real")
-    assert names(f"{tmp_path}/**/*.txt") == ["a.txt"]
-    os.link(tmp_path / "real" / "b.txt", tmp_path / "real" / "c.txt")  # a file of its own
-    assert names(f"{tmp_path}/**/*.txt") == ["a.txt", "c.txt"]
-
-
 # --- names --------------------------------------------------------------------------------------
 
 
-def test_home_variables_and_brackets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for folder in ("plain", "books [v1]", "$literal"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "a.txt").write_text("a")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("SCRATCH", str(tmp_path))
-    for pattern in ("~/plain/*.txt", "$SCRATCH/plain/*.txt", "${SCRATCH}/books [v1]/a.txt"):
-        assert names(pattern) == ["a.txt"], pattern
-    assert names(f"{tmp_path}/books [v1]/*.txt") == ["a.txt"]
-    assert names(f"{tmp_path}/$literal/*.txt") == ["a.txt"]
-    assert names(f"{tmp_path}/plain/[ab].txt") == ["a.txt"]
-
-
-def test_what_matches_nothing_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NOT_SET", raising=False)
-    with pytest.raises(UserError, match="the environment has no variable NOT_SET"):
-        matching("$NOT_SET/*.txt")
-    with pytest.raises(UserError, match=r"only a folder: .* for example '.*/\*\*/\*\.txt'"):
-        matching(f"{tmp_path}/")
-    with pytest.raises(UserError, match=r"no file matches .*\(looked in "):
-        matching(f"{tmp_path}/*.txt")
+def test_what_matches_nothing_says_where_it_looked(tmp_path: Path) -> None:
+    for pattern in (f"{tmp_path}/", f"{tmp_path}/*.txt"):
+        with pytest.raises(UserError, match=r"no file matches .*\(looked in "):
+            matching(pattern)
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.TXT", "a.txt.gz"])
@@ -226,6 +154,9 @@ def test_a_suffix_that_nobody_reads(tmp_path: Path, name: str) -> None:
 
 
 def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").symlink_to("/annex/b")
+    with pytest.raises(UserError, match=r"b\.txt is no regular file, or a link to nothing"):
+        matching(f"{tmp_path}/*")
     os.mkfifo(tmp_path / "a.txt")
     with pytest.raises(UserError, match=r"a\.txt is no regular file"):
         matching(f"{tmp_path}/*")

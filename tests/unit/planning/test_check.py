@@ -95,12 +95,12 @@ def parquet(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "write", "said"),
     [
-        ("a.parquet", parquet, "it has body"),
-        ("a.jsonl", lambda path: path.write_text('{"body": "x"}'), "it has body"),
+        ("a.parquet", parquet, '"body"'),
+        ("a.jsonl", lambda path: path.write_text('{"body": "x"}'), '"body"'),
         ("a.jsonl.gz", lambda path: path.write_bytes(b"x"), "not a whole gzip file"),
         ("a.txt", lambda path: path.write_bytes(b"\xff\xfea"), "is not UTF-8 text"),
         ("a.csv", lambda path: path.write_text("x"), "is none of .txt"),
-        ("a.txt", lambda path: path.symlink_to("gone"), "is a link to 'gone'"),
+        ("a.txt", lambda path: path.symlink_to("gone"), "a link to nothing"),
         ("folder", Path.mkdir, "only a folder"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mhclite.tarball import extract
+from mhclite.archives import extract
 
 
 @pytest.fixture(params=["newer", "3.11.2"], autouse=True)
