@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -75,37 +73,22 @@ def test_peak_memory_of_known_allocations() -> None:
 # --- memory -------------------------------------------------------------------------------------
 
 
-def config(*variants: str, **changes: Any) -> ThroughputConfig:
-    connections = {v: connection(v, implementation="fast") for v in variants}
-    return replace(ThroughputConfig(MODEL, connections, TRAINING, 2, 1, ()), **changes)
-
-
-def out_of_memory_for(
-    monkeypatch: pytest.MonkeyPatch, fails: Callable[[Stepper], bool]
-) -> list[tuple[str, ...]]:
-    """Have steps of some connections not fit; returns the sets that are timed, as they come."""
-    sets: list[tuple[str, ...]] = []
-    step, made = Stepper.step, throughput.steppers_of
+def measure_where(monkeypatch: pytest.MonkeyPatch, variant: str) -> Throughput:
+    """With steps of one variant that do not fit in the memory."""
+    step = Stepper.step
 
     def fitting(self: Stepper) -> None:
-        if fails(self):
+        if self.connection.variant == variant:
             raise torch.OutOfMemoryError("CUDA out of memory")
         step(self)
 
-    def noted(asked: Any, connections: Any, *more: Any) -> Any:
-        sets.append(tuple(connections))
-        return made(asked, connections, *more)
-
     monkeypatch.setattr(Stepper, "step", fitting)
-    monkeypatch.setattr(throughput, "steppers_of", noted)
-    return sets
+    connections = {v: connection(v, implementation="fast") for v in ("hc", "mhc_lite")}
+    return measure(ThroughputConfig(MODEL, connections, TRAINING, 2, 1, ()))
 
 
 def test_what_does_not_fit_is_recorded_and_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    sets = out_of_memory_for(monkeypatch, lambda s: s.connection.variant == "hc")
-    result = measure(config("hc", "mhc_lite"))
-    # All together, then each by itself.
-    assert sets == [("residual", "hc", "mhc_lite"), ("residual", "hc"), ("residual", "mhc_lite")]
+    result = measure_where(monkeypatch, "hc")
     assert list(result.variants) == ["residual", "mhc_lite"]
     (unfit,) = result.did_not_fit
     assert (unfit.implementation, unfit.name, unfit.reason) == ("fast", "hc", "out of memory")
@@ -114,26 +97,13 @@ def test_what_does_not_fit_is_recorded_and_costs_no_other(monkeypatch: pytest.Mo
     assert build(Throughput, json.loads(json.dumps(to_json(result)))) == result
 
 
-def test_without_room_for_the_plain_residual_it_is_one_line(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    out_of_memory_for(monkeypatch, lambda _: True)
+def test_without_room_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"4 sequences does not fit .* lower training.micro_batch"):
-        measure(config("hc"))
+        measure_where(monkeypatch, "residual")
 
+    def full(*_: object) -> None:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
 
-def test_weights_that_do_not_fit_together_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = throughput.steppers_of
-
-    def fitting(asked: Any, connections: Any, *more: Any) -> Any:
-        if len(connections) > 2:
-            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
-        return made(asked, connections, *more)
-
-    monkeypatch.setattr(throughput, "steppers_of", fitting)
-    result = measure(config("hc", "mhc_lite"))
-    assert list(result.variants) == ["residual", "hc", "mhc_lite"]
-    assert result.did_not_fit == []
-    monkeypatch.setattr(throughput, "steppers_of", lambda *_: fitting(None, "too many"))
-    with pytest.raises(UserError, match="weights of two variants"):
-        measure(config("hc"))
+    monkeypatch.setattr(throughput, "steppers_of", full)
+    with pytest.raises(UserError, match="weights of all variants"):
+        measure_where(monkeypatch, "residual")

@@ -84,9 +84,6 @@ METRICS = {
     "spikes_per_1000_steps": Metric(
         "Spikes per 1,000 judged steps", "stability.spikes_per_1000_steps", always=True
     ),
-    "jumps_per_10000_steps": Metric(
-        "Jumps of the loss per 10,000 steps", "stability.jumps_per_10000_steps", always=True
-    ),
     "clipped_share": Metric("Steps clipped", "stability.clipped_share", share=True),
     "grad_norm_mean": norm("Gradient norm", "stability.grad_norm_mean"),
     "grad_norm_fluctuation": fluctuation("Gradient fluctuation", "stability.grad_norm_fluctuation"),
@@ -112,9 +109,6 @@ METRICS = {
     "single_max_deviation": Metric("Sums off, single", f"{MIXING}.single.error", log=True),
     "product_max_deviation": Metric("Sums off, product", f"{MIXING}.product.error", geometric=True),
     "orthogonality_error": deviation("Error of orthogonality", f"{GEOMETRY}.orthogonality mean"),
-    "product_orthogonality_error": Metric(
-        "Error of orthogonality of the product", f"{GEOMETRY}.product_orthogonality last", log=True
-    ),
     "gain_forward": Metric(
         "Final gain, forward", f"{MIXING}.product.gain_forward last", log=True, resolution=1e-4
     ),

@@ -124,8 +124,7 @@ def _throughput(results: Results, claim: Claim, model: str) -> Row:
     for variant, _ in claim.arms:
         if variant not in measured:
             return Row(model, missing=f"{VARIANTS[variant].label} was not timed: it did not fit")
-    # Each over the plain residual's step of its round: on a GPU whose memory does not hold all
-    # variants at once, two of them may not have been timed in the same rounds.
+    # Each over the plain residual's step of its round.
     own, other = (np.array(measured[variant].ratio) for variant, _ in claim.arms)
     ratios = list(np.log(own / other))
     return Row(model, compare(ratios, 0.0, results.confidence, FASTER, 1e-4))

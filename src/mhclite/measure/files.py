@@ -17,7 +17,7 @@ from mhclite.records import Misfit, build, read_record
 
 PROBE_SCHEMA = 3
 THROUGHPUT_SCHEMA = 3
-STABILITY_SCHEMA = 3
+STABILITY_SCHEMA = 4
 CRITICAL_SCHEMA = 1
 SWEEP_SCHEMA = 1
 
@@ -61,7 +61,8 @@ class SingleSums:
 
 @dataclass(frozen=True)
 class ProductSums:
-    """Sums and gains of the product of the first H_res, one entry per number of matrices."""
+    """Sums and gains of the product over the depth: the last entry. Earlier versions have one entry
+    per number of matrices, the first ones multiplied."""
 
     RETIRED = ("max_deviation", "gain_forward_max", "gain_backward_max")
     row_sum: list[list[float]]  # quantiles over tokens and rows
@@ -100,14 +101,13 @@ class Deviation:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What else H_res and its product do; lists have one entry per sub-layer."""
+    """What else H_res and its product do; lists have one entry per sub-layer, or as above."""
 
-    RETIRED = ("effective_rank", "mean_product", "log_inverse_nu")
+    RETIRED = ("effective_rank", "mean_product", "log_inverse_nu", "product_orthogonality")
     single_deviation: Deviation  # over all sub-layers
     product_deviation: Deviation  # of the whole product
     orthogonality: list[float]  # Frobenius norm of H^T H - I, mean over tokens
-    product_orthogonality: list[float]  # likewise of the product, per number of matrices
-    singular_values: list[list[float]]  # (matrices, n) of the product, falling; mean over tokens
+    singular_values: list[list[float]]  # of the product, (matrices, n), falling; mean over tokens
     start_distance: list[float]  # Frobenius norm of H_res minus that of the untrained connection
     mean_matrix: list[list[list[float]]]  # (sub-layers, n, n): H_res, mean over tokens
 
@@ -137,14 +137,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Use:
-    """What the loss of a trained model depends on: `measure.knockouts` says what is changed."""
+    """What the loss of a trained model depends on: `mixing.knockouts` says what is changed."""
 
     RETIRED = (
-        *("windows", "evaluated_windows", "evaluated_loss"),
+        *("windows", "evaluated_windows", "evaluated_loss", "loss"),
         *("identity_by_sublayer", "token_mean_by_sublayer", "stream_dropped"),
     )
     # On the windows of the final loss; older probes have some on the probe's own.
-    loss: float  # of the unchanged model
     identity: Cost  # every H_res is the identity
     token_mean: Cost  # every H_res is its mean over tokens
 
@@ -270,19 +269,16 @@ class StabilitySettings:
 class RunStability:
     """Spikes, fluctuation and divergence of one run; `measure.stability.judge` says how."""
 
-    RETIRED = ("too_few_steps", "diverged_step")
     steps: int
     judged_steps: int
     loss_spikes: list[int]  # steps, as of all lists here
     grad_norm_spikes: list[int]
-    loss_jumps: list[int]
     spikes_per_1000_steps: float | None
     grad_norm_mean: float | None
     grad_norm_fluctuation: float | None
     backbone_grad_norm_mean: float | None  # None where it was not recorded
     backbone_grad_norm_fluctuation: float | None
     diverged: bool
-    jumps_per_10000_steps: float | None
     clipped_share: float | None
 
 

@@ -27,16 +27,16 @@ from mhclite.data.manifest import load_manifest
 from mhclite.data.pool import run_jobs
 from mhclite.errors import UserError
 from mhclite.files import digest_of, write_json
-from mhclite.measure.evaluate import evaluation, windows_over
 from mhclite.measure.files import PROBE_SCHEMA, Probe, read_probe
-from mhclite.measure.knockouts import knockouts
-from mhclite.measure.mixing import mixing
+from mhclite.measure.mixing import knockouts, mixing
 from mhclite.measure.trained import (
     Trained,
+    evaluation,
     held_out,
     load_trained,
     read_trained,
     windows_of,
+    windows_over,
 )
 from mhclite.model import GPT
 from mhclite.records import to_json

@@ -15,10 +15,6 @@ divided by `window`). What the rule leaves open is decided here:
   fluctuation there is no scale to judge by.
 - A value that is not finite is divergence, never a spike, and nothing is judged against a window
   that holds one. Training ends at the first, so only the last value of a run can be one.
-
-Another rule in use (report of Qwen3.8-Next, arXiv 2608.30320) knows no scale: a *jump* is a step
-whose loss lies more than 0.1 above the median of the 201 steps before it. It is counted beside the
-first, on the same terms.
 """
 
 from __future__ import annotations
@@ -46,8 +42,6 @@ from mhclite.runs.folder import FinishedRun, RunFolder
 
 FloatArray = npt.NDArray[np.float64]
 
-JUMP_WINDOW = 201  # steps
-JUMP = 0.1  # nats per token
 FLAT = 1e-10  # a window's deviation over the size of its mean, below which it is flat
 
 
@@ -81,18 +75,6 @@ def spikes(values: Sequence[float] | FloatArray, window: int, sigmas: float) -> 
     with np.errstate(over="ignore", invalid="ignore"):
         above[1:] = judged & (series[1:] > mean + sigmas * deviation)
     return [int(position) for position in np.flatnonzero(above)]
-
-
-def jumps(losses: Sequence[float] | FloatArray) -> tuple[list[int], int]:
-    """Positions (from 0) of the losses that are jumps, and how many could have been one."""
-    series = np.array(losses, dtype=np.float64)
-    if len(series) <= JUMP_WINDOW:
-        return [], 0
-    windows = np.lib.stride_tricks.sliding_window_view(series[:-1], JUMP_WINDOW)
-    finite = np.isfinite(windows).all(1) & np.isfinite(series[JUMP_WINDOW:])
-    medians = np.where(finite, np.median(windows, axis=1), np.inf)
-    above = np.flatnonzero(series[JUMP_WINDOW:] > medians + JUMP)
-    return (above + JUMP_WINDOW).tolist(), int(np.count_nonzero(finite))
 
 
 def series_of(metrics: Sequence[dict[str, Any]], name: str) -> FloatArray:
@@ -143,11 +125,10 @@ def judge(run: FinishedRun, settings: StabilitySettings) -> RunStability:
 
     `spikes_per_1000_steps` counts the steps at which the loss or the gradient norm spiked, out of
     the `judged_steps`, which have a full window after the warm-up before them; None where there are
-    none; `jumps_per_10000_steps` likewise, out of its own. `clipped_share` is that of the steps
-    after the warm-up whose gradient is longer than `grad_clip`. Mean and fluctuation of the
-    gradient norm, of all parameters and of the backbone's, are those of `last_window` with
-    `fluctuation_window`. For a diverged run that is the stretch before
-    its end.
+    none. `clipped_share` is that of the steps after the warm-up whose gradient is longer than
+    `grad_clip`. Mean and fluctuation of the gradient norm, of all parameters and of the backbone's,
+    are those of `last_window` with `fluctuation_window`; for a diverged run that is the stretch
+    before its end.
     """
     window, sigmas = settings.spike_window, settings.spike_sigmas
     steps = [int(line["step"]) for line in run.metrics if line["step"] > 0]
@@ -160,7 +141,6 @@ def judge(run: FinishedRun, settings: StabilitySettings) -> RunStability:
     judged = int(np.count_nonzero(finite[warm + window :]))
     spiked = len(set(loss_spikes) | set(grad_norm_spikes))
 
-    jumped, could = jumps(loss[warm:])
     clip, norms = run.record.config.training.grad_clip, grad_norm[warm:][finite[warm:]]
 
     backbone = series_of(run.metrics, "backbone_grad_norm")
@@ -177,8 +157,6 @@ def judge(run: FinishedRun, settings: StabilitySettings) -> RunStability:
         grad_norm_fluctuation=norm[1],
         backbone_grad_norm_mean=own[0],
         backbone_grad_norm_fluctuation=own[1],
-        loss_jumps=[steps[warm + at] for at in jumped],
-        jumps_per_10000_steps=10_000 * len(jumped) / could if could else None,
         clipped_share=float(np.mean(norms > clip)) if clip and len(norms) else None,
         diverged=run.summary.status == "diverged",
     )

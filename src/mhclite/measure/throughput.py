@@ -10,8 +10,8 @@ Other implementations than the study's own are timed without torch.compile on a 
 On a GPU training asks torch for deterministic algorithms, unless the study says otherwise, and so
 do the steps here; `benchmarks/session.py` times what they cost.
 
-Where the weights of all variants and a step do not fit on a GPU together, each variant is timed
-with the plain residual alone. What does not fit even so is recorded as such.
+A variant whose step does not fit in a GPU's memory beside the weights of the others is recorded as
+such.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from mhclite.measure.files import (
     Unfit,
     settings_argument,
 )
-from mhclite.measure.steps import Stepper, counts, interleaved, is_out_of_memory, release, timing
+from mhclite.measure.steps import Stepper, counts, interleaved, is_out_of_memory, timing
 from mhclite.records import to_json
 from mhclite.runs.provenance import hardware
 from mhclite.training.group import deterministic
@@ -96,93 +96,55 @@ def steppers_of(
     return own, steppers
 
 
-class Collected:
-    """What has been measured of one model size."""
-
-    def __init__(self, config: ThroughputConfig, device: torch.device) -> None:
-        self.config, self.device = config, device
-        self.connections = {RESIDUAL_NAME: RESIDUAL} | config.connections
-        self.batch_size = config.training.micro_batch_size or config.training.batch_size
-        self.own: str | None = None
-        self.variants: dict[str, Measured] = {}
-        self.others: dict[str, dict[str, Timing]] = {}
-        self.did_not_fit: list[Unfit] = []
-
-    def fit(self, names: list[str]) -> bool:
-        """Time some connections in the same rounds; False where they do not fit together.
-
-        Of the plain residual and one other what does not fit is noted; False if the weights do not.
-        """
-        try:
-            return self._time(names)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        return False
-
-    def _time(self, names: list[str]) -> bool:
-        config = self.config
-        connections = {name: self.connections[name] for name in names}
-        own, steppers = steppers_of(config, connections, self.batch_size, self.device)
-        seconds, failed = interleaved(steppers, config.warmup_rounds, config.rounds)
-        if failed and len(names) > 2:
-            return False
-        self.own = own or self.own
-        base = seconds.get(Arm(own, RESIDUAL_NAME))
-        tokens = self.batch_size * config.model.block_size
-        for arm, stepper in steppers.items():
-            if arm in failed or base is None:
-                self._note(arm, failed.get(arm, "the plain residual did not fit beside it"))
-                continue
-            row = timing(seconds[arm], base, tokens, stepper.peak_bytes())
-            if arm.implementation in (None, self.own):
-                self.variants.setdefault(arm.name, Measured(**vars(row), **self._counts(arm.name)))
-            else:
-                self.others.setdefault(str(arm.implementation), {})[arm.name] = row
-        return True
-
-    def _note(self, arm: Arm, reason: str) -> None:
-        log.warning("%s %s did not fit: %s", arm.name, arm.implementation or "", reason)
-        counted = self._counts(arm.name)
-        self.did_not_fit.append(Unfit(arm.implementation or "", arm.name, reason, **counted))
-
-    def _counts(self, name: str) -> dict[str, Any]:
-        parameters, flops = counts(self.config.model, self.connections[name])
-        plain, _ = counts(self.config.model, RESIDUAL)
-        return {
-            "flops_per_token": flops,
-            "parameters": parameters,
-            "extra_parameters": parameters - plain,
-        }
-
-
 def measure(config: ThroughputConfig) -> Throughput:
     """Throughput of each connection at one model size, the plain residual's too, named or not.
 
     Raises:
-        UserError: not even the plain residual fits on the device.
+        UserError: the weights of all variants, or a step of the plain residual, do not fit on the
+            device.
     """
     training, model = config.training, config.model
     device = choose_device(training.device)
     deterministic(device, training.deterministic)
-    collected = Collected(config, device)
-    batch_size = collected.batch_size
-    names = list(collected.connections)
-    if not collected.fit(names):
-        log.info("each variant is timed with the plain residual alone: all do not fit together")
-        for group in [[RESIDUAL_NAME, name] for name in names[1:]] or [names]:
-            release(device)
-            if not collected.fit(group):
-                raise UserError(
-                    f"the weights of two variants of model {model.name} do not fit on this device: "
-                    "measure on one with more memory, or take the model out of the study"
-                )
-    if RESIDUAL_NAME not in collected.variants:
-        reason = collected.did_not_fit[0].reason
+    connections = {RESIDUAL_NAME: RESIDUAL} | config.connections
+    batch_size = training.micro_batch_size or training.batch_size
+    try:
+        own, steppers = steppers_of(config, connections, batch_size, device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"the weights of all variants of model {model.name} do not fit on this device "
+            "together: measure on one with more memory, or take the model or variants out of the "
+            "study"
+        ) from None
+    seconds, failed = interleaved(steppers, config.warmup_rounds, config.rounds)
+    base = seconds.get(Arm(own, RESIDUAL_NAME))
+    if base is None:
         raise UserError(
             f"a step of model {model.name} with {batch_size} sequences does not fit on this "
-            f"device ({reason}): lower training.micro_batch_size"
+            "device: lower training.micro_batch_size"
         )
+    plain, _ = counts(model, RESIDUAL)
+    counted: dict[str, dict[str, Any]] = {}
+    for name, connection in connections.items():
+        parameters, flops = counts(model, connection)
+        counted[name] = {
+            "flops_per_token": flops,
+            "parameters": parameters,
+            "extra_parameters": parameters - plain,
+        }
+    variants: dict[str, Measured] = {}
+    others: dict[str, dict[str, Timing]] = {}
+    for arm in seconds:
+        peak, tokens = steppers[arm].peak_bytes(), batch_size * model.block_size
+        row = timing(seconds[arm], base, tokens, peak)
+        if arm.implementation == own:
+            variants[arm.name] = Measured(**vars(row), **counted[arm.name])
+        else:
+            others.setdefault(str(arm.implementation), {})[arm.name] = row
+    for arm, reason in failed.items():
+        log.warning("%s %s did not fit: %s", arm.name, arm.implementation, reason)
     found = hardware()
     return Throughput(
         schema=THROUGHPUT_SCHEMA,
@@ -196,11 +158,14 @@ def measure(config: ThroughputConfig) -> Throughput:
         block_size=model.block_size,
         rounds=config.rounds,
         warmup_rounds=config.warmup_rounds,
-        implementation=collected.own,
-        variants=collected.variants,
-        others=collected.others,
+        implementation=own,
+        variants=variants,
+        others=others,
         deterministic=device.type == "cuda" and training.deterministic,
-        did_not_fit=[unfit for unfit in collected.did_not_fit if unfit.name != RESIDUAL_NAME],
+        did_not_fit=[
+            Unfit(str(arm.implementation), arm.name, reason, **counted[arm.name])
+            for arm, reason in failed.items()
+        ],
     )
 
 

@@ -1,4 +1,4 @@
-"""A trained model and held-out text, as the probe and the evaluation need them."""
+"""A trained model, held-out text, and the model's loss on it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 
 from mhclite.config import ConnectionConfig, ModelConfig
 from mhclite.data.batches import Tokens, evaluation_starts
@@ -15,6 +17,8 @@ from mhclite.data.manifest import TokenizerEntry, load_manifest, open_split
 from mhclite.data.tokens import TokenSplit
 from mhclite.errors import UserError
 from mhclite.files import sha256_of
+from mhclite.measure.files import Evaluation
+from mhclite.measure.mixing import chunks
 from mhclite.model import GPT
 from mhclite.records import read_record
 from mhclite.runs.folder import WEIGHTS, CorpusRecord, RunFolder
@@ -143,3 +147,44 @@ def windows_of(split: TokenSplit, count: int, length: int) -> Tokens:
             f"the text has {len(split)} tokens, fewer than one window of {length} tokens"
         )
     return split.windows(evaluation_starts(len(split), length, count), length)
+
+
+def windows_over(split: TokenSplit, length: int, most: int | None) -> list[Tokens]:
+    """Windows that lie side by side: (count, length + 1), and (1, shorter) for what is left.
+
+    Each token but the first of the split is predicted once, from at most `length` tokens before it.
+
+    Args:
+        split: the text.
+        length: tokens predicted in a window.
+        most: predicted tokens, as whole windows spread evenly over the split; None: all.
+    """
+    predicted = len(split) - 1
+    whole = predicted // length
+    chosen, end = np.arange(whole), whole * length
+    if most is not None and most < predicted:
+        spread = np.linspace(0, whole - 1, min(whole, max(1, most // length)))
+        chosen, end = np.unique(spread.round().astype(np.int64)), predicted
+    windows = [split.windows(chosen * length, length + 1)]
+    return windows + ([split.read(end, len(split) - end)[None]] if end < predicted else [])
+
+
+@torch.no_grad()
+def evaluation(model: GPT, split: TokenSplit, most: int | None, device: torch.device) -> Evaluation:
+    """Mean loss over `windows_over` the split.
+
+    Args:
+        model: in evaluation mode on `device`.
+        split: validation split.
+        most: predicted tokens; None: all.
+        device: where to compute.
+    """
+    total, tokens = 0.0, 0
+    for windows in windows_over(split, model.block_size, most):
+        for chunk in chunks(windows):
+            ids = torch.from_numpy(chunk).to(device)
+            logits = model(ids[:, :-1]).flatten(0, 1)
+            losses = F.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
+            total += losses.double().sum().item()
+            tokens += len(losses)
+    return Evaluation(total / tokens, tokens)

@@ -20,8 +20,7 @@ from mhclite.cli import main
 from mhclite.data.tokens import TokenSplit
 from mhclite.errors import UserError
 from mhclite.files import read_json
-from mhclite.measure.evaluate import evaluation
-from mhclite.measure.trained import load_trained, read_trained
+from mhclite.measure.trained import evaluation, load_trained, read_trained
 from mhclite.training.loop import train
 
 GOLDEN = Path(__file__).parents[2] / "golden"

@@ -261,7 +261,6 @@ def probe_of(config: RunConfig, diverged: bool) -> Probe:
             single_deviation=Deviation(single / 2),
             product_deviation=Deviation(product / 2),
             orthogonality=[single] * sublayers,
-            product_orthogonality=growing,
             singular_values=[
                 [value, 1.0, 0.9, 0.9 - 0.8 * layer / sublayers]
                 for layer, value in enumerate(forward)
@@ -271,7 +270,7 @@ def probe_of(config: RunConfig, diverged: bool) -> Probe:
         ),
     )
     whole = knockout(variant, run)
-    use = Use(loss, Cost(whole, 0.0004), Cost(whole / 10, 0.0004))
+    use = Use(Cost(whole, 0.0004), Cost(whole / 10, 0.0004))
     return replace(probe, mixing=mixing, use=use)
 
 

@@ -121,7 +121,6 @@ def test_mixing_columns_come_from_the_probe(results: Results) -> None:
     assert pd.isna(row["sinkhorn_share_above_30"])
     assert runs.loc["sotu-d2-residual-s0", [*columns, "identity_distance"]].isna().all()
     assert row["product_deviation_99"] == pytest.approx(row_sum_deviation("hc", True) / 2)
-    assert row["product_orthogonality_error"] == pytest.approx(row_sum_deviation("hc", True))
     assert row["start_distance"] == pytest.approx(0.05 * np.mean(range(1, 9)))
     assert row["knockout_identity"] == pytest.approx(knockout("hc", "sotu-d4-hc-s0"))
     assert row["knockout_mean"] == pytest.approx(knockout("hc", "sotu-d4-hc-s0") / 10)

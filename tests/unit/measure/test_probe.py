@@ -16,12 +16,10 @@ from mhclite import cli
 from mhclite.data.tokens import TokenSplit
 from mhclite.errors import UserError
 from mhclite.measure import probe as step
-from mhclite.measure.evaluate import evaluation
 from mhclite.measure.files import Probe, read_probe
-from mhclite.measure.knockouts import knockouts, mixed_by
-from mhclite.measure.mixing import QUANTILE_LEVELS, mixing
-from mhclite.measure.probe import ProbeSettings, probe, probe_runs, task_of
-from mhclite.measure.trained import held_out, read_trained
+from mhclite.measure.mixing import QUANTILE_LEVELS, knockouts, mixed_by, mixing
+from mhclite.measure.probe import ProbeSettings, probe_runs, task_of
+from mhclite.measure.trained import evaluation, held_out, read_trained
 from mhclite.model import GPT
 from mhclite.records import build, to_json
 from mhclite.study.sections import Connections
@@ -73,24 +71,21 @@ def test_mixing_is_what_multiplying_by_hand_gives(variant: str) -> None:
         products = [H @ product for H, product in zip(H_res, products, strict=True)]
         sums[0].append(np.array([[sum(H[t]) for t in range(4)] for H in H_res]))
         sums[1].append(np.array([[sum(H[:, s]) for s in range(4)] for H in H_res]))
-        columns = np.array([[sum(P[:, s]) for s in range(4)] for P in products])
-        forward = [max(sum(abs(P[t])) for t in range(4)) for P in products]
-        backward = [max(sum(abs(P[:, s])) for s in range(4)) for P in products]
-        product = result.product
-        assert product.column_sum[layer] == pytest.approx(np.quantile(columns, QUANTILE_LEVELS))
-        assert product.gain_forward[layer] == pytest.approx(np.mean(forward))
-        assert product.gain_backward[layer] == pytest.approx(np.mean(backward))
         distance = np.mean([np.sqrt(((H - np.eye(4)) ** 2).sum()) for H in H_res])
         assert result.identity_distance[layer] == pytest.approx(distance)
         moved = np.mean([np.sqrt(((H - B) ** 2).sum()) for H, B in zip(H_res, before, strict=True)])
         assert geometry.start_distance[layer] == pytest.approx(moved)
         off = [np.sqrt(((H.T @ H - np.eye(4)) ** 2).sum()) for H in H_res]
         assert geometry.orthogonality[layer] == pytest.approx(np.mean(off))
-        off = [np.sqrt(((P.T @ P - np.eye(4)) ** 2).sum()) for P in products]
-        assert geometry.product_orthogonality[layer] == pytest.approx(np.mean(off))
-        values = [np.sqrt(np.linalg.eigvalsh(P.T @ P).clip(0)[::-1]) for P in products]
-        assert geometry.singular_values[layer] == pytest.approx(np.mean(values, axis=0), abs=1e-6)
         np.testing.assert_allclose(geometry.mean_matrix[layer], H_res.mean(0))
+    columns = np.array([[sum(P[:, s]) for s in range(4)] for P in products])
+    forward = [max(sum(abs(P[t])) for t in range(4)) for P in products]
+    backward = [max(sum(abs(P[:, s])) for s in range(4)) for P in products]
+    assert result.product.column_sum == [pytest.approx(np.quantile(columns, QUANTILE_LEVELS))]
+    assert result.product.gain_forward == [pytest.approx(np.mean(forward))]
+    assert result.product.gain_backward == [pytest.approx(np.mean(backward))]
+    values = [np.sqrt(np.linalg.eigvalsh(P.T @ P).clip(0)[::-1]) for P in products]
+    assert geometry.singular_values == [pytest.approx(np.mean(values, axis=0), abs=1e-6)]
     for found, by_hand in zip((result.single.row_sum_all, result.single.column_sum_all), sums):
         assert found == pytest.approx(np.quantile(by_hand, QUANTILE_LEVELS))
     deviation = np.array([abs(P.sum(1) - 1) for P in products])
@@ -174,7 +169,6 @@ def test_costs_are_those_of_a_changed_model(variant: str, final_norm: str) -> No
         return loss.mean(-1).double().numpy()
 
     unchanged = losses({})
-    assert result.loss == pytest.approx(unchanged.mean(), rel=1e-5)
     identity, layers = torch.eye(4), range(len(model.sublayers))
     means = [torch.tensor(matrix) for matrix in found.geometry.mean_matrix]
     expected = {
@@ -206,7 +200,7 @@ def split_of(tmp_path: Path, tokens: list[int]) -> TokenSplit:
     return TokenSplit([tmp_path / s.file for s in write_shards(tmp_path, "validation", tokens, 20)])
 
 
-@pytest.mark.parametrize("count", [37, 36, 31])  # the last window: whole, one short, one token
+@pytest.mark.parametrize("count", [37, 31])  # the last window: whole, one token
 def test_every_token_is_predicted_once(count: int, tmp_path: Path) -> None:
     tokens = np.random.default_rng(1).integers(0, MODEL.vocab_size, size=count)
     model = trained_like("hc")
@@ -357,9 +351,8 @@ def cublas() -> None:
     raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
 
 
-OUT_OF_MEMORY = {  # beyond any address space: the allocators' own words
+OUT_OF_MEMORY = {  # beyond any address space: the allocator's own words
     "torch on a CPU": lambda: torch.empty(2**52),
-    "numpy": lambda: np.empty(2**58),
     "torch on a GPU": cuda,
     "a library of a GPU": cublas,
 }
@@ -394,47 +387,23 @@ def test_out_of_memory_is_one_line(
     assert all(name in line for name in ("micro_batch_size", "n_embd", "block_size"))
 
 
-def test_another_error_of_torch_is_no_lack_of_memory(
-    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(GPT, "forward", lambda *_: torch.ones(2, 3) @ torch.ones(2, 3))
-    with pytest.raises(RuntimeError, match="cannot be multiplied"):
-        probe_runs(folders(study), SETTINGS, tmp_path)
-
-
-OTHERS = {  # tokenizers: ids and digest
-    "more ids": (60, "1" * 64),
-    "fewer ids": (20, "2" * 64),
-    "as many ids, of other text": (MODEL.vocab_size, "3" * 64),
-}
-
-
-@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("size", [60, MODEL.vocab_size])
 def test_a_corpus_of_another_tokenizer_is_one_line(
-    other: str, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    size: int, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """For probe and train."""
-    text = write_corpus(tmp_path / "other", *OTHERS[other])
+    """For probe and train: of more ids, or of as many."""
+    text = write_corpus(tmp_path / "other", size, "1" * 64)
     command = ["probe", "--runs", str(study / "runs"), "--run", "kromhc", "--corpus", str(text)]
     assert cli.main([*command, "--sequences", "2", "--out", str(tmp_path / "probes")]) == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "error:" in line)
     assert "another tokenizer" in line
     assert not list((tmp_path / "probes").glob("*"))
-    if OTHERS[other][0] > MODEL.vocab_size:
+    if size > MODEL.vocab_size:
         with pytest.raises(UserError, match="60 ids, but the model's vocabulary ends at 30"):
             train(configuration("residual"), text, tmp_path / "run")
 
 
-def test_other_text_of_the_same_tokenizer_is_measured(study: Path, tmp_path: Path) -> None:
-    text = write_corpus(tmp_path / "same")
-    (text / "manifest.json").write_text(
-        (text / "manifest.json").read_text().replace('"name": "tiny"', '"name": "another"')
-    )
-    task = task_of(study / "runs/kromhc", replace(SETTINGS, text=text), tmp_path)
-    assert probe(task).evaluation is not None
-
-
-@pytest.mark.parametrize(("size", "fits"), [(MODEL.vocab_size, True), (60, False), (20, False)])
+@pytest.mark.parametrize(("size", "fits"), [(MODEL.vocab_size, True), (20, False)])
 def test_where_nobody_knows_the_tokenizer_its_size_must_fit(
     size: int, fits: bool, study: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

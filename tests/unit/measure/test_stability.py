@@ -17,7 +17,7 @@ from tiny import configuration, run_record, run_summary
 from mhclite import cli
 from mhclite.files import sha256_of
 from mhclite.measure.files import StabilitySettings
-from mhclite.measure.stability import JUMP_WINDOW, judge, jumps, last_window, spikes
+from mhclite.measure.stability import judge, last_window, spikes
 from mhclite.records import to_json
 from mhclite.runs.folder import FinishedRun
 
@@ -74,16 +74,6 @@ def test_flat_window_has_no_spike() -> None:
     noise = [1e6 * (1 + 1e-15 * (at % 3)) for at in range(8)]
     assert spikes([*noise, 2e6], window=8, sigmas=6) == []
     assert spikes([1e-9 * value for value in [*WAVE * 4, 9.0]], window=8, sigmas=6) == [8]
-
-
-def test_jumps_are_above_the_median_of_the_window_by_more_than_a_tenth() -> None:
-    assert jumps([3.0, 9.0] * (JUMP_WINDOW // 2) + [9.0]) == ([], 0)
-    quiet = [3.0] * 300
-    quiet[250], quiet[260], quiet[100] = 3.11, 3.09, 9.0
-    assert jumps(quiet) == ([250], 99)
-    assert jumps([*quiet[:250], math.nan, *quiet[251:]]) == ([], 0 + 250 - JUMP_WINDOW)
-    # The median of 201 values in turn is one of the two: the other is no jump above it.
-    assert jumps([*([3.0, 3.05] * 150), 3.12, 3.16])[0] == [301]
 
 
 # --- one run --------------------------------------------------------------------------------

@@ -12,8 +12,7 @@ from mhclite.evidence.tables import Col, Table, metric, number, percent_of, plac
 from mhclite.evidence.topics.losses import over_training
 
 MEANS = (
-    *("jumps_per_10000_steps", "clipped_share", "grad_norm_mean", "grad_norm_fluctuation"),
-    *("gain_forward", "gain_backward"),
+    *("clipped_share", "grad_norm_mean", "grad_norm_fluctuation", "gain_forward", "gain_backward"),
 )
 TOTALS = ("loss_spikes", "grad_norm_spikes", "judged_steps")
 
@@ -32,7 +31,7 @@ def stability_data(results: Results) -> pd.DataFrame:
 @exhibits.table(
     "stability",
     title="Stability of training",
-    caption="Spikes, jumps, gradient norms and gains, over {seeds}. Source: runs.csv.",
+    caption="Spikes, gradient norms and gains, over {seeds}. Source: runs.csv.",
     heading="stability",
     printed="never",
 )
@@ -48,14 +47,13 @@ def stability_table(results: Results) -> Table:
                 lambda row: f"{row['loss_spikes']} of {row['judged_steps']:,}",
             ),
             Col("Gradient-norm spikes", number("grad_norm_spikes", 0)),
-            Col("Jumps per 10,000 steps", number("jumps_per_10000_steps")),
             metric("clipped_share"),
             metric("grad_norm_mean"),
             metric("grad_norm_fluctuation"),
             metric("gain_forward"),
             metric("gain_backward"),
         ],
-        "Spikes and jumps are those of all runs, diverged ones too; the rest is over the completed "
+        "Spikes are those of all runs, diverged ones too; the rest is over the completed "
         f"runs: geometric means with [ends] of the {percent_of(results.confidence)} interval. "
         f"Gradient norms are of the last {results.settings['stability']['fluctuation_window']} "
         "steps, before clipping.",
