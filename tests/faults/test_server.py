@@ -6,38 +6,34 @@ import json
 import logging
 import os
 import re
-import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from test_tracking import finish, study_of, track
+from test_tracking import finish, study_of
 from tiny import configuration, write_corpus
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "evidence"))
 from builder import build_results
 
+from mhclite.cli import main
 from mhclite.errors import UserError
 from mhclite.files import sha256_of
 from mhclite.tracking import store as tracking_store
 from mhclite.tracking import track as tracking
 from mhclite.training import live
 from mhclite.training.loop import train
-
-WRITERS, STEPS = 4, 120
 
 
 def free_port() -> int:
@@ -57,7 +53,7 @@ class MlflowServer:
     def start(self) -> None:
         environment = {
             **os.environ,
-            **tracking_store.ENVIRONMENT,
+            **live.MLFLOW,
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
         with (self.folder / "server.log").open("ab") as log:
@@ -100,7 +96,7 @@ def client(server: MlflowServer) -> Any:
 def runs_of(server: MlflowServer, experiment: str) -> list[Any]:
     mlflow = client(server)
     found = mlflow.get_experiment_by_name(experiment)
-    return list(mlflow.search_runs([found.experiment_id], max_results=1000))
+    return list(mlflow.search_runs([found.experiment_id])) if found else []
 
 
 @pytest.fixture(scope="module")
@@ -112,117 +108,101 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     server.kill()
 
 
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """A server over PostgreSQL, installed if need be."""
-    if os.geteuid() != 0:
-        pytest.skip("PostgreSQL must be installed and started as root")
-    if not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
-        if not shutil.which("apt-get"):
-            pytest.skip("no apt-get: PostgreSQL cannot be installed")
-        for command in (
-            ["apt-get", "update", "-qq"],
-            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "postgresql"],
-        ):
-            environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-            done = subprocess.run(command, capture_output=True, text=True, env=environment)
-            if done.returncode:
-                pytest.skip(f"`{' '.join(command)}` failed: {done.stderr.strip()[-200:]}")
-    programs = max(Path("/usr/lib/postgresql").glob("*/bin"))
-    folder = tmp_path_factory.mktemp("postgres")
-    folder.chmod(0o755)
-    for parent in folder.parents:  # as another user than root, it must get here
-        if parent.stat().st_mode & 0o001 == 0:
-            parent.chmod(parent.stat().st_mode | 0o001)
-    data = folder / "data"
-    data.mkdir()
-    shutil.chown(data, "postgres", "postgres")
-    as_postgres = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
-    port = free_port()
-    options = f"-p {port} -k {data} -h 127.0.0.1 -c fsync=off -c max_connections=50"
-    control = [*as_postgres, str(programs / "pg_ctl"), "-D", str(data), "-w"]
-    for command in (
-        [*as_postgres, str(programs / "initdb"), "-D", str(data), "-A", "trust"],
-        [*control, "-o", options, "-l", str(data / "log"), "start"],
-    ):
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=120)
-    server = MlflowServer(f"postgresql://postgres@127.0.0.1:{port}/postgres", folder)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.kill()
-        subprocess.run([*control, "-m", "immediate", "stop"], stdout=subprocess.DEVNULL, timeout=60)
-
-
 # --- live metrics -------------------------------------------------------------------------------
 
+FOLLOWER = """
+import sys
+from mhclite.training import live
+live.SECONDS, live.RETRY_SECONDS = 0.2, 0.3
+live.follow(*sys.argv[1:])
+"""
 
-@pytest.mark.parametrize("kind", ["server", pytest.param("postgres", marks=pytest.mark.exhaustive)])
-def test_many_writers_at_once(
-    kind: str,
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    tell: Callable[[str], None],
+
+def lines(first: int, last: int) -> str:
+    """What training writes in these steps."""
+    text = ""
+    for step in range(first, last + 1):
+        line = {"step": step} if step == 0 else {"step": step, "loss": 5.0, "grad_norm": 1.0}
+        if step % 20 == 0:
+            line |= {"validation_loss": 5.0, "validation_bits_per_byte": 2.0, "attention_logit": 1}
+        text += json.dumps(line) + "\n"
+    return text
+
+
+def begun(server: MlflowServer, run: str, metrics: Path) -> subprocess.Popen[bytes]:
+    """What follows a run of 120 steps, with shorter waits."""
+    return subprocess.Popen(
+        [sys.executable, "-c", FOLLOWER, run, "key", "120", str(metrics)],
+        env={**os.environ, **live.MLFLOW, live.URI: server.uri, live.EXPERIMENT: "several"},
+        stdin=subprocess.PIPE,
+    )
+
+
+def steps_of(server: MlflowServer, run: Any, name: str = "train/loss") -> list[int]:
+    """Steps of a curve, sorted."""
+    history = client(server).get_metric_history(run.info.run_id, name)
+    return sorted(metric.step for metric in history)
+
+
+def test_several_runs_at_once(
+    server: MlflowServer, tmp_path: Path, tell: Callable[[str], None]
 ) -> None:
-    """Every other writer is killed half-way and continued from an earlier step, and the server
-    itself is killed and comes back: nothing is missing, nothing is double."""
-    server: MlflowServer = request.getfixturevalue(kind)
-    script = str(Path(__file__).with_name("writer.py"))
-
-    def start(number: int, first: int) -> subprocess.Popen[bytes]:
-        folder = tmp_path / f"run{number}"
-        folder.mkdir(exist_ok=True)
-        arguments = [server.uri, "many", f"run{number}", str(folder), str(first), str(STEPS)]
-        return subprocess.Popen([sys.executable, script, *arguments])
-
-    def lines(number: int) -> int:
-        path = tmp_path / f"run{number}" / "metrics.jsonl"
-        return path.read_bytes().count(b"\n") if path.exists() else 0
-
-    writers = {number: start(number, 0) for number in range(WRITERS)}
-    for number in range(0, WRITERS, 2):
-        while lines(number) < 40:
-            time.sleep(0.01)
-        writers[number].kill()
-        writers[number].wait()
-        writers[number] = start(number, 30)
+    """One is killed half-way and continued from an earlier step, and the server itself is killed
+    and comes back: nothing is missing, nothing is double."""
+    files = {name: tmp_path / name for name in ("killed", "whole", "other")}
+    for path in files.values():
+        path.write_text(lines(0, 60))
+    followers = {name: begun(server, name, path) for name, path in files.items()}
+    wait_for(lambda: len(runs_of(server, "several")) == 3)
+    (run,) = (run for run in runs_of(server, "several") if run.info.run_name == "killed")
+    wait_for(lambda: steps_of(server, run)[-1:] == [60])
+    followers["killed"].kill()
+    followers["killed"].communicate()
+    files["killed"].write_text(lines(0, 30))
+    followers["killed"] = begun(server, "killed", files["killed"])
     server.kill()
+    for name, path in files.items():
+        with path.open("a") as file:
+            file.write(lines(31 if name == "killed" else 61, 120))
     server.start()
-    (tmp_path / "go").touch()
-    assert {process.wait(timeout=300) for process in writers.values()} == {0}
-
-    runs = runs_of(server, "many")
-    names = [run.info.run_name for run in runs]
-    assert Counter(names) == {f"run{number}": 1 for number in range(WRITERS)}
-    mlflow, points = client(server), 0
+    runs, points = runs_of(server, "several"), 0
+    assert sorted(run.info.run_name for run in runs) == sorted(files)
     for run in runs:
+        wait_for(lambda run=run: steps_of(server, run)[-1:] == [120])  # type: ignore[misc]
+        followers[run.info.run_name].communicate(timeout=120)
         for name in live.CURVES:
-            history = mlflow.get_metric_history(run.info.run_id, name)
-            steps = [metric.step for metric in history]
-            expected = range(0, STEPS + 1, 20) if name.startswith("validation") else range(1, 121)
-            assert sorted(steps) == list(expected), (run.info.run_name, name)
-            points += len(steps)
-        assert run.info.status == "FINISHED"
-    tell(f"MLflow over {kind}: {WRITERS} writers, {points:,} points, none missing, none double")
+            expected = range(0, 121, 20) if name.startswith("validation") else range(1, 121)
+            assert steps_of(server, run, name) == list(expected), (run.info.run_name, name)
+            points += len(expected)
+    assert {run.info.status for run in runs_of(server, "several")} == {"FINISHED"}
+    tell(f"MLflow over a server: 3 runs, {points:,} points, none missing, none double")
 
 
-def test_a_training_run_is_seen_live(server: MlflowServer, tmp_path: Path) -> None:
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_a_training_run_is_seen_live(
+    server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Through the command, as a job does it; its result is that of a run without a server."""
     corpus = write_corpus(tmp_path / "corpus")
     config = configuration(steps=30, evaluation_interval=10)
     train(config, corpus, tmp_path / "alone")
+    monkeypatch.setenv(live.URI, server.uri)
+    monkeypatch.setenv(live.EXPERIMENT, "live")
+    monkeypatch.setattr(live, "LAST_SECONDS", 120)
     options = ["--config", json.dumps(config.to_json()), "--corpus", str(corpus)]
-    command = [sys.executable, "-m", "mhclite", "train", *options, "--out", str(tmp_path / "live")]
-    environment = {**os.environ, live.URI: server.uri, live.EXPERIMENT: "live"}
-    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
+    assert main(["train", *options, "--out", str(tmp_path / "live")]) == 0
     for name in ("metrics.jsonl", "weights.pt"):
         assert sha256_of(tmp_path / "live" / name) == sha256_of(tmp_path / "alone" / name)
     (run,) = runs_of(server, "live")
     assert run.info.run_name == config.run
-    assert run.data.tags["status"] == "training"
-    history = client(server).get_metric_history(run.info.run_id, "train/loss")
-    assert [metric.step for metric in history] == list(range(1, 31))
+    assert (run.info.status, run.data.tags["status"]) == ("FINISHED", "training")
+    assert steps_of(server, run) == list(range(1, 31))
 
 
 PAGE = f"<!DOCTYPE html><style>{'x { color: red }' * 200}</style><h1>Sign in</h1>{'words ' * 500}"
@@ -235,36 +215,25 @@ def http(status: str, body: str, *headers: str) -> bytes:
 
 # What a server answers to everything, and what is said of it.
 ODD = {
+    "nobody": (None, "refused"),
+    "deaf": (b"", "timed out"),
     "down for hours": (http("503 Service Unavailable", PAGE, "Retry-After: 3600"), "503"),
-    "down until 2100": (
-        http("429 Too Many Requests", "", "Retry-After: Fri, 31 Dec 2100 23:59:59 GMT"),
-        "429",
-    ),
-    "redirects for ever": (http("302 Found", "", "Location: /again"), "redirect"),
-    "redirects what is sent": (http("307 Temporary Redirect", "", "Location: /x"), "edirect"),
     "a sign-in page": (http("200 OK", PAGE, "Content-Type: text/html"), "Sign in words"),
-    "of several lines": (http("500 Internal Server Error", "Traceback:\n" * 500), "500"),
-    "no object": (http("200 OK", "[1]"), "[1]"),
-    "another protocol": (b"SSH-2.0-OpenSSH_9.6\r\n", "SSH-2.0-OpenSSH_9.6"),
-    "cut off": (http("200 OK", "{}").replace(b": 2\r", b": 200\r"), "answer|Incomplete"),
-}
-# What comes byte by byte without an end.
-SLOW = {
-    "slow content": b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n",
-    "slow header": b"HTTP/1.1 200 OK\r\nX-Name: ",
+    "another protocol": (b"SSH-2.0-OpenSSH_9.6\r\n", "SSH-2.0-OpenSSH_9.6|BadStatusLine"),
 }
 
 
 class Odd:
-    """A server that answers everything with the same bytes, none if it is deaf; and then drips if
-    it is slow."""
+    """A server that answers everything with the same bytes, or with none."""
 
-    def __init__(self, answer: bytes = b"", slow: bool = False) -> None:
-        self.answer, self.slow, self.heard = answer, slow, [b""]
+    def __init__(self, answer: bytes | None) -> None:
+        self.answer, self.heard = answer, b""
 
     def __enter__(self) -> Odd:
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.uri = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        if self.answer is None:
+            self.socket.close()
         self.over = threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
         return self
@@ -272,129 +241,63 @@ class Odd:
     def _accept(self) -> None:
         with suppress(OSError):  # closed
             while True:
-                connection, _ = self.socket.accept()
-                threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+                threading.Thread(target=self._talk, args=self.socket.accept()[:1]).start()
 
     def _talk(self, connection: socket.socket) -> None:
         with suppress(OSError), connection:
             connection.settimeout(5)
-            self.heard.append(connection.recv(100_000))
-            connection.sendall(self.answer)
+            self.heard = connection.recv(100_000)
+            connection.sendall(self.answer or b"")
             if not self.answer:
                 self.over.wait()
-            while self.slow and not self.over.wait(0.1):
-                connection.sendall(b" ")
-            connection.shutdown(socket.SHUT_WR)
-            connection.recv(100_000)
 
     def __exit__(self, *exception: object) -> None:
         self.over.set()
         self.socket.close()
 
 
-@pytest.mark.parametrize("name", [*ODD, *SLOW])
-def test_an_odd_server_is_one_line_while_training_goes_on(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    monkeypatch.setattr(live, "TIMEOUT", 1.0)
-    monkeypatch.setattr(live, "LAST_SECONDS", 1.0)
-    answer, said = ODD.get(name, (SLOW.get(name, b""), "an answer without end"))
-    with Odd(answer, name in SLOW) as server:
-        sender = begun(server.uri, tmp_path / "run", 5)
-        # Of a slow header each byte comes in time, and only the thread waits for the end.
-        while sender.reachable and not (name == "slow header" and len(server.heard) > 1):
-            time.sleep(0.01)
-        sender.end()  # is not waited for, whatever the thread still reads
-    if name == "slow header":
-        return
-    (line,) = caplog.messages
-    assert re.search(said, line) or said in line
-    assert len(line) < 300
-    assert "\n" not in line
-
-
-@pytest.mark.parametrize(
-    "name", ["down for hours", "redirects for ever", "a sign-in page", "cut off"]
-)
-def test_an_odd_server_is_one_line_of_track(name: str, complete: Path, tmp_path: Path) -> None:
-    """Whatever it says of when to come again."""
-    answer, said = ODD[name]
-    receipt = tmp_path / "receipt.json"
-    with Odd(answer) as server, pytest.raises(UserError) as caught:
-        tracking.track(complete / "synthetic", server.uri, receipt)
-    line = str(caught.value)
-    assert server.uri in line
-    assert re.search(said, line) or said in line
-    assert len(line) < 500
-    assert "\n" not in line
-    assert not receipt.exists()
-
-
-def test_what_is_secret_stays_where_it_is_meant_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It comes from the environment, is in no line, and does not follow a redirect."""
-    caplog.set_level(logging.DEBUG)
-    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
-    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cret")
-    with Odd(http("401 Unauthorized", "")) as server:
-        sender = begun(server.uri, tmp_path / "run", 1)
-        while sender.reachable:
-            time.sleep(0.01)
-        sender.end()
-    assert b"Authorization: Basic bWU6czNjcmV0" in server.heard[-1]
-    assert "Unauthorized" in caplog.text
-    assert "s3cret" not in caplog.text
-    assert "bWU6" not in caplog.text
-    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t0ken")
-    with Odd(http("200 OK", PAGE)) as other:
-        there = http("302 Found", "", f"Location: {other.uri}")
-        with Odd(there) as server, pytest.raises(ValueError, match="Sign in"):
-            live.Server(server.uri).call("experiments/create", name="x")
-    assert b"Bearer t0ken" in server.heard[-1]
-    assert b"GET / " in other.heard[-1]
-    assert b"t0ken" not in other.heard[-1]
-
-
-def begun(uri: str, folder: Path, lines: int, *names: str) -> live.Sender:
-    """A sender of a run, by experiment and name, that has written so many lines."""
-    folder.mkdir(exist_ok=True)
-    content = "".join(f'{{"step": {step}, "loss": 1.0}}\n' for step in range(1, lines + 1))
-    (folder / "metrics.jsonl").write_text(content)
-    sender = live.Sender(uri, *(names or ("late", "run")), folder, 100)
-    sender.thread.start()
-    sender.begin("key")
-    return sender
-
-
-def test_a_dead_or_deaf_server_costs_nothing_and_is_caught_up(
-    server: MlflowServer,
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_server_is_one_line(
+    name: str,
+    complete: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Of what follows a run, and of `track`, with nothing secret in it."""
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(live, "TIMEOUT", 1.0)
-    monkeypatch.setattr(live, "LAST_SECONDS", 20.0)
-    dead = f"http://127.0.0.1:{free_port()}"
-    with Odd() as deaf:
-        for uri in (dead, deaf.uri):
-            sender = begun(uri, tmp_path / "run", 50)
-            while sender.reachable:
-                time.sleep(0.01)
-            # Not waited for: the server was not there.
-            monkeypatch.setattr(sender.thread, "join", lambda _: pytest.fail("it waits"))
-            sender.end()
-    said = [line for line in caplog.messages if "no live metrics for now" in line]
-    assert len(said) == 2  # once for each server, not once for each message
-    assert "refused" in said[0]
-    assert "timed out" in said[1]
+    tracking_store.prepare_environment()
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t0ken")
+    answer, said = ODD[name]
+    with Odd(answer) as server:
+        with monkeypatch.context() as patch, open(os.devnull) as ended:
+            patch.setattr(sys, "stdin", ended)
+            patch.setenv(live.URI, server.uri)
+            live.follow("run", "key", "100", str(tmp_path / "metrics.jsonl"))
+        with pytest.raises(UserError) as caught:
+            tracking.track(complete / "synthetic", server.uri, tmp_path / "receipt.json")
+        assert answer is None or b"Bearer t0ken" in server.heard
+    (live_line,) = (line for line in caplog.messages if "no live metrics" in line)
+    for line in (live_line, str(caught.value)):
+        assert re.search(said, line), line
+        assert len(line) < 500
+        assert "\n" not in line
+        assert "t0ken" not in line
+    assert server.uri in str(caught.value)
+    assert not (tmp_path / "receipt.json").exists()
 
-    begun(server.uri, tmp_path / "run", 100).end()  # the next attempt
-    (run,) = runs_of(server, "late")
-    history = client(server).get_metric_history(run.info.run_id, "train/loss")
-    assert [metric.step for metric in history] == list(range(1, 101))
+
+def test_the_end_of_training_does_not_wait_for_a_deaf_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor leaves it to itself: that no process is left is held for every module."""
+    monkeypatch.setattr(live, "LAST_SECONDS", 0.1)
+    with Odd(b"") as server:
+        monkeypatch.setenv(live.URI, server.uri)
+        with live.live_metrics("run", 10, tmp_path) as begin:
+            begin("key")
 
 
 # --- the import at the end -----------------------------------------------------------------------
@@ -408,53 +311,15 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return results
 
 
-def test_server_that_dies_in_the_import_and_live_runs_that_it_replaces(
+def test_live_runs_are_replaced_by_the_import(
     server: MlflowServer, complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = sorted(study_of().runs())
-    begun(server.uri, tmp_path / "run", 1, "synthetic", names[0]).end()
+    (tmp_path / "metrics.jsonl").write_text(lines(0, 1))
+    monkeypatch.setenv(live.EXPERIMENT, "synthetic")
+    live.Sender(client(server), names[0], "key", 100, tmp_path / "metrics.jsonl").send(True)
     assert [run.info.run_name for run in runs_of(server, "synthetic")] == names[:1]
-
-    import_run, count = tracking.import_run, 0
-
-    def dying(*arguments: Any) -> str:
-        nonlocal count
-        count += 1
-        if count == 5:
-            server.kill()
-        return import_run(*arguments)
-
-    receipt = tmp_path / "receipt.json"
-    monkeypatch.setattr(tracking, "import_run", dying)
-    with pytest.raises(UserError, match=r"MLflow server .* run the same command again") as caught:
-        tracking.track(complete / "synthetic", server.uri, receipt)
-    assert len(str(caught.value).splitlines()) == 1
-    assert not receipt.exists()
-    monkeypatch.undo()
-    server.start()
-    tracking.track(complete / "synthetic", server.uri, receipt)
-    assert sorted(run.info.run_name for run in runs_of(server, "synthetic")) == sorted(
-        ["study", *names]
-    )
-
-
-def test_sqlite_held_by_another_writer(complete: Path, tmp_path: Path) -> None:
-    """For a while: it is waited for. For good: one line, and the next import completes it."""
-    results = tmp_path / "results"
-    shutil.copytree(complete, results)
-    track(results)
-    with closing(sqlite3.connect(results / "mlflow.db", check_same_thread=False)) as other:
-
-        def hold() -> None:
-            other.execute("BEGIN EXCLUSIVE")
-            (results / "synthetic" / "report.html").write_text(f"report {time.monotonic()}")
-
-        hold()
-        threading.Timer(1.0, other.rollback).start()
-        track(results)
-        hold()
-        with pytest.raises(UserError, match="locked by another program") as caught:
-            track(results)
-        other.rollback()
-    assert "delete" not in str(caught.value)
-    track(results)
+    tracking.track(complete / "synthetic", server.uri, tmp_path / "receipt.json")
+    found = runs_of(server, "synthetic")
+    assert sorted(run.info.run_name for run in found) == sorted(["study", *names])
+    assert {run.data.tags["status"] for run in found} == {"completed", "diverged"}

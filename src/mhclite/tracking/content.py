@@ -1,6 +1,7 @@
 """What a study looks like in MLflow, as plain data.
 
-It has its training runs, and one run "study": report, figures and tables.
+It has its training runs, and one run "study": report, figures and tables. Of each model size the UI
+has a named view ("Views" above the runs): its variants compared, means over seeds.
 
 The numbers of a run are those of runs.csv, which `collect` checked; its curves, times and
 provenance are read from the run folder. A run's digest covers all of it: an MLflow run that carries
@@ -9,6 +10,7 @@ the digest is up to date.
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,8 +32,6 @@ MIXING_CURVES = {  # -> key in mixing.jsonl: a number, or one for each sub-layer
     f"mixing_in_training/{key}": key
     for key in ("gain_forward", "gain_backward", "identity_distance", "stream_similarity")
 }
-NOTE = "mlflow.note.content"  # the description of a run or an experiment, in Markdown
-EXPERIMENT = "{experiment}"  # in a description: the experiment's id
 
 # Section of the UI's charts -> columns of runs.csv.
 COLUMNS = {
@@ -48,20 +48,32 @@ COLUMNS = {
 }
 SUMMARY = {f"{section}/{name}": name for section, names in COLUMNS.items() for name in names}
 
-# Tags of a study's experiment: what the UI says of it.
-EXPERIMENT_TAGS = {
-    # Without it the UI asks whether this is about agents or about training.
-    "mlflow.experimentKind": "custom_model_development",
-    # The UI shows the first line, until the reader unfolds the rest.
-    NOTE: (
-        "Traces and no runs? Choose *Model training* at the top left. The run *study* has the "
-        "report; *Views* (top right) the variants of each model size.\n\nRuns of a *cell* differ "
-        "in their seed. This is a copy of the results folder: what is changed here is lost when "
-        "the study is tracked again."
-    ),
-}
 STUDY_RUN = "study"  # no training run can have this id: theirs have hyphens
-TAG_LIMIT = 8000  # characters that MLflow keeps of a run's tag
+# Tags of a study's experiment. Without the first the UI asks what the experiment is about.
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": "The run *study* has the report; *Views* (top right) the variants of "
+    "each model size. This is a copy of the results folder: what is changed here is lost when the "
+    "study is tracked again.",
+}
+
+VIEW = "mlflow.sharedViewState."  # tag of a view, as JSON of the UI's own state
+CURVES = {**VALIDATION_CURVES, **TRAINING_CURVES, **MIXING_CURVES}
+# Sections of charts in the order of interest.
+SECTIONS = ("validation", "final", "train", "mixing_in_training", "mixing", "stability", "cost")
+SELECTED = (  # columns of the table of runs
+    "metrics.`final/validation_loss`",
+    *(f"tags.`{tag}`" for tag in ("variant", "condition", "model", "seed", "status")),
+)
+LINE = {  # what the UI needs for curves besides what every chart has: its own defaults
+    "lineSmoothness": 0,
+    "xAxisScaleType": "linear",
+    "scaleType": "linear",
+    "xAxisKey": "step",
+    "yAxisKey": "metric",
+    "useGlobalXaxisKey": True,
+    "useGlobalLineSmoothing": True,
+}
 
 
 @dataclass(frozen=True)
@@ -79,16 +91,8 @@ class TrackedRun:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of everything that MLflow is given, including the content of the artifacts."""
-        return digest_of(
-            {
-                "name": self.name,
-                "tags": self.tags,
-                "params": self.params,
-                "metrics": self.metrics,
-                "artifacts": {path: sha256_of(file) for path, file in self.artifacts.items()},
-                "times": [self.start, self.end],
-            }
-        )
+        files = {path: sha256_of(file) for path, file in self.artifacts.items()}
+        return digest_of({**vars(self), "artifacts": files})
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -112,16 +116,14 @@ def thinned(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def step_times(folder: Path) -> dict[int, int]:
     """Step -> when it was done, in milliseconds since 1970; step 0 is the start.
 
-    From timing.jsonl; without it, when summary.json was written.
+    From timing.jsonl; what is not known of it is when summary.json was written.
     """
-    times: dict[int, int] = {}
-    if (folder / "timing.jsonl").is_file():
-        for line in read_jsonl(folder / "timing.jsonl"):
-            times.setdefault(0, round(1000 * (line["wall"] - line["seconds"])))
-            times[int(line["step"])] = round(1000 * line["wall"])
-    if not times:
-        end = round(1000 * (folder / "summary.json").stat().st_mtime)
-        times = dict.fromkeys(range(read_json(folder / "summary.json")["steps"] + 1), end)
+    end = round(1000 * (folder / "summary.json").stat().st_mtime)
+    times = dict.fromkeys(range(read_json(folder / "summary.json")["steps"] + 1), end)
+    timing = folder / "timing.jsonl"
+    if lines := read_jsonl(timing) if timing.is_file() else []:
+        times |= {int(line["step"]): round(1000 * line["wall"]) for line in lines}
+        times[0] = round(1000 * (lines[0]["wall"] - lines[0]["seconds"]))
     return times
 
 
@@ -140,26 +142,8 @@ def curve_points(
                 if isinstance(value, list):
                     value = fmean(value) if value else None
                 if value is not None and math.isfinite(value):
-                    points.append((name, float(value), times.get(step, max(times.values())), step))
+                    points.append((name, float(value), times[step], step))
     return points
-
-
-def description(results: Results, row: dict[str, Any]) -> str:
-    """A run in Markdown."""
-    corpus, condition = row["corpus"], results.settings["conditions"].get(row["condition"])
-    names = [results.labels[row["variant"]], results.model_label(row["model"])]
-    names += [condition["title"]] if condition else []
-    if row["status"] == "diverged":
-        said = f"**Diverged at step {row['diverged_step']}**, a result of the study, not a failure"
-    else:
-        bigram = results.counting_models[corpus]["bigram"]
-        said = f"Loss {row['validation_loss']:.4f} nats per token; a table of bigrams: {bigram:.4f}"
-    runs = f"#/experiments/{EXPERIMENT}/runs?workflowType=machine_learning"
-    return (
-        f"{', '.join(names)}, seed {row['seed']}. {said}.\n\n"
-        f"The run [study]({runs}&searchFilter=tags.kind%3D%27study%27) has the report, and what "
-        f"corpus {corpus} is made of (study.json). Log: *Artifacts*, logs/."
-    )
 
 
 def run_tags(results: Results, run: FinishedRun, row: dict[str, Any]) -> dict[str, str]:
@@ -176,8 +160,6 @@ def run_tags(results: Results, run: FinishedRun, row: dict[str, Any]) -> dict[st
         **names,
         "hardware": hardware_in_words(record.provenance.hardware),
         "mlflow.source.name": "python -m mhclite train",
-        "mlflow.source.type": "LOCAL",
-        NOTE: description(results, row),
     }
     if git.commit is not None:
         # The UI shows mlflow.source.git.commit in its column "Source".
@@ -223,21 +205,21 @@ def training_run(results: Results, row: dict[str, Any]) -> TrackedRun:
 
 def study_artifacts(folder: Path) -> dict[str, Path]:
     """The study's own files: report, figures, tables and what they were made of."""
-    single = ["report.html", "study.json", "runs.csv", "stability.json"]
-    several = ["figures/*.png", "figures/*.svg", "tables/*", "throughput/*.json", "sinkhorn.json"]
-    for name in (*single, "tables/results.md"):
+    for name in ("report.html", "study.json", "runs.csv", "stability.json", "tables/results.md"):
         if not (folder / name).is_file():
             raise UserError(
                 f"{folder / name} does not exist: the study is not complete; run "
                 "`snakemake --cores all`, which makes what is missing"
             )
-    files = [folder / name for name in single]
-    for pattern in several:
-        files += sorted(file for file in folder.glob(pattern) if file.is_file())
+    kept = (
+        *("report.html", "runs.csv", "study.json", "stability.json", "sinkhorn.json"),
+        *("figures/*.png", "figures/*.svg", "tables/*", "throughput/*.json"),
+    )
+    files = [file for pattern in kept for file in sorted(folder.glob(pattern)) if file.is_file()]
     return {file.relative_to(folder).as_posix(): file for file in files}
 
 
-def study_run(results: Results, end: int) -> TrackedRun:
+def study_run(folder: Path, end: int) -> TrackedRun:
     """The run that holds the study's figures, tables and report; `end`: when its last run ended."""
     return TrackedRun(
         name=STUDY_RUN,
@@ -245,22 +227,13 @@ def study_run(results: Results, end: int) -> TrackedRun:
             "kind": "study",
             "status": "completed",
             "mlflow.source.name": "python -m mhclite evidence",
-            "mlflow.source.type": "LOCAL",
-            NOTE: study_description(results.folder, results.study),
         },
         params={},
         metrics=[],
-        artifacts=study_artifacts(results.folder),
+        artifacts=study_artifacts(folder),
         start=end,  # after the last run: it stands on top of the list
         end=end,
     )
-
-
-def study_description(folder: Path, study: dict[str, Any]) -> str:
-    """The study in Markdown, for readers of the UI: the table of results, if it is short enough."""
-    table = (folder / "tables" / "results.md").read_text(encoding="utf-8")
-    head = f"# {study.get('title', study['name'])}\n\nReport, figures and tables: *Artifacts*.\n\n"
-    return head + table if len(head + table) <= TAG_LIMIT else head
 
 
 def tracked_runs(folder: Path) -> tuple[dict[str, Any], list[TrackedRun]]:
@@ -272,4 +245,62 @@ def tracked_runs(folder: Path) -> tuple[dict[str, Any], list[TrackedRun]]:
     results = load_results(folder)
     rows = results.all_runs.to_dict("records")
     runs = [training_run(results, {str(key): row[key] for key in row}) for row in rows]
-    return results.study, [study_run(results, max(run.end for run in runs)), *runs]
+    return results.study, [study_run(folder, max(run.end for run in runs)), *runs]
+
+
+def charts() -> list[dict[str, Any]]:
+    """One chart for each metric, in the section of its prefix."""
+    return [
+        {
+            "uuid": name,
+            "type": "LINE" if name in CURVES else "BAR",
+            "metricKey": name,
+            "displayName": name,
+            "metricSectionId": section,
+            "runsCountToCompare": 100,
+            "isGenerated": True,
+            **(LINE if name in CURVES else {}),
+        }
+        for section in SECTIONS
+        for name in (*CURVES, "stability/diverged", *SUMMARY)
+        if name.split("/")[0] == section
+    ]
+
+
+def models_of(runs: list[TrackedRun]) -> list[str]:
+    """The model sizes of training runs, which name the views."""
+    return list(dict.fromkeys(run.tags["model"] for run in runs if "model" in run.tags))
+
+
+def views(runs: list[TrackedRun], created: int) -> dict[str, str]:
+    """Tags of an experiment: a view for each model size; `created` in milliseconds.
+
+    The form is that of the pinned MLflow: a UI that does not know it shows its default view.
+    """
+    found = {}
+    for model in models_of(runs):
+        own = [run for run in runs if run.tags.get("model") == model]
+        state = {
+            "searchFilter": f"tags.kind = 'training' and tags.model = '{model}'",
+            "orderByKey": "metrics.`final/validation_loss`",
+            "orderByAsc": True,
+            "runsHiddenMode": "SHOW_ALL",
+            "groupBy": {
+                "aggregateFunction": "average",
+                "groupByKeys": [{"mode": "tag", "groupByData": "cell"}],
+            },
+            "groupsExpanded": {f"tag.cell.{run.tags['cell']}": False for run in own},
+            "selectedColumns": list(SELECTED),
+            "columnOrder": ["attributes.`Run Name`", *SELECTED],
+            "compareRunCharts": charts(),
+            "compareRunSections": [
+                {"uuid": name, "name": name, "display": True, "isReordered": True}
+                | {"isGenerated": True}
+                for name in SECTIONS
+            ],
+            "isAccordionReordered": True,
+        }
+        envelope = {"name": f"{model}: variants compared", "createdAt": created}
+        envelope |= {"updatedAt": created, "state": json.dumps(state, separators=(",", ":"))}
+        found[f"{VIEW}{model}"] = json.dumps(envelope)
+    return found

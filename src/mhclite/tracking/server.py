@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import socket
-import sqlite3
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,10 @@ from mhclite.arguments import positive_int
 from mhclite.errors import UserError
 from mhclite.files import read_json
 from mhclite.tracking.content import STUDY_RUN
-from mhclite.tracking.store import (
-    DEFAULT_URI,
-    ENVIRONMENT,
-    artifact_root,
-    database_of,
-    relocate,
-)
+from mhclite.tracking.store import DEFAULT_URI, artifact_root, database_of
+from mhclite.training.live import MLFLOW
 
 HOST = "127.0.0.1"
-SERVER = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 def check_port(port: int) -> None:
@@ -40,35 +33,15 @@ def check_port(port: int) -> None:
         ) from None
 
 
-def check_store(database: Path) -> None:
-    """`UserError` if there is no store to show; one that was moved is put right."""
-    if not database.is_file():
-        studies = [*receipts(database), Path("results/STUDY")]
-        raise UserError(
-            f"there is no MLflow store {database}: run `make replicate` first; of a study that is "
-            f"complete, `python -m mhclite track --results {studies[0]}` makes it"
-        )
-    try:
-        relocate(database)
-    except sqlite3.Error as error:
-        raise UserError(
-            f"{database} is not an MLflow store ({error}): delete it and rebuild it with "
-            "`python -m mhclite track --results results/STUDY`"
-        ) from None
-
-
-def receipts(database: Path) -> dict[Path, dict[str, Any]]:
-    """Folder of a study -> the receipt that `track` left there when it used this store."""
-    found = {
-        file.parent: read_json(file, "the receipt of an import into MLflow")
+def receipts(database: Path) -> list[dict[str, Any]]:
+    """The receipt of each study that `track` brought into this store."""
+    found = [
+        read_json(file, "the receipt of an import into MLflow")
         for file in sorted(database.parent.glob("*/mlflow.json"))
-    }
+    ]
     # By its name alone: the store may have been moved since.
-    return {
-        folder: receipt
-        for folder, receipt in found.items()
-        if receipt["uri"].startswith("sqlite") and Path(receipt["uri"]).name == database.name
-    }
+    ours = f"/{database.name}"
+    return [one for one in found if one["uri"].startswith("sqlite") and one["uri"].endswith(ours)]
 
 
 def links(database: Path, port: int) -> list[str]:
@@ -78,7 +51,7 @@ def links(database: Path, port: int) -> list[str]:
     """
     url, kind = f"http://{HOST}:{port}", "workflowType=machine_learning"
     lines = [f"MLflow starts, which takes some seconds: {url}/#/experiments?{kind}"]
-    for receipt in receipts(database).values():
+    for receipt in receipts(database):
         runs = f"{url}/#/experiments/{receipt['experiment']['id']}/runs"
         study = f"{runs}/{receipt['runs'][STUDY_RUN]['id']}"
         lines += [f"study {receipt['experiment']['name']}:", f"  all runs  {runs}?{kind}"]
@@ -93,7 +66,7 @@ def server_command(database: Path, port: int) -> list[str]:
     return [
         *(sys.executable, "-m", "mlflow", "server"),
         *("--backend-store-uri", f"sqlite:///{database}"),
-        *("--artifacts-destination", str(artifact_root(database))),
+        *("--artifacts-destination", artifact_root(database).as_uri()),
         *("--host", HOST, "--port", str(port), "--workers", "1"),
         *("--uvicorn-opts", "--log-level warning"),  # else the links are soon out of sight
     ]
@@ -101,11 +74,16 @@ def server_command(database: Path, port: int) -> list[str]:
 
 def serve(database: Path, port: int) -> None:
     """Say where to look, then become the server: Ctrl-C and `kill` reach it without a detour."""
-    check_store(database)
+    if not database.is_file():
+        raise UserError(
+            f"there is no MLflow store {database}: run `make replicate` first; of a study that is "
+            "complete, `python -m mhclite track --results results/STUDY` makes it"
+        )
     check_port(port)
     print("\n".join(links(database, port)), flush=True)
     command = server_command(database, port)
-    os.execve(command[0], command, {**os.environ, **ENVIRONMENT, **SERVER})
+    environment = {**os.environ, **MLFLOW, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    os.execve(command[0], command, environment)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

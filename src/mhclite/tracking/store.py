@@ -13,9 +13,8 @@ import logging
 import os
 import re
 import shutil
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -23,33 +22,21 @@ from urllib.parse import urlsplit
 from mhclite.errors import UserError
 from mhclite.files import locked
 from mhclite.study.sections import NO_PASSWORD, has_password
-from mhclite.training.live import first_words
+from mhclite.training.live import MLFLOW, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
 DEFAULT_URI = "sqlite:///results/mlflow.db"
-
-# The last three: MLflow would wait minutes for a server that is down, and as long as one says that
-# is busy, which may be hours.
-ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
-}
+MOST_RUNS = 50_000  # that MLflow finds at once
 
 log = logging.getLogger(__name__)
 
 
 def prepare_environment() -> None:
     """Set what MLflow reads when it is imported, where the user has not."""
-    for name, value in ENVIRONMENT.items():
+    for name, value in MLFLOW.items():
         os.environ.setdefault(name, value)
 
 
@@ -75,11 +62,6 @@ def held(file: IO[str]) -> None:
     log.info("another process is writing to the same store (lock %s): waiting", file.name)
 
 
-def lock_of(database: Path) -> Path:
-    """The lock file of an SQLite store."""
-    return database.with_name(f".{database.name}.lock")
-
-
 def artifact_root(database: Path) -> Path:
     """Where an SQLite store keeps artifacts: beside it, in one folder per study.
 
@@ -87,38 +69,6 @@ def artifact_root(database: Path) -> Path:
     """
     own = "mlartifacts" if database.name == "mlflow.db" else f"{database.stem}-artifacts"
     return database.parent / own
-
-
-def _create(database: Path) -> None:
-    """Make a new SQLite store under another name, then rename it: a kill leaves no half store."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    temporary = database.with_name(f".{database.name}.{os.getpid()}.tmp")
-    store = SqlAlchemyStore(f"sqlite:///{temporary}", artifact_root(database).as_uri())
-    store.engine.dispose()
-    os.replace(temporary, database)
-
-
-def relocate(database: Path) -> None:
-    """Point an SQLite store that was moved or copied to the artifacts that now lie beside it.
-
-    MLflow keeps absolute paths. An experiment is ours if its artifacts are in a folder of its name
-    under one of our name.
-    """
-    root = artifact_root(database)
-    with closing(sqlite3.connect(database)) as connection, connection:
-        found = connection.execute("SELECT name, artifact_location FROM experiments").fetchall()
-        for name, old in found:
-            new = (root / name).as_uri()
-            if old == new or not old.endswith(f"/{root.name}/{name}"):
-                continue
-            log.info("the store has moved: artifacts of %s are now under %s", name, root)
-            for table, column in (("runs", "artifact_uri"), ("experiments", "artifact_location")):
-                connection.execute(
-                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
-                    f"WHERE substr({column} || '/', 1, ?) = ?",
-                    (new, len(old) + 1, len(old) + 1, f"{old}/"),
-                )
 
 
 class Store:
@@ -136,9 +86,8 @@ class Store:
         if found is not None and not found.experiment_id:
             raise UserError(f"{self.uri} answers, but not as an MLflow server does")
         if found is None:
-            location = None
-            if self.database is not None:
-                location = (artifact_root(self.database) / name).as_uri()
+            # Relative to what the UI serves, so that a store can be moved with its folder.
+            location = None if self.database is None else f"mlflow-artifacts:/{name}"
             return str(self.client.create_experiment(name, location, tags))
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
@@ -152,13 +101,17 @@ class Store:
         from mlflow.entities import ViewType
 
         view = ViewType.ACTIVE_ONLY if self.database is None else ViewType.ALL
-        found: list[Run] = []
-        token: str | None = ""
-        while token is not None:
-            page = self.client.search_runs([experiment], "", view, 1000, page_token=token or None)
-            found += page
-            token = page.token or None
-        return found
+        return list(self.client.search_runs([experiment], "", view, MOST_RUNS))
+
+    def add_artifact(self, experiment: str, run_id: str, path: str, file: Path) -> None:
+        """Keep a copy of a file as `path` of a run, in the experiment of that name."""
+        if self.database is None:
+            folder = Path(path).parent.as_posix()
+            self.client.log_artifact(run_id, str(file), None if folder == "." else folder)
+        else:
+            copy = artifact_root(self.database) / experiment / run_id / "artifacts" / path
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
 
     def purge(self, run: Run) -> None:
         """Delete a run for good; a server only marks it as deleted, until `mlflow gc` there."""
@@ -185,38 +138,17 @@ class Store:
             self.client._tracking_client.store.engine.dispose()
 
 
-def _open(uri: str, database: Path | None) -> Store:
-    """Connect to a store."""
-    from mlflow import MlflowClient
-
-    if database is None:
-        return Store(uri, MlflowClient(uri), None)
-    if database.exists():
-        relocate(database)
-    else:
-        log.info("creating the MLflow store %s", database)
-        _create(database)
-    return Store(uri, MlflowClient(f"sqlite:///{database}"), database)
-
-
 def _failure(uri: str, database: Path | None, error: Exception) -> str:
     """A line for what MLflow raised."""
     if database is None:
-        # Of requests that were tried again the cause is said last.
-        reason = first_words(str(error).rpartition("(Caused by ")[2].removesuffix(")"))
         return (
-            f"the MLflow server {uri} failed ({reason}); the results are complete without it: run "
-            "the same command again, it goes on where it stopped"
+            f"the MLflow server {uri} failed ({reason(error)}); the results are complete without "
+            "it: run the same command again, it goes on where it stopped"
         )
-    if "database is locked" in str(error):
-        return (
-            f"{database} is locked by another program that writes to it; the results are complete "
-            "without it: run the same command again when that program is done"
-        )
-    reason = str(error).strip().splitlines()[0]
     return (
-        f"{database} cannot be used as an MLflow store ({reason}); everything of mhclite in it "
-        "is rebuilt from results/: move it away or delete it, then run the same command again"
+        f"{database} cannot be used as an MLflow store ({reason(error)}): run the same command "
+        "again when no other program writes to it; if it is damaged, delete it first: everything "
+        "of mhclite in it is rebuilt from results/"
     )
 
 
@@ -232,15 +164,19 @@ def open_store(uri: str, lock: Path) -> Iterator[Store]:
     """
     prepare_environment()
     database = database_of(uri)
-    with locked(lock if database is None else lock_of(database), held):
+    if database is not None:
+        lock = database.with_name(f".{database.name}.lock")
+    with locked(lock, held):
+        from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
-            store = _open(uri, database)
+            opened = uri if database is None else f"sqlite:///{database}"
+            store = Store(uri, MlflowClient(opened), database)
             try:
                 yield store
             finally:
                 store.close()
-        except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
+        except (MlflowException, SQLAlchemyError) as error:
             raise UserError(_failure(uri, database, error)) from error

@@ -10,42 +10,27 @@ from __future__ import annotations
 
 import argparse
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
 from mhclite.arguments import file_path, folder_path
 from mhclite.files import write_json
-from mhclite.tracking.content import (
-    EXPERIMENT,
-    EXPERIMENT_TAGS,
-    NOTE,
-    TrackedRun,
-    tracked_runs,
-)
-from mhclite.tracking.store import (
-    DEFAULT_URI,
-    Store,
-    database_of,
-    open_store,
-)
-from mhclite.tracking.view import models_of, views
+from mhclite.tracking.content import EXPERIMENT_TAGS, TrackedRun, models_of, tracked_runs, views
+from mhclite.tracking.store import DEFAULT_URI, Store, database_of, open_store
 from mhclite.training.live import RUN_TAG
 
 SCHEMA = 1
 DIGEST_TAG = "mhclite.digest"  # set last: a run without it was not imported to its end
 BATCH = 900  # metrics sent at once: MLflow takes 1000 entities, the parameters among them
-REPORT_SECONDS = 5  # between two lines of progress
 
 log = logging.getLogger(__name__)
 
 
-def import_run(store: Store, experiment: str, run: TrackedRun) -> str:
-    """Make the MLflow run of `run`; returns its id."""
+def import_run(store: Store, study: str, experiment: str, run: TrackedRun) -> str:
+    """Make the MLflow run of `run` in the experiment of a study; returns its id."""
     from mlflow.entities import Metric, Param, RunTag
 
     tags = {RUN_TAG: run.name, "mlflow.user": "mhclite", **run.tags}
-    tags[NOTE] = tags[NOTE].replace(EXPERIMENT, experiment)
     run_id = str(store.client.create_run(experiment, run.start, tags, run.name).info.run_id)
     params = [Param(key, value) for key, value in run.params.items()]
     metrics = [Metric(name, value, at, step) for name, value, at, step in run.metrics]
@@ -53,8 +38,7 @@ def import_run(store: Store, experiment: str, run: TrackedRun) -> str:
         store.client.log_batch(run_id, metrics[first : first + BATCH], params)
         params = []
     for path, file in run.artifacts.items():
-        folder = Path(path).parent.as_posix()
-        store.client.log_artifact(run_id, str(file), None if folder == "." else folder)
+        store.add_artifact(study, run_id, path, file)
     # FINISHED also if it diverged: that is a result. The tag `status` says so.
     store.client.set_terminated(run_id, "FINISHED", run.end)
     store.client.log_batch(run_id, tags=[RunTag(DIGEST_TAG, run.digest)])
@@ -82,15 +66,11 @@ def synchronise(store: Store, study: dict[str, Any], runs: list[TrackedRun]) -> 
         store.purge(old)
     store.remove_artifacts(name, of_others | set(kept.values()))
 
-    unchanged, reported = len(kept), time.monotonic()
-    for number, run in enumerate(runs, start=1):
-        if run.name not in kept:
-            kept[run.name] = import_run(store, experiment, run)
-        if time.monotonic() - reported > REPORT_SECONDS:
-            log.info("%d of %d runs", number, len(runs))
-            reported = time.monotonic()
-    imported = len(runs) - unchanged
-    log.info("%s: %d runs imported, %d unchanged; look: make ui", name, imported, unchanged)
+    new = [run for run in runs if run.name not in kept]
+    unchanged = len(kept)
+    for run in new:
+        kept[run.name] = import_run(store, name, experiment, run)
+    log.info("%s: %d runs imported, %d unchanged; look: make ui", name, len(new), unchanged)
     return {
         "schema": SCHEMA,
         "uri": store.uri,

@@ -1,29 +1,26 @@
 """The curves of a run in an MLflow server while it trains.
 
-metrics.jsonl is the buffer: a thread reads what is new in it and sends that, so training never
-waits for the server. What could not be sent is sent later, by this job or by the next attempt. At
-the end of the study `track` replaces these runs by complete ones.
+    python -m mhclite.training.live RUN KEY STEPS METRICS.jsonl
 
-MLflow's own client is not used. Its import takes 3.6 s of CPU time and 121 MB in every training
-process, and in a thread it holds the interpreter's lock: a small model trained at a quarter of its
-speed meanwhile (measured with MLflow 3.17: 7.5 s lost of an import of 11.4 s on a busy machine).
-The calls below are of MLflow's public REST interface and need the standard library alone.
+follows metrics.jsonl beside training and sends what is new in it. So training waits neither for a
+server nor for MLflow's client, whose import takes 3 s of CPU time and, in a thread, would hold the
+interpreter's lock. What could not be sent is sent later, by this job or by the next attempt. At the
+end of the study `track` replaces these runs by complete ones.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
 import os
 import re
-import threading
+import select
+import subprocess
+import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from http.client import HTTPException
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -32,6 +29,19 @@ from mhclite.training import torchrun
 
 # Set by the workflow where a study's tracking.uri is a server.
 URI, EXPERIMENT = "MHCLITE_LIVE_URI", "MHCLITE_LIVE_EXPERIMENT"
+
+# What MLflow reads when it is imported. By default it would wait minutes for a server that is down,
+# and as long as one says that is busy, which may be hours.
+MLFLOW = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+}
 
 RUN_TAG = "mhclite.run"
 KEY_TAG = "mhclite.live"  # of the run's key: another configuration or code is another live run
@@ -48,13 +58,10 @@ VALIDATION_CURVES = {
 }
 CURVES = {**TRAINING_CURVES, **VALIDATION_CURVES}
 
-BATCH = 900  # metrics in one message: MLflow takes 1000
-SECONDS = 5.0  # between two messages
-RETRY_SECONDS = 30.0  # after a failure
-TIMEOUT = 10.0  # of one request
-ANSWER_BYTES = 2**24  # of one answer; MLflow's are far smaller
+LINES = 200  # in one message: MLflow takes 1000 metrics
+SECONDS, RETRY_SECONDS = 5.0, 30.0  # between two messages, and after a failure
+LAST_SECONDS = 10.0  # that the end of a job waits at most for what is still to be sent
 WORDS = 200  # characters shown of an answer
-LAST_SECONDS = 5.0  # that the end of a job waits at most, if the server was there until then
 
 log = logging.getLogger(__name__)
 
@@ -64,217 +71,117 @@ def environment(uri: str | None, experiment: str) -> dict[str, str]:
     return {} if uri is None or uri.startswith("sqlite") else {URI: uri, EXPERIMENT: experiment}
 
 
-class Server:
-    """The few calls of MLflow's REST interface that are needed."""
-
-    def __init__(self, uri: str) -> None:
-        self.uri = uri.rstrip("/")
-
-    def call(self, path: str, **content: Any) -> dict[str, Any]:
-        """The answer; OSError or HTTPException if there is none, ValueError for no JSON object."""
-        request = urllib.request.Request(
-            f"{self.uri}/api/2.0/mlflow/{path}",
-            json.dumps(content).encode(),
-            {"Content-Type": "application/json"},
-        )
-        for name, value in credentials().items():
-            request.add_unredirected_header(name, value)  # not for where a server sends us
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            text = _read(answer)
-            with suppress(ValueError):
-                found = json.loads(text or "{}")
-                if isinstance(found, dict):
-                    return found
-            raise ValueError(f"{answer.status}, but not from MLflow: {text}")
-
-    def experiment(self, name: str) -> str:
-        """Id of an experiment, which is made if need be: of several jobs, one makes it."""
-        try:
-            return str(self.call("experiments/create", name=name)["experiment_id"])
-        except urllib.error.HTTPError as error:
-            if error.code != 400:  # it exists already
-                raise
-            error.close()
-        found = self.call("experiments/search", filter=f"name = '{name}'", max_results=1)
-        for experiment in found.get("experiments", []):
-            return str(experiment["experiment_id"])
-        raise OSError(f"experiment {name!r} can be neither found nor made")
-
-    def run(self, experiment: str, name: str, key: str) -> tuple[str, int]:
-        """(id, last step it has, -1 if none) of the live run of a key; made if need be."""
-        tags = {RUN_TAG: name, KEY_TAG: key}
-        found = self.call(
-            "runs/search",
-            experiment_ids=[experiment],
-            filter=" AND ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items()),
-            max_results=1,
-        )
-        if found.get("runs"):
-            run = found["runs"][0]
-            run_id = str(run["info"]["run_id"])
-            self.call("runs/update", run_id=run_id, status="RUNNING")
-            metrics = run.get("data", {}).get("metrics", [])
-            return run_id, max((int(metric.get("step", 0)) for metric in metrics), default=-1)
-        tags |= {"kind": "training", "status": "training"}
-        made = self.call(
-            "runs/create",
-            experiment_id=experiment,
-            run_name=name,
-            start_time=milliseconds(),
-            tags=[{"key": tag, "value": value} for tag, value in tags.items()],
-        )
-        return str(made["run"]["info"]["run_id"]), -1
-
-
-def _read(answer: Any) -> str:
-    """The content of an HTTP answer; OSError for one that does not end."""
-    end, content = time.monotonic() + TIMEOUT, b""
-    while chunk := answer.read1(2**16):
-        content += chunk
-        if len(content) > ANSWER_BYTES or time.monotonic() > end:
-            raise OSError("an answer without end")
-    return content.decode(errors="replace")
-
-
-def first_words(text: str) -> str:
-    """What an answer begins with, as part of a line: without the tags of a page."""
-    plain = re.sub(r"(?s)<(style|script)\b.*?</\1>|<[^>]*>", " ", text)
+def reason(error: Exception) -> str:
+    """Why a server failed, as part of a line: what MLflow says last, without the tags of a page."""
+    said = str(error).rpartition("(Caused by ")[2].removesuffix(")")
+    plain = re.sub(r"(?s)<(style|script)\b.*?</\1>|<[^>]*>", " ", said)
     return shorten(plain, WORDS, placeholder=" ...")
-
-
-def _reason(error: Exception) -> str:
-    """Why a call failed: of an answer its status and first words."""
-    said = f"an answer without {error}" if isinstance(error, KeyError) else str(error)
-    if isinstance(error, urllib.error.HTTPError):
-        with suppress(OSError, HTTPException):
-            said += f": {_read(error)}"
-    elif isinstance(error, urllib.error.URLError):
-        said = str(error.reason)  # its own text stands in angle brackets, as a page's marks do
-    return first_words(said)
-
-
-def credentials() -> dict[str, str]:
-    """MLflow's own environment variables, as a header. They are never logged."""
-    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
-    if token:
-        return {"Authorization": f"Bearer {token}"}
-    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
-    if user:
-        pair = f"{user}:{os.environ.get('MLFLOW_TRACKING_PASSWORD', '')}"
-        return {"Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
-    return {}
-
-
-def milliseconds() -> int:
-    """Now, as MLflow counts."""
-    return round(1000 * time.time())
-
-
-class Sender:
-    """Sends what is new in a run's metrics.jsonl."""
-
-    def __init__(self, uri: str, experiment: str, run: str, folder: Path, steps: int) -> None:
-        self.server = Server(uri)
-        self.experiment, self.run, self.path = experiment, run, folder / "metrics.jsonl"
-        self.stride = max(1, steps // CURVE_POINTS)
-        self.steps = steps
-        self.key = ""
-        self.begun, self.ending = threading.Event(), threading.Event()
-        self.reachable = True
-        self._run_id = ""
-        self._sent = -1  # last step that the server has
-        self._offset = 0  # bytes of metrics.jsonl that are done with
-        self.thread = threading.Thread(target=self._work, name="live metrics", daemon=True)
-
-    def begin(self, key: str) -> None:
-        """Training has opened its files: from here on they only grow."""
-        self.key = key[:12]
-        self.begun.set()
-
-    def _work(self) -> None:
-        self.begun.wait()
-        while self.key:
-            last = self.ending.is_set()  # before reading, so that nothing is left behind
-            try:
-                self._send_new()
-                if last:
-                    self._close()
-                self.reachable = True
-            except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
-                if self.reachable:
-                    log.info("no live metrics for now (%s); training goes on", _reason(error))
-                self.reachable = False
-                if isinstance(error, urllib.error.HTTPError):
-                    error.close()
-                # A message may have arrived though its answer did not: ask again what is there.
-                self._run_id = ""
-            if last:
-                return
-            self.ending.wait(SECONDS if self.reachable else RETRY_SECONDS)
-
-    def _send_new(self) -> None:
-        """Send whole lines that are not sent yet, in the order of the steps."""
-        if not self._run_id:
-            experiment = self.server.experiment(self.experiment)
-            self._run_id, self._sent = self.server.run(experiment, self.run, self.key)
-            self._offset = 0
-        with self.path.open("rb") as file:
-            file.seek(self._offset)
-            lines = file.read().splitlines(keepends=True)
-        batch: list[dict[str, Any]] = []
-        for line in lines:
-            if not line.endswith(b"\n"):
-                break
-            points = self._points(json.loads(line))
-            if len(batch) + len(points) > BATCH:
-                self._send(batch)
-                batch = []
-            batch += points
-            self._offset += len(line)
-        self._send(batch)
-
-    def _points(self, line: dict[str, Any]) -> list[dict[str, Any]]:
-        step = line["step"]
-        wanted = step % self.stride == 0 or step == self.steps or "validation_loss" in line
-        if step <= self._sent or not wanted:
-            return []
-        return [
-            {"key": name, "value": line[key], "timestamp": milliseconds(), "step": step}
-            for name, key in CURVES.items()
-            if line.get(key) is not None
-        ]
-
-    def _send(self, batch: list[dict[str, Any]]) -> None:
-        if batch:
-            self.server.call("runs/log-batch", run_id=self._run_id, metrics=batch)
-            self._sent = batch[-1]["step"]
-
-    def _close(self) -> None:
-        done = self._sent >= self.steps
-        status = "FINISHED" if done else "KILLED"
-        self.server.call("runs/update", run_id=self._run_id, status=status, end_time=milliseconds())
-
-    def end(self) -> None:
-        """Send the rest, if the server was there: it is waited for, but not for long."""
-        self.ending.set()
-        self.begun.set()
-        if self.reachable:
-            self.thread.join(LAST_SECONDS)
 
 
 @contextmanager
 def live_metrics(run: str, steps: int, folder: Path) -> Iterator[Callable[[str], None]]:
     """Send the curves of a run while it trains, if the workflow named a server.
 
-    Gives what `train` must call, with the run's key, when its files are open.
+    Gives what `train` must call, with the run's key, when its files are open: from then on they
+    only grow.
     """
-    uri = os.environ.get(URI)
-    if not uri or torchrun.place().rank != 0:
-        yield lambda key: None
-        return
-    sender = Sender(uri, os.environ.get(EXPERIMENT, "mhclite"), run, folder, steps)
-    sender.thread.start()
+    followers: list[subprocess.Popen[bytes]] = []
+
+    def begin(key: str) -> None:
+        arguments = [run, key[:12], str(steps), str(folder / "metrics.jsonl")]
+        followers.append(
+            subprocess.Popen(
+                [sys.executable, "-m", __name__, *arguments],
+                env={**MLFLOW, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", **os.environ},
+                stdin=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is for training, which then saves
+            )
+        )
+
+    wanted = os.environ.get(URI) and torchrun.place().rank == 0 and find_spec("mlflow")
     try:
-        yield sender.begin
+        yield begin if wanted else lambda key: None
     finally:
-        sender.end()
+        for follower in followers:
+            try:
+                follower.communicate(timeout=LAST_SECONDS)  # closes its input
+            except subprocess.TimeoutExpired:
+                follower.kill()
+                follower.wait()
+
+
+class Sender:
+    """Sends what is new in a run's metrics.jsonl. `client` is MLflow's, whose errors come out."""
+
+    def __init__(self, client: Any, run: str, key: str, steps: int, metrics: Path) -> None:
+        """Find the live run of this key and what it has already, or make it."""
+        self.client, self.steps, self.metrics = client, steps, metrics
+        self.offset = 0  # bytes of metrics.jsonl that are done with
+        name, tags = os.environ.get(EXPERIMENT, "mhclite"), {RUN_TAG: run, KEY_TAG: key}
+        found = client.get_experiment_by_name(name)
+        experiment = found.experiment_id if found else client.create_experiment(name)
+        words = " AND ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
+        runs = client.search_runs([experiment], words, max_results=1)
+        tags |= {"kind": "training", "status": "training"}
+        live = runs[0] if runs else client.create_run(experiment, tags=tags, run_name=run)
+        self.run_id = live.info.run_id
+        client.update_run(self.run_id, "RUNNING")
+        names = ("train/loss", "validation/loss")
+        curves = [client.get_metric_history(self.run_id, name) for name in names]
+        self.sent = max((point.step for curve in curves for point in curve), default=-1)
+
+    def send(self, last: bool) -> None:
+        """Send whole lines that are not sent yet; with the last ones the run has ended."""
+        with self.metrics.open("rb") as file:
+            file.seek(self.offset)
+            new = file.read()
+        new = new[: new.rfind(b"\n") + 1]
+        lines = [json.loads(line) for line in new.splitlines()]
+        for first in range(0, len(lines), LINES):
+            if points := self._points(lines[first : first + LINES]):
+                self.client.log_batch(self.run_id, points)
+                self.sent = points[-1].step
+        self.offset += len(new)
+        if last:
+            ended = "FINISHED" if self.sent >= self.steps else "KILLED"
+            self.client.set_terminated(self.run_id, ended)
+
+    def _points(self, lines: list[dict[str, Any]]) -> list[Any]:
+        from mlflow.entities import Metric
+
+        now, stride = round(1000 * time.time()), max(1, self.steps // CURVE_POINTS)
+        points = []
+        for line in lines:
+            step = line["step"]
+            wanted = step % stride == 0 or step == self.steps or "validation_loss" in line
+            if wanted and step > self.sent:
+                values = ((name, line.get(key)) for name, key in CURVES.items())
+                points += [Metric(name, v, now, step) for name, v in values if v is not None]
+        return points
+
+
+def follow(run: str, key: str, steps: str, metrics: str) -> None:
+    """Send until standard input is closed: training has ended, or was killed."""
+    from mlflow import MlflowClient
+
+    client, sender = MlflowClient(os.environ[URI]), None
+    reachable, ended = True, False
+    while not ended:
+        wait = SECONDS if reachable else RETRY_SECONDS
+        ended = bool(select.select([sys.stdin], [], [], wait)[0])
+        if ended and not reachable:
+            return
+        try:
+            sender = sender or Sender(client, run, key, int(steps), Path(metrics))
+            sender.send(ended)
+            reachable = True
+        except Exception as error:  # whatever a server may answer
+            if reachable:
+                log.info("no live metrics for now (%s); training goes on", reason(error))
+            # A message may have arrived though its answer did not: ask again what is there.
+            sender, reachable = None, False
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    follow(*sys.argv[1:])
