@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import sys
-import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import yaml
 from tiny import run_record, run_summary, write_corpus
 
 from mhclite import cli
-from mhclite.bundle import drive, merge, pack
+from mhclite.bundle import drive, home
 from mhclite.bundle.drive import RECEIPTS, SCHEMA, Bundle, PackedJob
 from mhclite.errors import UserError
 from mhclite.files import sha256_of, write_json
@@ -46,7 +44,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 def touched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What Snakemake is told; it is not run."""
     told: list[str] = []
-    monkeypatch.setattr(merge, "snakemake", lambda study, *arguments: told.extend(arguments))
+    monkeypatch.setattr(home, "snakemake", lambda study, *arguments: told.extend(arguments))
     return told
 
 
@@ -82,7 +80,7 @@ def write_probe(path: Path, train: PackedJob, key: str, made_of: str = "there") 
 
 
 def test_runs_come_seed_by_seed_with_all_variants(study: Study) -> None:
-    runs = pack.bundle_of(study).runs
+    runs = home.bundle_of(study).runs
     configs = [train.config() for train, _ in runs]
     assert {config.run for config in configs} == set(study.runs())
     assert [config.seed for config in configs] == sorted(config.seed for config in configs)
@@ -94,7 +92,7 @@ def test_runs_come_seed_by_seed_with_all_variants(study: Study) -> None:
 
 def test_what_is_taken_over_what(study: Study, touched: list[str]) -> None:
     """What is finished there is taken, unless it is finished here."""
-    runs = pack.bundle_of(study).runs
+    runs = home.bundle_of(study).runs
     here, there = Path("results/smoke"), Path("bundle/results/smoke")
     (kept, _), (both, _), (unfinished, _), (ended, _), (new, _) = runs[:5]
     write_run(here, kept, loss=1.0)
@@ -107,7 +105,7 @@ def test_what_is_taken_over_what(study: Study, touched: list[str]) -> None:
     write_run(there, ended, loss=2.0)
     write_run(there, new, loss=3.0)
 
-    line = merge.merge(Path("study.yaml"), Path("bundle"))
+    line = home.merge(Path("study.yaml"), Path("bundle"))
     assert "2 runs and 0 other files are new" in line
     assert "4 of 16 runs are finished here" in line
     for train, loss in ((kept, 1.0), (both, 1.5), (unfinished, None), (ended, 2.0), (new, 3.0)):
@@ -118,7 +116,7 @@ def test_what_is_taken_over_what(study: Study, touched: list[str]) -> None:
     assert touched == ["--touch", "--force", *targets]
 
     touched.clear()
-    line = merge.merge(Path("study.yaml"), Path("bundle/results"))
+    line = home.merge(Path("study.yaml"), Path("bundle/results/smoke"))
     assert "0 runs and 0 other files are new" in line
     assert touched == []
 
@@ -126,25 +124,25 @@ def test_what_is_taken_over_what(study: Study, touched: list[str]) -> None:
 def test_measurements_come_along_if_they_are_of_this_study(
     study: Study, touched: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    bundle = pack.bundle_of(study)
-    (throughput,), runs = bundle.throughput, bundle.runs
-    (first, probe), (second, other) = runs[:2]
+    study_of_two = yaml.safe_load(Path("study.yaml").read_text())
+    size = study_of_two["models"]["d2"]
+    study_of_two["models"] = {"d2": size, "d3": size | {"n_layer": 3}}
+    Path("study.yaml").write_text(yaml.safe_dump(study_of_two))
+    first, second = home.bundle_of(load_study("study.yaml")).throughput
     there = Path("bundle/results/smoke")
-    for train in (first, second):
-        write_run(there, train, loss=1.0)
-    for job in (throughput, probe, other):
+    for job in (first, second):
         write_json(there / job.output, {"schema": 1})
-    made = {throughput.output: throughput.digest, probe.output: probe.digest, other.output: "x"}
-    write_json(there / RECEIPTS, made)
-    merge.merge(Path("study.yaml"), Path("bundle"))
-    for job, taken in ((throughput, True), (probe, True), (other, False)):
+    write_json(there / RECEIPTS, {first.output: first.digest, second.output: "x"})
+    home.merge(Path("study.yaml"), Path("bundle"))
+    for job, taken in ((first, True), (second, False)):
         assert Path("results/smoke", job.output).is_file() == taken
-    assert f"{other.output} is of other settings or code" in caplog.text
+    assert f"{second.output} is of other settings or code" in caplog.text
+    assert touched[2:] == [f"results/smoke/{first.output}"]
 
 
 def test_a_published_study_is_extended(study: Study, touched: list[str]) -> None:
     """What is published has no weights and no receipts; a probe says of which run it is."""
-    (first, probe), (second, other), (third, kept) = pack.bundle_of(study).runs[:3]
+    (first, probe), (second, other), (third, kept) = home.bundle_of(study).runs[:3]
     here, there = Path("results/smoke"), Path("published")
     throughput = there / "throughput/d2.json"
     for train in (first, second, third):
@@ -156,7 +154,7 @@ def test_a_published_study_is_extended(study: Study, touched: list[str]) -> None
     write_json(throughput, {"schema": 1})
     files = {str(path.relative_to(there)): path for path in there.rglob("*") if path.is_file()}
     pack_study(files, Path("packed") / STUDY)
-    merge.merge(Path("study.yaml"), Path("packed"))
+    home.merge(Path("study.yaml"), Path("packed"))
     assert (here / probe.output).read_bytes() == (there / probe.output).read_bytes()
     assert not (here / other.output).exists()
     assert json.loads((here / kept.output).read_text())["made_of"] == "here"
@@ -175,7 +173,7 @@ def refused(capsys: pytest.CaptureFixture[str], source: str) -> str:
 
 @pytest.mark.usefixtures("touched")
 def test_what_is_refused_changes_nothing(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = pack.bundle_of(study).runs
+    runs = home.bundle_of(study).runs
     (first, _), (second, _) = runs[:2]
     there = Path("bundle/results/smoke")
     write_run(there, first, loss=1.0)
@@ -198,50 +196,29 @@ def test_what_is_refused_changes_nothing(study: Study, capsys: pytest.CaptureFix
         assert "is being trained here" in refused(capsys, "bundle")
     assert not list(Path("results/smoke").rglob("summary.json"))
 
-    assert "does not exist" in refused(capsys, "nowhere.tar.gz")
     Path("empty").mkdir()
     assert "has no results of study 'smoke'" in refused(capsys, "empty")
-    with tarfile.open("whole.tar.gz", "w:gz") as tar:
-        tar.add("bundle")
-    whole = gzip.decompress(Path("whole.tar.gz").read_bytes())
-    # The last member's header: there `tarfile` alone would end without a word.
-    header = whole.rindex(b"bundle/results") // 512 * 512
-    for damaged in (whole[:header], whole[:header] + b"x" + whole[header + 1 :], whole + b"x"):
-        for content in (damaged, gzip.compress(damaged), gzip.compress(whole)[:-1]):
-            Path("half.tar").write_bytes(content)
-            assert "is not a complete archive" in refused(capsys, "half.tar")
     assert not list(Path("results").glob(".merge.*"))
 
 
 def test_a_bundle_says_what_it_leaves_out_and_what_cannot_train(
     study: Study, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pack.pack(Path("study.yaml"), Path("all"))
-    assert "not packed" not in caplog.text
     document = yaml.safe_load(Path("study.yaml").read_text())
     document["critical_rate"] = {"factors": [1, 2], "halvings": 1, "below_unigram": 0.1}
     Path("study.yaml").write_text(yaml.safe_dump(document))
-    pack.pack(Path("study.yaml"), Path("some"))
+    home.pack(Path("study.yaml"), Path("some"))
     assert "critical learning rates is not packed" in caplog.text
+    document["training"] |= {"processes": 2, "nodes": 2}
+    Path("study.yaml").write_text(yaml.safe_dump(document))
+    with pytest.raises(UserError, match="a bundle is for one machine"):
+        home.pack(Path("study.yaml"), Path("none"))
+    document["training"]["nodes"] = 1
     document["models"]["d2"]["block_size"] = 10**6
     Path("study.yaml").write_text(yaml.safe_dump(document))
     with pytest.raises(UserError, match="fewer than one window"):
-        pack.pack(Path("study.yaml"), Path("none"))
+        home.pack(Path("study.yaml"), Path("none"))
     assert not Path("none").exists()
-
-
-def test_packing_prepares_nothing_outside_the_project(
-    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "results" / study.corpus_folder("sotu") / "manifest.json").unlink()
-    assert cli.main(["bundle", "pack", "study.yaml", "--out", "bundle"]) == 2
-    assert "has no Snakefile" in capsys.readouterr().err
-    assert not Path("bundle").exists()
-
-
-def test_a_bundle_that_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert cli.main(["bundle", "run", str(tmp_path / "nowhere")]) == 2
-    assert f"{tmp_path}/nowhere/bundle.json" in capsys.readouterr().err
 
 
 def test_a_run_of_several_processes_is_started_as_the_workflow_does(tmp_path: Path) -> None:
@@ -255,14 +232,6 @@ def test_a_run_of_several_processes_is_started_as_the_workflow_does(tmp_path: Pa
     for environment in (first, second):
         assert environment["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compiled")
         assert environment["TRITON_CACHE_DIR"] == str(tmp_path / "compiled/triton")
-
-
-def test_a_bundle_is_for_one_machine(tmp_path: Path) -> None:
-    study = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())
-    study["training"] |= {"processes": 2, "nodes": 2}
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
-    with pytest.raises(UserError, match="a bundle is for one machine"):
-        pack.pack(tmp_path / "study.yaml", tmp_path / "bundle")
 
 
 @pytest.fixture
@@ -308,7 +277,9 @@ def test_at_the_deadline_the_running_job_is_stopped_and_none_begun(driver: drive
 def test_when_the_time_is_up_nothing_is_begun(
     study: Study, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pack.pack(Path("study.yaml"), Path("bundle"))
+    home.pack(Path("study.yaml"), Path("bundle"))
     assert cli.main(["bundle", "run", "bundle", "--minutes", "1e-9"]) == 75
     assert "33 of 33 jobs left" in capsys.readouterr().err
     assert not Path("bundle/results/smoke").exists()
+    assert cli.main(["bundle", "run", "nowhere"]) == 2
+    assert "nowhere/bundle.json" in capsys.readouterr().err

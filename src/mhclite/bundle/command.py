@@ -12,18 +12,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True)
     pack = actions.add_parser("pack", help="code, tokens and jobs of a study, to be carried away")
     pack.add_argument("study", type=file_path, help="study file")
-    pack.add_argument(
-        "--out", required=True, type=any_path, help="folder, or archive that ends with .tar.gz"
-    )
+    pack.add_argument("--out", required=True, type=any_path, help="folder to make")
     run = actions.add_parser("run", help="do the jobs of a bundle; `run.py` in it calls this")
     run.add_argument("bundle", type=folder_path, help="the bundle's folder")
     run.add_argument(
         "--minutes", type=positive_float, help="then save and stop (default: no limit)"
     )
     merge = actions.add_parser("merge", help="bring what a bundle has done into results/")
-    merge.add_argument(
-        "source", type=any_path, help="the bundle's folder or results, or an archive"
-    )
+    merge.add_argument("source", type=folder_path, help="the bundle, its results, or published")
     merge.add_argument("--study", required=True, type=file_path, help="study file")
 
 
@@ -34,16 +30,16 @@ def run(args: argparse.Namespace) -> int:
 
         return run_bundle(args.bundle, args.minutes)
     if args.action == "pack":
-        from mhclite.bundle.pack import pack
+        from mhclite.bundle.home import pack
 
         pack(args.study, args.out)
         print(
             f"{args.out} is packed (docs/gpu.md). There, in its folder, until nothing is left: "
-            f"python3 run.py --minutes 30; back here: python -m mhclite bundle merge "
-            f"FOLDER-OR-ARCHIVE --study {args.study}"
+            f"python3 run.py --minutes 30; back here: python -m mhclite bundle merge FOLDER "
+            f"--study {args.study}"
         )
         return 0
-    from mhclite.bundle.merge import merge
+    from mhclite.bundle.home import merge
 
     print(merge(args.study, args.source))
     print(f"next: snakemake --cores all --configfile {args.study}")

@@ -11,7 +11,6 @@ import importlib.util
 import json
 import logging
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -31,7 +30,7 @@ from mhclite.training import compiler_caches, torchrun
 
 SCHEMA = 2
 BUNDLE = "bundle.json"  # the jobs, in the folder of the bundle
-RECEIPTS = "bundle-receipts.json"  # output -> digest of what it was made of; in results/<study>
+RECEIPTS = "bundle-receipts.json"  # in results/<study>
 RESULTS = Path("results")
 TRAIN = "train"
 POLL_SECONDS = 0.2
@@ -95,9 +94,7 @@ def load_bundle(folder: Path) -> Bundle:
         if run_key(train.config(), load_manifest(corpus).digest) != train.digest:
             raise UserError(
                 f"{folder} is not as it was packed: its code or tokens were changed, so that its "
-                "runs would be refused by `bundle merge`; unpack or pack it again (if nobody "
-                f"changed them: Python {platform.python_version()} reads them otherwise, which is "
-                "a bug to report)"
+                "runs would be refused by `bundle merge`; unpack or pack it again"
             )
     return bundle
 
@@ -170,7 +167,7 @@ class Driver:
         if code == 0 and job.step != TRAIN:
             write_json(self.out / RECEIPTS, {**receipts(self.out), job.output: job.digest})
         if code == 0 and self.is_done(job):
-            log.info("%s: done; %s", job.output, remaining(self.standing()))
+            log.info("%s: done; %s", job.output, self.progress())
             return True
         words = status.last_words(path)
         if asked:
@@ -180,19 +177,13 @@ class Driver:
             log.error("%s: failed (exit code %d); %s", job.output, code, words)
         return False
 
-    def standing(self) -> list[status.RunStatus]:
-        """Where each run stands."""
-        return [status.status_of(self.out, config) for config in self.runs]
-
-
-def remaining(found: list[status.RunStatus]) -> str:
-    """How many runs are finished, and about how long the others take."""
-    done = sum(one.state in ("finished", "diverged") for one in found)
-    text = f"{done} of {len(found)} runs finished"
-    left = status.seconds_left(found)
-    if done < len(found) and left is not None:
-        text += f", about {status.duration(left)} of training left"
-    return text
+    def progress(self) -> str:
+        """How many runs are finished, and about how long the others take."""
+        found = [status.status_of(self.out, config) for config in self.runs]
+        done = sum(one.state in ("finished", "diverged") for one in found)
+        text = f"{done} of {len(found)} runs finished"
+        left = status.seconds_left(found) if done < len(found) else None
+        return text if left is None else f"{text}, about {status.duration(left)} of training left"
 
 
 def run_bundle(folder: Path, minutes: float | None) -> int:
@@ -227,7 +218,7 @@ def run_bundle(folder: Path, minutes: float | None) -> int:
             driver.work(chain, deadline)
     everything = [job for chain in chains for job in chain]
     left = [job for job in everything if not driver.is_done(job)]
-    log.info("%s", remaining(driver.standing()))
+    log.info("%s", driver.progress())
     if driver.failed:
         log.error("%d jobs failed, the first: %s", len(driver.failed), driver.failed[0])
         return 1

@@ -191,21 +191,22 @@ class RunFolder:
             raise UserError(f"{path} does not describe a run; {again}")
         return key, content.get("schema")
 
-    def finished_key(self) -> str | None:
-        """Key of the run that was finished here; None if none was."""
-        if not self.is_finished():
-            return None
-        content = read_json(self / SUMMARY, "summary of the run")
+    def finished_key(self, name: str = SUMMARY) -> str | None:
+        """Key of the run that was finished here, by summary.json or its copy; None if none was."""
+        path = self / name
+        content = read_json(path, "result of the run") if path.is_file() else None
         return str(content.get("key")) if isinstance(content, dict) else None
 
-    def damage(self, summary: Summary, weights_needed: bool = True) -> Path | None:
-        """The first file that does not have the digest of the summary; None if all have."""
+    def damage(self, summary: Summary) -> Path | None:
+        """The first file that does not have the digest of the summary; None if all have.
+
+        Weights are large, and only the probe needs them: they may have been left elsewhere.
+        """
         expected = {"metrics.jsonl": summary.metrics_sha256, WEIGHTS: summary.weights_sha256}
         for name, digest in expected.items():
             path = self / name
-            if name == WEIGHTS and not weights_needed and not path.exists():
-                continue
-            if (sha256_of(path) if path.exists() else None) != digest:
+            found = sha256_of(path) if path.exists() else None
+            if found != digest and not (name == WEIGHTS and found is None):
                 return path
         return None
 
@@ -239,22 +240,17 @@ class RunFolder:
             if (self / RESULT).exists():
                 log.warning("%s has no %s any more: training again", self.path, lost[0])
             return False
-        for name in (SUMMARY, RESULT):
-            path = self / name
-            if not path.exists():
-                continue
-            content = read_json(path, "result")
-            if not isinstance(content, dict) or content.get("key") != key:
-                continue
-            if name == SUMMARY:
-                return True
-            result = read_record(Summary, path, "the result", SCHEMA, self._again)
-            if self.damage(result, weights_needed=False) is None:
-                log.info("finished before: writing summary.json again from result.json")
-                write_json(self / SUMMARY, to_json(result))
-                return True
-            log.warning("%s does not fit the files beside it: training again", path)
-        return False
+        if self.finished_key() == key:
+            return True
+        if self.finished_key(RESULT) != key:
+            return False
+        result = read_record(Summary, self / RESULT, "the result", SCHEMA, self._again)
+        if damaged := self.damage(result):
+            log.warning("%s is not what training wrote: training again", damaged)
+            return False
+        log.info("finished before: writing summary.json again from result.json")
+        write_json(self / SUMMARY, to_json(result))
+        return True
 
     def attempts(self, key: str) -> list[Attempt]:
         """Earlier attempts at the run of this key."""

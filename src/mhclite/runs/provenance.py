@@ -85,11 +85,9 @@ def hardware() -> dict[str, Any]:
                 break
     except OSError:
         pass
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     found: dict[str, Any] = {"cpu": cpu, "cores": os.cpu_count()}
-    if hasattr(os, "sysconf"):
-        found["memory_gib"] = round(
-            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1
-        )
+    found["memory_gib"] = round(memory / 2**30, 1)
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()

@@ -28,6 +28,7 @@ LATEST = 50  # steps from which the rate is taken
 FRESH_SECONDS, FRESH_STEPS = 60.0, 20.0
 
 LOGGED = re.compile(r"\d\d:\d\d:\d\d ")  # what a line of a step's log begins with
+ENDS = ("error:", "interrupted:")  # or its last word
 
 SHOWN = ("under way", "diverged", "failed", "stopped", "outdated", "damaged")  # line by line
 STATES = ("finished", *SHOWN, "waiting")
@@ -73,10 +74,17 @@ def latest_steps(folder: Path) -> list[dict[str, Any]]:
 
 
 def last_words(log: Path) -> str:
-    """What a step's log ends with, empty if it has none."""
+    """What a step's log ends with, empty if it has none.
+
+    Its last word is that of its last attempt; what torchrun says after it does not count.
+    """
     lines = [line.strip() for line in tail(log) if line.strip()]
-    errors = [line for line in lines if line.startswith(("error:", "interrupted:"))]
-    return (errors or lines or [""])[-1]
+    for line in reversed(lines):
+        if line.startswith(ENDS):
+            return line
+        if LOGGED.match(line):
+            break
+    return (lines or [""])[-1]
 
 
 def outdated(config: RunConfig, corpus: str | None, record: RunRecord) -> str:
@@ -92,19 +100,6 @@ def outdated(config: RunConfig, corpus: str | None, record: RunRecord) -> str:
     if record.code != code_digest(config):
         return "of other code"
     return "of another corpus" if corpus not in (None, record.corpus.digest) else ""
-
-
-def has_ended(log: Path) -> bool:
-    """Whether a step's log ends with its last word: after that it logged no more.
-
-    What torchrun says of its end does not count.
-    """
-    for line in reversed(tail(log)):
-        if line.startswith(("error:", "interrupted:")):
-            return True
-        if LOGGED.match(line):
-            return False
-    return False
 
 
 def status_of(out: Path, config: RunConfig, corpus: str | None = None) -> RunStatus:
@@ -137,22 +132,15 @@ def status_of(out: Path, config: RunConfig, corpus: str | None = None) -> RunSta
         if summary.status == "diverged":
             return at("diverged", f"at step {summary.diverged_step}")
         return at("finished")
-    if folder.is_locked():
-        return at("under way")
-    if latest and not has_ended(log):
-        age = time.time() - latest[-1]["wall"]
-        if 0 <= age < max(FRESH_SECONDS, FRESH_STEPS * latest[-1]["seconds"]):
-            return at("under way")
     words = last_words(log)
-    if LOGGED.match(words) and not folder.path.is_dir():
-        return at("damaged", "its folder is gone")
-    if words.startswith("interrupted:"):
+    age = time.time() - latest[-1]["wall"] if latest and not words.startswith(ENDS) else -1.0
+    if folder.is_locked() or 0 <= age < max(FRESH_SECONDS, FRESH_STEPS * (seconds or 0)):
+        return at("under way")
+    if words.startswith("interrupted:") or (latest and not words.startswith("error:")):
         return at("stopped", words)
-    if words and not words.startswith("error:") and latest:
-        return at("stopped", f"without a last word; its log ends: {words}")
-    if words:
+    if words.startswith("error:") or (words and folder.path.is_dir()):
         return at("failed", words)
-    return at("stopped" if latest else "waiting")
+    return at("waiting")
 
 
 def seconds_left(found: list[RunStatus]) -> float | None:
@@ -217,13 +205,8 @@ def report(
     done = sum(status.state in ("finished", "diverged") for status in found)
     left_over = seconds_left(found)
     if done == len(found):
-        written = (out / "report.html").exists()
-        lines.append(
-            f"all runs are finished; {'the report is' if written else 'no report yet:'} "
-            f"{out / 'report.html'}"
-        )
+        written = "the report is" if (out / "report.html").exists() else "no report yet:"
+        lines.append(f"all runs are finished; {written} {out / 'report.html'}")
     elif left_over is not None:
-        at_once = sum(status.state == "under way" for status in found)
-        pace = f"{at_once} at once as now" if at_once else "one at a time"
-        lines.append(f"about {duration(left_over)} of training left ({pace})")
+        lines.append(f"about {duration(left_over)} of training left")
     return "\n".join(lines)

@@ -51,14 +51,13 @@ def place(study: Path) -> Callable[..., Path]:
         wall: float | None = None,
         log: str | None = None,
         status: str | None = None,
-        seconds: float = 0.5,
         **training: Any,
     ) -> Path:
         folder = out / "runs" / run
         folder.mkdir(parents=True)
         wall = time.time() if wall is None else wall
         lines = [
-            json.dumps({"step": at, "seconds": seconds, "wall": wall - (step - at) * seconds})
+            json.dumps({"step": at, "seconds": 0.5, "wall": wall - (step - at) * 0.5})
             for at in range(1, step + 1)
         ]
         if step:
@@ -102,7 +101,7 @@ def test_every_state(
         "  failed     sotu-d2-mhc-s0       error: no GPU",
         "  stopped    sotu-d2-hc-s1        step 20 of 100; interrupted: SIGTERM, saved",
         # 35 + 40 + 45 + 50 s
-        "about 2.8 min of training left (1 at once as now)",
+        "about 2.8 min of training left",
     ]
 
 
@@ -137,22 +136,18 @@ def test_a_run_of_other_settings_code_or_text_is_outdated(
         assert status.outdated(config, corpus, replace(record, code=code)) == expected
 
 
-@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "mixing.jsonl", "."])
 def test_what_a_finished_run_lost(
-    name: str, study: Path, place: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    study: Path, place: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run whose whole folder is gone has not failed."""
     log = "12:00:00 step 100 of 100: loss 4.8034\n"
     folder = place("sotu-d2-hc-s0", 100, status="completed", log=log)
-    if name == ".":
-        shutil.rmtree(folder)
-    else:
-        (folder / name).unlink()
+    (folder / "metrics.jsonl").unlink()
     lines = said(study, capsys)
-    assert "1 damaged" in lines[0]
-    if name != ".":
-        assert lines[1].split() == ["damaged", "sotu-d2-hc-s0", name, "is", "gone"]
-        assert str(folder / name) in lines[-1]  # what the start of the DAG says
+    assert lines[1].split() == ["damaged", "sotu-d2-hc-s0", "metrics.jsonl", "is", "gone"]
+    assert str(folder / "metrics.jsonl") in lines[-1]  # what the start of the DAG says
+    shutil.rmtree(folder)
+    assert said(study, capsys)[0].endswith("6 waiting")
 
 
 def test_a_held_lock_is_a_run_under_way(
@@ -160,7 +155,6 @@ def test_a_held_lock_is_a_run_under_way(
 ) -> None:
     """However long ago its last step was, for instance in a long evaluation."""
     folder = place("sotu-d2-hc-s0", 30, time.time() - 5000)
-    assert "stopped" in said(study, capsys)[0]
     with RunFolder(folder).only_writer():
         assert "1 under way" in said(study, capsys)[0]
     assert "stopped" in said(study, capsys)[0]
@@ -208,14 +202,13 @@ def test_what_has_just_ended_is_not_under_way(
     assert f"1 {state}" in said(study, capsys)[0]
 
 
-@pytest.mark.parametrize("command", ["status", "keys"])
-def test_needs_no_torch(command: str, study: Path) -> None:
-    """A login node has none, and these are asked often."""
+def test_needs_no_torch(study: Path) -> None:
+    """A login node has none, and it is asked often."""
     script = (
         "import sys\nfrom mhclite.cli import main\nmain(sys.argv[1:])\n"
         "print(*{name.split('.')[0] for name in sys.modules})"
     )
-    arguments = [sys.executable, "-c", script, command, str(study)]
+    arguments = [sys.executable, "-c", script, "status", str(study)]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.splitlines()[-1].split())
     assert "mhclite" in loaded
