@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mhclite import cli
@@ -19,8 +17,8 @@ from mhclite.measure.files import SWEEP_SCHEMA, Sweep, SweepSettings, Trial
 from mhclite.planning.describe import describe
 from mhclite.records import to_json
 from mhclite.runs.key import run_key
-from mhclite.study.reading import load_study, parse_study, read_yaml, resolve
-from mhclite.study.sections import BASE, LearningRates
+from mhclite.study.reading import load_study, parse_study
+from mhclite.study.sections import BASE
 from mhclite.study.settings import Study
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -66,6 +64,7 @@ def swept(arm: str = "hc", rate: float | None = 0.004, bracketed: bool = True) -
 # --- taken ----------------------------------------------------------------------------------
 
 
+@settings(max_examples=20)
 @given(st.lists(st.floats(1e-6, 1), min_size=4, max_size=4))
 def test_every_run_has_the_rate_of_its_arm(
     tmp_path_factory: pytest.TempPathFactory, rates: list[float]
@@ -128,30 +127,10 @@ def test_a_condition_has_an_arm_unless_it_only_multiplies_the_rate(tmp_path: Pat
 # --- the file -------------------------------------------------------------------------------
 
 
-def test_what_a_sweep_writes_is_what_a_study_reads(tmp_path: Path) -> None:
-    files = []
-    for arm in (swept("hc"), swept("residual", None, bracketed=False)):
-        write_json(tmp_path / f"{arm.variant}.json", to_json(arm))
-        files.append(str(tmp_path / f"{arm.variant}.json"))
-    out = tmp_path / "out" / "learning-rates.yaml"
-    code = cli.main(["rates", "--study", "swept", "--sweep", *files, "--out", str(out)])
-    assert code == 0
-    read = LearningRates.model_validate(read_yaml(out, "rates"))
-    first, second = read.arms
-    assert (first.variant, first.rate, first.bracketed) == ("hc", 0.004, True)
-    assert (second.rate, second.bracketed) == (None, False)
-    assert [trial.loss for trial in first.trials] == [4.0, 3.0, 4.0, None]
-    assert max(map(len, out.read_text().splitlines())) < 110, "for people to read"
-
-
 ENTRY = {"corpus": "sotu", "model": "d2", "variant": "hc", "rate": 0.01}
 TRIALS = [{"rate": r, "seed": 0, "steps": 3, "loss": 3.0} for r in (0.25, 0.5)]
 BAD: dict[str, tuple[Any, list[str]]] = {
-    "a list": ([ENTRY], ["a mapping with `arms`"]),
     "nothing": (None, ["a mapping with `arms`"]),
-    "no arms": ({"study": "x"}, ["arms: this key is missing"]),
-    "unknown key": ({"arms": [{**ENTRY, "rates": 1}]}, ["arms.0.rates", "did you mean 'rate'"]),
-    "zero": ({"arms": [{**ENTRY, "rate": 0}]}, ["arms.0.rate"]),
     "infinite": ({"arms": [{**ENTRY, "rate": float("inf")}]}, ["arms.0.rate"]),
     "twice": ({"arms": [ENTRY, {**ENTRY, "rate": 0.5}]}, ["sotu, d2, base, hc", "twice"]),
     "missing arm": ({"arms": [ENTRY]}, ["sotu", "d2", "variant: residual", "by hand", "sweep it"]),
@@ -159,10 +138,6 @@ BAD: dict[str, tuple[Any, list[str]]] = {
         {"arms": [{**ENTRY, "variant": "residual", "rate": None, "bracketed": False,
                    "trials": TRIALS}]},
         ["variant: residual", "not bracketed by 0.25, 0.5", "sweep.widest", "by hand"],
-    ),
-    "all diverged": (
-        {"arms": [{**ENTRY, "variant": "residual", "rate": None, "bracketed": True}]},
-        ["variant: residual", "every finalist diverged"],
     ),
 }  # fmt: skip
 
@@ -192,21 +167,11 @@ def sizes(**of_d3: Any) -> dict[str, Any]:
 
 BAD_SWEEPS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "too long": ({"sweep": {**SWEEP, "steps": 41}}, ["sweep.steps = 41", "training.steps = 40"]),
-    "seed of the grid": ({"sweep": {**SWEEP, "final_seeds": [1]}}, ["sweep.final_seeds: 1"]),
     "factor": (
         {"conditions": {"c": {"title": "c", "variants": ["hc"], "learning_rate_factor": 2}}},
         ["conditions.c.learning_rate_factor", "leave it out"],
     ),
-    "rates": ({"learning_rates": {"arms": [ENTRY]}}, ["learning_rates", "leave"]),
     "no variants of a size": ({"models": sizes(variants=[])}, ["models.d3.variants"]),
-    "variant of no size": (
-        {"models": {"d3": sizes(variants=["hc", "residual"])["d3"]}},
-        ["mhc_lite is trained at no size"],
-    ),
-    "condition of no size": (
-        {"models": sizes(variants=["hc"]), "conditions": {"n": {**NORM, "models": ["d3"]}}},
-        ["conditions.n: no size"],
-    ),
 }
 
 
@@ -289,26 +254,14 @@ def test_a_size_may_have_fewer_variants() -> None:
 # --- the tuned study ------------------------------------------------------------------------
 
 
-def test_the_tuned_study_takes_what_its_sweep_finds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its file is published once it is there; until then it says what to do."""
-    shutil.copytree(CONFIG, tmp_path / "config")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"learning-rates\.yaml.*sweep"):
-        load_study("config/tuned.yaml")
-    sweep = load_study("config/tuned-rates.yaml")
-    published = tmp_path / yaml.safe_load(Path("config/tuned.yaml").read_text())["learning_rates"]
-    published.parent.mkdir(parents=True)
-    write(published, rates_of(sweep))
-    study = load_study("config/tuned.yaml")
-    assert study.arms().keys() == sweep.arms().keys()
+def test_the_tuned_study_takes_what_its_sweep_finds() -> None:
+    """The same settings, and seeds that were used for no choice of a rate."""
+    sweep = load_study(CONFIG / "tuned-rates.yaml")
+    tuned = yaml.safe_load((CONFIG / "tuned.yaml").read_text())
     assert sweep.sweep is not None
-    used = {*sweep.seeds, *sweep.sweep.final_seeds}
-    assert not used & set(study.seeds), "its seeds were used for no choice"
+    assert not {*sweep.seeds, *sweep.sweep.final_seeds} & {*tuned["seeds"]}
+    study = parse_study({**tuned, "learning_rates": {"arms": rates_of(sweep)}})
+    assert study.arms().keys() == sweep.arms().keys()
     for section in ("corpora", "tokenizer", "models", "connections", "training", "conditions"):
         assert getattr(study, section) == getattr(sweep, section), section
-    rates = {config.model.learning_rate for config in study.runs().values()}
-    assert rates == {0.004}
-    assert cli.main(["check", "config/tuned.yaml"]) == 0
-    assert json.dumps(to_json(resolve(study, [])))
+    assert {config.model.learning_rate for config in study.runs().values()} == {0.004}
