@@ -207,33 +207,18 @@ def test_a_sweep_has_arms_and_no_runs_of_its_own(
         assert cli.main(command) == 0
         out = capsys.readouterr().out
         assert f"{4 * 6} to {4 * (8 + 2)} trainings" in out
-        assert "as long as 24 of 40 steps" in out
-    for command in (["keys", sweep_file], ["bundle", "pack", sweep_file, "--out", "nowhere"]):
-        assert cli.main(command) == 2
-        assert "is a sweep" in capsys.readouterr().err
+    assert cli.main(["bundle", "pack", sweep_file, "--out", "nowhere"]) == 2
+    assert "is a sweep" in capsys.readouterr().err
 
 
-def test_status_says_where_each_arm_stands(
+def test_status_says_how_many_arms_are_finished(
     sweep_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arms = tmp_path / "smoke" / "sweep"
     for arm in (swept("residual"), swept("hc", None, bracketed=False)):
-        write_json(arms / f"sotu-d2-{arm.variant}.json", to_json(arm))
-    trial = arms / "sotu-d2-mhc_lite/grid-x1-s0"
-    trial.mkdir(parents=True)
-    (trial / "summary.json").write_text("{}")
-    log = tmp_path / "smoke/logs/sweep/sotu-d2-mhc_lite.log"
-    log.parent.mkdir(parents=True)
-    log.write_text("12:00:00 step 20 of 40\n")
+        path = tmp_path / "smoke" / "sweep" / f"sotu-d2-{arm.variant}.json"
+        write_json(path, to_json(arm))
     assert cli.main(["status", sweep_file, "--results", str(tmp_path)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert "2 of 4 arms" in lines[0]
-    for line, words in zip(
-        lines[1:5],
-        ("learning rate 0.004", "not bracketed", "1 trials finished", "waiting"),
-        strict=True,
-    ):
-        assert words in line
+    assert "2 of 4 arms" in capsys.readouterr().out
 
 
 # --- variants of a size ---------------------------------------------------------------------

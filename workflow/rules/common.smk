@@ -27,19 +27,17 @@ from mhclite.data.prepare import PREPARATION
 from mhclite.errors import UserError
 from mhclite.evidence.claims import load_claims
 from mhclite.evidence.exhibits import HEADINGS, declared
-from mhclite.files import digest_of, lock, read_json, write_json, write_text
-from mhclite.planning import terminal
+from mhclite.files import digest_of, lock, write_json, write_text
+from mhclite.planning import status
 from mhclite.planning.check import check_windows
 from mhclite.planning.keys import (
     lost_files,
     lost_in_words,
-    outdated_in_words,
     outdated_runs,
-    replaced,
 )
 from mhclite.records import to_json
 from mhclite.runs.code import digest_of_modules, step_digest
-from mhclite.study.reading import parse_study, read_yaml, resolve
+from mhclite.study.reading import parse_study, read_resolved, read_yaml, resolve
 from mhclite.study.sections import RESULTS
 from mhclite.training import compiler_caches, live, torchrun
 
@@ -64,12 +62,17 @@ RESOLVED = to_json(resolve(STUDY, CLAIMS))
 NODES = STUDY.nodes()
 CORPORA = {STUDY.corpus_folder(name).split("/")[1]: name for name in STUDY.corpora}
 if OUTDATED:
-    print(outdated_in_words(OUTDATED, len(RUNS)), file=sys.stderr)
+    print(
+        f"{len(OUTDATED)} of {len(RUNS)} runs were made otherwise "
+        f"({', '.join(sorted(set(OUTDATED.values())))}) and are trained again; `python -m mhclite "
+        f"keys STUDY.yaml --why {next(iter(OUTDATED))}` says more",
+        file=sys.stderr,
+    )
 # A workflow that imports this one as a module keeps Snakemake's words.
 TERMINAL = None
 if workflow.is_main_process and not workflow.modifier.namespace:
     if not workflow.output_settings.verbose:
-        TERMINAL = terminal.attach(Path(OUT), RUNS, workflow.output_settings.dryrun)
+        TERMINAL = status.attach(Path(OUT))
 EXHIBITS = [exhibit for exhibit in declared() if exhibit.shown_in(STUDY.model_dump())]
 GPUS = 0 if STUDY.training.device == "cpu" else 1  # of a measuring job
 # Jobs run the Python that runs Snakemake, with this checkout's source; those that train send their
@@ -137,6 +140,14 @@ def made_of_corpus(corpus):
     )
 
 
+def is_another_study():
+    """Whether the results that are there were made by a study with other settings."""
+    try:
+        return read_resolved(Path(OUT, "resolved.json")).study != RESOLVED["study"]
+    except UserError:  # none, damaged, or of another version
+        return False
+
+
 def look_for_what_is_lost(*made):
     """Say what is missing of a study that is as it was, and has been made.
 
@@ -146,8 +157,7 @@ def look_for_what_is_lost(*made):
     Args:
         made: rules, each with what it is made from.
     """
-    study = Path(OUT, "resolved.json")
-    if not study.exists() or read_json(study) == RESOLVED:
+    if not is_another_study():
         for step in made:
             if any(map(os.path.exists, step.output)):
                 files = map(str, (*step.input, *step.output))
@@ -162,11 +172,10 @@ def begin():
 
     What is outdated or lost is forced; nothing is where the user typed what he may not mean.
     """
-    given = workflow.config_settings.config
-    if given and (found := replaced(STUDY, RESULTS)):
+    if workflow.config_settings.config and is_another_study():
         line = (
-            f"--config would replace results in {OUT} ({found}): name a folder for them with "
-            "`--config name=NAME`, or change the study file"
+            f"--config would change the study whose results are in {OUT}: name a folder for "
+            "others with `--config name=NAME`, or change the study file"
         )
         if not workflow.dryrun:
             sys.exit(f"error: {line}")
@@ -267,16 +276,9 @@ onstart:
     except UserError as error:
         sys.exit(f"error: {error}")
     if TERMINAL:
-        TERMINAL.expect(
-            (
-                job.rule.name,
-                next(iter(job.wildcards), ""),
-                str(workflow.dag.reason(job)),
-            )
-            for job in workflow.dag.needrun_jobs()
+        TERMINAL.left = sum(
+            job.rule.name == jobs.TRAIN.name for job in workflow.dag.needrun_jobs()
         )
-        if said := TERMINAL.reasons():
-            print(said, file=sys.stderr)
 
 
 onsuccess:

@@ -5,38 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import shutil
-import time
+from pathlib import Path
 
-from mhclite.arguments import file_path
+from mhclite.arguments import file_path, folder_path
 from mhclite.data.manifest import expect_window, load_if_prepared
-from mhclite.data.reading import look_into
-from mhclite.errors import UserError
 from mhclite.study.reading import load_planned
 from mhclite.study.sections import RESULTS
 from mhclite.study.settings import Study
-from mhclite.study.text_files import matching
 
 log = logging.getLogger(__name__)
-
-SECONDS = 3.0  # spent on local files; the rest of them `prepare` reads as a whole
-
-
-def check_files(study: Study) -> None:
-    """Look into the local files of each corpus, as many as the time allows.
-
-    Raises:
-        UserError: for the first that has no text where the study says.
-    """
-    end = time.monotonic() + SECONDS
-    for name, corpus in study.corpora.items():
-        for path in matching(str(corpus.files)) if corpus.source == "files" else ():
-            if time.monotonic() > end:
-                return
-            try:
-                look_into(path.as_posix(), corpus.text_field)
-            except UserError as problem:
-                raise UserError(f"corpora.{name}: {problem}") from None
 
 
 def check_windows(study: Study) -> None:
@@ -51,38 +28,30 @@ def check_windows(study: Study) -> None:
             expect_window(manifest.splits, f"corpus {name!r}", study.longest_context())
 
 
-def check_nodes(study: Study) -> None:
-    """Whether several nodes can be asked for from this machine, where the study wants them.
-
-    Raises:
-        UserError: there is no SLURM here.
-    """
-    nodes = max(study.nodes().values())
-    if nodes > 1 and shutil.which("srun") is None:
-        raise UserError(
-            f"training.nodes is {nodes}, but several nodes are started by SLURM alone, and there "
-            "is no srun here: set it to 1, or start this study on a login node of a cluster"
-        )
-
-
 def work(study: Study) -> tuple[str, float]:
     """What a study trains.
 
     Returns:
         in words, and as how many trainings of full length each run, or arm, counts at most.
     """
-    seeds, steps = len(study.seeds), study.training.steps
+    seeds, steps, search = len(study.seeds), study.training.steps, study.critical_rate
     if study.sweep is not None:
         arms, ((least, most), final) = len(study.arms()), study.sweep.trainings(seeds)
-        each = final + most * study.sweep.steps / steps
         words = f"a sweep of {arms:,} arms: {arms * least:,} to {arms * (most + final):,} trainings"
-        return f"{words}, at most as long as {arms * each:,.0f} of {steps:,} steps", each
-    runs, search = len(study.runs()), study.critical_rate
-    tries = 0 if search is None else len(search.factors) + search.halvings
-    words = f"{runs:,} runs of {steps:,} steps"
-    if tries:
-        words += f", and up to {tries * runs:,} trainings for critical learning rates"
+        return words, final + most * study.sweep.steps / steps
+    words, tries = f"{len(study.runs()):,} runs of {steps:,} steps", 0
+    if search is not None:
+        tries = len(search.factors) + search.halvings
+        words += f", and up to {tries} trainings for the critical learning rate of each"
     return words, 1 + tries
+
+
+def add_study(parser: argparse.ArgumentParser) -> None:
+    """`STUDY` and `--results`, for commands that look at one study."""
+    parser.add_argument("study", type=file_path, help="study file (YAML)")
+    parser.add_argument(
+        "--results", type=folder_path, default=Path("results"), help="default: %(default)s"
+    )
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -97,8 +66,6 @@ def run(args: argparse.Namespace) -> None:
         study, note = load_planned(path)
         if note:
             log.warning("%s: %s", path, note)
-        check_files(study)
-        check_nodes(study)
         check_windows(study)
         if args.runs:
             for config in study.grid().values():

@@ -1,53 +1,38 @@
-"""`python -m mhclite status STUDY`: where a study stands, while it runs and on any machine."""
+"""Where a study stands: `python -m mhclite status STUDY`, and a line on the terminal for each job.
+
+Snakemake's own words, eleven lines a job, are in its log file as ever (`.snakemake/log`), and with
+`--verbose` on the terminal. `Terminal` is no logger plug-in: those are imported before the
+Snakefile says which checkout's source is used.
+"""
 
 from __future__ import annotations
 
 import argparse
-import sys
+import logging
+import time
 from pathlib import Path
+from typing import Any
 
-from mhclite.arguments import file_path, folder_path
-from mhclite.jobs import RATES, SWEEP
-from mhclite.measure.files import read_sweep
-from mhclite.planning.keys import changed_corpora, corpus_digests, lost_files, lost_in_words
+from mhclite.errors import UserError
+from mhclite.jobs import RATES, SWEEP, TRAIN
+from mhclite.planning.check import add_study
+from mhclite.planning.keys import corpus_digests, lost_files, lost_in_words
 from mhclite.runs.folder import RunFolder
-from mhclite.runs.status import last_words, report
+from mhclite.runs.status import duration, last_words, report
 from mhclite.study.reading import load_study
-from mhclite.study.settings import Study
 
-
-def sweep_report(study: Study, out: Path) -> str:
-    """Where the arms of a sweep stand."""
-    arms = study.arms()
-    lines, done = [], 0
-    for arm in arms:
-        path = out / SWEEP.output.format(arm=arm)
-        if path.is_file():
-            done += 1
-            found = read_sweep(path)
-            why = "every finalist diverged" if found.bracketed else "not bracketed"
-            rate = f"no rate, {why}" if found.rate is None else f"learning rate {found.rate:g}"
-            line = f"finished: {rate}"
-        elif words := last_words(out / SWEEP.log.format(arm=arm)):
-            trials = [RunFolder(folder) for folder in path.with_suffix("").glob("*-x*-s*")]
-            finished = sum(trial.is_finished() for trial in trials)
-            line = f"{finished} trials finished; its log ends: {words}"
-        else:
-            line = "waiting"
-        lines.append(f"  {arm:<{max(map(len, arms))}}  {line}")
-    head = f"study {study.name}: a sweep, {done} of {len(arms)} arms finished"
-    if done == len(arms):
-        written = (out / RATES).is_file()
-        lines.append(f"{'the rates are' if written else 'not gathered yet'}: {out / RATES}")
-    return "\n".join([head, *lines])
+# What is not shown; a job's command that failed is said again, as the job's error.
+NOISE = (
+    "RuleException:\nCalledProcessError",
+    *("Assuming unrestricted", "Building DAG", "Using shell", "Select jobs", "Processed "),
+    *("Some jobs were triggered", "Rules with provenance", "Removing output", "Exiting because"),
+    *("SLURM run ID", "Job "),
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite status`."""
-    parser.add_argument("study", type=file_path, help="study file (YAML)")
-    parser.add_argument(
-        "--results", type=folder_path, default=Path("results"), help="default: %(default)s"
-    )
+    add_study(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -57,16 +42,97 @@ def run(args: argparse.Namespace) -> None:
     if study.sweep is None:
         print(report(study.name, study.runs().values(), out, digests))
     else:
-        print(sweep_report(study, out))
+        arms = study.arms()
+        done = sum((out / SWEEP.output.format(arm=arm)).is_file() for arm in arms)
+        print(f"study {study.name}: {done} of {len(arms)} arms finished; rates: {out / RATES}")
     if lost := lost_files(study, args.results):
         print(lost_in_words(lost))
-    for corpus in changed_corpora(study, args.results):
-        print(
-            f"the files of corpus {corpus} changed since it was prepared: the next start of "
-            "Snakemake prepares it again, and trains what depends on it"
-        )
-    if not out.is_dir():
-        print(
-            f"nothing of it is in {out} yet: snakemake --cores all --configfile {args.study}",
-            file=sys.stderr,
-        )
+
+
+class Terminal(logging.Formatter):
+    """Formatter and filter of Snakemake's handler for the terminal.
+
+    Args:
+        default: Snakemake's own formatter.
+        out: the study's folder.
+    """
+
+    def __init__(self, default: logging.Formatter, out: Path) -> None:
+        super().__init__()
+        self.default, self.out = default, out
+        self.jobs: dict[int, tuple[str, str, float]] = {}  # rule, its wildcard, when it began
+        self.ended: list[int] = []
+        self.began = 0.0  # the first training of this session
+        self.trained = 0  # runs in it
+        self.left = 0  # runs: the start of the DAG counts them
+
+    def filter(self, record: Any) -> bool:
+        """Whether a record is shown; notes which jobs begin and end."""
+        match getattr(record, "event", None):
+            case "job_info":
+                rule, item = record.rule_name, next(iter(record.wildcards.values()), "")
+                self.jobs[record.jobid] = rule, item, time.monotonic()
+                self.began = self.began or time.monotonic() * (rule == TRAIN.name)
+                return False
+            case "job_finished":
+                self.ended.append(record.job_id)
+                return False
+            case "workflow_started" | "job_started" | "resources_info":
+                return False
+            case None | "error":
+                return not str(record.msg).startswith(NOISE)
+        return True
+
+    def format(self, record: Any) -> str:
+        """The text that is shown."""
+        event = getattr(record, "event", None)
+        if event == "job_error":
+            return self.failure(record)
+        if event == "progress" and self.ended:
+            place = f"{record.done:>{len(str(record.total))}}/{record.total}"
+            ended = [self.jobs.pop(number) for number in self.ended if number in self.jobs]
+            self.ended.clear()
+            return "\n".join(f"{place}  {self.end_of(*job)}" for job in ended if job[0] != "all")
+        said = self.default.format(record)
+        if "At least one job did not complete" in said:
+            return (
+                "error: jobs failed, with the reason above: mend it and run the same command "
+                "again; what is finished stays"
+            )
+        return said
+
+    def end_of(self, rule: str, item: str, begun: float) -> str:
+        """The line of a job that has ended."""
+        took, said, after = duration(time.monotonic() - begun), "", ""
+        if rule == TRAIN.name:
+            self.trained, self.left = self.trained + 1, self.left - 1
+            if self.left > 0:
+                seconds = (time.monotonic() - self.began) / self.trained * self.left
+                after = f"  about {duration(seconds)} of training left"
+            try:
+                summary = RunFolder(self.out / "runs" / item).summary()
+                said = f"diverged at step {summary.diverged_step}"
+                if summary.validation_loss is not None:
+                    said = f"loss {summary.validation_loss:.3f}"
+            except UserError as error:
+                said = str(error)
+        return f"{rule:<10}  {item:<36}  {said:<10}  {took}{after}"
+
+    def failure(self, record: Any) -> str:
+        """What is said of a job that failed: its error, or how its log ends, and where that is."""
+        _, item, _ = self.jobs.get(record.jobid, ("", "", 0.0))
+        logs = [path for path in map(Path, record.log) if path.is_file()]
+        words = next(filter(None, map(last_words, logs)), "it did not say why (killed?)")
+        first = f"FAILED  {record.rule_name} {item}".rstrip()
+        return "\n  ".join([f"{first}: {words}", *(f"log: {path}" for path in logs)])
+
+
+def attach(out: Path) -> Terminal | None:
+    """Give Snakemake's handler for the terminal these words; None where the user chose another."""
+    for handler in logging.getLogger("snakemake.logging").handlers:
+        if handler.name == "DefaultStreamHandler" and handler.formatter is not None:
+            terminal = Terminal(handler.formatter, out)
+            handler.setFormatter(terminal)
+            handler.addFilter(terminal)
+            return terminal
+    return None

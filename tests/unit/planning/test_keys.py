@@ -1,4 +1,4 @@
-"""What the start of the DAG finds out by itself: what is gone, what it would replace."""
+"""What the start of the DAG finds out by itself: what is gone."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from tiny import write_corpus
 from mhclite.data.manifest import load_manifest
 from mhclite.files import write_json
 from mhclite.jobs import PREPARED
-from mhclite.planning.keys import lost_files, replaced
-from mhclite.records import to_json
-from mhclite.study.reading import parse_study, resolve
+from mhclite.planning.keys import lost_files
+from mhclite.study.reading import parse_study
 from mhclite.study.settings import Study
 
 SMOKE: dict[str, Any] = yaml.safe_load(
@@ -39,7 +38,6 @@ def results(tmp_path: Path) -> Path:
             (folder / name).touch()
         write_json(tmp_path / f"smoke/probes/{run}.json", {})
     write_json(tmp_path / "smoke/probes.json", {})
-    write_json(tmp_path / "smoke/resolved.json", to_json(resolve(study, [])))
     return tmp_path
 
 
@@ -85,41 +83,3 @@ def test_what_is_not_missed(kind: str, results: Path) -> None:
     else:
         shutil.rmtree(results / study.corpus_folder("sotu"))
     assert lost_files(study, results) == {}
-
-
-@pytest.mark.parametrize(
-    ("changes", "what"),
-    [
-        ({}, ""),
-        ({"seeds": [0, 1, 2]}, ""),
-        ({"variants": ["residual", "mhc", "mhc_lite"]}, ""),
-        ({"training": {**SMOKE["training"], "checkpoint_interval": 7}}, ""),
-        ({"tracking": {"uri": "http://127.0.0.1:5000"}}, ""),
-        ({"name": "another", "seeds": [7]}, ""),
-        ({"seeds": [0]}, "2 of 4 runs"),
-        ({"variants": ["residual"], "seeds": [0, 1, 2]}, "2 of 4 runs"),
-        ({"training": {**SMOKE["training"], "steps": 41}}, "4 of 4 runs"),
-        ({"connections": {"n_streams": 2}}, "2 of 4 runs"),
-        ({"probe": {"sequences": 5}}, "probe"),
-        ({"stability": {"spike_sigmas": 4.5}}, "stability"),
-        ({"sinkhorn": None}, "sinkhorn"),
-        ({"statistics": {"confidence": 0.9}}, "statistics"),
-    ],
-)
-def test_what_a_study_would_replace(changes: dict[str, Any], what: str, results: Path) -> None:
-    assert replaced(parse_study(SMOKE | changes), results) == what
-
-
-@pytest.mark.parametrize("content", [None, "", "{}", '{"schema": 999}'])
-def test_results_that_cannot_be_read_are_none(content: str | None, results: Path) -> None:
-    path = results / "smoke/resolved.json"
-    path.unlink() if content is None else path.write_text(content)
-    assert replaced(parse_study(SMOKE | {"seeds": [0]}), results) == ""
-
-
-@pytest.mark.parametrize("there", [True, False])
-def test_arms_of_a_sweep_are_replaced_by_anything(there: bool, tmp_path: Path) -> None:
-    study = parse_study(SMOKE | {"sinkhorn": None, "sweep": {"steps": 20, "final_seeds": [5]}})
-    if there:
-        write_json(tmp_path / "smoke/sweep/sotu-d2-mhc.json", {})
-    assert bool(replaced(study, tmp_path)) == there

@@ -340,9 +340,6 @@ def test_keys_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     (folder / "run.json").write_text(json.dumps(record))
     assert "code: connections.gone, model computed something else in the run" in why()
     assert "settings:" not in why()
-    del record["modules"]  # as runs of earlier versions
-    (folder / "run.json").write_text(json.dumps(record))
-    assert "keeps no digest of each module" in why()
     assert cli.main([*arguments, "--why", "nobody"]) == 2
 
 
