@@ -210,14 +210,6 @@ class CorporaLock:
         return found
 
 
-def revision_text(corpus: Mapping[str, Any], lock: CorporaLock) -> str:
-    """Which commit is read of a hub corpus (`study.sections.Corpus` as JSON)."""
-    revision = corpus["revision"] or lock.revision(corpus["repository"], corpus["subset"])
-    if revision:
-        return f"revision {revision[:12]}"
-    return f"the newest revision at first use, then recorded in {lock.path}: commit that file"
-
-
 def _hub(corpus: dict[str, Any], lock: CorporaLock) -> Source:
     repository, subset = corpus["repository"], corpus["subset"]
     revision, license = newest_or_pinned(repository, subset, corpus["revision"], lock)

@@ -65,18 +65,6 @@ def examine(path: str, text_field: str) -> Examined:
     return Examined([Piece(path, count, Path(path).stat().st_size)], digest)
 
 
-def look_into(path: str, text_field: str) -> None:
-    """Look at the beginning of a file alone.
-
-    Raises:
-        UserError: as `examine` and `read`, for what shows there.
-    """
-    if path.endswith(".parquet"):
-        _row_groups(path, text_field)
-    else:
-        next(_texts(Piece(path, 1, 0), text_field), None)
-
-
 def read(piece: Piece, text_field: str) -> Iterator[str]:
     """The texts of a piece, in order.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mhclite.data.corpora import CorporaLock, revision_text
+from mhclite.data.corpora import CorporaLock
 from mhclite.errors import UserError
 
 
@@ -26,15 +26,6 @@ def test_a_revision_is_recorded_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"some/one \(small\): revision is c+, but .* has a+ since"):
         lock.record("some/one", "small", revision="c" * 40)
     assert path.read_bytes() == before
-
-
-def test_it_is_said_which_revision_is_read(tmp_path: Path) -> None:
-    lock = CorporaLock(tmp_path / "corpora.lock.json")
-    corpus = {"repository": "some/one", "subset": None, "revision": None}
-    assert str(lock.path) in revision_text(corpus, lock)
-    lock.record("some/one", None, revision="b" * 40)
-    assert revision_text(corpus, lock) == f"revision {'b' * 12}"
-    assert revision_text({**corpus, "revision": "c" * 40}, lock) == f"revision {'c' * 12}"
 
 
 @pytest.mark.parametrize("content", ["{", '{"a": {"b": {}}}', "\xff"])
