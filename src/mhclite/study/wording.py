@@ -40,13 +40,8 @@ def _problem(problem: Any, root: type[BaseModel]) -> str:
         what = "this key is missing"
     elif problem["type"] == "value_error":
         what = str(problem["ctx"]["error"])
-    elif problem["loc"][-1:] == ("uri",):
-        what = f"{problem['input']!r:.60} is neither sqlite:///FILE nor http(s)://HOST"
     elif problem["type"] == "string_pattern_mismatch":
-        what = (
-            f"{problem['input']!r:.60} may have only lower-case letters, digits and _ (not first), "
-            "at most 40"
-        )
+        what = f"{problem['input']!r:.60} is not of the form {problem['ctx']['pattern']}"
     else:
         what = f"{problem['msg'][0].lower()}{problem['msg'][1:]}, not {problem['input']!r:.60}"
         if problem["type"] == "string_type" and isinstance(problem["input"], bool | int | float):
