@@ -9,7 +9,6 @@ import argparse
 import json
 import math
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,7 @@ from mhclite.files import no_number
 
 
 def _text_argument(text: str, what: str) -> str:
-    """The argument itself, the content of FILE for `@FILE`, or standard input for `-`."""
-    if text == "-":
-        return sys.stdin.read()
+    """The argument itself, or the content of FILE for `@FILE`."""
     if not text.startswith("@"):
         return text
     try:
@@ -31,7 +28,7 @@ def _text_argument(text: str, what: str) -> str:
 
 
 def json_argument(text: str, what: str) -> dict[str, Any]:
-    """A JSON object given on the command line, as `@FILE`, or `-` for standard input."""
+    """A JSON object given on the command line, or as `@FILE`."""
     try:
         value = json.loads(_text_argument(text, what), parse_constant=no_number)
     except (ValueError, RecursionError) as error:
@@ -50,23 +47,16 @@ def run_arguments(arguments: list[str]) -> list[str]:
     return runs
 
 
-LARGEST = 2**31 - 1  # of a whole number: what 32 bits hold
-
-
 def positive_int(text: str) -> int:
     """For `type=`: a whole number of at least 1."""
-    value = int(text) if text.isascii() and text.isdigit() and len(text) < 11 else 0
-    if not 1 <= value <= LARGEST:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return value
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a whole number of at least 1")
+    return int(text)
 
 
 def positive_float(text: str) -> float:
     """For `type=`: a finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
+    value = float(text)  # argparse says what is none
     if not 0 < value < math.inf:  # NaN is refused too
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
@@ -105,7 +95,7 @@ def file_path(text: str) -> Path:
     found = any_path(text)
     if os.path.isdir(found):
         raise argparse.ArgumentTypeError(f"{text!r} is a folder: name a file")
-    return _below_folders(found)
+    return found
 
 
 def folder_path(text: str) -> Path:
@@ -113,11 +103,4 @@ def folder_path(text: str) -> Path:
     found = any_path(text)
     if os.path.exists(found) and not os.path.isdir(found):
         raise argparse.ArgumentTypeError(f"{text!r} is a file: name a folder")
-    return _below_folders(found)
-
-
-def _below_folders(found: Path) -> Path:
-    for parent in found.parents:
-        if os.path.exists(parent) and not os.path.isdir(parent):
-            raise argparse.ArgumentTypeError(f"{str(found)!r}: {str(parent)!r} is no folder")
     return found

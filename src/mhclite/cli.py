@@ -9,10 +9,8 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
-import io
 import logging
 import os
-import re
 import sys
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -36,12 +34,8 @@ GROUPS: Groups = {
         "prepare": Step("mhclite.data.prepare", "turn a corpus into token shards and a manifest"),
         "train": Step("mhclite.training.train", "train one run, or continue it"),
         "probe": Step("mhclite.measure.probe", "measure H_res of a trained run on held-out text"),
-        "sinkhorn": Step(
-            "mhclite.measure.sinkhorn", "measure the error of Sinkhorn-Knopp iterations"
-        ),
-        "critical": Step(
-            "mhclite.measure.critical", "search the learning rate at which a run ceases to learn"
-        ),
+        "sinkhorn": Step("mhclite.measure.sinkhorn", "measure the error of Sinkhorn-Knopp"),
+        "critical": Step("mhclite.measure.critical", "search the rate at which a run fails"),
         "sweep": Step("mhclite.measure.sweep", "find the learning rate of one arm"),
         "rates": Step("mhclite.evidence.rates", "gather the learning rates of all arms"),
         "throughput": Step("mhclite.measure.throughput", "time every variant of one model size"),
@@ -52,47 +46,23 @@ GROUPS: Groups = {
     },
     "for users": {
         "check": Step("mhclite.planning.check", "what is wrong with a study file, if anything"),
-        "keys": Step(
-            "mhclite.planning.keys", "what decides each run, and why it would be trained again"
-        ),
-        "status": Step(
-            "mhclite.planning.status", "show what has finished, runs, failed, and is left"
-        ),
+        "keys": Step("mhclite.planning.keys", "what decides each run, why it is trained again"),
+        "status": Step("mhclite.planning.status", "what has finished, runs, failed, and is left"),
         "describe": Step("mhclite.planning.describe", "what a study will train, and what it costs"),
-        "exchange": Step(
-            "mhclite.authors.exchange", "import and export checkpoints of the authors' repository"
-        ),
-        "bundle": Step(
-            "mhclite.bundle.command",
-            "train a study on a machine that has only torch and numpy: pack, run, merge",
-        ),
+        "exchange": Step("mhclite.authors.exchange", "checkpoints of the authors' repository"),
+        "bundle": Step("mhclite.bundle.command", "train where only torch and numpy are"),
         "ui": Step("mhclite.tracking.server", "open the MLflow UI on the tracked results"),
     },
     "for developers": {
-        "conformance": Step(
-            "mhclite.authors.conformance", "compare with golden vectors of the authors' code"
-        ),
-        "publish": Step(
-            "mhclite.evidence.publish", "publish a study's small files; rebuild from them"
-        ),
+        "conformance": Step("mhclite.authors.conformance", "compare with the authors' code"),
+        "publish": Step("mhclite.evidence.publish", "publish a study; rebuild what is published"),
     },
 }
 STEPS: dict[str, Step] = {name: step for group in GROUPS.values() for name, step in group.items()}
 
-# What the system answers, and what the user can do about it.
-STORAGE = {
-    errno.ENOSPC: "make room",
-    errno.EDQUOT: "make room within your quota",
-    errno.EROFS: "make it writable",
-    errno.EACCES: "make it accessible",
-    errno.EPERM: "make it accessible",
-    errno.EFBIG: "allow larger files (`ulimit -f`), or use storage that does",
-    errno.EMFILE: "allow more open files (`ulimit -n`)",
-}
 # What torch's allocators say; its own error is a RuntimeError too, and torch is not imported here.
 NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")
-OTHERWISE = "see what keeps the system from it"  # for the rest of the numbers
-# Of these a mistake of our own is more likely the cause: they end with a traceback.
+# What the system answers where a mistake of our own is the likely cause: it ends with a traceback.
 BUGS = (errno.EINVAL, errno.EBADF, errno.EFAULT, errno.ENOTTY, errno.ESPIPE, errno.ENOTSOCK)
 EXIT_USER_ERROR = 2
 EXIT_STORAGE = 74  # EX_IOERR
@@ -127,40 +97,12 @@ def dispatch(prog: str, about: str, groups: Groups, argv: list[str]) -> int:
     return run_step(steps[outer.step], f"{prog} {outer.step}", outer.rest)
 
 
-def print_anywhere() -> None:
-    """Have a terminal that lacks a character show a question mark, in place of an error."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-
-
-def torchs_words(error: Exception) -> str | None:
-    """One line for what torch found wrong with the machine; None where it is something else."""
-    if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
-        found = re.search(r"to allocate (\d\S* \w+)", str(error))
-        asked = f" ({found[1]} were asked for)" if found else ""
-        return (
-            f"out of memory{asked}: free some, or run fewer jobs at once; a model needs less with "
-            "a lower training.micro_batch_size, n_embd or block_size"
-        )
-    # By name: torch is imported by the steps that compute, and by no other.
-    if "BackendCompilerFailed" not in (kind.__name__ for kind in type(error).__mro__):
-        return None
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    why = next((line for line in lines if "error:" in line), lines[0])
-    return (
-        f"torch.compile failed: {why[:200]}; see whether a C++ compiler works here (CXX names "
-        "another), or set training.compile to false"
-    )
-
-
 def run_step(step: Step, prog: str, argv: list[str]) -> int:
     """Run one step with its own arguments; what the user can mend ends in one line, no traceback.
 
     Returns:
         the exit code: that of the step, or EXIT_USER_ERROR, EXIT_STORAGE or EXIT_INTERRUPTED.
     """
-    print_anywhere()
     try:
         module = importlib.import_module(step.module)
     except ModuleNotFoundError as error:
@@ -190,18 +132,21 @@ def run_step(step: Step, prog: str, argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (MemoryError, RuntimeError) as error:
-        what = torchs_words(error)
-        if what is None:
+        if not isinstance(error, MemoryError) and not any(w in str(error) for w in NO_MEMORY):
             raise
-        print(f"error: {what}", file=sys.stderr)
+        print(
+            "error: out of memory: free some, or run fewer jobs at once; a model needs less with a "
+            "lower training.micro_batch_size, n_embd or block_size",
+            file=sys.stderr,
+        )
         return EXIT_USER_ERROR
     except OSError as error:
         if error.errno is None or error.errno in BUGS:
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(
-            f"error: {error.strerror}{where}: {STORAGE.get(error.errno, OTHERWISE)}, then run the "
-            "same command again: it goes on from what is saved",
+            f"error: {error.strerror}{where}: mend that, then run the same command again: it goes "
+            "on from what is saved",
             file=sys.stderr,
         )
         return EXIT_STORAGE

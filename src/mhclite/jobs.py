@@ -62,14 +62,10 @@ class Job:
     code: str  # digest of the code that decides the output
     processes: int = 1
 
-    @property
-    def is_training(self) -> bool:
-        return self.step == TRAIN.name
-
 
 def train(study: Study, config: RunConfig) -> Job:
     """Train a run, or continue it."""
-    arguments = [*_of_run(study, config), "--out", str(run_folder(study, config))]
+    arguments = [*_of_run(study, config), "--out", f"{results_folder(study)}/runs/{config.run}"]
     return _job(TRAIN, config.run, arguments, code_digest(config), config.training.processes)
 
 
@@ -149,7 +145,7 @@ def digest(job: Job, run_key: str | None = None) -> str:
     Args:
         run_key: of the run that is trained or probed.
     """
-    if job.is_training:
+    if job.step == TRAIN.name:
         assert run_key is not None
         return run_key
     return digest_of({"arguments": job.arguments, "code": job.code, "run": run_key})
@@ -158,11 +154,6 @@ def digest(job: Job, run_key: str | None = None) -> str:
 def results_folder(study: Study) -> Path:
     """results/<study>."""
     return RESULTS / study.name
-
-
-def run_folder(study: Study, config: RunConfig) -> Path:
-    """Folder of a run."""
-    return results_folder(study) / "runs" / config.run
 
 
 def corpus_folder(study: Study, corpus: str) -> Path:

@@ -11,6 +11,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,9 +56,7 @@ def build(kind: type[T], value: Any, where: str = "") -> T:
     prefix = f"{where}." if where else ""
     for name in value:
         if name not in fields and name not in getattr(kind, "RETIRED", ()):
-            # A name may be any text, line ends included, if somebody else wrote the file.
-            shown = f"{name:.60}" if name.isidentifier() else f"{name!r:.60}"
-            raise Misfit(f"{prefix}{shown} is not known")
+            raise Misfit(f"{prefix}{name:.60} is not known")
     made = {}
     for name, field in fields.items():
         if name in value:
@@ -67,13 +66,9 @@ def build(kind: type[T], value: Any, where: str = "") -> T:
     return kind(**made)
 
 
-_HINTS: dict[type, dict[str, Any]] = {}
-
-
+@cache
 def _hints(kind: type) -> dict[str, Any]:
-    if kind not in _HINTS:
-        _HINTS[kind] = typing.get_type_hints(kind)
-    return _HINTS[kind]
+    return typing.get_type_hints(kind)
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
@@ -114,11 +109,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         pass
     elif isinstance(kind, type) and isinstance(value, kind):
         return value
-    raise Misfit(f"{where} is {value!r:.60}, expected {_name(kind)}")
-
-
-def _name(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+    expected = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+    raise Misfit(f"{where} is {value!r:.60}, expected {expected}")
 
 
 def read_record(kind: type[T], path: Path, what: str, schema: int, again: str = "") -> T:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import re
 import subprocess
 import sys
@@ -107,47 +106,6 @@ def test_a_python_without_the_packages_is_one_line() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert re.fullmatch(r"error: .* has no package yaml: use \.venv/bin/python .*\n", done.stderr)
-
-
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_a_terminal_that_lacks_a_character_is_no_error(encoding: str) -> None:
-    code = (
-        "import sys\nfrom mhclite.cli import print_anywhere\nprint_anywhere()\n"
-        "print('1 ± 2 − 3 \\u4e00')\nprint('±', file=sys.stderr)"
-    )
-    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, env=environment, check=True)
-    plus_minus = "?" if encoding == "ascii" else "±"
-    assert done.stdout.decode(encoding) == f"1 {plus_minus} 2 ? 3 ?\n"
-
-
-@pytest.mark.exhaustive
-def test_what_cannot_be_compiled_is_one_line(tmp_path: Path) -> None:
-    """A compiler that is there, but its files or libraries are not."""
-    (tmp_path / "fails").write_text("#!/bin/sh\necho fatal error: no such header >&2\nexit 1\n")
-    (tmp_path / "fails").chmod(0o755)
-    (tmp_path / "compiles.py").write_text(
-        "import torch\n"
-        "def configure(parser): pass\n"
-        "def run(args): torch.compile(lambda x: (x.sin() + 1).sum())(torch.randn(9))\n"
-    )
-    script = (
-        "import sys; from mhclite.cli import *; sys.exit(run_step(Step('compiles', ''), '', []))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        env=os.environ
-        | {"CXX": str(tmp_path / "fails"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled")},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    *before, line = done.stderr.splitlines()
-    assert len(before) <= 1  # the compiler's own
-    assert line.startswith("error: torch.compile failed: ")
-    assert "training.compile" in line
 
 
 if __name__ == "__main__":
