@@ -9,16 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from interpreted import kernels_are_interpreted  # noqa: F401
-from torch import Tensor
 
-from benchmarks import data, kernels, pipeline, step
+from benchmarks import data, pipeline, step
 from benchmarks.__main__ import main
-from benchmarks.gradients import ARMS, NARROW, compare, gradients, made_up, measures, too_far
-from benchmarks.kernels import TIMES_REFERENCE, Case, connection_of
+from benchmarks.gradients import ARMS, NARROW, compare, gradients, made_up, measures
+from benchmarks.kernels import TIMES_REFERENCE
 from mhclite.config import ModelConfig
-from mhclite.connections.fast import fused
 from mhclite.measure.steps import Stepper
-from mhclite.model import GPT
 
 TINY = ModelConfig("laptop", 32, n_layer=1, n_head=2, n_embd=16, block_size=8, learning_rate=1e-3)
 CPU = torch.device("cpu")
@@ -50,32 +47,6 @@ def test_steps_are_measured_printed_and_written(
     assert "step / residual" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("variant", "how"),
-    [("residual", "fast"), ("mhc_lite", "reference"), ("mhc_lite", "fast"), ("mhc_lite", "fused")],
-)
-def test_the_floor_counts_the_dtypes_of_a_forward_pass(
-    variant: str, how: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    connection = connection_of(Case(variant, 1 if variant == "residual" else 4))
-    model = GPT(TINY, replace(connection, implementation=how), seed=0)
-    streams, branches = set(), set()
-    last_write = fused.write
-
-    def write(x: Tensor, written: fused.Write) -> Tensor:
-        streams.add(x.dtype)
-        return last_write(x, written)
-
-    monkeypatch.setattr(fused, "write", write)
-    for sublayer in model.sublayers:
-        sublayer.register_forward_hook(lambda _m, _given, out: streams.add(out.dtype))
-        sublayer.body.register_forward_hook(lambda _m, _given, out: branches.add(out.dtype))
-    with torch.autocast("cpu", torch.bfloat16):
-        model.loss(torch.zeros(2, TINY.block_size + 1, dtype=torch.int64))
-    assert [dtype.itemsize for dtype in streams] == [step.stream_bytes(how, bf16=True)]
-    assert branches == {torch.bfloat16}
-
-
 def test_the_floor_of_bytes() -> None:
     """In one dtype 25 numbers against 8; of bf16, less the residual's in float32."""
     C, sublayers = TINY.n_embd, 2 * TINY.n_layer
@@ -98,47 +69,6 @@ def test_an_arm_that_does_not_fit_has_its_reason(monkeypatch: pytest.MonkeyPatch
     assert failed == {"": None, "fast": None, "reference": "out of memory"}
 
 
-# --- kernels ------------------------------------------------------------------------------------
-
-
-class Event:
-    """A GPU's event, of a GPU whose launches take 2 ms and whose writes take 1 ms."""
-
-    now = 0.0
-
-    def __init__(self, enable_timing: bool) -> None:
-        assert enable_timing
-
-    def record(self) -> None:
-        self.at = Event.now
-
-    def elapsed_time(self, other: Event) -> float:
-        return other.at - self.at
-
-
-def test_a_launch_is_timed_by_events_with_the_cache_written_before(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    written = torch.zeros(2, dtype=torch.int32)
-    zero = Tensor.zero_
-
-    def zero_(tensor: Tensor) -> Tensor:
-        Event.now += 1
-        return zero(tensor)
-
-    def work() -> None:
-        Event.now += 2
-
-    monkeypatch.setattr(torch, "empty", lambda *_, **__: written)
-    monkeypatch.setattr(Tensor, "zero_", zero_)
-    monkeypatch.setattr("torch.cuda.Event", Event)
-    monkeypatch.setattr("torch.cuda.synchronize", lambda _: None)
-    Event.now = 0.0
-    found = kernels.timed(work, torch.device("cuda"), launches=4)
-    assert (found.median, found.q1, found.q3) == (0.002, 0.002, 0.002)
-    assert Event.now == 4 * 3 + 2 * kernels.WARM_UP
-
-
 # --- gradients ----------------------------------------------------------------------------------
 
 SMALL = replace(NARROW, n_embd=32, block_size=16)
@@ -150,18 +80,6 @@ def test_measures() -> None:
     assert measures(exact, found) == pytest.approx({"error": 0.1, "noise": 1, "cosine": 1})
     same = measures(exact[:1].expand(2, -1), exact[:1] + 0.1 * torch.eye(3)[:2])
     assert same == pytest.approx({"error": 0.1, "noise": 0, "cosine": 0})
-
-
-@pytest.mark.slow
-def test_the_kernels_are_as_near_as_fast_and_nearer_with_fp32_streams() -> None:
-    place = made_up("initial", "mhc_lite", SMALL, 0)
-    arms = ("fast:bf16", "fast:fp32", "fused:authors", "fused:fp32")
-    row = compare(place, CPU, arms)
-    assert set(row) == set(arms)
-    assert too_far(row) == []
-    assert row["fused:fp32"]["error"] < row["fused:authors"]["error"]
-    row["fused:fp32"] = {"error": 1.6 * row["fast:fp32"]["error"]}
-    assert too_far(row) == ["fused:fp32"]
 
 
 def test_what_bf16_makes_of_h_res_grows_with_depth_and_fp32_streams_do_not_have_it() -> None:
@@ -209,20 +127,6 @@ def test_preparation_is_measured_printed_and_written(
     assert all(speed > 0 for speed in found["tokens_per_second"].values())
     assert 0 < found["largest_process_mib"] < 2048
     assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
-
-
-def test_its_text_is_real_and_of_the_size_asked_for() -> None:
-    files = list(data.documents(3))
-    assert len(files) == data.FILES
-    texts = [text for file in files for text in file]
-    assert 3e6 <= sum(map(len, texts)) < 3.1e6
-    assert all(len(text) >= data.DOCUMENT_CHARACTERS - 1 for text in texts)
-    assert len(set(texts)) == len(texts)
-
-
-def test_covered_time_counts_overlaps_once() -> None:
-    assert pipeline.covered([(0.0, 2.0), (1.0, 3.0), (5.0, 6.0), (5.5, 5.6)]) == 4.0
-    assert pipeline.covered([]) == 0.0
 
 
 def test_the_pipelines_share_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

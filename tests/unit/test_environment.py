@@ -67,42 +67,6 @@ def test_what_is_installed_is_pinned() -> None:
     }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("platform", "python"),
-    [
-        ("x86_64-manylinux_2_28", "3.11"),
-        ("aarch64-manylinux_2_28", "3.12"),
-        ("aarch64-apple-darwin", "3.13"),
-    ],
-)
-def test_every_package_that_a_stranger_gets_is_pinned(platform: str, python: str) -> None:
-    """As a machine with no wheels of its own resolves it, from the public index alone: torch comes
-    with the packages that its build on that index imports."""
-    own = {k: v for k, v in os.environ.items() if k[:4] not in ("PIP_", "UV_I", "UV_F", "UV_E")}
-    command = [
-        *(str(Path(sys.executable).with_name("uv")), "pip", "compile", "--quiet", "--no-config"),
-        *("--extra", "dev", "--constraint", "requirements.lock", "--no-annotate", "--no-header"),
-        *("--python-platform", platform, "--python-version", python, "pyproject.toml"),
-        # A wheel for each, but for one that is Python alone: nothing must be compiled.
-        *("--only-binary", ":all:", "--no-binary", "connection-pool"),
-    ]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=own | {"MACOSX_DEPLOYMENT_TARGET": "14.0", "UV_HTTP_RETRIES": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if "Failed to fetch" in done.stderr:
-        pytest.skip("the package index cannot be reached")
-    assert done.returncode == 0, done.stderr
-    got = pins(done.stdout.split("\n")[:-1])
-    assert got == {name: locked()[name] for name in got}
-    assert ("triton" in got) == ("nvidia-cudnn-cu13" in got) == ("linux" in platform)
-
-
 def test_torch_is_the_version_that_results_were_made_with() -> None:
     """The pin and what published runs record."""
     rows = pq.read_table(ROOT / "results/published/laptop" / STUDY, columns=["path", "text"])
@@ -110,17 +74,6 @@ def test_torch_is_the_version_that_results_were_made_with() -> None:
     attempts = [attempt for text in records for attempt in json.loads(text)["attempts"]]
     versions = {attempt["provenance"]["versions"]["torch"] for attempt in attempts}
     assert {version.partition("+")[0] for version in versions} == {declared()["torch"]}
-
-
-@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
-def test_a_checkout_has_the_bytes_of_the_commit(tmp_path: Path) -> None:
-    """Also where git is told to write line ends as Windows has them."""
-    names = ["src/mhclite/data/embedded/gpt2-vocab.bpe", "config/claims.yaml", "Makefile"]
-    names += ["src/mhclite/model.py", "README.md"]
-    git = ["git", "-c", "core.autocrlf=true", "-c", "core.eol=crlf", "checkout-index"]
-    subprocess.run([*git, f"--prefix={tmp_path}/", "--", *names], cwd=ROOT, check=True)
-    for name in names:
-        assert b"\r\n" not in (tmp_path / name).read_bytes(), name
 
 
 # --- make ---------------------------------------------------------------------------------------
@@ -151,30 +104,20 @@ def make(folder: Path, *words: str, **environment: str) -> str:
 
 
 def test_an_environment_that_is_ready_is_used(checkout: Path) -> None:
-    """Also through a link; one that was moved or copied is made anew."""
-    assert make(checkout, "-n", "ui", "PORT=5001") == (
-        ".venv/bin/python -m mhclite ui --port '5001'\n"
-    )
-    linked = checkout.parent / "linked"
-    shutil.copytree(checkout, linked, ignore=shutil.ignore_patterns(".venv"))
-    (linked / ".venv").symlink_to(checkout / ".venv")
-    assert "venv --clear" not in make(linked, "-n", "ui")
+    """One that was moved or copied is made anew."""
+    used = make(checkout, "-n", "ui", "PORT=5001")
+    assert used == ".venv/bin/python -m mhclite ui --port '5001'\n"
     copied = shutil.copytree(checkout, checkout.parent / "copied")
     assert "-m venv --clear .venv" in make(copied, "-n", "ui")
 
 
-def test_what_is_set_for_other_projects_is_not_ours(checkout: Path, tmp_path: Path) -> None:
-    """PIP_USER also overrides `user = true` of pip's configuration. Caches go into the checkout
-    where the home folder cannot be written to."""
+def test_what_is_set_for_other_projects_is_not_ours(checkout: Path) -> None:
+    """Caches go into the checkout where the home folder cannot be written to."""
     names = "PIP_TARGET PYTHONHOME PIP_CONSTRAINT UV_OVERRIDE PYTHONDONTWRITEBYTECODE"
     others = {"PIP_USER": "1", "XDG_CACHE_HOME": ""} | dict.fromkeys(names.split(), "/x")
     lines = make(checkout, "show", HOME="/proc/nobody", **others).splitlines()
-    assert "PIP_USER=0" in lines
+    assert {"PIP_USER=0", f"XDG_CACHE_HOME={checkout}/.cache"} <= set(lines)
     assert not [line for line in lines if line.endswith("=/x")]
-    cache = f"XDG_CACHE_HOME={checkout}/.cache"
-    assert cache in lines
-    own = make(checkout, "show", HOME=str(tmp_path / "home"), XDG_CACHE_HOME="").splitlines()
-    assert cache not in own
 
 
 # --- making it ----------------------------------------------------------------------------------
@@ -223,9 +166,7 @@ def attempt(
     ("fake", "said"),
     [
         ("sys.version_info = (3, 10)", "Python 3.11 to 3.14 is needed"),
-        ("sys.version_info = (3, 15)", "Python 3.11 to 3.14 is needed"),
         ("platform.machine = lambda: 'i686'", "there is no torch 2"),
-        ("platform.libc_ver = lambda: ('', '')", "there is no torch 2"),
     ],
 )
 def test_what_is_not_supported_is_one_line(

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from mhclite.connections.registry import VARIANTS
-
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "mhclite"
 PICTURE = ROOT / "docs" / "architecture.md"
@@ -162,55 +160,3 @@ def test_rooms_load_nothing_heavy(room: str) -> None:
             if any(name == banned or name.startswith(f"{banned}.") for banned in WITHOUT[room])
         }
         assert not heavy, f"importing {module} loads {sorted(heavy)}: import it where it is used"
-
-
-# --- variants ---------------------------------------------------------------------------------
-
-# Where the package names several variants at once: module and function or constant -> why no
-# further variant is missing there. What else it must know of variants stands in the registry.
-NAMED_TOGETHER = {
-    "connections.registry VARIANTS": "the registry itself",
-    "authors.names VARIANTS": "those of the authors' code, whose layout this module knows",
-    "authors.names to_ours": "likewise",
-    "authors.names _connection_to_theirs": "likewise",
-    "authors.exchange _connection_of": "likewise",
-    "planning.describe detectable": "the paper's question, beside each variant's with the residual",
-    "evidence.front ARMS": "README's picture: five at most",
-    "evidence.front front_figure": "likewise",
-    "evidence.topics.conditions OTHERS": "with whom every variant is compared",
-    "benchmarks.session FIRST": "what is measured first; all others follow",
-}
-SEVERAL = ast.List, ast.Tuple, ast.Set, ast.Dict, ast.BoolOp, ast.MatchOr
-
-
-def named_together(tree: ast.AST, place: str = "") -> Iterator[tuple[str, int, list[str]]]:
-    """(function or constant, line, variants) of each literal or condition that names several."""
-    for node in ast.iter_child_nodes(tree):
-        within = place
-        if isinstance(tree, ast.Module):
-            targets = [one.id for one in ast.walk(node) if isinstance(one, ast.Name)]
-            within = getattr(node, "name", targets[0] if targets else "")
-        inside = ast.walk(node) if isinstance(node, SEVERAL) else ()
-        found = {one.value for one in inside if isinstance(one, ast.Constant)} & VARIANTS.keys()
-        if len(found) > 1:
-            yield within, node.lineno, sorted(found)
-        else:
-            yield from named_together(node, within)
-
-
-def test_no_module_but_the_registry_lists_variants() -> None:
-    """So that a new variant is nowhere forgotten."""
-    seen: dict[str, str] = {}
-    benchmarks = {f"benchmarks.{path.stem}": path for path in (ROOT / "benchmarks").glob("*.py")}
-    for module, path in (modules() | benchmarks).items():
-        short = module.removeprefix("mhclite.")
-        for place, line, found in named_together(ast.parse(path.read_text())):
-            seen[f"{short} {place}"] = f"{module}:{line} ({place}) names {', '.join(found)}"
-    new = [said for key, said in seen.items() if key not in NAMED_TOGETHER]
-    assert not new, (
-        "A variant that is added will be missing there. Make it a field of the registry's Variant, "
-        "or ask the class; only if none can be missing, say why in NAMED_TOGETHER:\n"
-        + "\n".join(new)
-    )
-    gone = NAMED_TOGETHER.keys() - seen.keys()
-    assert not gone, f"no longer there, remove from NAMED_TOGETHER: {sorted(gone)}"

@@ -17,7 +17,6 @@ import pytest
 import yaml
 from checkout import ROOT, Checkout
 
-from mhclite.archives import extract
 from mhclite.files import read_json
 
 OUT = Path("results/gpu")

@@ -119,31 +119,3 @@ def test_local_files_that_change_are_prepared_again(tmp_path: Path) -> None:
     assert planned() == {}, "the same text"
     (texts / "more.txt").write_text("one more")
     assert planned() == {"prepare": 1}
-
-
-@pytest.mark.exhaustive
-def test_nothing_is_left_open_in_development_mode(tmp_path: Path) -> None:
-    """Warnings are errors, in the DAG and in each command that it calls: prepare, train, probe."""
-    checkout = Checkout(tmp_path)
-    checkout.environment |= {"PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error"}
-    settings = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())["training"]
-    write_study(
-        tmp_path / "config/open.yaml",
-        name="open",
-        variants=["mhc_lite"],
-        seeds=[0],
-        conditions={},
-        training={**settings, "steps": 10, "evaluation_interval": 10},
-    )
-    targets = ("results/open/probes.json", "results/open/stability.json")
-    code, output = checkout.snakemake(*targets, study="config/open.yaml")
-    assert code == 0, output
-    logs = [path.read_text() for path in (tmp_path / "results").rglob("*.log")]
-    assert len(logs) >= 4
-    said = [
-        line
-        for line in "\n".join([output, *logs]).splitlines()
-        # A temporary folder is Snakemake's own.
-        if re.search("Warning: |Exception ignored", line) and "snakemake-runtime-cache" not in line
-    ]
-    assert said == []
