@@ -19,7 +19,7 @@ from mhclite.connections.public import Connection, SubLayer, connect, make, para
 
 PAGE = Path(__file__).parents[2] / "docs" / "use-elsewhere.md"
 LISTINGS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-GPT2, _, STACK, JOINED, OPTIMIZERS, MIXING = LISTINGS
+GPT2, GPT2_USED, STACK, JOINED, OPTIMIZERS, MIXING = LISTINGS
 VARIANTS = ["mhc_lite", "gated"]
 
 
