@@ -51,7 +51,7 @@ def build(kind: type[T], value: Any, where: str = "") -> T:
     """
     if not isinstance(value, dict):
         raise Misfit(f"{where or 'its content'} is not an object")
-    hints = _hints(kind)
+    hints = _hints(typing.cast(Any, kind))
     fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, kind))}
     prefix = f"{where}." if where else ""
     for name in value:

@@ -142,7 +142,7 @@ def mixing(model: GPT, start: list[Connection], windows: Tokens, device: torch.d
             product_columns=product.sum(-2),
             gain_forward=np.abs(product).sum(-1).max(-1),
             gain_backward=np.abs(product).sum(-2).max(-1),
-            singular_values=np.linalg.svd(product, compute_uv=False),
+            singular_values=np.asarray(np.linalg.svd(product, compute_uv=False), np.float64),
         )
     return Mixing(
         sequences=len(windows),
