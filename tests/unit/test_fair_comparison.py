@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import MIXING, MODEL, VARIANTS, connection, perturbed
 
-from mhclite.connections.counts import connection_parameters
+from mhclite.connections.registry import connection_parameters
 from mhclite.model import GPT, CausalSelfAttention
 from mhclite.study.settings import Study
 from mhclite.training.optimizer import AdamW

@@ -6,8 +6,9 @@ This module imports no torch: study files are checked with it on machines that h
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 # 6! = 720 permutations cost 720 projection columns a sub-layer; 7! = 5,040 would be the bulk of
 # the model at the paper's sizes.
@@ -176,3 +177,23 @@ def functional_mixing(
     rows = mixes == "doubly_stochastic" or stochastic_axis == "rows"
     columns = mixes == "doubly_stochastic" or stochastic_axis == "columns"
     return 2 * n_layer - rows - (columns and final_norm == "after_sum")
+
+
+def connection_parameters(
+    variant: str, n_streams: int, n_embd: int, n_layer: int, options: Mapping[str, Any], head: bool
+) -> int:
+    """Parameters of all connections of a model, before one is made.
+
+    Args:
+        head: count its learned final read too.
+    """
+    import torch  # seconds
+
+    from mhclite.connections import connection_class
+    from mhclite.connections.head import Head
+
+    with torch.device("meta"):
+        one = connection_class(variant)(n_streams, n_embd, 0, **options)
+        read = Head(n_streams, n_embd) if head and n_streams > 1 else None
+    count = 2 * n_layer * sum(p.numel() for p in one.parameters())
+    return count if read is None else count + sum(p.numel() for p in read.parameters())

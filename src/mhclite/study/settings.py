@@ -24,7 +24,7 @@ from mhclite.config import (
     ThroughputConfig,
     TrainingConfig,
 )
-from mhclite.connections.registry import VARIANTS, check_streams
+from mhclite.connections.registry import VARIANTS, check_streams, connection_parameters
 from mhclite.files import digest_of
 from mhclite.study.sections import (
     BASE,
@@ -372,8 +372,6 @@ class Study(Settings):
         Raises:
             ValueError: it has as many or more with the ordinary MLP.
         """
-        from mhclite.connections.counts import connection_parameters  # imports torch: seconds
-
         size = self.models[model]
 
         def count(of: str) -> int:
