@@ -136,13 +136,14 @@ def mixing(model: GPT, start: list[Connection], windows: Tokens, device: torch.d
                 spread = given.max((-2, -1)) - given.min((-2, -1))
                 gathered.add(layer, log_inverse_nu=spread)
             x = sublayer(x)
+        singular_values = np.linalg.svd(product, compute_uv=False).astype(np.float64)
         gathered.add(
             len(connections) - 1,
             product_rows=product.sum(-1),
             product_columns=product.sum(-2),
             gain_forward=np.abs(product).sum(-1).max(-1),
             gain_backward=np.abs(product).sum(-2).max(-1),
-            singular_values=np.asarray(np.linalg.svd(product, compute_uv=False), np.float64),
+            singular_values=singular_values,
         )
     return Mixing(
         sequences=len(windows),

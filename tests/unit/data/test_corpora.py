@@ -151,7 +151,7 @@ def test_another_text_field_can_be_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("expected", "maximum", "count"),
-    [(None, None, 9), (9, 4, 4), (None, 20, 9)],
+    [(9, 4, 4), (None, 20, 9)],
 )
 def test_numbers_of_documents_are_respected(
     tmp_path: Path, expected: int | None, maximum: int | None, count: int

@@ -151,10 +151,9 @@ def test_home_and_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         matching(f"{tmp_path}/plain/")
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.txt.gz"])
-def test_a_suffix_that_nobody_reads(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("a")
-    with pytest.raises(UserError, match=rf"{name}.* none of \.txt.*to_parquet"):
+def test_a_suffix_that_nobody_reads(tmp_path: Path) -> None:
+    (tmp_path / "a.txt.gz").write_text("a")
+    with pytest.raises(UserError, match=r"a\.txt\.gz.* none of \.txt.*to_parquet"):
         matching(f"{tmp_path}/*")
 
 

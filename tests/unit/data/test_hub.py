@@ -75,12 +75,17 @@ def command(
 
 
 @pytest.fixture(scope="module")
-def online(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def address() -> Iterator[str]:
+    with fake_hub(FILES) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def online(tmp_path_factory: pytest.TempPathFactory, address: str) -> Path:
     """A folder with `out` prepared from a hub, and the lock file."""
     folder = tmp_path_factory.mktemp("hub")
-    with fake_hub(FILES) as address:
-        done = command(folder / "out", folder / "lock.json", hub_settings(), HF_ENDPOINT=address)
-        assert done.returncode == 0, done.stderr
+    done = command(folder / "out", folder / "lock.json", hub_settings(), HF_ENDPOINT=address)
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -102,13 +107,13 @@ def test_a_hub_corpus_is_prepared_and_its_commit_recorded(online: Path, tmp_path
     }
     assert CorporaLock(online / "lock.json").revision(REPOSITORY, "small") == COMMIT
 
-    lines = "\n".join(json.dumps({"text": text}) for text in TEXTS)
-    (tmp_path / "a.jsonl").write_text(lines)
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
     local = prepare(settings(f"{tmp_path}/a.jsonl"), tmp_path / "out", tmp_path / "lock.json")
     assert local.digest == manifest["digest"]
 
 
-def test_what_is_prepared_needs_no_network(online: Path, no_network: None) -> None:
+def test_what_is_prepared_needs_no_network(online: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     before = (online / "out" / "manifest.json").read_bytes()
     prepare(hub_settings(), online / "out", online / "lock.json")
     assert (online / "out" / "manifest.json").read_bytes() == before
@@ -139,47 +144,22 @@ def test_what_cannot_be_a_corpus_is_one_clear_line(tmp_path: Path) -> None:
         assert str(error.value).isprintable()
 
 
-# --- the hub's answers --------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with fake_hub(FILES) as address:
-        yield address
-
-
-@pytest.fixture
-def at(monkeypatch: pytest.MonkeyPatch, address: str) -> str:
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    return address
-
-
-def test_the_newest_commit_is_resolved_and_a_pinned_one_kept(at: str, tmp_path: Path) -> None:
-    lock = CorporaLock(tmp_path / "lock.json")
-    for revision in (None, COMMIT):
-        found = newest_or_pinned(REPOSITORY, "small", revision, lock)
-        assert found == (COMMIT, "cc0-1.0")
-
-
 @pytest.mark.parametrize(
     ("repository", "revision"),
     [("some one/else", None), (REPOSITORY, OTHER_COMMIT)],
 )
 def test_what_the_hub_does_not_have_is_one_clear_line(
-    at: str, tmp_path: Path, repository: str, revision: str | None
+    address: str,
+    tmp_path: Path,
+    repository: str,
+    revision: str | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", address)
     with pytest.raises(UserError, match="correct `repository` or `revision`") as error:
         newest_or_pinned(repository, "small", revision, CorporaLock(tmp_path / "lock.json"))
     assert f"dataset {repository} at {revision or 'its newest commit'}" in str(error.value)
     assert str(error.value).isprintable()
-
-
-# --- no network ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
 
 
 def test_without_a_network_there_is_one_line(tmp_path: Path) -> None:

@@ -15,13 +15,6 @@ from mhclite.data.manifest import load_manifest, open_split
 from mhclite.errors import UserError
 
 
-def test_the_prepared_corpus_has_several_shards(prepared: Path) -> None:
-    manifest = load_manifest(prepared)
-    assert len(manifest.train.shards) > 2
-    assert len(open_split(prepared, "train")) == manifest.train.tokens
-    assert len(open_split(prepared, "validation")) == manifest.validation.tokens
-
-
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2])
 
@@ -47,11 +40,6 @@ def test_a_damaged_shard_is_named_with_the_way_out(prepared: Path, damage: Any, 
     assert f"delete {prepared / 'manifest.json'}" in message
     assert "\n" not in message
     open_split(prepared, "validation")
-
-
-def test_verification_can_be_left_to_another_process(prepared: Path) -> None:
-    flip(prepared / "train-00000.bin")
-    assert len(open_split(prepared, "train", verify=False)) > 0
 
 
 def test_shards_are_read_only_if_they_were_written_since(

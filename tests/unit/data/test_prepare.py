@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,12 +38,8 @@ def texts_of(folder: Path, split: Split) -> list[str]:
     return text.removesuffix("<|endoftext|>").split("<|endoftext|>")
 
 
-@pytest.mark.parametrize(("kind", "vocab_size"), [("bpe", 300), ("gpt2", 50304)])
-def test_all_text_is_in_the_split_of_its_hash(
-    tmp_path: Path, texts: Path, kind: str, vocab_size: int
-) -> None:
-    out = tmp_path / "out"
-    chosen = settings(f"{texts}/*.txt", kind=kind, vocab_size=vocab_size)
+def test_all_text_is_in_the_split_of_its_hash(tmp_path: Path, texts: Path) -> None:
+    out, chosen = tmp_path / "out", settings(f"{texts}/*.txt")
     manifest = prepare(chosen, out, tmp_path / "lock.json", part_bytes=600)
     assert manifest == load_manifest(out)
     for split in SPLITS:
@@ -54,9 +47,7 @@ def test_all_text_is_in_the_split_of_its_hash(
         assert texts_of(out, split) == expected
         assert manifest.splits[split].documents == len(expected)
         assert manifest.splits[split].bytes == sum(len(text.encode()) for text in expected)
-    assert manifest.tokenizer.kind == kind
-    assert manifest.tokenizer.vocab_size == vocab_size
-    assert manifest.tokenizer.n_tokens <= vocab_size
+    assert manifest.tokenizer.n_tokens <= manifest.tokenizer.vocab_size == 300
     assert 0 < manifest.baselines.bigram < manifest.baselines.unigram
 
 
@@ -73,16 +64,6 @@ def test_validation_text_does_not_shape_the_tokenizer(tmp_path: Path) -> None:
     assert one["tokenizer.json"] == two["tokenizer.json"]
     assert one["train-00000.bin"] == two["train-00000.bin"]
     assert one["validation-00000.bin"] != two["validation-00000.bin"]
-
-
-def command(
-    out: Path, chosen: dict[str, Any], **environment: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mhclite", "prepare", "--settings", json.dumps(chosen),
-         "--out", str(out), "--lock", str(out.parent / "corpora.lock.json")],
-        env={**os.environ, **environment}, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
 
 
 def many_files(folder: Path) -> str:
@@ -103,6 +84,10 @@ def test_any_number_of_processes_writes_the_same_bytes(tmp_path: Path) -> None:
     for processes, out in zip((1, 3), outs, strict=True):
         prepare(chosen, out, tmp_path / "lock.json", processes, part_bytes=3000)
     assert content(outs[0]) == content(outs[1])
+    before = {path: path.stat().st_mtime_ns for path in outs[0].iterdir()}
+    prepare(chosen, outs[0], tmp_path / "lock.json", part_bytes=3000)  # nothing to do
+    assert {path: path.stat().st_mtime_ns for path in outs[0].iterdir()} == before
+    assert not (tmp_path / "lock.json").exists()  # for hub corpora only
     assert len(load_manifest(outs[0]).train.shards) > 5
     assert load_manifest(outs[0]).split.rule.endswith("seed 7")
     # Parts change where shards end, not the tokens.
@@ -132,14 +117,12 @@ def test_finished_parts_are_not_done_again(
     assert done == [0, 1, 2]
     (out / "train-00001.bin").write_bytes(b"half")
     kept = (out / "train-00000.bin").stat().st_mtime_ns
-    tokenizer = (out / "tokenizer.json").stat().st_mtime_ns
     with caplog.at_level(logging.INFO):
         prepare(chosen, out, tmp_path / "lock.json", part_bytes=3000)
     assert "2 of " in caplog.text  # the one that was damaged since is done again
     assert "parts are finished already" in caplog.text
     assert content(out) == content(tmp_path / "whole")
     assert (out / "train-00000.bin").stat().st_mtime_ns == kept
-    assert (out / "tokenizer.json").stat().st_mtime_ns == tokenizer
 
 
 @pytest.mark.parametrize("change", ["files", "code", "plan"])
@@ -189,30 +172,6 @@ def test_the_embedded_corpus_has_the_tokens_that_results_were_published_for(
     for name in ("settings", "code"):  # which are others since
         del published[name]
     assert {key: manifest[key] for key in published} == published
-
-
-EMBEDDED = settings(vocab_size=384, max_documents=40, validation_fraction=0.1)
-
-
-def test_two_processes_write_the_same_bytes_and_a_third_time_does_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    chosen = EMBEDDED
-    first, second = tmp_path / "first", tmp_path / "second"
-    for out, threads, seed in ((first, "1", "1"), (second, "2", "2")):
-        done = command(out, chosen, RAYON_NUM_THREADS=threads, PYTHONHASHSEED=seed)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("\n") == 1
-        assert done.stderr.replace("\n", "").isprintable(), "a log file without a bar"
-    assert content(first) == content(second)
-    assert load_manifest(first).settings == chosen
-
-    before = {path: path.stat().st_mtime_ns for path in first.iterdir()}
-    with caplog.at_level(logging.INFO):
-        again = prepare(chosen, first, tmp_path / "corpora.lock.json")
-    assert again == load_manifest(first)
-    assert {path: path.stat().st_mtime_ns for path in first.iterdir()} == before
-    assert not (tmp_path / "corpora.lock.json").exists()  # for hub corpora only
 
 
 def interrupt(*_: Any) -> None:
@@ -282,13 +241,8 @@ def test_other_settings_do_not_overwrite(prepared: Path, tmp_path: Path, texts: 
     assert content(prepared) == before
 
 
-@pytest.mark.parametrize(("fraction", "empty"), [(1e-9, "validation"), (1 - 1e-9, "train")])
-def test_an_empty_split_is_an_error(
-    tmp_path: Path, texts: Path, fraction: float, empty: str
-) -> None:
-    out = tmp_path / "out"
-    with pytest.raises(UserError, match=f"no text fell into the {empty} split, of 40 documents"):
-        prepare(
-            settings(f"{texts}/*.txt", validation_fraction=fraction), out, tmp_path / "lock.json"
-        )
+def test_an_empty_split_is_an_error(tmp_path: Path, texts: Path) -> None:
+    out, chosen = tmp_path / "out", settings(f"{texts}/*.txt", validation_fraction=1e-9)
+    with pytest.raises(UserError, match="no text fell into the validation split, of 40 documents"):
+        prepare(chosen, out, tmp_path / "lock.json")
     assert not (out / "manifest.json").exists()

@@ -59,12 +59,6 @@ def test_pieces_of_a_text_have_its_tokens(kind: str, text: str, size: int) -> No
     np.testing.assert_array_equal(apart, whole)
 
 
-def test_long_texts_are_cut() -> None:
-    parts = pieces("a word, another. " * 1000, size=1000)
-    assert len(parts) > 10
-    assert max(map(len, parts)) < 1100
-
-
 LONG = tokenization.LONGEST_WORD
 
 

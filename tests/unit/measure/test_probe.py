@@ -17,7 +17,7 @@ from mhclite.data.tokens import TokenSplit
 from mhclite.errors import UserError
 from mhclite.measure import probe as step
 from mhclite.measure.files import Probe, read_probe
-from mhclite.measure.mixing import QUANTILE_LEVELS, knockouts, mixed_by, mixing
+from mhclite.measure.mixing import QUANTILE_LEVELS, knockouts, mixing
 from mhclite.measure.probe import ProbeSettings, probe_runs, task_of
 from mhclite.measure.trained import evaluation, held_out, read_trained
 from mhclite.model import GPT
@@ -182,17 +182,6 @@ def test_costs_are_those_of_a_changed_model(variant: str, final_norm: str) -> No
     assert abs(result.identity.mean) > 2e-5, "the change must be seen"
 
 
-def test_a_changed_connection_is_as_before_afterwards() -> None:
-    model, tokens = trained_like("hc", implementation="fast"), torch.tensor([[3, 1, 4, 1, 5]])
-    sublayer = model.sublayers[1]
-    before = model(tokens)
-    with mixed_by(sublayer, torch.zeros(4, 4)):
-        assert not torch.allclose(model(tokens), before)
-    assert sublayer.implementation == "fast"
-    assert "coefficients" not in vars(sublayer.connection)
-    torch.testing.assert_close(model(tokens), before)
-
-
 # --- the validation split -------------------------------------------------------------------------
 
 
@@ -343,30 +332,12 @@ def test_a_corpus_that_was_prepared_again_is_refused(study: Path, tmp_path: Path
         record.write_text(before)
 
 
-def cuda() -> None:
+def full(*_: object) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a ...")
 
 
-def cublas() -> None:
-    raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
-
-
-OUT_OF_MEMORY = {  # beyond any address space: the allocator's own words
-    "torch on a CPU": lambda: torch.empty(2**52),
-    "torch on a GPU": cuda,
-    "a library of a GPU": cublas,
-}
-
-
-@pytest.mark.parametrize(
-    ("step", "allocator"),
-    [
-        *(("probe", allocator) for allocator in OUT_OF_MEMORY),
-        *((step, "torch on a GPU") for step in ("train", "probe by two")),
-    ],
-)
+@pytest.mark.parametrize("step", ["train", "probe", "probe by two"])
 def test_out_of_memory_is_one_line(
-    allocator: str,
     step: str,
     study: Path,
     tmp_path: Path,
@@ -381,7 +352,8 @@ def test_out_of_memory_is_one_line(
         "probe": probes,
         "probe by two": [*probes, "--processes", "2"],
     }[step]
-    monkeypatch.setattr(GPT, "forward", lambda *_: OUT_OF_MEMORY[allocator]())
+    # On a CPU beyond any address space: the allocator's own words.
+    monkeypatch.setattr(GPT, "forward", full if step == "train" else lambda *_: torch.empty(2**52))
     assert cli.main(command) == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "error" in line.lower())
     assert all(name in line for name in ("micro_batch_size", "n_embd", "block_size"))

@@ -12,7 +12,7 @@ import torch
 from mhclite.cli import main
 from mhclite.connections.matrices import sinkhorn_knopp
 from mhclite.files import read_json
-from mhclite.measure.sinkhorn import deviations, measure
+from mhclite.measure.sinkhorn import measure
 
 SETTINGS = {
     "iterations": [1, 20, 80],
@@ -36,11 +36,6 @@ def test_the_papers_example(iterations: int, expected: list[float]) -> None:
         M = M / M.sum(1, keepdims=True)
     np.testing.assert_allclose(ours, M, rtol=1e-9, atol=1e-20)
     assert M.sum(0).round(2).tolist() == expected
-
-
-def test_deviations() -> None:
-    matrices = torch.tensor([[[0.5, 0.5], [0.25, 0.5]]], dtype=torch.float64)
-    assert deviations(matrices) == {"median": 0.125, "p95": pytest.approx(0.2375), "max": 0.25}
 
 
 @pytest.mark.slow

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import configuration, run_record, run_summary
 
-from mhclite import cli
-from mhclite.files import sha256_of
 from mhclite.measure.files import StabilitySettings
 from mhclite.measure.stability import judge, last_window, spikes
-from mhclite.records import to_json
 from mhclite.runs.folder import FinishedRun
 
 SETTINGS = StabilitySettings(spike_window=4, spike_sigmas=3.0, fluctuation_window=5)
@@ -150,36 +145,3 @@ def test_fluctuation_knows_neither_level_nor_trend_nor_warmup() -> None:
     assert (fall * wobble)[-200:].std() / (fall * wobble)[-200:].mean() > 0.5  # the raw one
     assert last_window(wobble, 801, 200) == (None, None)
     assert last_window(np.append(wobble, np.nan), 800, 200)[0] == mean
-
-
-# --- the step -------------------------------------------------------------------------------
-
-
-def write_run(folder: Path, run: FinishedRun) -> None:
-    """A finished run folder with what the step reads."""
-    folder.mkdir(parents=True)
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in run.metrics))
-    (folder / "run.json").write_text(json.dumps(to_json(run.record)))
-    digest = {"metrics_sha256": sha256_of(folder / "metrics.jsonl")}
-    content = {**to_json(run.summary), **digest}
-    (folder / "summary.json").write_text(json.dumps(content))
-
-
-def call(tmp_path: Path, *runs: str) -> int:
-    """`python -m mhclite stability` on tmp_path/runs."""
-    arguments = ["--settings", json.dumps(to_json(SETTINGS))]
-    arguments += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "stability.json")]
-    return cli.main(["stability", *arguments, "--run", *runs])
-
-
-def test_step_writes_every_run(tmp_path: Path) -> None:
-    run = finished([*WAVE * 4, 99.0], [*WAVE * 4, 0.5])
-    for name in ("a", "b", "c"):
-        write_run(tmp_path / "runs" / name, run)
-    (tmp_path / "list.txt").write_text("b\nc\n")
-    assert call(tmp_path, "a", f"@{tmp_path / 'list.txt'}") == 0
-    written = json.loads((tmp_path / "stability.json").read_text())
-    assert written["settings"] == to_json(SETTINGS)
-    assert list(written["runs"]) == ["a", "b", "c"]
-    assert written["runs"]["c"] == to_json(judge(run, SETTINGS))
-    assert written["runs"]["c"]["loss_spikes"] == [9]

