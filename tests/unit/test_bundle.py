@@ -64,15 +64,12 @@ def write_run(results: Path, train: PackedJob, loss: float | None = None) -> Pat
 
 def write_probe(path: Path, train: PackedJob, key: str, made_of: str = "there") -> None:
     """A probe file of a run, which says that it was skipped."""
-    connection = train.config().connection
     empty = dict.fromkeys(("evaluation", "mixing", "use"))
     probe = Probe(
         schema=PROBE_SCHEMA,
         run=train.config().run,
         key=key,
         made_of=made_of,
-        variant=connection.variant,
-        n_streams=connection.n_streams,
         skipped="a test",
         **empty,
     )

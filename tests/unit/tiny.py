@@ -24,7 +24,6 @@ from mhclite.data.manifest import (
     SourceEntry,
     Split,
     SplitEntry,
-    SplitRule,
     TokenizerEntry,
     content_digest,
     shard_name,
@@ -223,11 +222,9 @@ def write_corpus(folder: Path, size: int = MODEL.vocab_size, sha256: str = "0" *
         settings={"name": "tiny", "corpus": {}, "tokenizer": {}},
         source=SourceEntry("files", "random"),
         tokenizer=tokenizer,
-        split=SplitRule("none", 0.1),
         train=train,
         validation=validation,
         baselines=Baselines(3.4, 3.0),
-        bigram_tokens=2000,
         digest=content_digest(tokenizer, {"train": train, "validation": validation}),
     )
     write_manifest(folder, manifest)

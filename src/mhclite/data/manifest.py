@@ -81,14 +81,6 @@ class TokenizerEntry:
 
 
 @dataclass(frozen=True)
-class SplitRule:
-    """How documents were assigned to the splits."""
-
-    rule: str
-    validation_fraction: float
-
-
-@dataclass(frozen=True)
 class Baselines:
     """Validation loss of counting models, in nats per token."""
 
@@ -102,21 +94,19 @@ class Manifest:
 
     Attributes:
         settings: `Study.corpus_settings` that it was prepared with.
-        bigram_tokens: tokens of the train split, from its start, that bigrams were counted over.
         digest: `content_digest` of tokenizer and shards: what decides training.
         code: digest of the code that prepared it; None in manifests older than this field.
     """
 
+    RETIRED = ("split", "bigram_tokens")  # what earlier versions wrote besides
     schema: int
     name: str
     settings: dict[str, Any]
     source: SourceEntry
     tokenizer: TokenizerEntry
-    split: SplitRule
     train: SplitEntry
     validation: SplitEntry
     baselines: Baselines
-    bigram_tokens: int
     digest: str
     code: str | None = None
 

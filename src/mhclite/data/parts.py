@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mhclite.data.manifest import SPLITS, Shard, Split, SplitEntry, SplitRule, shard_name
+from mhclite.data.manifest import SPLITS, Shard, Split, SplitEntry, shard_name
 from mhclite.data.reading import Piece, read
 from mhclite.data.tokenization import TOKENIZER, TextTokenizer, load
 from mhclite.data.tokens import SHARD_DTYPE
@@ -146,14 +146,6 @@ class Splitter:
         index = np.searchsorted(self.held_out, number)
         drawn = index < len(self.held_out) and self.held_out[index] == number
         return "validation" if drawn else "train"
-
-
-def rule(corpus: dict[str, Any]) -> SplitRule:
-    """The manifest's `split`."""
-    fraction, seed = corpus["validation_fraction"], corpus["split_seed"]
-    by_hash = "sha256 of the text"
-    drawn = f"train_test_split of the library datasets, shuffled with seed {seed}"
-    return SplitRule(by_hash if seed is None else drawn, fraction)
 
 
 # --- tokenizing -------------------------------------------------------------------------------

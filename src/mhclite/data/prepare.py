@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mhclite.arguments import file_path, folder_path, json_argument, positive_int, required
-from mhclite.data.baselines import BIGRAM_TOKENS, ngram_baselines
+from mhclite.data.baselines import ngram_baselines
 from mhclite.data.corpora import CorporaLock, Source, changed, open_source
 from mhclite.data.manifest import (
     MANIFEST,
@@ -51,7 +51,6 @@ from mhclite.data.parts import (
     divide,
     documents_of,
     recorded,
-    rule,
     tokenize,
 )
 from mhclite.data.pool import run_jobs
@@ -143,11 +142,9 @@ def prepare(
         settings=settings,
         source=entry,
         tokenizer=described,
-        split=rule(settings["corpus"]),
         train=splits["train"],
         validation=splits["validation"],
         baselines=ngram_baselines(train, validation, tokenizer.n_tokens, tokenizer.eot_id),
-        bigram_tokens=min(BIGRAM_TOKENS, len(train)),
         digest=content_digest(described, splits),
         code=digest_of_modules(PREPARATION),
     )

@@ -116,9 +116,7 @@ class Geometry:
 class Mixing:
     """What H_res does on held-out text."""
 
-    sequences: int
-    tokens: int
-    n_sublayers: int
+    RETIRED = ("sequences", "tokens", "n_sublayers")
     quantile_levels: list[float]
     single: SingleSums
     product: ProductSums
@@ -153,13 +151,11 @@ class Probe:
     """probes/<run>.json. Parts are None where `skipped` says why, or with one stream; and in
     published files, `use` where it was found wrong, without weights to measure it again."""
 
-    RETIRED = ("parameters",)
+    RETIRED = ("parameters", "variant", "n_streams")
     schema: int
     run: str
     key: str | None  # of the run; None for a model from elsewhere
     made_of: str  # digest of weights, text, settings and code
-    variant: str
-    n_streams: int
     skipped: str | None
     evaluation: Evaluation | None
     mixing: Mixing | None

@@ -146,9 +146,6 @@ def mixing(model: GPT, start: list[Connection], windows: Tokens, device: torch.d
             singular_values=singular_values,
         )
     return Mixing(
-        sequences=len(windows),
-        tokens=windows.size,
-        n_sublayers=len(connections),
         quantile_levels=QUANTILE_LEVELS,
         single=SingleSums(gathered.quantiles("rows"), gathered.quantiles("columns")),
         product=ProductSums(

@@ -125,8 +125,6 @@ def probe(task: Task) -> Probe:
         run=trained.folder.name,
         key=trained.key,
         made_of=task.made_of,
-        variant=trained.connection.variant,
-        n_streams=trained.connection.n_streams,
         skipped=None if trained.has_weights else "the run diverged: it has no final weights",
         evaluation=None,
         mixing=None,

@@ -25,7 +25,6 @@ from mhclite.data.manifest import (
     Shard,
     SourceEntry,
     SplitEntry,
-    SplitRule,
     TokenizerEntry,
     content_digest,
     write_manifest,
@@ -221,8 +220,6 @@ def probe_of(config: RunConfig, diverged: bool) -> Probe:
         run=run,
         key=digest_of(config.to_json()),
         made_of=digest_of(run),
-        variant=variant,
-        n_streams=config.connection.n_streams,
         skipped="the run diverged: it has no final weights" if diverged else None,
         evaluation=None,
         mixing=None,
@@ -244,9 +241,6 @@ def probe_of(config: RunConfig, diverged: bool) -> Probe:
     forward = [gain(variant, layer + 1) for layer in range(sublayers)]
     inputs = SinkhornInput(50 / 700, 43.5)
     mixing = Mixing(
-        sequences=64,
-        tokens=64 * config.model.block_size,
-        n_sublayers=sublayers,
         quantile_levels=QUANTILE_LEVELS,
         single=SingleSums(sums(single), sums(single / 2)),
         product=ProductSums(
@@ -345,11 +339,9 @@ def manifest_of(study: Study, corpus: str) -> Manifest:
         settings=study.corpus_settings(corpus),
         source=SourceEntry("embedded", "Synthetic text", license="public domain"),
         tokenizer=tokenizer,
-        split=SplitRule("sha256 of the text", 0.05),
         train=split,
         validation=split,
         baselines=Baselines(UNIGRAM, BIGRAM),
-        bigram_tokens=1_000_000,
         digest=content_digest(tokenizer, {"train": split, "validation": split}),
     )
 
