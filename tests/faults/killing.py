@@ -6,7 +6,7 @@ A child is a fork of this process, which has torch loaded and the source's diges
 computed nothing: a point costs a fraction of a second. Prints one JSON object per point.
 
 A point is `operation k` (before the k-th file that is opened for writing, renamed, cut or removed),
-`half k` (when the k-th file is half written), `evaluation k`, or `time t` (after t seconds).
+`half k` (when the k-th file is half written), or `time t` (after t seconds).
 
 Checkpoints are written in a thread. A kill there comes when training has gone as far as it can
 without that checkpoint, which is when it costs most, and is the same each time.
@@ -35,7 +35,6 @@ from mhclite.config import RunConfig
 from mhclite.files import read_jsonl, sha256_of
 from mhclite.runs.key import code_digest
 from mhclite.training import checkpoint, loop
-from mhclite.training.trainer import Trainer
 
 OPERATIONS = ("open", "os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir")
 RESULTS = ("metrics.jsonl", "mixing.jsonl", "weights.pt")
@@ -127,26 +126,6 @@ def at_half(k: int) -> Arm:
     return arm
 
 
-def in_evaluation(k: int) -> Arm:
-    """Die within the k-th evaluation."""
-
-    def arm() -> None:
-        count = 0
-        evaluate = Trainer.evaluate
-
-        def dying(trainer: Trainer) -> dict[str, float | None]:
-            nonlocal count
-            found = evaluate(trainer)
-            if count == k:
-                die()
-            count += 1
-            return found
-
-        Trainer.evaluate = dying  # type: ignore[method-assign]
-
-    return arm
-
-
 def digests(folder: Path) -> dict[str, str]:
     return {name: sha256_of(folder / name) for name in RESULTS}
 
@@ -223,17 +202,12 @@ class Kills:
         states = (training.steps - 1) // training.checkpoint_interval + 1
         for k in range(states):
             self.point(f"half {k}", at_half(k))
-        for k in range((training.steps - 1) // training.evaluation_interval + 2):
-            self.point(
-                f"evaluation {k}", in_evaluation(k)
-            )  # before the first step, ..., at the end
         began = time.perf_counter()
         self.train(self.folder / "timed")
         whole_time = time.perf_counter() - began
         for fraction in self.random.uniform(0, 1, TIMES):
             self.point(f"time {fraction:.3f}", seconds=fraction * whole_time)
         self.switch()
-        self.many(whole_time)
 
     def switch(self) -> None:
         """Other settings while the run is under way, killed at each operation; then ours again."""
@@ -251,17 +225,6 @@ class Kills:
             self.train(folder, at_start, config=self.other)
             assert self.train(folder)
             self.say(f"switch {k}", folder, False, 0)  # what the other settings found is gone
-
-    def many(self, whole_time: float) -> None:
-        """One run killed again and again until it is through."""
-        folder = self.folder / "often"
-        kills = 0
-        ended = False
-        while not ended and kills < 12:
-            seconds = float(self.random.uniform(0.3, 1)) * whole_time
-            ended = self.train(folder, seconds=seconds)
-            kills += 1
-        self.tell(f"again and again, {kills} times", folder, ended)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""SIGKILL at every file operation, in the middle of writes, in evaluations and at random times."""
+"""SIGKILL at every file operation, in the middle of writes and at random times."""
 
 from __future__ import annotations
 
@@ -43,19 +43,18 @@ def test_a_kill_anywhere_costs_only_the_steps_since_the_last_finished_checkpoint
         assert point["lost"] <= MOST, f"{point['lost']} steps lost at {point['point']}"
         assert point["left"] == [], f"{point['left']} are left after {point['point']}"
     kinds = Counter(point["point"].split()[0] for point in points)
-    once = [point for point in points if point["point"].split()[0] != "again"]
-    assert not [point["point"] for point in once if point["ended"]]
-    killed = sum(not point["ended"] for point in points)
-    assert killed >= 65
+    assert not [point["point"] for point in points if point["ended"]]
+    assert len(points) >= 60
     assert kinds["operation"] >= 40  # every file operation of a whole run
     assert kinds["time"] >= 5
-    assert {"half", "evaluation", "switch", "again"} <= kinds.keys()
+    assert {"half", "switch"} <= kinds.keys()
     # Steps done, and of the last checkpoint that is finished, when training waits for another one:
     # 6 and none, 9 and 3, 11 (the end) and 6. Then, before the oldest is removed, 11 and 9.
-    written = [point for point in once if point["point"].split()[0] in ("operation", "half")]
+    written = [point for point in points if point["point"].split()[0] in ("operation", "half")]
     assert {point["lost"] for point in written} == {0, MOST, 5, 2}
+    counts = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
     tell(
-        f"kills: {killed} points ({', '.join(f'{n} {kind}' for kind, n in kinds.items())}), each "
-        f"ended with the undisturbed run's bits; at most {max(p['lost'] for p in points)} steps "
-        f"were done again, with a checkpoint every {INTERVAL}"
+        f"kills: {len(points)} points ({counts}), each ended with the undisturbed run's bits; at "
+        f"most {max(point['lost'] for point in points)} steps were done again, with a checkpoint "
+        f"every {INTERVAL}"
     )
