@@ -32,7 +32,6 @@ from mhclite.connections.fast import (
     fused,
     kernels,
     kernels_backward,
-    operators,
     sinkhorn_kernels,
     sinkhorn_operator,
     sinkhorn_v4,
@@ -53,30 +52,20 @@ TOKENS = 16  # of a recorded launch; the code is the same for any number of them
 
 
 class Shape(NamedTuple):
-    """A boundary that training may have."""
+    """A boundary between two sub-layers that training may have, C = 1024, 4 streams."""
 
     variant: str
-    C: int = 1024
-    n: int = 4
     streams: torch.dtype = torch.bfloat16
-    branch: torch.dtype = torch.bfloat16
-    # Where it lies: `inner`, between two sub-layers; `first`, which writes nothing, its streams
-    # views of one; `last`, which reads nothing.
-    part: str = "inner"
 
     def __str__(self) -> str:
-        types = f"{TYPES[self.streams]} streams, {TYPES[self.branch]} branch"
-        return f"{self.variant} n={self.n} C={self.C} {types}, {self.part}"
+        return f"{self.variant}, {TYPES[self.streams]} streams"
 
 
 # What a variant's kernels depend on is its projection (columns, norm, eps), its activation with or
-# without an offset, and whether it mixes. kromhc stands for ohc too, mhc for mhc_lite.
+# without an offset, and whether it mixes.
 SHAPES = [
     *(Shape(variant) for variant in ("mhc", "hc", "jpmhc", "identity")),
-    Shape("mhc", part="first"),
-    Shape("mhc", part="last"),
-    Shape("mhc", streams=torch.float32),
-    Shape("hc", streams=torch.float32),
+    *(Shape(variant, torch.float32) for variant in ("mhc", "hc")),
 ]
 
 
@@ -126,28 +115,21 @@ def recorded(work: Callable[..., None], *arguments: Any) -> list[Launched]:
 
 def boundary(shape: Shape) -> None:
     """Forward and backward."""
-    variant, C, n, streams, branch, part = shape
+    variant, streams = shape
     options = connection_of(Case(variant)).options
-    connection = projected(connection_class(variant)(n, C, 0, **options))
-    x = torch.zeros(TOKENS, n, C, dtype=streams)
-    if part == "first":
-        x = x[:, :1].expand(-1, n, -1)
-    read = fused.reading(connection, torch.ones(C), streams)
+    connection = projected(connection_class(variant)(4, 1024, 0, **options))
+    x = torch.zeros(TOKENS, 4, 1024, dtype=streams)
+    read = fused.reading(connection, torch.ones(1024), streams)
     a = torch.zeros(TOKENS, read.weight.shape[1])
-    _, H_post, H_res = connection.from_projection(fused.coefficient_inputs(a, read, n))
-    written = fused.Write(torch.zeros(TOKENS, C, dtype=branch), H_res, H_post)
-    if part == "last":
-        fused.write(x, written)
-        operators.write_backward(x, *written, x)
-    else:
-        given = written if part == "inner" else None
-        out, a, b, stats = fused.boundary(x, given, read, branch)
-        fused.boundary_backward(x, given, read, a, stats, out, a, b)
+    _, H_post, H_res = connection.from_projection(fused.coefficient_inputs(a, read, 4))
+    written = fused.Write(torch.zeros(TOKENS, 1024, dtype=torch.bfloat16), H_res, H_post)
+    out, a, b, stats = fused.boundary(x, written, read, torch.bfloat16)
+    fused.boundary_backward(x, written, read, a, stats, out, a, b)
 
 
-def sinkhorns(n: int) -> None:
+def sinkhorns() -> None:
     """The paper's and DeepSeek V4's, forward and backward."""
-    M = torch.zeros(TOKENS, n, n)
+    M = torch.zeros(TOKENS, 4, 4)
     sinkhorn_operator.sinkhorn(M, 20)
     sinkhorn_operator.sinkhorn_backward(M, M, 20)
     sinkhorn_v4.sinkhorn_v4(M, 20, 1e-6)
@@ -155,8 +137,7 @@ def sinkhorns(n: int) -> None:
 
 
 def needs(launched: Launched) -> dict[str, int]:
-    """`stack`: bytes a thread, more than 0 where the registers do not suffice; `shared`: bytes a
-    program."""
+    """`stack`: bytes a thread, more than 0 where the registers do not suffice."""
     kernel, types, constants, warps = launched
     # torch's memory begins at multiples of 16 bytes.
     aligned = {
@@ -172,8 +153,8 @@ def needs(launched: Launched) -> dict[str, int]:
         file.flush()
         command = [str(tool), "-res-usage", file.name]
         listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    usage = {key: int(value) for key, value in re.findall(r"(REG|STACK):(\d+)", listing)}
-    return {"registers": usage["REG"], "stack": usage["STACK"], "shared": made.metadata.shared}
+    (stack,) = re.findall(r"STACK:(\d+)", listing)
+    return {"stack": int(stack), "shared": made.metadata.shared}
 
 
 def main() -> None:
@@ -182,8 +163,8 @@ def main() -> None:
         for launched in recorded(boundary, shape):
             if "boundary" in launched.kernel.__name__:
                 found[f"{launched.kernel.__name__} {shape}"] = needs(launched)
-    for launched in recorded(sinkhorns, 4):
-        found[f"{launched.kernel.__name__} n=4"] = needs(launched)
+    for launched in recorded(sinkhorns):
+        found[f"{launched.kernel.__name__}"] = needs(launched)
     print(json.dumps(found, indent=1))
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mhclite.arguments import file_path, positive_float
+from mhclite.arguments import file_path
 from mhclite.authors import names
 from mhclite.authors.exchange import SIZES
 from mhclite.config import ConnectionConfig, ModelConfig
@@ -260,11 +260,6 @@ def check_file(path: Path) -> tuple[str, dict[str, float]]:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite conformance`."""
     parser.add_argument("file", nargs="+", type=file_path, help="golden file (.npz)")
-    parser.add_argument(
-        "--tolerance",
-        type=positive_float,
-        help="largest relative error that agrees, instead of the usual one for the kind of file",
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -274,7 +269,7 @@ def run(args: argparse.Namespace) -> int:
     all_agree = True
     for path in args.file:
         kind, errors = check_file(path)
-        tolerance = TOLERANCE[kind] if args.tolerance is None else args.tolerance
+        tolerance = TOLERANCE[kind]
         rows = [(name, f"{error:.1e}") for name, error in errors.items()]
         print(f"\n{path} ({kind})")
         print(tabulate(rows, headers=("quantity", "largest relative error")))

@@ -72,13 +72,11 @@ def _load(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a checkpoint that can be read safely: {reason}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, {EXPECTED}")
-    for key in ("model", "model_args"):
-        if not isinstance(content.get(key), dict):
-            raise UserError(f"{path} lacks {key!r}, or it is no dictionary, {EXPECTED}")
     # None is how some programs write what they do not have.
     found = {**content, "config": content.get("config") or {}}
-    if not isinstance(found["config"], dict):
-        raise UserError(f"{path} has a 'config' that is no dictionary, {EXPECTED}")
+    for key in ("model", "model_args", "config"):
+        if not isinstance(found.get(key), dict):
+            raise UserError(f"{path} lacks {key!r}, or it is no dictionary, {EXPECTED}")
     for name, tensor in found["model"].items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise UserError(f"{path}: model[{name!r:.60}] is no tensor, {EXPECTED}")
@@ -90,11 +88,11 @@ def _load(path: Path) -> dict[str, Any]:
 def _whole(value: Any, what: str, path: Path, least: int) -> int:
     """A setting that is a whole number of at least `least`."""
     number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-    if isinstance(number, bool) or not isinstance(number, int | float) or number != number // 1:
-        raise UserError(f"{path}: {what} is {value!r:.60}, expected a whole number")
-    if number < least:
-        raise UserError(f"{path}: {what} is {value!r:.60}, expected at least {least}")
-    return int(number)
+    if type(number) is not int or number < least:
+        raise UserError(
+            f"{path}: {what} is {value!r:.60}, expected a whole number, {least} or more"
+        )
+    return number
 
 
 def _connection_of(
@@ -189,13 +187,11 @@ def _their_shapes(model: ModelConfig, connection: ConnectionConfig) -> dict[str,
 def _check_names(state: dict[str, Tensor], expected: dict[str, torch.Size], path: Path) -> None:
     """`UserError` for tensors that are unknown, missing or of another shape."""
     missing = {name for name in expected.keys() - state.keys() if not names.is_repeated(name)}
-    for what, found in (
-        ("has tensors unknown to", state.keys() - expected.keys()),
-        ("lacks tensors of", missing),
-    ):
-        if found:
-            listed = ", ".join(sorted(found)[:SHOWN]) + ", ..." * (len(found) > SHOWN)
-            raise UserError(f"{path} {what} the authors' code: {listed}")
+    unknown = state.keys() - expected.keys()
+    if missing or unknown:
+        what = "has tensors unknown to" if unknown else "lacks tensors of"
+        listed = ", ".join(sorted(unknown or missing)[:SHOWN])
+        raise UserError(f"{path} {what} the authors' code, the first: {listed}")
     for name, tensor in state.items():
         if tensor.shape != expected[name]:
             raise UserError(
