@@ -160,11 +160,9 @@ def results(tracked: Path, tmp_path: Path) -> Path:
 
 
 def test_every_run_once_and_flat(tracked: Path) -> None:
-    expected = sorted(["study", *study_of().runs()])
-    assert content(tracked)["names"] == expected
+    assert content(tracked)["names"] == sorted(["study", *study_of().runs()])
     assert query(tracked, "SELECT count(*) FROM tags WHERE key = 'mlflow.parentRunId'") == [(0,)]
     assert {row[1] for row in content(tracked)["runs"]} == {"FINISHED"}
-    assert [row[0] for row in content(tracked)["experiments"]] == ["Default", "synthetic"]
 
 
 def test_numbers_are_those_of_the_run_folder(tracked: Path) -> None:
@@ -309,7 +307,7 @@ def test_an_import_that_was_cut_off_is_completed(
     def dying(*arguments: Any) -> None:
         nonlocal count
         count += 1
-        if arguments[2].endswith("metrics.jsonl") and count > 20:
+        if arguments[3].endswith("metrics.jsonl") and count > 20:
             raise RuntimeError("cut off")
         add(*arguments)
 

@@ -138,11 +138,7 @@ def read_checkpoint(path: Path) -> TheirCheckpoint:
         raise UserError(f"{path}: neither model_args nor config says {missing[0]!r}")
     if settings.get("bias"):
         raise UserError(f"{path} has biases (bias = True); the paper's models have none")
-    state = {
-        own: tensor
-        for name, tensor in content["model"].items()
-        if not names.is_causal_mask(own := names.without_wrappers(name))
-    }
+    state = {names.without_wrappers(name): tensor for name, tensor in content["model"].items()}
     variant, n = _connection_of(state, settings, path)
     sizes = {name: _whole(settings[name], name, path, 1) for name in SIZES}
     if sizes["n_embd"] % sizes["n_head"]:

@@ -161,11 +161,6 @@ def without_wrappers(name: str) -> str:
     return re.sub(r"^(module\.|_orig_mod\.)+", "", name)
 
 
-def is_causal_mask(name: str) -> bool:
-    """Whether it is the attention's mask, which older versions of torch made them keep."""
-    return re.fullmatch(r".*_attn\.(branch\.)?1\.(masked_)?bias", name) is not None
-
-
 def is_repeated(name: str) -> bool:
     """Whether the entry repeats another one: `hc_*.branch.*` is `branch_*`, the head is tied."""
     return bool(re.search(r"\.hc_(attn|mlp)\.branch\.", name)) or name == "lm_head.weight"

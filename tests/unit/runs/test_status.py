@@ -105,17 +105,6 @@ def test_every_state(
     ]
 
 
-def test_nothing_yet_and_all_finished(
-    study: Path, place: Callable[..., Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert said(study, capsys) == ["study watched: 6 runs: 6 waiting"]
-    for run in load_study(study).runs():
-        place(run, 100, status="completed")
-    lines = said(study, capsys)
-    assert lines[0] == "study watched: 6 runs: 6 finished"
-    assert lines[1].startswith("all runs are finished; no report yet:")
-
-
 def test_a_run_of_other_settings_code_or_text_is_outdated(
     study: Path, place: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,9 +174,7 @@ def test_who_trains_a_run_that_is_under_way_waits(
     ("log", "state"),
     [
         ("12:00:00 step 30\ninterrupted: SIGINT, saved\nW1125 torchrun: sent SIGTERM\n", "stopped"),
-        ("error: no room\n", "failed"),
         ("interrupted: SIGINT, saved\n12:00:09 step 3\n", "under way"),  # appended by the next try
-        ("12:00:00 step 30\n", "under way"),  # perhaps on another machine
     ],
 )
 def test_what_has_just_ended_is_not_under_way(
