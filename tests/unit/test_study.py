@@ -58,7 +58,6 @@ def change(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 NORM = {"title": "norm", "variants": ["mhc"], "connections": {"final_norm": "after_sum"}}
 # One of each kind of mistake: what is changed, and what the line says.
 BAD = {
-    "unknown key": (change("sedes", value=[0]), ["sedes", "did you mean 'seeds'?"]),
     "unknown key of a model": (
         change("models", "d2", "n_heads", value=2),
         ["models.d2.n_heads", "did you mean 'n_head'?"],
@@ -83,17 +82,8 @@ BAD = {
         ["variants", "'mch'", "did you mean 'mhc'?"],
     ),
     "missing key": (change("training", "steps", value=...), ["training.steps", "missing"]),
-    "warm-up": (change("training", "warmup_steps", value=40), ["training", "warmup_steps = 40"]),
     "nodes": (change("training", "nodes", value=2), ["training", "processes = 1", "nodes = 2"]),
     "name": (change("name", value="My Study"), ["name", "'My Study'"]),
-    "gpt2 vocabulary": (
-        change("tokenizer", value={"kind": "gpt2", "vocab_size": 1000}),
-        ["tokenizer", "vocab_size = 1000"],
-    ),
-    "infinite, though only a lower bound is asked for": (
-        change("training", "weight_decay", value=float("inf")),
-        ["training.weight_decay", "inf"],
-    ),
     "not a number, in a list": (
         change("sinkhorn", value={"logit_ranges": [1.0, float("nan")]}),
         ["sinkhorn.logit_ranges.1", "nan"],
@@ -101,10 +91,6 @@ BAD = {
     "several": (
         change("models", value={f"m{i}": {} for i in range(50)}),
         ["models.m0.n_layer: ", "more)"],
-    ),
-    "unknown variant, before what conditions ask of it": (
-        lambda study: study.update(variants=["mhclite"], conditions={"norm": NORM}),
-        ["'mhclite' is unknown", "did you mean 'mhc_lite'?"],
     ),
     "a condition called base": (change("conditions", value={"base": NORM}), ["base"]),
 }
@@ -316,24 +302,6 @@ def test_a_condition_may_be_tried_on_some_models_and_seeds() -> None:
     assert runs["sotu-d4-mhc-norm-s1"].model.n_layer == 4
 
 
-@pytest.mark.parametrize(
-    ("change", "touched"),
-    [
-        ({"connections": {"final_norm": "after_sum"}}, {"identity", "hc", "mhc", "jpmhc"}),
-        ({"connections": {"sinkhorn_iterations": 5}}, {"mhc"}),
-        ({"connections": {"n_streams": 2}}, {"identity", "hc", "mhc", "jpmhc"}),
-        ({"training": {"grad_clip": 0}}, {"residual", "identity", "hc", "mhc", "jpmhc"}),
-        ({"learning_rate_factor": 2}, {"residual", "identity", "hc", "mhc", "jpmhc"}),
-    ],
-)
-def test_a_condition_without_variants_is_for_all_that_it_changes(
-    change: dict[str, Any], touched: set[str]
-) -> None:
-    variants = ["residual", "identity", "hc", "mhc", "jpmhc"]
-    study = parse_study(smoke(variants=variants, conditions={"c": {"title": "c", **change}}))
-    assert set(study.conditions["c"].variants) == touched
-
-
 def changes(one: RunConfig, other: RunConfig) -> set[str]:
     first, second = one.to_json(), other.to_json()
     return {name for name in first if first[name] != second[name]}
@@ -341,21 +309,14 @@ def changes(one: RunConfig, other: RunConfig) -> set[str]:
 
 BAD_CONDITIONS = {
     "unknown key": ({"connections": {"final_norms": 1}}, ["final_norms", "'final_norm'"]),
-    "bad value": ({"connections": {"final_norm": "never"}}, ["conditions.norm", "final_norm"]),
     "other variant": ({"variants": ["nope"]}, ["conditions.norm", "nope"]),
     "changes nothing": ({"variants": ["residual"]}, ["changes nothing for residual"]),
     "streams": ({"variants": ["kromhc"], "connections": {"n_streams": 3}}, ["n_streams = 3"]),
     "other model": ({"models": ["d9"]}, ["conditions.norm", "'d9'", "models: d2"]),
-    "other seed": ({"seeds": [7]}, ["conditions.norm", "7 is none", "seeds: 0, 1"]),
-    "no variants": ({"variants": []}, ["conditions.norm.variants"]),
     "unknown model to match": ({"match_parameters": "mhclite"}, ["did you mean 'mhc_lite'"]),
     "nothing to widen": ({"match_parameters": "identity"}, ["nothing to widen"]),
     "another depth": ({"model": {"n_layer": 3}}, ["n_layer"]),
     "qk_norm as it is": ({"model": {"qk_norm": False}, "connections": {}}, ["changes nothing"]),
-    "rate of nothing": (
-        {"variants": ["residual"], "connections": {"connection_rate_factor": 2}}, ["nothing"],
-    ),
-    "rate of 0": ({"connections": {"connection_rate_factor": 0}}, ["greater than 0"]),
 }  # fmt: skip
 
 

@@ -110,12 +110,7 @@ def test_local_files_that_change_are_prepared_again(tmp_path: Path) -> None:
     write_study(study, name="own", corpora=corpora, tokenizer={"kind": "bpe", "vocab_size": 300})
     target = f"results/{load_study(study).corpus_folder('own')}/{PREPARED}"
 
-    def planned() -> dict[str, int]:
-        return checkout.planned(target, study="config/own.yaml")
-
     code, output = checkout.snakemake(target, study="config/own.yaml")
     assert code == 0, output
-    (texts / "3.txt").touch()
-    assert planned() == {}, "the same text"
     (texts / "more.txt").write_text("one more")
-    assert planned() == {"prepare": 1}
+    assert checkout.planned(target, study="config/own.yaml") == {"prepare": 1}

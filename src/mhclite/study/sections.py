@@ -324,9 +324,7 @@ class Condition(Settings):
     """A change of settings for some variants, compared with the study's own, seed by seed."""
 
     title: OneLine = Field(description="what is changed, for figures and tables")
-    variants: list[str] = Field(
-        description="variants that it is tried on; left out: all that it changes", min_length=1
-    )
+    variants: list[str] = Field(description="variants that it is tried on", min_length=1)
     models: list[str] | None = Field(
         None, description="model sizes that it is tried on; left out: all", min_length=1
     )
@@ -364,17 +362,6 @@ def known_variant(variant: str) -> str:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"{variant!r} is unknown; known are {', '.join(VARIANTS)}{hint}")
     return variant
-
-
-def touches(condition: dict[str, Any], variant: str) -> bool:
-    """Whether a condition, as it stands in a study file, changes a setting that a variant reads."""
-    if condition.get("training") or condition.get("model") or condition.get("match_parameters"):
-        return True
-    if condition.get("learning_rate_factor", 1) != 1:
-        return True
-    changed = condition.get("connections")
-    read = {*VARIANTS[variant].options, *(["n_streams"] if variant != "residual" else [])}
-    return isinstance(changed, dict) and bool(read & changed.keys())
 
 
 class Probe(Settings):

@@ -49,7 +49,6 @@ from mhclite.study.sections import (
     Training,
     known_variant,
     n_streams,
-    touches,
 )
 from mhclite.study.wording import one_line
 
@@ -106,23 +105,6 @@ class Study(Settings):
     def _variants_are_known(cls, value: list[str]) -> list[str]:
         return [known_variant(variant) for variant in value]
 
-    @model_validator(mode="before")
-    @classmethod
-    def _conditions_touch_what_they_change(cls, study: Any) -> Any:
-        """Names the variants of a condition that leaves them out."""
-        if not (isinstance(study, dict) and isinstance(study.get("conditions"), dict)):
-            return study
-        variants, filled = study.get("variants"), {}
-        for name, condition in study["conditions"].items():
-            missing = isinstance(condition, dict) and "variants" not in condition
-            if missing and isinstance(variants, list):
-                # Of an unknown one `variants` itself says more.
-                known = list(VARIANTS)  # an entry may be anything yet
-                touched = [v for v in variants if v not in known or touches(condition, v)]
-                condition = {**condition, "variants": touched}
-            filled[name] = condition
-        return {**study, "conditions": filled}
-
     @model_validator(mode="after")
     def _grid_is_possible(self) -> Self:
         for what, values in (("variants", self.variants), ("seeds", self.seeds)):
@@ -168,8 +150,6 @@ class Study(Settings):
                 f"sweep.steps = {sweep.steps} must be at most training.steps = "
                 f"{self.training.steps}, for which the best are trained"
             )
-        if len(set(sweep.final_seeds)) < len(sweep.final_seeds):
-            raise ValueError(f"sweep.final_seeds has an entry twice: {sweep.final_seeds}")
         if both := set(self.seeds) & set(sweep.final_seeds):
             raise ValueError(
                 f"sweep.final_seeds: {min(both)} is one of `seeds`, by which the best of the grid "
