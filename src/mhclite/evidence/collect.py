@@ -152,9 +152,8 @@ def curve(run: FinishedRun, config: RunConfig, window: int) -> pd.DataFrame:
     table["tokens"] = table["step"] * config.tokens_per_step
     # Evaluation before training (step 0) is a line of its own, without a gradient norm.
     trained = table["step"] > 0
-    mean, deviation = trailing(series_of(run.metrics, "grad_norm"), window)
+    mean, _ = trailing(series_of(run.metrics, "grad_norm"), window)
     table.loc[trained, "grad_norm_window_mean"] = mean
-    table.loc[trained, "grad_norm_window_sd"] = deviation
     steps = np.flatnonzero(trained)
     table = _typed(table, CURVE_COLUMNS)
     if len(steps) <= CURVE_POINTS:
@@ -169,10 +168,10 @@ def collect(resolved: Resolved, out: Path) -> None:
     study = resolved.study
     manifests = {name: load_manifest(Path(folder)) for name, folder in resolved.corpora.items()}
     stability = read_stability(out / "stability.json")
-    if found := difference(study["stability"], to_json(stability.settings)):
+    lacks = ", ".join(f"it has no run {run}" for run in resolved.runs if run not in stability.runs)
+    if found := difference(study["stability"], to_json(stability.settings)) or lacks:
         raise UserError(
-            f"{out / 'stability.json'} was made with other settings: "
-            f"{found.replace('the run', 'the file')}; write it again with "
+            f"{out / 'stability.json'} is of another study: {found}; write it again with "
             "`python -m mhclite stability`"
         )
 
@@ -181,11 +180,6 @@ def collect(resolved: Resolved, out: Path) -> None:
         run = RunFolder(out / "runs" / name).finished()
         manifest = manifests[config.corpus]
         check_run(run, config, manifest.digest)
-        if name not in stability.runs:
-            raise UserError(
-                f"{out / 'stability.json'} has no run {name}; write it again with "
-                "`python -m mhclite stability`"
-            )
         probe = probe_of(run, out / "probes" / f"{name}.json")
         evaluations = evaluations_of(RunFolder(out / "runs" / name))
         rows.append(run_row(run, config, stability.runs[name], probe, evaluations, manifest))
@@ -228,20 +222,8 @@ def _write_csv(table: pd.DataFrame, path: Path) -> None:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite collect`."""
-    parser.add_argument(
-        "--study",
-        required=True,
-        type=file_path,
-        metavar="FILE",
-        help="resolved.json: the study with its runs, corpora and claims",
-    )
-    parser.add_argument(
-        "--out",
-        required=True,
-        type=folder_path,
-        metavar="DIR",
-        help="the study's folder under results/",
-    )
+    parser.add_argument("--study", required=True, type=file_path, help="resolved.json")
+    parser.add_argument("--out", required=True, type=folder_path, help="results/<study>")
 
 
 def run(args: argparse.Namespace) -> None:

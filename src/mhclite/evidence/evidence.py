@@ -1,6 +1,7 @@
 """`python -m mhclite evidence`: a study's figures, tables, captions and report, from its results.
 
-The results are read once. Equal results give equal bytes.
+The results are read once. Equal results give equal bytes. What the terminal shows once a study has
+ended is a file as well, so that no further process is needed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.style import save, style
 from mhclite.evidence.tables import Table, write_table
 from mhclite.files import write_text
+
+FOUND = "found.txt"  # what the terminal shows
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +54,15 @@ def write(folder: Path) -> Results:
     write_figures(results)
     path = folder / "report.html"
     write_text(path, page(results, tables))
+    write_text(folder / FOUND, found_text(results))
     log.info("wrote %s (%d kB)", path, path.stat().st_size // 1000)
     return results
 
 
-def terminal_lines(results: Results) -> list[str]:
-    """What a study found, in at most six lines: as the first page of its report says it."""
+def found_text(results: Results) -> str:
+    """What a study found, in at most six lines as the first page of its report says it, and the
+    final losses.
+    """
     runs = results.all_runs
     diverged = int((runs["status"] == "diverged").sum())
     counts = verdict_counts(findings_of(results))
@@ -66,39 +72,22 @@ def terminal_lines(results: Results) -> list[str]:
     ]
     for one in unanswered(results)[:1]:
         lines.append(f"  Not answered: {one['what']} ({one['count']}). {one['why']}")
-    return lines
-
-
-def terminal_table(results: Results) -> str:
-    """The final losses as plain text."""
     table = TABLES["results"][1](results)
     losses = ["Corpus", "Variant", *map(results.model_label, results.models)]
     display = table.display[[name for name in table.display if name in losses]]
     text = tabulate(
         display.to_numpy().tolist(), list(display.columns), tablefmt="simple", disable_numparse=True
     )
-    return f"{table.title}\n\n{text}\n\n{textwrap.fill(table.notes, 100)}\n"
+    following = f"Next: open {results.folder / 'report.html'}; `make ui` shows every run in MLflow."
+    parts = ("\n".join(lines), table.title, text, textwrap.fill(table.notes, 100), following)
+    return "\n\n".join(parts) + "\n"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite evidence`."""
-    parser.add_argument(
-        "--results",
-        required=True,
-        type=folder_path,
-        metavar="DIR",
-        help="results/<study>, collected",
-    )
-    parser.add_argument(
-        "--show", action="store_true", help="print what was found and the losses; write nothing"
-    )
+    parser.add_argument("--results", required=True, type=folder_path, help="results/<study>")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write figures, tables, captions and report into <results>, or print what was found."""
-    if args.show:
-        results = load_results(args.results)
-        print("\n".join(["", *terminal_lines(results), "", terminal_table(results)]))
-        print(f"Next: open {args.results / 'report.html'}; `make ui` shows every run in MLflow.")
-    else:
-        write(args.results)
+    """Write figures, tables, captions and report into <results>."""
+    write(args.results)

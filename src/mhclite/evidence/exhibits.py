@@ -39,16 +39,11 @@ def _conditions(study: dict[str, Any]) -> list[list[str]]:
     return [list(condition["connections"]) for condition in study["conditions"].values()]
 
 
-def _depths(study: dict[str, Any]) -> int:
-    return len({model["n_layer"] for model in study["models"].values()})
-
-
 # What a study (`Study.model_dump`; a published one may lack sections) must have for some exhibits.
 NEEDS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "": lambda study: True,
     "sinkhorn": lambda study: bool(study["sinkhorn"]),
-    "depths": lambda study: _depths(study) > 1,
-    "several depths": lambda study: _depths(study) > 2,
+    "depths": lambda study: len({model["n_layer"] for model in study["models"].values()}) > 1,
     "several cells": lambda study: len(study["models"]) * len(study["corpora"]) > 1,
     # Conditions whose mixing learns faster have a table of their own.
     "conditions": lambda study: any("mixing_rate_factor" not in c for c in _conditions(study)),

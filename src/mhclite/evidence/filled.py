@@ -58,16 +58,16 @@ def _number(published: Path, words: str) -> str:
     except ValueError:
         raise UserError("STUDY MODEL WHAT is expected") from None
     corpus, _, model = model.rpartition("/")
-    asked = what.removeprefix("claim.") if what.startswith("claim.") else None
-    path = published / study / ("claims.csv" if asked else "runs.csv")
-    if not path.is_file():
-        raise UserError(f"{path} is missing")
-    rows = pd.read_csv(path)
+    _, is_claim, claim = what.partition("claim.")
+    try:
+        rows = pd.read_csv(published / study / ("claims.csv" if is_claim else "runs.csv"))
+    except OSError as error:
+        raise UserError(str(error)) from None
     rows = rows[(rows["model"] == model) & (not corpus or rows["corpus"] == corpus)]
     if rows["corpus"].nunique() > 1:
         raise UserError(f"{model} is trained on several corpora: write CORPUS/{model}")
-    if asked:
-        return _difference_of(rows[rows["claim"] == asked], holds)
+    if is_claim:
+        return _difference_of(rows[rows["claim"] == claim], holds)
     runs = rows[rows["status"] == "completed"]
     if found := DIFFERENCE.fullmatch(what):
         ours, theirs = (_values(runs, arm, LOSS) for arm in found.groups())
@@ -107,19 +107,18 @@ def _values(runs: pd.DataFrame, arm: str, metric: str) -> pd.Series[float]:
 
 def _held(interval: Interval, text: str, holds: list[str]) -> str:
     """The text, once what is said of the number holds."""
-    low, high = interval.low, interval.high
+    low, high, mean = interval.low, interval.high, interval.mean or 0.0
+    side = "unclear"
+    if low is not None and high is not None:
+        side = "below" if high < 0 else "above" if low > 0 else side
     for word in holds:
         if bound := re.fullmatch(r"([<>])(.+)", word):
-            mean = interval.mean or 0.0
             held = mean < float(bound[2]) if bound[1] == "<" else mean > float(bound[2])
-        elif word not in SIDES:
+        elif word in SIDES:
+            held = side == word
+        else:
             sides = ", ".join(SIDES)
             raise UserError(f"{word!r} is none of {sides}, <NUMBER, >NUMBER, nor its verdict")
-        else:
-            side = "unclear"
-            if low is not None and high is not None:
-                side = "below" if high < 0 else "above" if low > 0 else "unclear"
-            held = side == word
         if not held:
             raise UserError(f"the text says {word}, and it is {text}: write the sentence anew")
     return text

@@ -13,10 +13,19 @@ from functools import lru_cache
 from mhclite.evidence.claims import Claim, parse_claims
 from mhclite.evidence.results import Results
 from mhclite.evidence.rows import ALL_MODELS, Row, row_of
-from mhclite.evidence.statistics import BASELINE, CONTROL, FEWEST_SEEDS
-from mhclite.evidence.verdicts import DECIDED, Comparison, Verdict, gatekeep, holm, verdict
+from mhclite.evidence.statistics import (
+    BASELINE,
+    CONTROL,
+    DECIDED,
+    Comparison,
+    Verdict,
+    gatekeep,
+    holm,
+    verdict,
+)
 
 OWN = "asked of every variant"  # source of a claim on a variant of a user's own
+FEWEST_SEEDS = 4  # of which one sign in all says something
 MOST = 8  # claims that the report prints; the paper has as many main ones
 # What is asked of a variant that no claim is about: what these ask of HC.
 ASKED_OF_HC = ("hc_beats_residual", "hc_ahead_of_identity", "hc_needs_its_mixing")

@@ -51,17 +51,12 @@ def front_figure(published: Path) -> Figure:
     layers = sorted(set(runs["n_layer"]))
     for variant in ("mhc", "mhc_v4", "mhc_lite"):
         own = runs[runs["variant"] == variant]
-        means = [_mean(own.loc[own["n_layer"] == layer, SUMS]) for layer in layers]
+        of_size = own[SUMS].clip(lower=NOTHING).groupby(own["n_layer"])
+        means = [geometric_interval(of_size.get_group(layer)).mean or 0.0 for layer in layers]
         sums.plot(layers, means, color=colour(variant), marker=marker(variant))
-        sums.annotate(
-            VARIANTS[variant].label,
-            (layers[-1], means[-1]),
-            (-2, -5),
-            textcoords="offset points",
-            ha="right",
-            va="top",
-            color=colour(variant),
-        )
+        aside = {"textcoords": "offset points", "ha": "right", "va": "top"}
+        name, end = VARIANTS[variant].label, (layers[-1], means[-1])
+        sums.annotate(name, end, (-2, -5), color=colour(variant), **aside)
     sums.set_xscale("log", base=2)
     sums.set_yscale("log")
     sums.set_ylim(NOTHING, 10)
@@ -71,11 +66,6 @@ def front_figure(published: Path) -> Figure:
     sums.set_title("Error of the mixing", loc="left")
     sums.set_xlabel("layers\n(largest row or column sum - 1)")
     return figure
-
-
-def _mean(sums: pd.Series[float]) -> float:
-    """Geometric mean."""
-    return geometric_interval(sums.clip(lower=NOTHING).tolist()).mean or 0.0
 
 
 def _completed(study: Path) -> pd.DataFrame:

@@ -213,7 +213,5 @@ CURVE_COLUMNS = {
     "grad_norm": "float64",  # before clipping
     "validation_loss": "float64",  # on evaluation steps
     "validation_bits_per_byte": "float64",
-    "attention_logit": "float64",  # largest, on evaluation steps
     "grad_norm_window_mean": "float64",  # empty until the window is full
-    "grad_norm_window_sd": "float64",
 }

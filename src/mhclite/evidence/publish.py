@@ -5,24 +5,46 @@ them, without training, and `pages` writes what README and docs/ say of publishe
 
 No weights, no shards: what figures, tables, verdicts and report are computed from, in one Parquet
 file; beside it the tables that a reader opens without code.
+
+Pages have numbers within sentences (`filled.py`) and text between marks, made from those files:
+
+    <!-- found:STUDY -->     its verdicts counted, every variant in a row, the figure over depth
+
+closed by <!-- /found -->. A test says when a page is stale.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 from mhclite.arguments import folder_path
 from mhclite.errors import UserError
+from mhclite.evidence.claims import load_claims
+from mhclite.evidence.collect import collect
 from mhclite.evidence.evidence import write
-from mhclite.evidence.pages import collect_again, write_pages
-from mhclite.evidence.results import Results
-from mhclite.files import write_json
-from mhclite.records import to_json
+from mhclite.evidence.exhibits import FIGURES, TABLES
+from mhclite.evidence.filled import MARK as NUMBER
+from mhclite.evidence.filled import fill
+from mhclite.evidence.findings import findings_of
+from mhclite.evidence.front import front_figure
+from mhclite.evidence.report import verdict_counts
+from mhclite.evidence.results import Results, load_results
+from mhclite.evidence.style import save, style
+from mhclite.evidence.tables import markdown
+from mhclite.files import write_json, write_text
+from mhclite.measure.files import StabilitySettings
+from mhclite.measure.stability import judge_all
+from mhclite.records import build, to_json
 from mhclite.runs.parquet import STUDY, pack, unpack
 from mhclite.study.reading import read_resolved
 
@@ -30,6 +52,11 @@ MANIFEST = "manifest.json"
 RUN_FILES = ("run.json", "summary.json", "metrics.jsonl", "mixing.jsonl")
 STUDY_FILES = ("probes/*.json", "critical/*.json", "throughput/*.json", "sinkhorn.json")
 READABLE = ("runs.csv", "tables/claims.csv")
+CLAIMS = Path("config/claims.yaml")
+MARK = re.compile(r"<!-- found:([\w-]+) -->")
+END = "<!-- /found -->"
+FIGURE = "depth"
+FRONT = "docs/images/front.svg"  # of README's first screen
 
 log = logging.getLogger(__name__)
 
@@ -58,22 +85,132 @@ def publish(results: Path, out: Path) -> None:
             shutil.copyfile(results / name, out / Path(name).name)
 
 
+def collect_again(published: Path, out: Path) -> None:
+    """Compute what tables, figures and report are made from.
+
+    The study is asked the claims of this checkout, not those that it was published with.
+    """
+    asked = [claim.model_dump(mode="json") for claim in load_claims(CLAIMS)]
+    unpack(published / STUDY, out)
+    resolved = replace(read_resolved(out / "resolved.json"), claims=asked)
+    settings = build(StabilitySettings, resolved.study["stability"])
+    judge_all(out / "runs", list(resolved.runs), settings, out / "stability.json")
+    corpora = {name: str(out / folder) for name, folder in resolved.corpora.items()}
+    collect(replace(resolved, corpora=corpora), out)
+
+
 def rebuild(published: Path, out: Path) -> Results:
     """Compute stability, tables, figures and report from a published folder, into `out`."""
     collect_again(published, out)
     return write(out)
 
 
+# --- README and docs/ -----------------------------------------------------------------------
+
+
+def with_texts(page: str, texts: dict[str, str]) -> str:
+    """A page with the text behind its marks replaced, by study.
+
+    `UserError` for a mark that is not closed: the text after it would be lost.
+    """
+    for study, text in texts.items():
+        mark = f"<!-- found:{study} -->"
+        parts = page.split(mark)
+        for at in range(1, len(parts)):
+            old, end, rest = parts[at].partition(END)
+            if not end or MARK.search(old):
+                raise UserError(f"{mark} is not closed by {END}")
+            parts[at] = f"\n\n{text.strip()}\n\n{end}{rest}"
+        page = mark.join(parts)
+    return page
+
+
+def current(root: Path, published: Path) -> dict[Path, str]:
+    """README.md, the pages of docs/ that have marks, and their figures, as they are to be.
+
+    Args:
+        root: of the checkout.
+        published: folder of the published studies.
+
+    Raises:
+        UserError: a mark names a study that is not published; a number does not bear out its
+            sentence.
+    """
+    paths = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    pages = {path: path.read_text(encoding="utf-8") for path in paths}
+    texts: dict[str, str] = {}
+    figures: dict[Path, str] = {}
+    for study in sorted(set().union(*map(MARK.findall, pages.values()))):
+        if not (published / study / STUDY).is_file():
+            raise UserError(f"a page names study {study!r}: {published / study} is missing")
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / study
+            collect_again(published / study, folder)
+            results = load_results(folder)
+            texts[study] = _text(results)
+            if FIGURES[FIGURE][0].shown_in(results.settings):
+                figures[root / _figure(study)] = drawn(partial(FIGURES[FIGURE][1], results))
+    if FRONT in pages[root / "README.md"]:
+        figures[root / FRONT] = drawn(partial(front_figure, published))
+    marked = {
+        path: fill(with_texts(page, texts), published, path.name)
+        for path, page in pages.items()
+        if MARK.search(page) or NUMBER.search(page)
+    }
+    return marked | figures
+
+
+def write_pages(root: Path, published: Path) -> list[Path]:
+    """Bring README, docs/ and their figures up to date; returns what changed."""
+    changed = {
+        path: text
+        for path, text in current(root, published).items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    }
+    for path, text in changed.items():
+        write_text(path, text)
+    return sorted(changed)
+
+
+def _figure(study: str) -> str:
+    """The figure of a study in the checkout."""
+    return f"docs/images/{study}-{FIGURE}.svg"
+
+
+def _text(results: Results) -> str:
+    """What belongs behind a mark."""
+    about, _ = FIGURES[FIGURE]
+    # As a page in docs/findings/ names it: README shows the figure in a place of its own.
+    figure = f"![{about.title}: {about.alt}](../{_figure(results.name).removeprefix('docs/')})"
+    return "\n\n".join(
+        [
+            f"Verdicts of study `{results.name}` on {verdict_counts(findings_of(results))}.",
+            markdown(TABLES["overview"][1](results)).strip(),
+            *([figure] if about.shown_in(results.settings) else []),
+        ]
+    )
+
+
+def drawn(draw: Callable[[], Figure]) -> str:
+    """A figure in the one look, as text."""
+    with style(), tempfile.TemporaryDirectory() as scratch:
+        save(draw(), Path(scratch) / "figure")
+        return (Path(scratch) / "figure.svg").read_text(encoding="utf-8")
+
+
+# --- the command ----------------------------------------------------------------------------
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite publish`."""
     actions = parser.add_subparsers(dest="action", required=True)
-    make = actions.add_parser("make", help="pack a finished study's small files")
-    make.add_argument("--results", required=True, type=folder_path, help="results/<study>")
-    again = actions.add_parser("rebuild", help="figures, tables and report without training")
-    files = actions.add_parser("unpack", help="the files of a published study, as they were")
-    for action in (again, files):
-        action.add_argument("--published", required=True, type=folder_path, help="published folder")
-    for action in (make, again, files):
+    for name, source, about in (
+        ("make", "results", "pack a finished study's small files"),
+        ("rebuild", "published", "figures, tables and report without training"),
+        ("unpack", "published", "the files of a published study, as they were"),
+    ):
+        action = actions.add_parser(name, help=about)
+        action.add_argument(f"--{source}", required=True, type=folder_path, help="folder to read")
         action.add_argument("--out", required=True, type=folder_path, help="folder to write")
     pages = actions.add_parser("pages", help="bring README and docs/ up to date")
     pages.add_argument(
@@ -103,17 +240,10 @@ def run(args: argparse.Namespace) -> None:
     else:
         if not (args.published / STUDY).is_file():
             found = sorted(path.parent.name for path in args.published.parent.glob(f"*/{STUDY}"))
-            there = f"published are {', '.join(found)}" if found else "nothing is published there"
-            raise UserError(f"{args.published} holds no published study; {there}")
+            there = ", ".join(found) or "none"
+            raise UserError(f"{args.published} holds no published study; beside it: {there}")
         if args.action == "unpack":
             unpack(args.published / STUDY, args.out)
-            log.info("unpacked in %s", args.out)
-            return
-        try:
+        else:
             rebuild(args.published, args.out)
-        except UserError as error:  # its way out is for studies that were made here
-            problem = str(error).partition("; delete")[0]
-            raise UserError(
-                f"{problem}; the files of {args.published} come from version control: restore them"
-            ) from None
-        log.info("rebuilt in %s", args.out)
+        log.info("wrote %s", args.out)

@@ -42,12 +42,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         type=file_path,
-        metavar="FILE",
-        help="what `sweep` wrote, one file per arm",
+        help="files that `sweep` wrote",
     )
-    parser.add_argument(
-        "--out", required=True, type=file_path, metavar="FILE", help="file to write"
-    )
+    parser.add_argument("--out", required=True, type=file_path, help="file to write")
 
 
 def run(args: argparse.Namespace) -> None:

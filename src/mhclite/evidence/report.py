@@ -19,12 +19,12 @@ from mhclite.evidence.exhibits import FIGURES, HEADINGS, TABLES, Exhibit, shown
 from mhclite.evidence.findings import Finding, findings_of, main_findings
 from mhclite.evidence.requirements import Unmet
 from mhclite.evidence.results import Results
-from mhclite.evidence.tables import Table, counted, html_page, html_table, listed, percent_of
+from mhclite.evidence.statistics import DECIDED, Verdict
+from mhclite.evidence.tables import Table, counted, html_page, listed, percent_of
 from mhclite.evidence.topics.claims import claim_rows, effect_text
 from mhclite.evidence.topics.cost import how_measured
-from mhclite.evidence.verdicts import DECIDED, Verdict
-from mhclite.runs.folder import RunFolder, RunRecord
-from mhclite.runs.provenance import Provenance, hardware_in_words
+from mhclite.runs.folder import RunFolder
+from mhclite.runs.provenance import hardware_in_words
 
 FIRST = "overview"  # the table of the first page
 HEADLINES = ("depth", "validation_loss")  # its figure: the first of these that the report prints
@@ -76,18 +76,7 @@ def unanswered(results: Results) -> list[dict[str, str]]:
     found = [(OPEN[kind][0], len(group), _why(kind, group)) for kind, group in groups.items()]
     undecided = [one for one in findings_of(results) if one.verdict == "inconclusive"]
     found.append(("Undecided", len(undecided), "The intervals leave both answers open."))
-    shallow = [
-        one for one in findings_of(results) if one.verdict in DECIDED and _deeper(results, one)
-    ]
-    text = "Deeper models fall short of what these need, so a shallower one decides."
-    found.append(("Shallow models", len(shallow), text))
     return [{"what": what, "count": counted(n, "claim"), "why": why} for what, n, why in found if n]
-
-
-def _deeper(results: Results, finding: Finding) -> bool:
-    """Whether a model deeper than the one that decides falls short."""
-    decides = 0 if finding.row.model not in results.models else results.n_layer(finding.row.model)
-    return any(one.unmet and results.n_layer(one.model) > decides for one in finding.rows)
 
 
 def _why(kind: str, group: Sequence[Unmet]) -> str:
@@ -104,46 +93,31 @@ def _why(kind: str, group: Sequence[Unmet]) -> str:
 # --- where the numbers come from ------------------------------------------------------------
 
 
-def _commit(run: Provenance) -> str:
-    if run.git.commit is None:
-        return "unknown (not run from a git checkout)"
-    return run.git.commit + (" with uncommitted changes" if run.git.dirty else "")
+def origin(results: Results) -> list[tuple[str, str]]:
+    """A fact of provenance and its value; where runs differ, how many have each.
 
-
-def records(results: Results) -> list[RunRecord]:
-    """run.json of every run."""
+    The days are the first and the last on which a process of a run was started.
+    """
     runs = results.folder / "runs"
-    return [RunFolder(runs / run).record() for run in results.all_runs["run"]]
-
-
-def origin(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
-    """A fact of provenance and its value; where runs differ, how many have each."""
+    records = [RunFolder(runs / run).record() for run in results.all_runs["run"]]
+    starts = [attempt.started for record in records for attempt in record.attempts]
+    days = sorted(datetime.fromisoformat(s).astimezone(UTC).date().isoformat() for s in starts)
+    found = [("Trained (UTC)", " to ".join(dict.fromkeys((days[0], days[-1]))))]
     facts = [
         {
-            "Commit": _commit(run),
+            "Commit": (run.git.commit or "unknown")
+            + " with uncommitted changes" * bool(run.git.dirty),
             "Hardware": hardware_in_words(run.hardware),
             "Platform": run.platform,
             "Versions": ", ".join(f"{name} {version}" for name, version in run.versions.items()),
         }
         for run in (record.provenance for record in records)
     ]
-    found = []
     for fact in facts[0]:
         counts = Counter(one[fact] for one in facts)
         several = [f"{value} ({n} of {len(facts)} runs)" for value, n in counts.items()]
         found.append((fact, "; ".join(several) if len(counts) > 1 else facts[0][fact]))
     return found
-
-
-def training_dates(records: Sequence[RunRecord]) -> str:
-    """First and last day on which a process of a run was started: also of published studies."""
-    starts = [
-        datetime.fromisoformat(attempt.started).astimezone(UTC)
-        for record in records
-        for attempt in record.attempts
-    ]
-    days = [start.date().isoformat() for start in (min(starts), max(starts))]
-    return " to ".join(dict.fromkeys(days))
 
 
 # --- the page -------------------------------------------------------------------------------
@@ -154,7 +128,7 @@ def page(results: Results, written: Sequence[Table]) -> str:
 
     What the registry does not let it print stands in files beside it, which it links.
     """
-    settings, main, recorded = results.settings, main_findings(results), records(results)
+    settings, main = results.settings, main_findings(results)
     tables = {table.name: table for table in written}
     exhibits = [exhibit for exhibit, _ in (*shown(TABLES, settings), *shown(FIGURES, settings))]
     printed = [exhibit for exhibit in exhibits if exhibit.printed_in(settings)]
@@ -163,7 +137,7 @@ def page(results: Results, written: Sequence[Table]) -> str:
 
     def content(exhibit: Exhibit) -> dict[str, Any]:
         if exhibit.kind == "table":
-            return {"table": tables[exhibit.name], "html": html_table(tables[exhibit.name])}
+            return {"table": tables[exhibit.name]}
         drawing = (results.folder / "figures" / f"{exhibit.name}.svg").read_bytes()
         data = f"data:image/svg+xml;base64,{base64.b64encode(drawing).decode()}"
         return {"about": exhibit, "caption": exhibit.caption_for(results), "data": data}
@@ -192,13 +166,12 @@ def page(results: Results, written: Sequence[Table]) -> str:
             for key, heading in SECTIONS.items()
         },
         "beside": [exhibit for exhibit in exhibits if exhibit not in printed],
-        "origin": origin(recorded),
+        "origin": origin(results),
         "study": settings,
         "manifests": {corpus: results.manifest(corpus) for corpus in results.corpora},
         "level": percent_of(results.confidence),
         "error": percent_of(1 - results.confidence),
         "measured_on": how_measured(results),
-        "trained": training_dates(recorded),
         "study_file": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
     }
     return html_page(**context)

@@ -173,23 +173,18 @@ def _read_table(path: Path, columns: dict[str, str], orders: dict[str, list[str]
     try:
         # Only an empty field is missing: a corpus may be called "nan" or "null".
         table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; `python -m mhclite collect` writes it") from None
-    except ValueError as error:  # pandas' parser errors are ValueErrors
-        raise UserError(f"{path} cannot be read as a table: {error}") from None
-    missing = [name for name in columns if name not in table.columns]
-    if missing:
+        lacks = [f"it lacks the column {name!r}" for name in columns if name not in table]
+        for name, order in orders.items() if not lacks else ():
+            unknown = sorted(set(table[name]) - set(order))
+            lacks += [f"its {name} {one!r} is not in study.json" for one in unknown]
+        if lacks:
+            raise ValueError(lacks[0])
+    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
         raise UserError(
-            f"{path} lacks the column {missing[0]!r}: it is from another version of mhclite; "
-            "write it again with `python -m mhclite collect`"
-        )
+            f"{path} cannot be read as a table: {error}; write it again with "
+            "`python -m mhclite collect`"
+        ) from None
     for name, order in orders.items():
-        unknown = sorted(set(table[name]) - set(order))
-        if unknown:
-            raise UserError(
-                f"{path} has the {name} {unknown[0]!r}, which study.json beside it does not know; "
-                "write both again with `python -m mhclite collect`"
-            )
         table[name] = pd.Categorical(table[name], categories=order, ordered=True)
     return table
 

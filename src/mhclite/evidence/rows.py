@@ -22,17 +22,20 @@ from mhclite.evidence.frame import (
 from mhclite.evidence.metrics import METRICS
 from mhclite.evidence.requirements import Unmet, unmet
 from mhclite.evidence.results import Results
-from mhclite.evidence.statistics import BASELINE, CONTROL, knockout_interval, t_interval
-from mhclite.evidence.tables import counted, significant
-from mhclite.evidence.verdicts import (
+from mhclite.evidence.statistics import (
+    BASELINE,
+    CONTROL,
     Comparison,
     compare,
     compare_counts,
     compare_equal,
     compare_preserved,
     compare_share,
+    knockout_interval,
+    t_interval,
     worst_case,
 )
+from mhclite.evidence.tables import counted, significant
 from mhclite.measure.files import Throughput, Timing
 
 FASTER = 0.02  # smallest effect of interest of a step time: 2 %

@@ -9,7 +9,6 @@ colour-vision deficiencies, and in grey by marker and dashes.
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -197,15 +196,6 @@ def runs_and_means(axes: Axes, results: Results, table: pd.DataFrame, column: st
                 axes.plot(end["step"], end[column], "x", color=tint, zorder=4)
         mean = means[means["variant"] == variant]
         axes.plot(mean["step"], mean[column], color=tint, linestyle=line_style(variant))
-
-
-def remark(axes: Axes, text: str) -> None:
-    """Add lines of text below the x label, where they hide no data; nothing if empty."""
-    place = axes.get_subplotspec()
-    assert place is not None
-    width = 96 // max(2, place.get_gridspec().ncols)  # characters
-    if text:
-        axes.set_xlabel("\n".join([axes.get_xlabel(), *textwrap.wrap(text, width)]))
 
 
 def wrapped_grid(panels: int, height: float) -> tuple[Figure, list[Axes]]:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from pandas.io.formats.style import Styler
 from tabulate import tabulate
 
 from mhclite.evidence.metrics import METRICS
@@ -271,23 +270,14 @@ def markdown(table: Table) -> str:
     return f"**{table.title}**\n\n{text}\n\n{table.notes}\n"
 
 
-def html_table(table: Table) -> str:
-    """The table alone as HTML, its text escaped; the template gives it its looks."""
-    style = Styler(table.display, cell_ids=False, uuid=table.name)
-    style.hide(axis="index").format(escape="html")
-    style.format_index(escape="html", axis="columns")
-    classes, kinds = pd.DataFrame("", table.display.index, table.display.columns), []
-    for row, column in table.bold:
-        classes.loc[row, column] = "bold "
+def kinds(table: Table) -> dict[str, str]:
+    """Column -> how the template sets it: numbers, texts in one line, or texts of many."""
+    found = {}
     for name, texts in table.display.items():
         longest = max(map(len, texts), default=0)
-        kinds.append("number" if name in table.numeric else "short" if longest < SHORT else "")
-        classes[name] += kinds[-1]
-    style.set_td_classes(classes)
-    text = re.sub(r"<style.*?</style>\s*", "", str(style.to_html()), flags=re.DOTALL)
-    for at, kind in enumerate(kinds):
-        text = text.replace(f'level0 col{at}"', f'level0 col{at} {kind}"')
-    return text
+        kind = "short" if longest < SHORT else ""
+        found[str(name)] = "number" if name in table.numeric else kind
+    return found
 
 
 def html_page(**content: Any) -> str:
@@ -300,7 +290,7 @@ def html_page(**content: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("report.html.j2").render(content)
+    return environment.get_template("report.html.j2").render(content, kinds=kinds)
 
 
 def write_table(table: Table, folder: Path) -> None:
@@ -308,7 +298,4 @@ def write_table(table: Table, folder: Path) -> None:
     csv = table.data.to_csv(index=False, lineterminator="\n")  # numbers with all their digits
     write_text(folder / f"{table.name}.csv", csv)
     write_text(folder / f"{table.name}.md", markdown(table))
-    write_text(
-        folder / f"{table.name}.html",
-        html_page(title=table.title, only=table, html=html_table(table)),
-    )
+    write_text(folder / f"{table.name}.html", html_page(title=table.title, only=table))

@@ -19,44 +19,13 @@ from tiny import run_record, run_summary
 
 from mhclite.config import RunConfig
 from mhclite.connections.registry import VARIANTS
-from mhclite.data.manifest import (
-    Baselines,
-    Manifest,
-    Shard,
-    SourceEntry,
-    SplitEntry,
-    TokenizerEntry,
-    content_digest,
-    write_manifest,
-)
+from mhclite.data import manifest as text
 from mhclite.evidence.claims import load_claims
 from mhclite.evidence.collect import collect, tidy
 from mhclite.evidence.results import Results
 from mhclite.files import digest_of, sha256_of, write_json
+from mhclite.measure import files
 from mhclite.measure.critical import search
-from mhclite.measure.files import (
-    CRITICAL_SCHEMA,
-    PROBE_SCHEMA,
-    THROUGHPUT_SCHEMA,
-    Cost,
-    Critical,
-    CriticalSettings,
-    Deviation,
-    Evaluation,
-    Geometry,
-    Measured,
-    Mixing,
-    Probe,
-    ProductSums,
-    Quartiles,
-    SingleSums,
-    SinkhornInput,
-    StabilitySettings,
-    Throughput,
-    Timing,
-    Try,
-    Use,
-)
 from mhclite.measure.stability import judge_all
 from mhclite.records import build, to_json
 from mhclite.runs.folder import Attempt, CorpusRecord, ParameterCounts
@@ -166,18 +135,18 @@ def metrics_of(run: dict[str, Any], diverged: bool) -> list[dict[str, Any]]:
     training = run["training"]
     end = final_loss(corpus, model["n_layer"], variant, seed)
     end += condition_effect(run["condition"], variant, seed)
-    start = math.log(model["vocab_size"])
-    steps = training["steps"]
+    start, steps = math.log(model["vocab_size"]), training["steps"]
 
     def validation(step: int) -> dict[str, float]:
         # Exponential decay that reaches `end` exactly on the last step.
         progress = (1 - math.exp(-4 * step / steps)) / (1 - math.exp(-4))
         loss = start + (end - start) * progress
         bits = bits_per_byte(loss)
+        logit = 1.0 + progress
         return {
             "validation_loss": loss,
             "validation_bits_per_byte": bits,
-            "attention_logit": 1.0 + progress,
+            "attention_logit": logit,
         }
 
     lines: list[dict[str, Any]] = [{"step": 0, **validation(0)}]
@@ -212,11 +181,11 @@ def knockout(variant: str, run: str) -> float:
     return least * (1 + 0.2 * noise("use", run))
 
 
-def probe_of(config: RunConfig, diverged: bool) -> Probe:
+def probe_of(config: RunConfig, diverged: bool) -> files.Probe:
     """probes/<run>.json of one run."""
     run, variant, sublayers = config.run, config.connection.variant, 2 * config.model.n_layer
-    probe = Probe(
-        schema=PROBE_SCHEMA,
+    probe = files.Probe(
+        schema=files.PROBE_SCHEMA,
         run=run,
         key=digest_of(config.to_json()),
         made_of=digest_of(run),
@@ -229,7 +198,7 @@ def probe_of(config: RunConfig, diverged: bool) -> Probe:
         return probe
     loss = final_loss(config.corpus, config.model.n_layer, variant, config.seed)
     loss += condition_effect(config.condition, variant, config.seed)
-    probe = replace(probe, evaluation=Evaluation(loss, 1000))
+    probe = replace(probe, evaluation=files.Evaluation(loss, 1000))
     if variant == "residual":
         return probe
 
@@ -239,11 +208,11 @@ def probe_of(config: RunConfig, diverged: bool) -> Probe:
     single, product = (row_sum_deviation(variant, product=kind) for kind in (False, True))
     growing = [single + (product - single) * i / (sublayers - 1) for i in range(sublayers)]
     forward = [gain(variant, layer + 1) for layer in range(sublayers)]
-    inputs = SinkhornInput(50 / 700, 43.5)
-    mixing = Mixing(
+    inputs = files.SinkhornInput(50 / 700, 43.5)
+    mixing = files.Mixing(
         quantile_levels=QUANTILE_LEVELS,
-        single=SingleSums(sums(single), sums(single / 2)),
-        product=ProductSums(
+        single=files.SingleSums(sums(single), sums(single / 2)),
+        product=files.ProductSums(
             row_sum=[sums(width) for width in growing],
             column_sum=[sums(width / 2) for width in growing],
             gain_forward=forward,
@@ -251,9 +220,9 @@ def probe_of(config: RunConfig, diverged: bool) -> Probe:
         ),
         identity_distance=[0.1 * (layer + 1) for layer in range(sublayers)],
         sinkhorn_input=inputs if variant in ("mhc", "mhc_v4") else None,
-        geometry=Geometry(
-            single_deviation=Deviation(single / 2),
-            product_deviation=Deviation(product / 2),
+        geometry=files.Geometry(
+            single_deviation=files.Deviation(single / 2),
+            product_deviation=files.Deviation(product / 2),
             orthogonality=[single] * sublayers,
             singular_values=[
                 [value, 1.0, 0.9, 0.9 - 0.8 * layer / sublayers]
@@ -264,50 +233,48 @@ def probe_of(config: RunConfig, diverged: bool) -> Probe:
         ),
     )
     whole = knockout(variant, run)
-    use = Use(Cost(whole, 0.0004), Cost(whole / 10, 0.0004))
+    use = files.Use(files.Cost(whole, 0.0004), files.Cost(whole / 10, 0.0004))
     return replace(probe, mixing=mixing, use=use)
 
 
-def critical_of(study: Study, config: RunConfig) -> Critical:
+def critical_of(study: Study, config: RunConfig) -> files.Critical:
     """critical/<run>.json of one run: `CRITICAL` says from which octave on it fails."""
     section = study.critical_rate
     assert section is not None
-    settings = build(CriticalSettings, section.model_dump())
+    settings = build(files.CriticalSettings, section.model_dump())
     threshold = CRITICAL.get(config.connection.variant, 4.0) + 0.2 * noise("critical", config.seed)
     bar = UNIGRAM - section.below_unigram
 
-    def make(factor: float) -> Try:
+    def make(factor: float) -> files.Try:
         octave = math.log2(factor)
         failed = octave > threshold
         loss = bar + 0.1 * (octave - threshold)
-        return Try(factor, failed, None if octave > 5.9 else loss, 60)
+        return files.Try(factor, failed, None if octave > 5.9 else loss, 60)
 
-    return Critical(CRITICAL_SCHEMA, config.run, bar, settings, search(settings, make))
+    return files.Critical(files.CRITICAL_SCHEMA, config.run, bar, settings, search(settings, make))
 
 
-def throughput_of(study: Study, model: str) -> Throughput:
+def throughput_of(study: Study, model: str) -> files.Throughput:
     """throughput/<model>.json of one model size: each connection a quarter slower than the last."""
     settings = study.models[model]
 
-    def quartiles(middle: float) -> Quartiles:
-        return Quartiles(middle, 0.98 * middle, 1.02 * middle)
+    def quartiles(middle: float) -> files.Quartiles:
+        return files.Quartiles(middle, 0.98 * middle, 1.02 * middle)
 
     variants, reference = {}, {}
-    for position, (name, connection) in enumerate(study.measured_connections(model).items()):
-        slower = 1 + 0.25 * position
-        ratio, memory = [slower * (1 + 0.001 * r) for r in range(9)], 2**27 + position * 2**20
+    for at, (name, connection) in enumerate(study.measured_connections(model).items()):
+        slower, memory = 1 + 0.25 * at, 2**27 + at * 2**20
+        ratio = [slower * (1 + 0.001 * r) for r in range(9)]
         counts = parameters_of(settings.n_layer, connection.variant)
-        variants[name] = Measured(
-            [0.025 * x for x in ratio], ratio, quartiles(40_000 / slower), quartiles(slower),
-            memory, 1.2e6 * slower, counts.total, counts.connection,
-        )  # fmt: skip
+        known = (quartiles(40_000 / slower), quartiles(slower), memory)
+        own = ([0.025 * x for x in ratio], ratio, *known)
+        flops = 1.2e6 * slower
+        variants[name] = files.Measured(*own, flops, counts.total, counts.connection)
         if not name.startswith("residual"):
-            reference[name] = Timing(
-                [0.05 * x for x in ratio], ratio, quartiles(20_000 / slower), quartiles(2 * slower),
-                memory,
-            )  # fmt: skip
-    return Throughput(
-        schema=THROUGHPUT_SCHEMA,
+            double = (quartiles(20_000 / slower), quartiles(2 * slower), memory)
+            reference[name] = files.Timing([0.05 * x for x in ratio], ratio, *double)
+    return files.Throughput(
+        schema=files.THROUGHPUT_SCHEMA,
         model=model,
         device="cpu",
         hardware=HARDWARE,
@@ -326,23 +293,23 @@ def throughput_of(study: Study, model: str) -> Throughput:
     )
 
 
-def manifest_of(study: Study, corpus: str) -> Manifest:
+def manifest_of(study: Study, corpus: str) -> text.Manifest:
     """manifest.json of one prepared corpus."""
-    shard = Shard("train-00000.bin", 1_000_000, digest_of(corpus))
-    split = SplitEntry(100, int(BYTES_PER_TOKEN) * shard.tokens, shard.tokens, (shard,))
-    tokenizer = TokenizerEntry(
+    shard = text.Shard("train-00000.bin", 1_000_000, digest_of(corpus))
+    split = text.SplitEntry(100, int(BYTES_PER_TOKEN) * shard.tokens, shard.tokens, (shard,))
+    tokenizer = text.TokenizerEntry(
         "bpe", vocab_size=1024, n_tokens=1024, sha256=digest_of("tokenizer"), eot_id=0
     )
-    return Manifest(
+    return text.Manifest(
         schema=1,
         name=corpus,
         settings=study.corpus_settings(corpus),
-        source=SourceEntry("embedded", "Synthetic text", license="public domain"),
+        source=text.SourceEntry("embedded", "Synthetic text", license="public domain"),
         tokenizer=tokenizer,
         train=split,
         validation=split,
-        baselines=Baselines(UNIGRAM, BIGRAM),
-        digest=content_digest(tokenizer, {"train": split, "validation": split}),
+        baselines=text.Baselines(UNIGRAM, BIGRAM),
+        digest=text.content_digest(tokenizer, {"train": split, "validation": split}),
     )
 
 
@@ -360,31 +327,25 @@ def write_run(folder: Path, config: RunConfig, diverged: bool, corpus_digest: st
     )
     write_json(folder / "run.json", to_json(record))
     write_lines(folder / "metrics.jsonl", metrics)
-    write_lines(
-        folder / "timing.jsonl",
-        [
-            {"step": line["step"], "seconds": 0.025, "wall": 1.7e9 + line["step"]}
-            for line in metrics[1:]
-        ],
-    )
+    timing = [
+        {"step": line["step"], "seconds": 0.025, "wall": 1.7e9 + line["step"]}
+        for line in metrics[1:]
+    ]
+    write_lines(folder / "timing.jsonl", timing)
     evaluated = [line for line in metrics if "validation_loss" in line]
-    sublayers = 2 * n_layer if variant != "residual" else 0
-    write_lines(
-        folder / "mixing.jsonl",
-        [
-            {
-                "step": line["step"],
-                "identity_distance": [
-                    0.0 if variant == "identity" else 0.01 * (layer + 1) * (1 + line["step"])
-                    for layer in range(sublayers)
-                ],
-                "stream_similarity": [1 - 0.05 * layer for layer in range(sublayers)],
-                "gain_forward": gain(variant, sublayers),
-                "gain_backward": 1.1 * gain(variant, sublayers),
-            }
-            for line in (evaluated if sublayers else ())
-        ],
-    )
+    layers = range(1, 1 + 2 * n_layer) if variant != "residual" else range(0)
+    moved = 0.0 if variant == "identity" else 0.01
+    mixing = [
+        {
+            "step": line["step"],
+            "identity_distance": [moved * layer * (1 + line["step"]) for layer in layers],
+            "stream_similarity": [1 - 0.05 * layer for layer in layers],
+            "gain_forward": gain(variant, len(layers)),
+            "gain_backward": 1.1 * gain(variant, len(layers)),
+        }
+        for line in (evaluated if layers else ())
+    ]
+    write_lines(folder / "mixing.jsonl", mixing)
     losses = [line["loss"] for line in metrics[1:] if line["loss"] is not None]
     end = metrics[-1]["step"]
     ended: dict[str, Any] = {
@@ -427,7 +388,7 @@ def resolved_of(study: Study, results: Path) -> Resolved:
 
 def run_stability(study: Study, folder: Path) -> None:
     """The real `stability` step over all runs of the study."""
-    settings = StabilitySettings(**study.stability.model_dump())
+    settings = files.StabilitySettings(**study.stability.model_dump())
     judge_all(folder / "runs", list(study.runs()), settings, folder / "stability.json")
 
 
@@ -445,7 +406,7 @@ def build_results(
     folder = results / study.name
     manifests = {corpus: manifest_of(study, corpus) for corpus in study.corpora}
     for corpus, manifest in manifests.items():
-        write_manifest(results / study.corpus_folder(corpus), manifest)
+        text.write_manifest(results / study.corpus_folder(corpus), manifest)
     for name, config in study.runs().items():
         lost, probe = name in diverged, folder / "probes" / f"{name}.json"
         write_run(folder / "runs" / name, config, lost, manifests[config.corpus].digest)

@@ -13,12 +13,11 @@ from builder import DIVERGED, build_results, make_study, row_sum_deviation
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from mhclite.connections.registry import VARIANTS
 from mhclite.evidence import style
 from mhclite.evidence.exhibits import FIGURES, shown
-from mhclite.evidence.frame import conditions_that_change
 from mhclite.evidence.results import Results, load_results
-from mhclite.evidence.topics.depth import PANELS, SHARED, frame
-from mhclite.evidence.topics.losses import POINTS, thinned
+from mhclite.evidence.topics.depth import PANELS, SHARED
 
 TINY: dict[str, Any] = {"models": {"d1": 1}, "seeds": (0, 1), "steps": 30}
 CONDITIONS = {
@@ -26,18 +25,6 @@ CONDITIONS = {
         "title": "norm after the sum",
         "variants": ["hc", "mhc"],
         "connections": {"final_norm": "after_sum"},
-    },
-    "aged": {
-        "title": "aged",
-        "variants": ["mhc"],
-        "models": ["d4"],
-        "connections": {"mixing_rate_factor": 3},
-    },
-    "both": {
-        "title": "two things at once",
-        "variants": ["mhc"],
-        "connections": {"mixing_rate_factor": 3},
-        "learning_rate_factor": 2,
     },
 }
 _DRAWN: dict[tuple[Path, str], Figure] = {}
@@ -55,6 +42,32 @@ def figure_of(results: Results, name: str) -> Figure:
 def texts(figure: Figure) -> str:
     """Everything written in a figure, one string."""
     return " ".join(" ".join(str(text.get_text()).split()) for text in figure.findobj(Text))
+
+
+# --- looks --------------------------------------------------------------------------------
+
+
+def test_any_number_of_variants_have_looks_of_their_own() -> None:
+    """Points differ in colour or marker, lines in colour or dashes; a new variant changes none."""
+    several = [style.look(place) for place in range(4 * len(style._LOOKS))]
+    assert several[: len(style._LOOKS)] == list(style._LOOKS)
+    assert len({(c, m) for c, m, _ in several}) == len(several)
+    assert len({(c, d) for c, _, d in several}) == len(several)
+    # In grey, without the colour:
+    assert len({row[1:] for row in style._LOOKS}) == len(style._LOOKS)
+    shown = [(style.colour(v), style.marker(v), style.line_style(v)[1]) for v in VARIANTS]
+    assert shown == several[: len(VARIANTS)]
+
+
+@pytest.mark.parametrize("count", [2, 24])
+def test_a_legend_of_many_variants_stays_on_the_page(count: int) -> None:
+    names = (list(VARIANTS) * 3)[:count]
+    figure, _ = style.grid(1, 1, 2.0)
+    with style.style():
+        style.variant_legend(figure, names, dict.fromkeys(names, "A name of some length"))
+        figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert 0 <= box.x0 <= box.x1 <= figure.bbox.x1
 
 
 # --- over training --------------------------------------------------------------------------
@@ -75,17 +88,6 @@ def test_loss_curves_leave_diverged_runs_out_of_the_mean(results: Results) -> No
     assert len(thin) == len(results.seeds)
     (cross,) = [line for line in panel.lines if line.get_marker() == "x"]
     assert cross.get_xdata()[0] == own[own["run"] == DIVERGED]["step"].max()
-    assert "diverged: HC 1 of 3" in " ".join(panel.get_xlabel().split())
-
-
-def test_thinning_keeps_the_first_and_the_last_step(results: Results) -> None:
-    curves = results.curves
-    long = curves[curves["run"] == curves["run"].iloc[0]]
-    long = long.loc[long.index.repeat(20)].assign(step=range(20 * len(long)))
-    kept = thinned(long)["step"]
-    assert kept.min() == 0
-    assert kept.max() == 20 * (len(long) // 20) - 1
-    assert POINTS / 2 < len(kept) <= POINTS
 
 
 # --- matrices --------------------------------------------------------------------
@@ -113,11 +115,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 
 def test_every_panel_is_drawn_over_the_depths(deep: Results) -> None:
-    """Variants stand beside each other: each has a place of its own, as far from the next, and
-    none in a neighbour's band.
-    """
-    assert conditions_that_change(deep, "final_norm") == {"norm": "after_sum"}
-    assert list(conditions_that_change(deep, "mixing_rate_factor")) == ["aged"]
+    """Variants stand beside each other: each has a place of its own, as far from the next."""
     panels = figure_of(deep, "depth").axes[: len(PANELS)]
     assert [panel.get_title() or panel.get_title(loc="left") for panel in panels] == list(PANELS)
     assert all([int(tick) for tick in panel.get_xticks()] == [2, 4] for panel in panels)
@@ -129,16 +127,6 @@ def test_every_panel_is_drawn_over_the_depths(deep: Results) -> None:
     assert steps == pytest.approx([step, math.log(2) - step, step])  # the residual has no gain
 
 
-@pytest.mark.parametrize("scale", ["linear", "log"])
-@pytest.mark.parametrize("values", [[0.3, 2.0, 9.0], [1e-8, 1e-8], [4.0]])
-def test_a_frame_holds_its_values(scale: str, values: list[float]) -> None:
-    axes = Figure().subplots()
-    axes.set_yscale(scale)
-    frame(axes, values)
-    low, high = axes.get_ylim()
-    assert low < min(values) <= max(values) < high
-
-
 # --- pieces that are missing ----------------------------------------------------------------
 
 
@@ -148,14 +136,13 @@ def test_a_frame_holds_its_values(scale: str, values: list[float]) -> None:
     [
         ({"variants": ("residual",), "seeds": (7,)}, False, {"row_sums": "no H_res to show"}),
         ({"variants": ("residual", "mhc")}, True, {"row_sums": "no H_res to show"}),
-        ({"corpora": ("one", "two"), "variants": ("mhc", "mhc_lite")}, False, {}),
         (
             {"models": {"d1": 1, "d2": 2}, "variants": ("identity", "mhc")},
             False,
             {"depth": "nothing to compare with"},
         ),
     ],
-    ids=["residual only", "all diverge", "two corpora", "no residual"],
+    ids=["residual only", "all diverge", "no residual"],
 )
 def test_what_is_missing_is_said_and_the_rest_is_drawn(
     tmp_path: Path,

@@ -12,11 +12,11 @@ import pytest
 from builder import CRITICAL, build_results, make_study, noise
 
 from mhclite.errors import UserError
-from mhclite.evidence.evidence import terminal_table, write
+from mhclite.evidence.evidence import found_text
 from mhclite.evidence.frame import Cell, cells, values
 from mhclite.evidence.results import Results, critical_rates, load_results
 from mhclite.evidence.statistics import t_interval
-from mhclite.evidence.style import colour, save, style
+from mhclite.evidence.style import colour, style
 from mhclite.evidence.tables import markdown
 from mhclite.evidence.topics.rates import (
     KEYS,
@@ -24,10 +24,8 @@ from mhclite.evidence.topics.rates import (
     learning_rates,
     loss_against_rate,
     stress_data,
-    stress_rates,
     stress_table,
 )
-from mhclite.measure.files import Try, critical_rate
 from mhclite.study.reading import parse_study
 
 VARIANTS = ("residual", "hc", "mhc", "mhc_lite")
@@ -70,6 +68,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Results:
     arms += [arm("d4", "hc", 0.5), arm("d9", "hc", 0.5), arm("d2", "hc", 0.5, condition="else")]
     by_hand = {"bracketed": None, "shared_rate": None, "band": None, "trials": []}
     arms[1] = arm("d2", "hc", 7e-3, **by_hand)
+    # Arms for which the sweep came to no rate are left out of a study by name.
+    arms.append(arm("d4", "mhc", 1e-3) | {"rate": None, "bracketed": False, "band": None})
     settings["learning_rates"] = {"study": "swept", "rule": RULE, "arms": arms}
     study = parse_study(settings)
     return load_results(build_results(tmp_path_factory.mktemp("rates"), study, diverged=[]))
@@ -84,6 +84,11 @@ def test_the_table_has_each_arm_of_the_study_once(swept: Results) -> None:
         if config["condition"] != "twice":
             key = (config["corpus"], model["name"], config["condition"], variant)
             assert found[key] == model["learning_rate"]
+    assert cells(swept) == [
+        *(Cell("sotu", "d2", variant) for variant in VARIANTS),
+        *(Cell("sotu", "d4", variant) for variant in SMALL),
+    ]
+    assert re.search(r"^mHC .*–$", found_text(swept), re.MULTILINE)
     aged = data[data["condition"] == "aged"].iloc[0]
     assert (aged["grid_at_rate"], aged["inside"]) == (3.0, True)
     assert data[data["variant"] == "hc"].iloc[0]["inside"] is None  # by hand
@@ -98,20 +103,6 @@ def test_the_figure_has_a_line_for_each_arm_that_was_swept(swept: Results) -> No
     for panel, variants in ((left, ("residual", "mhc", "mhc", "mhc_lite")), (right, SMALL)):
         lines = [line for line in panel.lines if len(line.get_xdata()) == 3]
         assert sorted(line.get_color() for line in lines) == sorted(map(colour, variants))
-
-
-@pytest.mark.exhaustive
-@pytest.mark.slow
-def test_a_size_with_fewer_variants_is_shown_with_these_alone(swept: Results) -> None:
-    write(swept.folder)
-    assert cells(swept) == [
-        *(Cell("sotu", "d2", variant) for variant in VARIANTS),
-        *(Cell("sotu", "d4", variant) for variant in SMALL),
-    ]
-    assert re.search(r"^mHC .*–$", terminal_table(swept), re.MULTILINE)
-    assert "Learning rate of each arm" in (swept.folder / "report.html").read_text()
-    for path in (swept.folder / "tables").glob("*.md"):
-        assert not re.search(r"\bnan\b", path.read_text(), re.IGNORECASE), path.name
 
 
 # --- rates at which runs cease to learn -----------------------------------------------------
@@ -138,18 +129,6 @@ def stressed(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return load_results(build_results(tmp_path_factory.mktemp("stress"), study, diverged=[]))
 
 
-def test_critical_rate_by_hand() -> None:
-    def found(*failed: bool) -> tuple[float, str]:
-        tries = [Try(2.0 ** (k + 1), f, None if f else 5.0, 60) for k, f in enumerate(failed)]
-        rate = critical_rate(tries)
-        return rate["critical_rate"], rate["beyond"]
-
-    assert found(False, True, True) == (1.5, "")  # holds at 2, fails at 4
-    assert found(True, True) == (1, "below")
-    assert found(True, False) == (1, "below")
-    assert found(False, False) == (2, "above")
-
-
 def test_rates_are_found_where_they_are(stressed: Results) -> None:
     """As a metric of claims they are missing beyond the rates tried."""
     rates = critical_rates(stressed.critical, stressed.all_runs)
@@ -167,23 +146,19 @@ def test_rates_are_found_where_they_are(stressed: Results) -> None:
             assert claimed == row["critical_rate"]
 
 
-def test_octaves_are_paired_by_seed(stressed: Results, tmp_path: Path) -> None:
+def test_octaves_are_paired_by_seed(stressed: Results) -> None:
     rates = critical_rates(stressed.critical, stressed.all_runs)
     by_arm = rates.set_index(["condition", "variant", "seed"])["critical_rate"]
     data = stress_data(stressed).set_index(["condition", "variant"])
     expected = t_interval(by_arm["base", "mhc"] - by_arm["base", "residual"])
     assert data.loc[("base", "mhc"), "minus_residual"] == pytest.approx(expected.mean)
     assert data.loc[("base", "mhc"), "minus_residual_high"] == pytest.approx(expected.high)
-    assert data.loc[("base", "mhc"), "minus_residual"] == pytest.approx(1.3, abs=0.2)
     assert data.loc[("base", "mhc_lite"), "minus_mhc"] == 0
-    assert np.isnan(data.loc[("base", "mhc"), "minus_mhc"])  # no difference to itself
     assert np.isnan(data.loc[("no_clip", "hc"), "minus_mhc"])  # which is not there
     assert data.loc[("base", "jpmhc"), "above"] == 8
     text = markdown(stress_table(stressed))
     assert "no clipping" in text
     assert "0, 8 of 8" in text
-    with style():
-        assert len(save(stress_rates(stressed), tmp_path / "stress")) == 2
 
 
 def test_a_missing_search_is_named(stressed: Results, tmp_path: Path) -> None:

@@ -4,13 +4,4 @@ Importing this package registers them all; a new file is found once it is named 
 """
 
 # ruff: noqa: F401
-from mhclite.evidence.topics import (
-    claims,
-    conditions,
-    cost,
-    depth,
-    losses,
-    mixing,
-    rates,
-    stability,
-)
+from mhclite.evidence.topics import claims, conditions, cost, depth, losses, mixing, rates

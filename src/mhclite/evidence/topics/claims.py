@@ -13,7 +13,7 @@ from mhclite.evidence import exhibits
 from mhclite.evidence.findings import Finding, findings_of, main_findings
 from mhclite.evidence.metrics import METRICS
 from mhclite.evidence.results import Results
-from mhclite.evidence.statistics import Interval
+from mhclite.evidence.statistics import DECIDED, Interval
 from mhclite.evidence.tables import (
     NONE,
     Col,
@@ -26,7 +26,6 @@ from mhclite.evidence.tables import (
     rows_of,
     with_interval,
 )
-from mhclite.evidence.verdicts import DECIDED
 
 NUMBERS = (
     *("threshold", "margin", "effect", "half_width", "p", "p_corrected"),

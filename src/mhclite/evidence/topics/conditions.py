@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 import pandas as pd
 
 from mhclite.evidence import exhibits
@@ -86,21 +88,17 @@ def faster_data(results: Results) -> pd.DataFrame:
     have another factor: the means of `mixing.MEANS`, and `change`, the loss minus that at factor 1.
     """
     factors = {name: float(x) for name, x in conditions_that_change(results, AGED).items()}
-    ordered = [BASE, *sorted(factors, key=factors.__getitem__)]
     rows: list[Record] = []
     for corpus, model in results.panels():
-        for name in ordered:
+        for name, factor in {BASE: 1.0, **dict(sorted(factors.items(), key=itemgetter(1)))}.items():
             for variant in results.variants:
                 base = Cell(corpus, model, variant)
                 own = base._replace(condition=name)
                 ran = [values(results, base._replace(condition=c), "diverged") for c in factors]
                 if any(ran) and values(results, own, "diverged"):
                     difference = apart(results, own, None if name == BASE else base)
-                    rows.append(
-                        row(results, own, [LOSS, *MEANS])
-                        | {"factor": factors.get(name, 1.0)}
-                        | columns("change", difference)
-                    )
+                    found = row(results, own, [LOSS, *MEANS]) | {"factor": factor}
+                    rows.append(found | columns("change", difference))
     return pd.DataFrame(rows)
 
 
@@ -121,7 +119,7 @@ def faster_mixing_table(results: Results) -> Table:
         [
             Col("Diverged runs", lambda row: f"{row['n_diverged']} of {row['runs']}"),
             Col("Change of loss", mean_and_half("change", 3)),
-            *mixing_columns(results),
+            *mixing_columns(),
         ],
         NOTES.format(level=percent_of(results.confidence)),
     )

@@ -6,7 +6,6 @@ import math
 
 import pandas as pd
 
-from mhclite.errors import UserError
 from mhclite.evidence import exhibits
 from mhclite.evidence.results import Results
 from mhclite.evidence.tables import (
@@ -41,12 +40,6 @@ def parameters_data(results: Results) -> pd.DataFrame:
     for model in results.models:
         measured = results.throughput[model]
         for variant in results.variants_of(model):
-            if measured.counted(variant) is None:
-                raise UserError(
-                    f"the throughput of model {model} was measured without variant {variant}: "
-                    f"delete {results.folder / 'throughput' / model}.json and run "
-                    "`snakemake --cores all`"
-                )
             for condition in (BASE, *results.settings["conditions"]):
                 name = variant if condition == BASE else f"{variant}-{condition}"
                 known, timed = measured.counted(name), measured.variants.get(name)
@@ -75,22 +68,21 @@ def parameters_data(results: Results) -> pd.DataFrame:
 
 def how_measured(results: Results) -> str:
     """Device and settings of the throughput measurement, said once where all models agree."""
-    models_of: dict[str, list[str]] = {}
+    found: dict[str, str] = {}
     for model in results.models:
         measured = results.throughput[model]
         where = measured.device
         if where == "cpu":
             where = f"{measured.hardware['cpu']}, {counted(measured.threads, 'thread')}"
-        how = (
+        found[model] = (
             f"{where}, {measured.precision}{', compiled' * measured.compile}"
             f"{', deterministic algorithms' * measured.deterministic}, "
             f"batch {measured.batch_size} × context {measured.block_size}, "
             f"{measured.rounds} rounds"
         )
-        models_of.setdefault(how, []).append(model)
-    if len(models_of) == 1:
-        return next(iter(models_of))
-    return "; ".join(f"{', '.join(models)}: {how}" for how, models in models_of.items())
+    if len(set(found.values())) == 1:
+        return found[results.models[0]]
+    return "; ".join(f"{model}: {how}" for model, how in found.items())
 
 
 @exhibits.table(
@@ -104,7 +96,8 @@ def parameters_table(results: Results) -> Table:
     data = parameters_data(results)
     files = [results.throughput[model] for model in results.models]
     others = dict.fromkeys(other for file in files for other in file.others)
-    own = {file.implementation for file in files} - {None}
+    own = {file.implementation for file in files if file.implementation}
+    by = f", by the implementation {' or '.join(sorted(own))}" if own else ""
     # As throughput times them.
     eager = " (eager)" * any(file.compile and file.device == "cpu" for file in files)
 
@@ -126,7 +119,6 @@ def parameters_table(results: Results) -> Table:
             Col("Peak memory (MiB)", memory),
         ],
         "Median [quartiles] over the timed rounds. Step time: over the plain residual's in the "
-        f"same round{'; that of the ' * bool(own)}{' and '.join(sorted(map(str, own)))}"
-        f"{' implementation' * bool(own)}. FLOPs: of the matrix products. Memory: the most that a "
-        "training step holds.",
+        f"same round{by}. FLOPs: of the matrix products. Memory: the most that a training step "
+        "holds.",
     )

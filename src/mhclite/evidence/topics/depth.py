@@ -199,7 +199,6 @@ def draw(axes: Axes, results: Results, panel: Panel, corpus: str) -> bool:
     alt="Four panels of curves over the number of layers, one colour and marker for each variant.",
     heading="loss",
     needs="depths",
-    printed="several depths",
 )
 def depth(results: Results) -> Figure:
     """Four quantities over depth, of the study's first corpus."""

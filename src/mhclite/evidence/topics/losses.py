@@ -1,10 +1,11 @@
-"""Every variant in one row, the final losses of every cell and seed, and the way to them."""
+"""Every variant in one row, the final losses of every cell and seed, and the way to them: losses
+and norms of the gradient over training.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -25,14 +26,13 @@ from mhclite.evidence.frame import (
     values,
 )
 from mhclite.evidence.results import Results, evenly_spaced
-from mhclite.evidence.statistics import BASELINE, far_off
+from mhclite.evidence.statistics import BASELINE
 from mhclite.evidence.style import (
     FAINT,
     SEED_LINE,
     empty_state,
     grid,
     plain_log,
-    remark,
     runs_and_means,
     variant_legend,
 )
@@ -42,7 +42,6 @@ from mhclite.evidence.tables import (
     Record,
     Table,
     counted,
-    listed,
     mean_and_half,
     metric,
     number,
@@ -58,7 +57,6 @@ POINTS = 200  # of a curve; a panel is 3 inches wide
 # --- every variant at the deepest model -----------------------------------------------------
 
 MEANS = (LOSS, "gain_forward_peak", "product_max_deviation")
-MOST = 6  # columns
 
 
 def overview_data(results: Results) -> pd.DataFrame:
@@ -92,20 +90,19 @@ def overview_data(results: Results) -> pd.DataFrame:
     heading="claims",
 )
 def overview_table(results: Results) -> Table:
-    """At most `MOST` columns: what no variant has is left out, then the last ones."""
-    minus = f"Minus {results.labels.get(BASELINE, BASELINE)}"
-    loss = Col("Loss", _loss)
+    """Losses of several sizes have a table of their own: the gain stands there in their place."""
+    minus, several = f"Minus {results.labels.get(BASELINE, BASELINE)}", len(results.models) > 1
     *corpus, _, variant = places(results)
-    whole = rows_of(
+    return rows_of(
         overview_data(results),
         [*corpus, variant],
         [
-            loss,
+            *([] if several else [Col("Loss", _loss)]),
             Col(minus, mean_and_half("minus_residual", 3)),
             Col(f"{minus}, one final norm", mean_and_half("minus_fair", 3)),
             metric("product_max_deviation", of=keeps_sums),
             Col("Step time", number("step_time", 2)),
-            metric("gain_forward_peak"),
+            *([metric("gain_forward_peak")] if several else []),
         ],
         f"{results.model_label(deepest_first(results)[0])}, over "
         f"{counted(len(results.seeds), 'seed')}: mean ± half-width, or [ends], of the "
@@ -113,12 +110,6 @@ def overview_table(results: Results) -> Table:
         "by seed, below 0 is better. Sums off: deviation from 1. Step time: the plain residual's "
         "is 1.",
     )
-    names = list(whole.display.columns)
-    # Losses of several sizes have a table of their own.
-    if len(names) > MOST and len(results.models) > 1:
-        names.remove(loss.heading)
-    numeric = [name for name in names[:MOST] if name in whole.numeric]
-    return replace(whole, display=whole.display[names[:MOST]], numeric=numeric)
 
 
 # --- every cell -----------------------------------------------------------------------------
@@ -168,7 +159,7 @@ def results_table(results: Results) -> Table:
         notes=(
             "Nats per token: mean over the completed runs ± half-width of the "
             f"{percent_of(results.confidence)} interval; differences are paired by seed, below 0 "
-            f"is better. *: not below a table of bigrams ({known}).{_far(results)}"
+            f"is better. *: not below a table of bigrams ({known})."
         ),
         data=data,
         display=display.drop(columns=["Corpus"] if len(results.corpora) == 1 else []),
@@ -181,29 +172,7 @@ def _loss(row: Record) -> str:
     return text + f" ({row['n_diverged']} diverged)" * bool(row["n_diverged"])
 
 
-def _far(results: Results) -> str:
-    """The runs that hide in a mean: those that end far from all others of their cell."""
-    found = [
-        f"{results.labels[cell.variant]} at {results.panel_title(cell.corpus, cell.model)} "
-        f"({losses[far]:.3f})"
-        for cell in cells(results)
-        if (far := far_off(losses := values(results, cell))) is not None
-    ]
-    return f" One seed ends far from all others: {listed(found)}." if found else ""
-
-
 # --- over training --------------------------------------------------------------------------
-
-
-def divergence_note(results: Results, corpus: str, model: str) -> str:
-    """Which runs diverged, e.g. `diverged: HC 1 of 5, mHC 2 of 5`; empty if none."""
-    found = {v: values(results, Cell(corpus, model, v), "diverged") for v in results.variants}
-    parts = [
-        f"{results.labels[variant]} {sum(lost.values()):g} of {len(lost)}"
-        for variant, lost in found.items()
-        if sum(lost.values())
-    ]
-    return f"diverged: {', '.join(parts)}" if parts else ""
 
 
 def _counting_lines(panels: Sequence[Axes], losses: dict[str, float]) -> None:
@@ -243,7 +212,6 @@ def over_training(results: Results, column: str, label: str) -> Figure:
                 continue
             runs_and_means(panel, results, thinned(own), column)
             plain_log(panel)
-            remark(panel, divergence_note(results, corpus, model))
         panels[0].set_ylabel(label)
         if column == LOSS:
             _counting_lines(list(panels), results.counting_models[corpus])
@@ -256,7 +224,8 @@ def over_training(results: Results, column: str, label: str) -> Figure:
     title="Validation loss over training",
     caption=(
         "Loss on held-out text. Dotted: models that count single tokens (unigram) and pairs "
-        "(bigram). Bold: mean over the completed runs of {seeds}; thin: each seed. "
+        "(bigram). Bold: mean over the completed runs of {seeds}; thin: each seed, up to a cross "
+        "where it diverged. "
         "Source: curves.csv."
     ),
     alt="Falling curves, one colour and line style for each variant.",
@@ -265,3 +234,20 @@ def over_training(results: Results, column: str, label: str) -> Figure:
 def validation_loss(results: Results) -> Figure:
     """Validation loss over training, beside the counting models."""
     return over_training(results, LOSS, "validation loss (nats/token)")
+
+
+@exhibits.figure(
+    "gradient_norm",
+    title="Gradient norm over training",
+    caption=(
+        "Gradient norm before clipping, mean over the steps before the one shown; the paper's "
+        "Figure 2. Bold: mean over the completed runs of {seeds}; thin: each seed. "
+        "Source: curves.csv."
+    ),
+    alt="Curves on a logarithmic axis, one colour and line style for each variant.",
+    heading="stability",
+    printed="never",
+)
+def gradient_norm(results: Results) -> Figure:
+    """Gradient norm before clipping: mean of the trailing window."""
+    return over_training(results, "grad_norm_window_mean", "gradient norm")

@@ -18,20 +18,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
-from mhclite.connections.registry import VARIANTS
 from mhclite.evidence import exhibits
-from mhclite.evidence.frame import cells, keeps_sums, row
+from mhclite.evidence.frame import cells, deepest_first, keeps_sums, row
 from mhclite.evidence.results import Results
 from mhclite.evidence.statistics import BASELINE
-from mhclite.evidence.style import (
-    FAINT,
-    INK,
-    colour,
-    empty_state,
-    grid,
-    remark,
-    wrapped_grid,
-)
+from mhclite.evidence.style import FAINT, INK, colour, empty_state, grid, wrapped_grid
 from mhclite.evidence.tables import (
     NONE,
     Col,
@@ -43,7 +34,6 @@ from mhclite.evidence.tables import (
     rows_of,
     significant,
 )
-from mhclite.evidence.topics.losses import divergence_note
 
 ROUNDING = 1e-6  # deviations below this are rounding of 32-bit numbers
 MEANS = (
@@ -60,31 +50,13 @@ NOTES = (
 )
 
 
-def deepest_probed(results: Results) -> list[tuple[str, str]]:
-    """(corpus, model): the deepest model of each corpus of which a run was probed."""
-    probed = [
-        place
-        for place in results.panels()
-        if any(results.mixing(*place, variant) for variant in results.variants)
-    ]
-    return list(dict(sorted(probed, key=lambda place: results.n_layer(place[1]))).items())
-
-
-def mixing_columns(results: Results) -> list[Col]:
+def mixing_columns() -> list[Col]:
     """The columns of `MEANS`."""
-    streams = results.settings["connections"]["n_streams"]
-
-    def norm(row: Record) -> str:
-        text = metric("singular_largest").text(row)
-        # What the norm of a product of matrices that are stochastic on one side cannot pass.
-        bounded = VARIANTS[row["variant"]].mixes == "one_sided" and text != NONE
-        return text + f", at most √n = {math.sqrt(streams):.3g}" * bounded
-
     return [
         metric("start_distance", "Moved"),
         metric("product_max_deviation", of=keeps_sums),
         metric("gain_forward_peak"),
-        Col("Largest singular value", norm),
+        metric("singular_largest", "Largest singular value"),
         metric("sinkhorn_share_above_30"),
         metric("knockout_identity", "Lost, H_res = I"),
         metric("knockout_mean", "Lost, H_res = its mean"),
@@ -104,7 +76,7 @@ def mixing_table(results: Results) -> Table:
             row(results, cell, MEANS) for cell in cells(results) if cell.variant != BASELINE
         ),
         places(results),
-        mixing_columns(results),
+        mixing_columns(),
         NOTES.format(level=percent_of(results.confidence)),
     )
 
@@ -130,8 +102,15 @@ def _deviation_axis(axes: Axes, largest: float) -> None:
     heading="mixing",
 )
 def row_sums(results: Results) -> Figure:
-    """Distribution of both sums of H_res: of single matrices, and of the product over depth."""
-    shown = deepest_probed(results)
+    """Distribution of both sums of H_res at the deepest model: of single matrices, and of the
+    product over depth.
+    """
+    model = deepest_first(results)[0]
+    shown = [
+        corpus
+        for corpus in results.corpora
+        if any(results.mixing(corpus, model, variant) for variant in results.variants)
+    ]
     if not shown:
         figure, (panel,) = wrapped_grid(1, 1.6)
         empty_state(panel, "No multi-stream run reached its last step: there is no H_res to show.")
@@ -139,7 +118,7 @@ def row_sums(results: Results) -> Figure:
     variants = [variant for variant in results.variants if variant != BASELINE]
     figure, axes = grid(len(shown), 2, 0.9 + 0.3 * len(variants), sharey=True)
     largest = results.runs[["single_max_deviation", "product_max_deviation"]].max().max()
-    for pair, (corpus, model) in zip(axes, shown, strict=True):
+    for pair, corpus in zip(axes, shown, strict=True):
         for panel, title in zip(pair, (f"single {H_RES}", "product over depth"), strict=True):
             panel.axvspan(-ROUNDING, ROUNDING, color="#eeeeee", zorder=0)
             panel.axvline(0, color=FAINT, linewidth=0.8)
@@ -159,7 +138,6 @@ def row_sums(results: Results) -> Figure:
                 for panel, sums in zip(pair, (single, product), strict=True):
                     quantiles = zip(probes[0].quantile_levels, np.transpose(sums) - 1, strict=True)
                     _box(panel, at, variant, pale, dict(quantiles))
-        remark(pair[0], divergence_note(results, corpus, model))
     figure.legend(
         handles=[
             Patch(color="#eeeeee", label="rounding of 32-bit numbers"),

@@ -5,11 +5,9 @@ rate at which a run ceases to learn.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
@@ -19,7 +17,6 @@ from mhclite.evidence.frame import columns
 from mhclite.evidence.results import Results, critical_rates
 from mhclite.evidence.statistics import BASELINE, minus, t_interval
 from mhclite.evidence.style import (
-    FAINT,
     INK,
     colour,
     empty_state,
@@ -46,28 +43,6 @@ from mhclite.study.sections import BASE
 
 REFERENCES = (BASELINE, "mhc")
 KEYS = ["corpus", "model", "condition", "variant"]
-ABOVE = 0.4  # nats above the unigram model at which the axis ends; diverged runs stand there
-
-
-def draw_line(axes: Axes, variant: str, points: Mapping[Any, Any], bold: bool = True) -> None:
-    """The losses of an arm by rate."""
-    axes.plot(
-        list(points),
-        list(points.values()),
-        color=colour(variant),
-        linestyle=line_style(variant),
-        linewidth=1.2 if bold else 0.5,
-        marker=marker(variant),
-        markersize=3.6 if bold else 2,
-    )
-
-
-def rate_axis(axes: Axes, tried: Sequence[float], title: str, label: str) -> None:
-    """The rates tried, logarithmic, and the names of both axes."""
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(tried)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    axes.set(title=title, xlabel=label, ylabel="validation loss (nats/token)")
 
 
 # --- the rates of a sweep -------------------------------------------------------------------
@@ -162,13 +137,26 @@ def loss_against_rate(results: Results) -> Figure:
         for arm, grid in zip(own, grids, strict=True):
             variant, rate = arm["variant"], arm["rate"]
             points = {rate: loss for rate, loss in grid.items() if loss is not None}
-            draw_line(panel, variant, points, bold=arm["condition"] == BASE)
+            bold = arm["condition"] == BASE
+            panel.plot(
+                list(points),
+                list(points.values()),
+                color=colour(variant),
+                linestyle=line_style(variant),
+                linewidth=1.2 if bold else 0.5,
+                marker=marker(variant),
+                markersize=3.6 if bold else 2,
+            )
             diverged = [rate for rate in grid if rate not in points]
             panel.plot(diverged, [max(finite)] * len(diverged), "x", color=colour(variant))
             if rate in points:
                 panel.plot([rate], [points[rate]], "o", color=colour(variant), mfc="none", ms=8)
         tried = sorted({rate for grid in grids for rate in grid})
-        rate_axis(panel, tried, results.panel_title(corpus, model), "peak learning rate")
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(tried)
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        panel.set(title=results.panel_title(corpus, model))
+        panel.set(xlabel="peak learning rate", ylabel="validation loss (nats/token)")
     ring = Line2D([], [], color=INK, linestyle="none", marker="o", fillstyle="none", label="chosen")
     variant_legend(figure, results.variants, results.labels, markers=True, extra=[ring])
     return figure
@@ -246,44 +234,3 @@ def stress_table(results: Results) -> Table:
         f"{percent_of(results.confidence)} interval); seeds beyond x {tried} count with the end. "
         "Octaves: paired differences ± half-width.",
     )
-
-
-@exhibits.figure(
-    "stress_rates",
-    title="Final loss at multiples of the learning rate",
-    caption=(
-        "Loss at multiples of the study's learning rate. Lines: means over {seeds}; points: runs; "
-        "crosses: runs that failed. Losses far above the unigram model (dotted) stand at the upper "
-        "end. Source: critical/."
-    ),
-    alt="Rising curves over the learning rate, one colour, marker and line style each.",
-    heading="stability",
-    needs="critical_rate",
-)
-def stress_rates(results: Results) -> Figure:
-    """Final loss against the learning rate, a panel for each size and condition that has runs."""
-    by_panel = results.all_runs.groupby(KEYS[:3], observed=True, sort=True)
-    panels = {tuple(map(str, key)): runs for key, runs in by_panel}
-    common = results.settings["critical_rate"]["factors"]
-    figure, axes = wrapped_grid(len(panels), 2.8)
-    for panel, ((corpus, model, condition), runs) in zip(axes, panels.items(), strict=True):
-        unigram = results.counting_models[corpus]["unigram"]
-        top = unigram + ABOVE
-        for variant in results.variants:
-            own = runs.loc[runs["variant"] == variant, "run"]
-            if own.empty:
-                continue
-            tries = pd.DataFrame(vars(one) for run in own for one in results.critical[run].tries)
-            loss = tries["validation_loss"].astype("float64").fillna(top).clip(upper=top)
-            for failed, shape in ((False, "."), (True, "x")):
-                part = tries["failed"] == failed
-                points = tries["factor"][part], loss[part]
-                panel.plot(*points, shape, color=colour(variant), markersize=3, alpha=0.5)
-            draw_line(panel, variant, loss.groupby(tries["factor"]).mean()[common].to_dict())
-        panel.axhline(unigram, color=FAINT, linewidth=0.8, ls=":")
-        title = results.panel_title(corpus, model) + f", {condition}" * (condition != BASE)
-        rate = results.settings["models"][model]["learning_rate"]
-        rate_axis(panel, common, title, f"multiple of the learning rate {rate:g}")
-    cross = Line2D([], [], color=INK, linestyle="none", marker="x", label="failed")
-    variant_legend(figure, results.variants, results.labels, extra=[cross])
-    return figure
