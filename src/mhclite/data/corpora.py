@@ -50,13 +50,11 @@ class Source:
         entry: the manifest's `source`. Of local files, its `files` have yet to be described: their
             SHA-256 is taken while they are examined.
         paths: the files, in the order of reading.
-        identity: as JSON, something that differs if the files differ, known without reading them.
         check: called after a whole reading; raises where a file changed meanwhile.
     """
 
     entry: SourceEntry
     paths: list[str]
-    identity: Any
     check: Callable[[], None] = lambda: None
 
 
@@ -93,7 +91,7 @@ def _embedded() -> Source:
         files=(SourceFile(EMBEDDED.name, EMBEDDED_SHA256, EMBEDDED.stat().st_size),),
         license="public domain (17 U.S.C. 105)",
     )
-    return Source(entry, [str(EMBEDDED)], EMBEDDED_SHA256)
+    return Source(entry, [str(EMBEDDED)])
 
 
 def _archive(corpus: dict[str, Any], downloads: Path) -> Source:
@@ -107,7 +105,7 @@ def _archive(corpus: dict[str, Any], downloads: Path) -> Source:
         files=(SourceFile(location, sha256, size),),
         license=corpus["license"],
     )
-    return Source(entry, [path.as_posix() for path in paths], sha256)
+    return Source(entry, [path.as_posix() for path in paths])
 
 
 def _files(corpus: dict[str, Any]) -> Source:
@@ -127,7 +125,7 @@ def _files(corpus: dict[str, Any]) -> Source:
     entry = SourceEntry(
         kind="files", description=f"local files {corpus['files']}", license=corpus["license"]
     )
-    return Source(entry, [path for path, _, _ in before], before, check=check)
+    return Source(entry, [path for path, _, _ in before], check)
 
 
 def content(corpus: dict[str, Any], folder: Path) -> list[list[str]] | None:
@@ -222,7 +220,7 @@ def _hub(corpus: dict[str, Any], lock: CorporaLock) -> Source:
         revision=revision,
         license=license,
     )
-    return Source(entry, paths, revision)
+    return Source(entry, paths)
 
 
 def newest_or_pinned(

@@ -58,8 +58,8 @@ from mhclite.data.reading import examine
 from mhclite.data.tokenization import TOKENIZER, TextTokenizer, load, make
 from mhclite.data.tokens import TokenSplit
 from mhclite.errors import UserError
-from mhclite.files import digest_of, read_json, sha256_of, write_json
-from mhclite.records import Misfit, build, to_json
+from mhclite.files import digest_of, sha256_of, write_text
+from mhclite.records import to_json
 from mhclite.runs.code import digest_of_modules
 from mhclite.runs.provenance import versions
 from mhclite.study.sections import Corpus, Name, Settings, Tokenizer
@@ -77,7 +77,7 @@ PREPARATION = (
     "mhclite.data.tokenization",
     "mhclite.data.tokens",
 )
-PLAN = "plan.json"
+PLAN = "plan.txt"  # a digest of what the parts are made of
 HALF_WRITTEN = re.compile(r"\.(train|validation|tokenizer|manifest).*\.tmp")
 
 
@@ -110,7 +110,8 @@ def prepare(
         shutil.rmtree(folder / WORK, ignore_errors=True)
         return done
     source = open_source(settings["corpus"], lock, folder.parent / "downloads")
-    entry, parts = _plan(settings, source, folder, processes, part_bytes)
+    entry, parts = _plan(settings, source, processes, part_bytes)
+    _begin(settings, entry, parts, folder)
     documents = sum(part.documents for part in parts)
 
     splitter = Splitter.of(settings["corpus"], documents)
@@ -188,35 +189,11 @@ def _already_prepared(settings: dict[str, Any], folder: Path, lock: Path) -> Man
 
 
 def _plan(
-    settings: dict[str, Any], source: Source, folder: Path, processes: int, part_bytes: int
+    settings: dict[str, Any], source: Source, processes: int, part_bytes: int
 ) -> tuple[SourceEntry, list[Part]]:
-    """The manifest's `source` and the corpus in parts: from an earlier start, or made now."""
-    # Whatever would make other shards. A part is not taken over from other code or libraries.
-    key = digest_of(
-        {
-            "settings": settings,
-            "files": [source.identity, source.paths],
-            "part_bytes": part_bytes,
-            "schema": SCHEMA,
-            "code": digest_of_modules(PREPARATION),
-            "versions": versions("numpy", "pyarrow", "tiktoken", "tokenizers"),
-        }
-    )
-    path = folder / WORK / PLAN
-    if not (folder / MANIFEST).exists() and path.exists():
-        try:
-            plan = read_json(path)
-            if plan["key"] == key:
-                entry = build(SourceEntry, plan["source"])
-                parts = [build(Part, part) for part in plan["parts"]]
-                log.info("going on with what was begun in %s", folder)
-                _remove(folder, HALF_WRITTEN)  # by processes that were killed
-                return entry, parts
-        except (UserError, KeyError, TypeError, Misfit):
-            log.warning("%s is damaged: starting anew", path)
-    entry = source.entry
+    """The manifest's `source` and the corpus in parts."""
+    entry, corpus = source.entry, settings["corpus"]
     log.info("reading %s", entry.description)
-    corpus = settings["corpus"]
     with ThreadPoolExecutor(processes) as pool:
         examined = list(pool.map(lambda path: examine(path, corpus["text_field"]), source.paths))
     pieces = list(chain.from_iterable(file.pieces for file in examined))
@@ -235,10 +212,29 @@ def _plan(
             for path, file in zip(source.paths, examined, strict=True)
         ]
         entry = replace(entry, files=tuple(described))
-    _clear(folder)
-    parts = divide(pieces, part_bytes, corpus["max_documents"])
-    write_json(path, {"key": key, "source": to_json(entry), "parts": to_json(parts)})
-    return entry, parts
+    return entry, divide(pieces, part_bytes, corpus["max_documents"])
+
+
+def _begin(settings: dict[str, Any], entry: SourceEntry, parts: list[Part], folder: Path) -> None:
+    """Keep what an earlier start finished of the same parts, and nothing else."""
+    # Whatever would make other shards. A part is not taken over from other code or libraries.
+    key = digest_of(
+        {
+            "settings": settings,
+            "source": to_json(entry),
+            "parts": to_json(parts),
+            "schema": SCHEMA,
+            "code": digest_of_modules(PREPARATION),
+            "versions": versions("numpy", "pyarrow", "tiktoken", "tokenizers"),
+        }
+    )
+    path = folder / WORK / PLAN
+    if not (folder / MANIFEST).exists() and path.exists() and path.read_bytes() == key.encode():
+        log.info("going on with what was begun in %s", folder)
+        _remove(folder, HALF_WRITTEN)  # by processes that were killed
+    else:
+        _clear(folder)
+        write_text(path, key)
 
 
 def _clear(folder: Path) -> None:

@@ -140,7 +140,7 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(
     if change == "files":
         (tmp_path / "files" / "3.jsonl").write_text(json.dumps({"text": "one text instead"}))
     if change == "plan":
-        (out / "parts" / "plan.json").write_text("[]")
+        (out / "parts" / "plan.txt").write_text("")
     prepare(chosen, out, tmp_path / "lock.json", part_bytes=3000)
     prepare(chosen, tmp_path / "whole", tmp_path / "lock.json", part_bytes=3000)
     assert content(out) == content(tmp_path / "whole")
