@@ -87,8 +87,7 @@ def test_a_winner_at_the_edge_of_all_that_was_tried_is_followed() -> None:
 
 
 def test_of_equal_rates_the_smaller_wins() -> None:
-    assert follow({-1: 3.2, 0: 3.0, 1: 3.0}, {0: 2.9, 1: 2.9})[0].power == 0
-    # Level ground is no bracket: it goes down to the end.
+    """Level ground is no bracket: it goes down to the end."""
     assert follow(dict.fromkeys(range(-9, 9), 3.0))[0] == Choice(False, None, (-3, 1))
 
 
