@@ -198,14 +198,8 @@ def test_what_is_refused_changes_nothing(study: Study, capsys: pytest.CaptureFix
     assert not list(Path("results").glob(".merge.*"))
 
 
-def test_a_bundle_says_what_it_leaves_out_and_what_cannot_train(
-    study: Study, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_cannot_train_is_not_packed(study: Study) -> None:
     document = yaml.safe_load(Path("study.yaml").read_text())
-    document["critical_rate"] = {"factors": [1, 2], "halvings": 1, "below_unigram": 0.1}
-    Path("study.yaml").write_text(yaml.safe_dump(document))
-    home.pack(Path("study.yaml"), Path("some"))
-    assert "critical learning rates is not packed" in caplog.text
     document["training"] |= {"processes": 2, "nodes": 2}
     Path("study.yaml").write_text(yaml.safe_dump(document))
     with pytest.raises(UserError, match="a bundle is for one machine"):

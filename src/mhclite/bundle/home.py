@@ -93,11 +93,6 @@ def pack(study_file: Path, out: Path) -> None:
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
         folder = Path(work) / out.name
         _fill(folder, study, corpora)
-        if study.critical_rate:
-            log.warning(
-                "the search for critical learning rates is not packed: after `bundle merge`, "
-                "snakemake makes it on the machine that it runs on"
-            )
         folder.replace(out)
 
 

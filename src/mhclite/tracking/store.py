@@ -63,12 +63,8 @@ def held(file: IO[str]) -> None:
 
 
 def artifact_root(database: Path) -> Path:
-    """Where an SQLite store keeps artifacts: beside it, in one folder per study.
-
-    A second store in the same folder has its own: each removes folders that it does not know.
-    """
-    own = "mlartifacts" if database.name == "mlflow.db" else f"{database.stem}-artifacts"
-    return database.parent / own
+    """Where an SQLite store keeps artifacts: beside it, in one folder per study."""
+    return database.parent / "mlartifacts"
 
 
 class Store:
@@ -113,24 +109,16 @@ class Store:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
 
-    def purge(self, run: Run) -> None:
-        """Delete a run for good; a server only marks it as deleted, until `mlflow gc` there."""
+    def purge(self, experiment: str, run: Run) -> None:
+        """Delete a run of the experiment of that name for good; a server only marks it as deleted,
+        until `mlflow gc` there."""
         if run.info.lifecycle_stage != "deleted":
             self.client.delete_run(run.info.run_id)
         if self.database is not None:
             # What `mlflow gc` does, whose import takes 4 s: the client only marks it as deleted.
             self.client._tracking_client.store._hard_delete_run(run.info.run_id)
-
-    def remove_artifacts(self, experiment: str, known: set[str]) -> None:
-        """Remove the artifacts of all runs but those `known` in the experiment of that name.
-
-        The others were purged, or the store was deleted and its artifacts were not.
-        """
-        if self.database is None:
-            return
-        for folder in (artifact_root(self.database) / experiment).glob("*/"):
-            if re.fullmatch("[0-9a-f]{32}", folder.name) and folder.name not in known:
-                shutil.rmtree(folder)
+            folder = artifact_root(self.database) / experiment / run.info.run_id
+            shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:
         """Let go of the database file."""
@@ -147,8 +135,8 @@ def _failure(uri: str, database: Path | None, error: Exception) -> str:
         )
     return (
         f"{database} cannot be used as an MLflow store ({reason(error)}): run the same command "
-        "again when no other program writes to it; if it is damaged, delete it first: everything "
-        "of mhclite in it is rebuilt from results/"
+        "again when no other program writes to it; if it is damaged, delete it and mlartifacts/ "
+        "first: everything of mhclite in it is rebuilt from results/"
     )
 
 

@@ -52,20 +52,16 @@ def synchronise(store: Store, study: dict[str, Any], runs: list[TrackedRun]) -> 
     experiment = store.experiment(name, tags)
     wanted = {run.name: run for run in runs}
     kept: dict[str, str] = {}  # run -> its id in MLflow
-    of_others: set[str] = set()
     for old in store.runs(experiment):
         tags = old.data.tags
-        if RUN_TAG not in tags:
-            of_others.add(old.info.run_id)
+        if RUN_TAG not in tags:  # not ours
             continue
         run_name = tags[RUN_TAG]
         same = run_name in wanted and tags.get(DIGEST_TAG) == wanted[run_name].digest
         if same and run_name not in kept and old.info.lifecycle_stage == "active":
             kept[run_name] = old.info.run_id
             continue
-        store.purge(old)
-    store.remove_artifacts(name, of_others | set(kept.values()))
-
+        store.purge(name, old)
     new = [run for run in runs if run.name not in kept]
     unchanged = len(kept)
     for run in new:
