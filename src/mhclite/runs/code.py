@@ -10,6 +10,7 @@ import ast
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
@@ -116,16 +117,17 @@ def _parsed(path: Path) -> tuple[str, frozenset[str]]:
     than all else that Snakemake does before its first job."""
     source = path.read_bytes()
     of = hashlib.sha256(Path(__file__).read_bytes() + source).hexdigest()
-    kept = path.parent / "__pycache__" / f"{path.stem}.parsed.json"
+    kept = path.parent / "__pycache__" / f"{path.stem}.parsed"
     # Whatever is wrong with it, it can be made again.
-    with suppress(OSError, ValueError, TypeError, LookupError):
-        found = json.loads(kept.read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError, TypeError, LookupError, zlib.error):
+        found = json.loads(zlib.decompress(kept.read_bytes()))
         if found["of"] == of:
             return found["text"], frozenset(found["imported"])
     text, imported = _parse(source)
     beside = kept.with_name(f"{kept.name}.{os.getpid()}")  # several processes start at once
     with suppress(OSError):  # a package that cannot be written to
-        beside.write_text(json.dumps({"of": of, "text": text, "imported": sorted(imported)}))
+        content = json.dumps({"of": of, "text": text, "imported": sorted(imported)})
+        beside.write_bytes(zlib.compress(content.encode()))
         beside.replace(kept)
     return text, imported
 
