@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -14,19 +13,11 @@ from typing import IO, Any
 
 from mhclite.errors import UserError
 
-# What a file system answers that has no locks, or cannot sync; 524 is Linux's own ENOTSUPP.
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, 524)
-NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, 524)
-
 
 def sync(file: IO[Any]) -> None:
-    """Force what was written to disk, where the file system can do that."""
+    """Force what was written to disk."""
     file.flush()
-    try:
-        os.fsync(file.fileno())
-    except OSError as error:
-        if error.errno not in NO_SYNC:
-            raise
+    os.fsync(file.fileno())
 
 
 @contextmanager
@@ -55,14 +46,13 @@ def lock(file: IO[Any] | int, how: int = fcntl.LOCK_EX) -> None:
     """
     try:
         fcntl.flock(file, how)
+    except BlockingIOError:
+        raise
     except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
         where = Path.cwd() if isinstance(file, int) else Path(file.name).resolve()
         raise UserError(
-            f"the file system of {where} cannot lock files ({error.strerror}), "
-            "and results are written on one that can (flock): have it mounted so (Lustre: `-o "
-            "flock`; NFS: with lockd), or use a checkout on another"
+            f"the file system of {where} cannot lock files ({error.strerror}): have it mounted so "
+            "that it can (Lustre: `-o flock`; NFS: with lockd), or use a checkout on another"
         ) from None
 
 

@@ -137,7 +137,7 @@ BAD: dict[str, tuple[Any, list[str]]] = {
     "not bracketed": (
         {"arms": [{**ENTRY, "variant": "residual", "rate": None, "bracketed": False,
                    "trials": TRIALS}]},
-        ["variant: residual", "not bracketed by 0.25, 0.5", "sweep.widest", "by hand"],
+        ["variant: residual", "no bracketed rate", "sweep.widest", "by hand"],
     ),
 }  # fmt: skip
 

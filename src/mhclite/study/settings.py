@@ -273,18 +273,13 @@ class Study(Settings):
         found = rates.by_arm.get((corpus, model, condition, variant))
         if found is not None and found.rate is not None:
             return found.rate
-        under = "" if condition == BASE else f", condition: {condition}"
-        arm = f"corpus: {corpus}, model: {model}{under}, variant: {variant}"
-        if found is None:
-            raise ValueError(
-                f"learning_rates: {rates.file} has no entry for {arm}: sweep it, or add "
-                f"`- {{{arm}, rate: NUMBER}}` to its `arms` by hand"
-            )
-        ends = ", ".join(f"{rate:g}" for rate in sorted({trial.rate for trial in found.trials}))
-        why = "every finalist diverged" if found.bracketed else f"not bracketed by {ends}"
+        arm = f"corpus: {corpus}, model: {model}, condition: {condition}, variant: {variant}"
+        why = "entry"
+        if found is not None:
+            why = "rate, as every finalist diverged," if found.bracketed else "bracketed rate"
         raise ValueError(
-            f"learning_rates: {rates.file} has no rate for {arm} ({why}): sweep it wider "
-            "(sweep.widest), or write its `rate` there by hand"
+            f"learning_rates: {rates.file} has no {why} for {arm}: sweep it (sweep.widest), or "
+            "write its `rate` there by hand"
         )
 
     def _runs(
