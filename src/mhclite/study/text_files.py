@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mhclite.errors import UserError
+from mhclite.study.sections import RESULTS
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 READABLE = ", ".join(SUFFIXES)
@@ -28,6 +29,8 @@ def matching(pattern: str) -> list[Path]:
             f"no file matches {pattern!r} (looked in {Path.cwd()}): name files of {READABLE}, for "
             "example 'folder/**/*.txt'; a bracket in a name is written [[]"
         )
+    if any(path.resolve().is_relative_to(RESULTS.resolve()) for path in files):
+        raise UserError(f"{pattern!r}: a corpus cannot be made of results/, which studies write")
     readable(files, f"the glob {pattern!r}")
     return files
 
