@@ -41,10 +41,7 @@ def json_argument(text: str, what: str) -> dict[str, Any]:
 def run_arguments(arguments: list[str]) -> list[str]:
     """Run ids given one by one or, one per line, in files named `@FILE`."""
     runs = [run for text in arguments for run in _text_argument(text, "--run").split()]
-    twice = sorted({run for run in runs if runs.count(run) > 1})
-    if twice:
-        raise UserError(f"--run: {twice[0]} is given twice")
-    return runs
+    return list(dict.fromkeys(runs))
 
 
 def positive_int(text: str) -> int:

@@ -55,18 +55,16 @@ def test_parameters_of_the_papers_models(tmp_path: Path) -> None:
         assert rows[model, "mhc"].hours is None
 
 
-@pytest.fixture(scope="module")
-def study() -> Study:
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> Study:
+    """The smoke study, whose parameters nobody counts, which takes seconds."""
+    monkeypatch.setattr(step, "counts", lambda *_: (1000, 1e6))
     return load_study(CONFIG / "smoke.yaml")
 
 
 def test_hours_come_from_the_measured_throughput(
-    study: Study,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(step, "counts", lambda *_: (1000, 1e6))  # which takes seconds
     speeds = {v: 1000.0 * (at + 1) for at, v in enumerate(study.variants)}
     for model in study.models:
         write_json(
@@ -113,7 +111,6 @@ def test_hours_come_from_a_benchmark_file(study: Study, tmp_path: Path) -> None:
         speeds(study, "d2", tmp_path / "other.json")
 
 
-@pytest.mark.slow
 def test_nothing_is_said_that_was_not_measured(study: Study, tmp_path: Path) -> None:
     text = describe(study, tmp_path)
     assert "Time: not measured" in text
