@@ -27,18 +27,14 @@ STUDY = "config/mine.yaml"
 OUT = Path("results/mine")
 
 
-def put(path: Path, before: str, text: str) -> None:
-    """Insert text before the first place that is so."""
-    content = path.read_text()
-    assert before in content, (path, before)
-    path.write_text(content.replace(before, text + before, 1))
-
-
 def add(checkout: Checkout, variant: str, source: str, entry: str) -> None:
     """As the page says: the file, and the entry at the end of the registry."""
     connections = checkout.folder / "src/mhclite/connections"
     (connections / f"{variant}.py").write_text(source)
-    put(connections / "registry.py", "}\n\n\ndef check_streams", entry)
+    registry, end = connections / "registry.py", "}\n\n\ndef check_streams"
+    content = registry.read_text()
+    assert end in content
+    registry.write_text(content.replace(end, entry + end, 1))
 
 
 def python(checkout: Checkout, *arguments: str) -> str:

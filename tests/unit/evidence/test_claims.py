@@ -20,10 +20,13 @@ from mhclite.evidence.collect import tidy
 from mhclite.evidence.findings import Finding, claims_of, evaluate
 from mhclite.evidence.frame import Cell, claim_values, condition_of
 from mhclite.evidence.results import Results, load_results
+from mhclite.evidence.statistics import Comparison
 from mhclite.evidence.tables import markdown, rounded
 from mhclite.evidence.topics.claims import (
+    claim_rows,
     claims_data,
     claims_table,
+    effect_text,
     verdicts_table,
 )
 from mhclite.study.sections import Condition
@@ -79,15 +82,17 @@ def judge(results: Results, **claim: Any) -> Finding:
     return evaluate(results, parse_claims([{**GOOD, **claim}], "here"))[0]
 
 
+def compared(finding: Finding) -> Comparison:
+    """The comparison of a claim that has one."""
+    assert finding.row.comparison is not None
+    return finding.row.comparison
+
+
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Results:
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     study = make_study(models={"d2": 2, "d4": 4}, seeds=SEEDS, conditions=FAIR)
-    return load_results(build_results(tmp_path_factory.mktemp("claims"), study, diverged=()))
-
-
-@pytest.fixture(scope="module")
-def results(bare: Results) -> Results:
-    return measured(bare, MEASURED)
+    folder = build_results(tmp_path_factory.mktemp("claims"), study, diverged=())
+    return measured(load_results(folder), MEASURED)
 
 
 @pytest.fixture(scope="module")
@@ -138,20 +143,17 @@ def test_the_file_is_valid_and_every_claim_is_judged(found: dict[str, Finding]) 
 
 def test_a_difference_is_traced_by_hand(found: dict[str, Finding]) -> None:
     finding = found["lite_beats_residual"]
-    d = [
-        final_loss("sotu", 4, "mhc_lite", seed) - final_loss("sotu", 4, "residual", seed)
-        for seed in SEEDS
-    ]
+    own, other = (
+        np.array([final_loss("sotu", 4, variant, seed) for seed in SEEDS])
+        for variant in ("mhc_lite", "residual")
+    )
     assert [row.model for row in finding.rows] == ["d2", "d4"]
-    assert finding.row.model == "d4"  # the deepest decides
-    assert finding.row.comparison is not None
-    assert finding.row.comparison.interval.mean == pytest.approx(np.mean(d))
-    assert finding.verdict == "supported"
-    assert finding.p is not None
-    assert finding.row.comparison.p is not None
-    assert finding.p > finding.row.comparison.p
-    assert found["jpm_beats_mhc"].verdict == "contradicted"  # 0.02 worse in the builder
-    assert found["jpm_beats_mhc"].reason.startswith("at this size; it was claimed at 7M")
+    assert (finding.row.model, finding.verdict) == ("d4", "supported")  # the deepest decides
+    assert compared(finding).interval.mean == pytest.approx(np.mean(own - other))
+    assert (finding.p or 0) > (compared(finding).p or 1)
+    worse = found["jpm_beats_mhc"]  # by 0.02 in the builder
+    assert worse.verdict == "contradicted"
+    assert worse.reason.startswith("at this size; it was claimed at 7M")
 
 
 def test_bounds_counts_and_rounds(results: Results, found: dict[str, Finding]) -> None:
@@ -163,8 +165,7 @@ def test_bounds_counts_and_rounds(results: Results, found: dict[str, Finding]) -
     fewer = found["krom_fewer_parameters_than_mhc"]
     assert (fewer.verdict, fewer.reason) == ("counted", "does not hold: 24,000 against 16,000")
     slower = found["lite_faster_than_mhc"]  # later in the list: slower in the builder
-    assert slower.row.comparison is not None
-    assert slower.row.comparison.interval.mean == pytest.approx(math.log(2.0 / 1.75))
+    assert compared(slower).interval.mean == pytest.approx(math.log(2.0 / 1.75))
     # Without spread nothing is decided: the builder's rounds all have one ratio.
     assert (slower.verdict, slower.reason) == ("inconclusive", "no spread over seeds")
 
@@ -174,18 +175,10 @@ def test_a_bound_of_logarithms(results: Results) -> None:
              "threshold": 2.0}  # fmt: skip
     gains = measured(results, gain_forward_peak=lambda row: 4 * math.exp(wobble(row["seed"])))
     above = judge(gains, **bound, direction="higher")
-    assert above.row.comparison is not None
-    assert above.row.comparison.interval.mean == pytest.approx(-math.log(2))
+    assert compared(above).interval.mean == pytest.approx(-math.log(2))
     assert above.verdict == "supported"
     assert judge(gains, **bound).verdict == "contradicted"
-    text = markdown(claims_table(replace_claims(gains, [{**GOOD, **bound}])))
-    assert "| 4.00 [3.99, 4.01]" in text
-
-
-def replace_claims(results: Results, claims: list[dict[str, Any]]) -> Results:
-    """The study, asked other claims."""
-    full = [claim.model_dump(mode="json") for claim in parse_claims(claims, "here")]
-    return replace(results, study={**results.study, "claims": full})
+    assert effect_text(claim_rows(judge(gains, **bound))[0]) == "4.00 [3.99, 4.01]"
 
 
 def test_trends(results: Results) -> None:
@@ -208,19 +201,11 @@ def test_trends(results: Results) -> None:
 
 def test_a_trend_at_equal_parameters(results: Results) -> None:
     """Four times the layers at half the width; the size that is no match is left out."""
-    trend = {"kind": "trend", "metric": "validation_loss", "variant": "mhc", "reference": "hc",
-             "equal_parameters": True}  # fmt: skip
-
-    def found(deep: int, shallow: int, layers: int) -> Finding:
-        sizes = {"d2": {"n_embd": shallow, "n_layer": layers}, "d4": {"n_embd": deep}}
+    trend = {"kind": "trend", "metric": "validation_loss", "equal_parameters": True}
+    for shallow, layers, verdict in ((128, 2, "not tested"), (128, 1, "inconclusive")):
+        sizes = {"d2": {"n_embd": shallow, "n_layer": layers}, "d4": {"n_embd": 64}}
         models = {name: {**m, **sizes[name]} for name, m in results.settings["models"].items()}
-        return judge(with_settings(results, models=models), **trend)
-
-    for deep, shallow, layers in ((64, 128, 2), (128, 64, 1)):
-        assert found(deep, shallow, layers).verdict == "not tested"  # one depth has no trend
-    values = found(64, 128, 1).row.values
-    assert values is not None
-    assert set(values) == set(SEEDS)
+        assert judge(with_settings(results, models=models), **trend).verdict == verdict
 
 
 def test_spikes_are_counted_and_few_decide_nothing(results: Results) -> None:
@@ -232,8 +217,7 @@ def test_spikes_are_counted_and_few_decide_nothing(results: Results) -> None:
     assert found.row.numbers == "0 against 15"
     judged = 60 - 10 - 16
     assert found.row.values == pytest.approx(dict.fromkeys(SEEDS, -3 * 1000 / judged))
-    assert found.row.comparison is not None
-    assert found.row.comparison.p == 2 / 32  # five seeds cannot decide a count
+    assert compared(found).p == 2 / 32  # five seeds cannot decide a count
     assert found.verdict == "inconclusive"
 
 
@@ -443,11 +427,6 @@ def test_a_cost_that_other_windows_could_turn_is_not_shown(results: Results) -> 
         found = judge(study, **claim)
         assert (error, found.verdict) == (error, verdict)
     assert found.reason == "other text could turn it"
-    assert found.row.comparison is not None
-    assert found.row.windows is not None
-    half, apart = found.row.comparison.interval.half_width, found.row.windows
-    assert half is not None
-    assert (apart[1] - apart[0]) / 2 == pytest.approx(math.hypot(half, 1.959964 * 0.01))
 
 
 # --- divergence and documents -----------------------------------------------------------------

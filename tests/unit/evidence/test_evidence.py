@@ -21,7 +21,9 @@ from mhclite.errors import UserError
 from mhclite.evidence import style
 from mhclite.evidence.evidence import found_text, write
 from mhclite.evidence.exhibits import FIGURES, TABLES, shown
-from mhclite.evidence.publish import publish, rebuild
+from mhclite.evidence.findings import findings_of
+from mhclite.evidence.publish import FIGURE, current, publish, rebuild, with_texts, write_pages
+from mhclite.evidence.report import verdict_counts
 from mhclite.evidence.results import Results
 from mhclite.files import write_json
 from mhclite.records import to_json
@@ -51,7 +53,9 @@ def files_of(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     results = tmp_path_factory.mktemp("evidence")
-    study = make_study(models={"d1": 1}, seeds=(0, 1), steps=30)
+    study = make_study(
+        models={"d1": 1, "d2": 2}, variants=("residual", "hc", "mhc"), seeds=(0, 1), steps=30
+    )
     folder = build_results(results, study, diverged=())
     write_json(folder / "resolved.json", to_json(resolved_of(study, results)))
     before, settings = files_of(folder), dict(mpl.rcParams)
@@ -131,15 +135,13 @@ def test_a_study_that_is_not_there(
 ) -> None:
     """As a name mistyped in `make figures STUDY=` or `make publish STUDY=`."""
     option = {"make": "--results", "rebuild": "--published"}[action]
-    there = written.folder.parent / "published"
-    publish(written.folder, there / "synthetic")
-    nowhere = {"make": written.folder.parent, "rebuild": there}[action] / "nosuch"
-    command = ["publish", action, option, str(nowhere), "--out", str(tmp_path / "out")]
-    assert cli.main(command) == 2
+    publish(written.folder, tmp_path / "synthetic")
+    nowhere = str(tmp_path / "nosuch")
+    assert cli.main(["publish", action, option, nowhere, "--out", str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert str(nowhere) in line
+    assert nowhere in line
     assert action == "make" or written.folder.name in line  # what there is
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["synthetic"]
 
 
 def test_a_damaged_file_is_one_line(
@@ -158,3 +160,40 @@ def test_an_unfinished_study_is_not_published(written: Written, tmp_path: Path) 
     write_json(tmp_path / "resolved.json", resolved)
     with pytest.raises(UserError, match="is not finished"):
         publish(tmp_path, tmp_path / "kept")
+
+
+# --- README and docs/ -----------------------------------------------------------------------
+
+
+def test_pages_are_written_from_published_studies(written: Written, tmp_path: Path) -> None:
+    published, docs = tmp_path / "published", tmp_path / "docs"
+    publish(written.folder, published / "synthetic")
+    docs.mkdir()
+    readme, page = tmp_path / "README.md", docs / "page.md"
+    figure = docs / "images" / f"synthetic-{FIGURE}.svg"
+    readme.write_text("a <!-- found:synthetic -->x<!-- /found --> b\n")
+    page.write_text("no mark\n")
+    assert write_pages(tmp_path, published) == sorted([readme, figure])
+    text = readme.read_text()
+    assert written.files["tables/overview.md"].decode().strip() in text
+    assert verdict_counts(findings_of(written.results)) in text
+    assert text.endswith("<!-- /found --> b\n")
+    assert figure.read_bytes() == written.files[f"figures/{FIGURE}.svg"]
+    assert write_pages(tmp_path, published) == []
+
+    page.write_text("<!-- found:unknown --><!-- /found -->")
+    with pytest.raises(UserError, match=r"study 'unknown': .*unknown is missing"):
+        write_pages(tmp_path, published)
+
+
+def test_a_mark_that_is_not_closed_loses_no_text() -> None:
+    page = "<!-- found:s -->\nold\nkept\n<!-- found:u -->\nold\n<!-- /found -->\n"
+    with pytest.raises(UserError, match="found:s --> is not closed"):
+        with_texts(page, {"s": "new", "u": "new"})
+
+
+@pytest.mark.exhaustive
+def test_pages_are_current() -> None:
+    """`python -m mhclite publish pages` brings them up to date. Their numbers: test_filled.py."""
+    for path, text in current(ROOT, ROOT / "results/published").items():
+        assert path.read_text() == text, f"{path} is stale: run `python -m mhclite publish pages`"

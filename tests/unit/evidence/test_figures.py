@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 from builder import DIVERGED, build_results, make_study, row_sum_deviation
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from mhclite.connections.registry import VARIANTS
 from mhclite.evidence import style
-from mhclite.evidence.exhibits import FIGURES, shown
+from mhclite.evidence.exhibits import FIGURES
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.topics.depth import PANELS, SHARED
 
-TINY: dict[str, Any] = {"models": {"d1": 1}, "seeds": (0, 1), "steps": 30}
 CONDITIONS = {
     "norm": {
         "title": "norm after the sum",
@@ -37,11 +33,6 @@ def figure_of(results: Results, name: str) -> Figure:
         with style.style():
             _DRAWN[key] = FIGURES[name][1](results)
     return _DRAWN[key]
-
-
-def texts(figure: Figure) -> str:
-    """Everything written in a figure, one string."""
-    return " ".join(" ".join(str(text.get_text()).split()) for text in figure.findobj(Text))
 
 
 # --- looks --------------------------------------------------------------------------------
@@ -125,39 +116,3 @@ def test_every_panel_is_drawn_over_the_depths(deep: Results) -> None:
     steps = [math.log(high / low) for low, high in pairwise(at)]
     step = SHARED * math.log(4 / 2) / len(deep.variants)
     assert steps == pytest.approx([step, math.log(2) - step, step])  # the residual has no gain
-
-
-# --- pieces that are missing ----------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("options", "all_diverge", "said"),
-    [
-        ({"variants": ("residual",), "seeds": (7,)}, False, {"row_sums": "no H_res to show"}),
-        ({"variants": ("residual", "mhc")}, True, {"row_sums": "no H_res to show"}),
-        (
-            {"models": {"d1": 1, "d2": 2}, "variants": ("identity", "mhc")},
-            False,
-            {"depth": "nothing to compare with"},
-        ),
-    ],
-    ids=["residual only", "all diverge", "no residual"],
-)
-def test_what_is_missing_is_said_and_the_rest_is_drawn(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    options: dict[str, Any],
-    all_diverge: bool,
-    said: dict[str, str],
-) -> None:
-    monkeypatch.setattr("builder.DIVERGED_STEP", 12)
-    study = make_study(**(TINY | options))
-    diverged: Sequence[str] = list(study.runs()) if all_diverge else ()
-    results = load_results(build_results(tmp_path, study, diverged=diverged))
-    for exhibit, draw in shown(FIGURES, results.settings):
-        with style.style():
-            figure = draw(results)
-            figure.draw_without_rendering()  # lays it out: a panel that does not fit would warn
-        assert said.get(exhibit.name, "") in texts(figure), exhibit.name
-        assert exhibit.name in said or "reached its last step" not in texts(figure), exhibit.name

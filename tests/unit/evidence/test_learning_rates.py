@@ -152,9 +152,7 @@ def test_octaves_are_paired_by_seed(stressed: Results) -> None:
     data = stress_data(stressed).set_index(["condition", "variant"])
     expected = t_interval(by_arm["base", "mhc"] - by_arm["base", "residual"])
     assert data.loc[("base", "mhc"), "minus_residual"] == pytest.approx(expected.mean)
-    assert data.loc[("base", "mhc"), "minus_residual_high"] == pytest.approx(expected.high)
     assert data.loc[("base", "mhc_lite"), "minus_mhc"] == 0
-    assert np.isnan(data.loc[("no_clip", "hc"), "minus_mhc"])  # which is not there
     assert data.loc[("base", "jpmhc"), "above"] == 8
     text = markdown(stress_table(stressed))
     assert "no clipping" in text

@@ -107,28 +107,21 @@ def test_few_values_and_no_spread_decide_nothing() -> None:
     assert verdict(nothing, nothing.p, None, CONFIDENCE) == "inconclusive"
     assert (one.p, verdict(one, one.p, None, CONFIDENCE)) == (None, "inconclusive")
     assert compare([0.25] * 3, 0.0, CONFIDENCE).p is None
-    assert compare([0.0] * 3, 0.0, CONFIDENCE, EQUAL).p_equal is None
     # Below the resolution they are no evidence of a difference, but equal to it.
     rounding = [1e-7, 2e-7, 3e-7]
     found = compare(rounding, 0.0, CONFIDENCE, equal=0.005, resolution=1e-6)
     assert found.p is None
     assert found.p_equal is not None
     assert found.p_equal < 1e-6
-    far = compare([0.1 + x for x in rounding], 0.0, CONFIDENCE, equal=0.005, resolution=1e-6)
-    assert verdict(far, far.p, far.p_equal, CONFIDENCE) == "inconclusive"
 
 
 def test_a_diverged_run_is_the_last_rank() -> None:
     assert signed_ranks(np.array([-0.1, 0.3, INFINITY, -0.2, 0.0])).tolist() == [-2, 4, 5, -3, 0]
     assert (worst_case(INFINITY, 1.0), worst_case(1.0, INFINITY)) == (INFINITY, -INFINITY)
     assert worst_case(INFINITY, INFINITY) == 0
-    # Ranks -1 -2 -3 -4 5: sums as far out as |-5| or farther, of 32, by hand: those of the subsets
-    # of {1..5} with sum T where |15 - 2 T| >= 5, T <= 5 or >= 10: 10 + 10.
+    # Of the 32 sums of ranks +-1 .. +-5 those as far out as |-1 -2 -3 -4 +5| = 5, by hand.
     found = compare([-0.1, -0.2, -0.3, -0.4, INFINITY], 0.0, CONFIDENCE)
-    assert found.p == 20 / 32
-    assert found.side == -1
-    assert found.interval.mean is None
-    assert compare([-0.1, INFINITY, INFINITY], 0.0, CONFIDENCE).side == 1
+    assert (found.p, found.side, found.interval.mean) == (20 / 32, -1, None)
     many = compare([*np.linspace(-2, -1, 20), -INFINITY], 0.0, CONFIDENCE)
     assert many.p is not None
     assert many.p < 0.001
@@ -173,10 +166,7 @@ def test_mirrored_values_give_the_mirrored_verdict(values: list[float], infinite
 @given(p=st.lists(st.floats(0, 1), max_size=20), first=st.lists(st.floats(0, 1), max_size=8))
 def test_corrections_are_never_bolder_than_none(p: list[float], first: list[float]) -> None:
     adjusted = holm(p)
-    assert all(a >= raw for a, raw in zip(adjusted, p, strict=True))
-    assert all(a <= 1 for a in adjusted)
-    in_order = sorted(zip(p, adjusted, strict=True))
-    assert [a for _, a in in_order] == sorted(a for _, a in in_order)
+    assert all(raw <= a <= 1 for a, raw in zip(adjusted, p, strict=True))
     confirmatory, secondary = gatekeep(first, p, 0.05)
     assert all(a >= raw for a, raw in zip(confirmatory, first, strict=True))
     assert all(a >= raw for a, raw in zip(secondary, adjusted, strict=True))
