@@ -70,8 +70,7 @@ def make_study(
             "corpora": {name: {"source": "embedded"} for name in corpora},
             "tokenizer": {"kind": "bpe", "vocab_size": 1024},
             "models": {
-                name: {"n_layer": depth, **SIZE}
-                for name, depth in (models or {"d2": 2, "d4": 4}).items()
+                name: {"n_layer": n, **SIZE} for name, n in (models or {"d2": 2, "d4": 4}).items()
             },
             "variants": list(variants),
             "seeds": list(seeds),
@@ -79,8 +78,8 @@ def make_study(
                 "steps": steps,
                 "batch_size": 16,
                 "warmup_steps": 10,
-                "evaluation_interval": EVALUATION_INTERVAL,
                 "evaluation_sequences": 32,
+                "evaluation_interval": EVALUATION_INTERVAL,
                 "checkpoint_interval": 50,
             },
             "stability": {"spike_window": 16, "spike_sigmas": 6.0, "fluctuation_window": 20},

@@ -144,16 +144,6 @@ def test_a_study_that_is_not_there(
     assert [path.name for path in tmp_path.iterdir()] == ["synthetic"]
 
 
-def test_a_damaged_file_is_one_line(
-    written: Written, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    publish(written.folder, tmp_path)
-    (tmp_path / STUDY).write_bytes((tmp_path / STUDY).read_bytes()[:-100])
-    command = ["publish", "rebuild", "--published", str(tmp_path), "--out", str(tmp_path / "out")]
-    assert cli.main(command) == 2
-    assert f"{tmp_path / STUDY} is not a published study" in capsys.readouterr().err
-
-
 def test_an_unfinished_study_is_not_published(written: Written, tmp_path: Path) -> None:
     resolved = json.loads((written.folder / "resolved.json").read_text())
     resolved["runs"]["sotu-d1-mhc-s9"] = resolved["runs"]["sotu-d1-mhc-s1"]

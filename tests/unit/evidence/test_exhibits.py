@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from builder import with_settings
-from docutils.core import publish_parts
-from jinja2 import Environment
 
 import mhclite.evidence.topics  # noqa: F401  registers them all
 from mhclite.evidence.exhibits import FIGURES, HEADINGS, TABLES, declared, shown
@@ -21,13 +20,6 @@ MOST_WORDS = 40  # of a caption
 EXHIBITS = [exhibit for exhibit, _ in (*FIGURES.values(), *TABLES.values())]
 
 
-def plain(text: str) -> str:
-    """The text of one paragraph as Snakemake sets it: Jinja2, then docutils."""
-    rendered = Environment(trim_blocks=True, lstrip_blocks=True).from_string(text).render()
-    body = publish_parts(rendered, writer="html", settings_overrides={"halt_level": 1})["body"]
-    return " ".join(body.split()).removeprefix("<p>").removesuffix("</p>")
-
-
 def test_all_is_said_of_every_exhibit_once(results: Results) -> None:
     """A caption takes its numbers from the study, and has no markup for Snakemake's report."""
     for exhibit in EXHIBITS:
@@ -37,11 +29,10 @@ def test_all_is_said_of_every_exhibit_once(results: Results) -> None:
             caption = exhibit.caption_for(with_settings(results, seeds=seeds))
             assert "Source: " in caption, exhibit.name
             assert len(caption.split()) <= MOST_WORDS, exhibit.name
-            assert plain(caption) == caption
+            assert not re.search(r"[*`|{}\\]|__|_\b", caption), exhibit.name
             assert "{seeds}" not in exhibit.caption or words in caption
         if exhibit.kind == "figure":
             assert exhibit.alt.endswith(".")
-    assert len({exhibit.name for exhibit in EXHIBITS}) == len(EXHIBITS)
     assert len({(exhibit.kind, exhibit.title) for exhibit in EXHIBITS}) == len(EXHIBITS)
     other = with_settings(results, seeds=[1, 2], statistics={"confidence": 0.9})
     assert "90 %" in TABLES["results"][0].caption_for(other)

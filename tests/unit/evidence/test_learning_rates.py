@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import re
-import shutil
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from builder import CRITICAL, build_results, make_study, noise
+from builder import build_results, make_study
 
-from mhclite.errors import UserError
 from mhclite.evidence.evidence import found_text
 from mhclite.evidence.frame import Cell, cells, values
 from mhclite.evidence.results import Results, critical_rates, load_results
@@ -129,21 +125,14 @@ def stressed(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return load_results(build_results(tmp_path_factory.mktemp("stress"), study, diverged=[]))
 
 
-def test_rates_are_found_where_they_are(stressed: Results) -> None:
-    """As a metric of claims they are missing beyond the rates tried."""
+def test_rates_beyond_those_tried_are_no_metric(stressed: Results) -> None:
     rates = critical_rates(stressed.critical, stressed.all_runs)
     assert len(rates) == 8 * (5 + 2)
     for row in rates.to_dict("records"):
-        threshold = CRITICAL[row["variant"]] + 0.2 * noise("critical", row["seed"])
         cell = Cell(row["corpus"], row["model"], row["variant"], row["condition"])
         claimed = values(stressed, cell, "critical_rate").get(row["seed"])
-        if row["variant"] == "jpmhc":
-            assert (row["beyond"], row["critical_rate"]) == ("above", np.log2(64))
-            assert claimed is None
-        else:
-            assert row["low"] <= threshold < row["high"]
-            assert row["high"] - row["low"] <= np.log2(20 / 6) / 8 + 1e-9
-            assert claimed == row["critical_rate"]
+        assert (row["beyond"] == "above") == (row["variant"] == "jpmhc")
+        assert claimed == (None if row["beyond"] else row["critical_rate"])
 
 
 def test_octaves_are_paired_by_seed(stressed: Results) -> None:
@@ -157,11 +146,3 @@ def test_octaves_are_paired_by_seed(stressed: Results) -> None:
     text = markdown(stress_table(stressed))
     assert "no clipping" in text
     assert "0, 8 of 8" in text
-
-
-def test_a_missing_search_is_named(stressed: Results, tmp_path: Path) -> None:
-    folder = tmp_path / "again"
-    shutil.copytree(stressed.folder, folder)
-    (folder / "critical" / "sotu-d2-residual-s0.json").unlink()
-    with pytest.raises(UserError, match="the critical rate of run sotu-d2-residual-s0 is missing"):
-        load_results(folder)

@@ -6,7 +6,6 @@ import html
 import math
 import re
 from dataclasses import replace
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from builder import (
     condition_effect,
     final_loss,
     make_study,
-    with_columns,
     with_settings,
 )
 from hypothesis import given
@@ -99,23 +97,6 @@ def half_width(values: np.ndarray, confidence: float) -> float:
 
 
 # --- the tidy table -------------------------------------------------------------------------
-
-
-def test_every_metric_is_the_mean_of_its_column(results: Results) -> None:
-    """Over the completed runs, or all of them: whatever the registry says of it."""
-    for cell, (metric, about) in product((HALF, Cell("sotu", "d2", "mhc")), METRICS.items()):
-        runs = results.runs.set_index(["model", "variant"]).loc[[(cell.model, cell.variant)]]
-        if not about.always:
-            runs = runs[runs["status"] == "completed"]
-        own = runs.set_index("seed")[metric].dropna() if metric in runs else runs["seed"][:0]
-        assert values(results, cell, metric) == dict(zip(own.index, own, strict=True))
-        found, geometric = mean(results, cell, metric).mean, about.log or about.geometric
-        positive = own[own > 0] if geometric else own
-        if len(positive):
-            expected = stats.gmean(positive) if geometric else positive.mean()
-            assert found == pytest.approx(float(expected)), metric
-        else:
-            assert found == (0.0 if len(own) else None), metric
 
 
 def test_diverged_runs_are_counted_and_differences_paired(results: Results) -> None:
@@ -220,12 +201,6 @@ def test_what_learns_faster_stands_beside_the_same_without(conditions: Results) 
     change = [condition_effect("three", "mhc", seed) for seed in SEEDS]
     assert rows[3, "mhc"]["change"] == pytest.approx(np.mean(change))
     assert rows[1, "mhc"]["change_n"] == 0
-
-
-def test_a_column_that_nobody_has_is_left_out(results: Results) -> None:
-    assert "Lost, H_res = I" in table_of(results, "mixing").display
-    gone = with_columns(results, knockout_identity=math.nan)
-    assert "Lost, H_res = I" not in table_of(gone, "mixing").display
 
 
 def test_parameters_trace_to_the_throughput_files(results: Results, conditions: Results) -> None:
