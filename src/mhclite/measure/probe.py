@@ -23,6 +23,7 @@ from mhclite.arguments import (
     required,
     run_arguments,
 )
+from mhclite.data.batches import evaluation_starts
 from mhclite.data.manifest import load_manifest
 from mhclite.data.pool import run_jobs
 from mhclite.errors import UserError
@@ -35,7 +36,6 @@ from mhclite.measure.trained import (
     held_out,
     load_trained,
     read_trained,
-    windows_of,
     windows_over,
 )
 from mhclite.model import GPT
@@ -134,12 +134,14 @@ def probe(task: Task) -> Probe:
         return result
     model, device = load_trained(trained)
     split, most = held_out(task.text, trained), task.settings.evaluation_tokens
-    windows = windows_of(split, task.settings.sequences, trained.model.block_size + 1)
     result = replace(result, evaluation=evaluation(model, split, most, device))
     if model.n_streams == 1:
         return result
     start = GPT(trained.model, trained.connection, trained.seed).to(device).eval()
-    found = mixing(model, list(start.connections()), windows[:, :-1], device)
+    length = model.block_size
+    starts = evaluation_starts(len(split), length + 1, task.settings.sequences)
+    windows = split.windows(starts, length)
+    found = mixing(model, list(start.connections()), windows, device)
     evaluated = windows_over(split, model.block_size, most)[0]
     return replace(result, mixing=found, use=knockouts(model, found, evaluated, device))
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from mhclite.config import ConnectionConfig, ModelConfig
-from mhclite.data.batches import Tokens, evaluation_starts
-from mhclite.data.manifest import TokenizerEntry, load_manifest, open_split
+from mhclite.data.batches import Tokens
+from mhclite.data.manifest import TokenizerEntry, expect_window, load_manifest, open_split
 from mhclite.data.tokens import TokenSplit
 from mhclite.errors import UserError
 from mhclite.files import sha256_of
@@ -109,9 +109,11 @@ def held_out(text: Path, trained: Trained) -> TokenSplit:
     """Validation split of a prepared corpus.
 
     Raises:
-        UserError: not there, damaged, or made with another tokenizer than the model's.
+        UserError: not there, damaged, made with another tokenizer than the model's, or shorter than
+            one window of the model.
     """
-    theirs, own = load_manifest(text).tokenizer, tokenizer_of(trained)
+    manifest, own = load_manifest(text), tokenizer_of(trained)
+    theirs = manifest.tokenizer
     if own is None:  # nanoGPT rounds the vocabulary up, or does not
         same = trained.model.vocab_size in (theirs.n_tokens, theirs.vocab_size)
     else:
@@ -126,7 +128,8 @@ def held_out(text: Path, trained: Trained) -> TokenSplit:
         log.warning(
             "the tokenizer of %s is not known: that of %s is believed", trained.folder, text
         )
-    return open_split(text, "validation", verify=True)
+    expect_window({"validation": manifest.validation}, str(text), trained.model.block_size)
+    return open_split(text, "validation")
 
 
 def tokenizer_of(trained: Trained) -> TokenizerEntry | None:
@@ -138,15 +141,6 @@ def tokenizer_of(trained: Trained) -> TokenizerEntry | None:
         if manifest.digest == trained.corpus.digest:
             return manifest.tokenizer
     return None
-
-
-def windows_of(split: TokenSplit, count: int, length: int) -> Tokens:
-    """`count` windows spread evenly over the split, (count, length)."""
-    if len(split) < length:
-        raise UserError(
-            f"the text has {len(split)} tokens, fewer than one window of {length} tokens"
-        )
-    return split.windows(evaluation_starts(len(split), length, count), length)
 
 
 def windows_over(split: TokenSplit, length: int, most: int | None) -> list[Tokens]:

@@ -87,7 +87,7 @@ def test_an_imported_model_computes_their_loss(tmp_path: Path, golden: Path) -> 
         corpus = write_corpus(tmp_path / "corpus", meta["vocab_size"])
         assert main([*probe, "--corpus", str(corpus), "--out", str(tmp_path / "probes")]) == 0
         mixing = read_json(tmp_path / "probes" / f"{folder.name}.json")["mixing"]
-        assert mixing["n_sublayers"] == 2 * meta["n_layer"]
+        assert len(mixing["identity_distance"]) == 2 * meta["n_layer"]
 
 
 def test_unknown_and_missing_tensors_are_named(tmp_path: Path) -> None:
