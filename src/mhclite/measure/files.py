@@ -138,8 +138,7 @@ class Use:
     """What the loss of a trained model depends on: `mixing.knockouts` says what is changed."""
 
     RETIRED = (
-        *("windows", "evaluated_windows", "evaluated_loss", "loss"),
-        *("identity_by_sublayer", "token_mean_by_sublayer", "stream_dropped"),
+        *("windows", "loss", "identity_by_sublayer", "token_mean_by_sublayer", "stream_dropped"),
     )
     # On the windows of the final loss; older probes have some on the probe's own.
     identity: Cost  # every H_res is the identity

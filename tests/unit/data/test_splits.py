@@ -17,7 +17,7 @@ def test_the_split_has_the_share_asked_for_and_ignores_other_documents() -> None
     assert split_of(b"abc", 0.7284) == "validation"
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     documents=st.integers(2, 3000),
     fraction=st.floats(0.0001, 0.9),
