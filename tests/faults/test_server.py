@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from test_tracking import finish, study_of
+from test_ui import free_port, wait_until_up
 from tiny import configuration, write_corpus
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "evidence"))
@@ -34,12 +34,6 @@ from mhclite.tracking import store as tracking_store
 from mhclite.tracking import track as tracking
 from mhclite.training import live
 from mhclite.training.loop import train
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class MlflowServer:
@@ -69,15 +63,7 @@ class MlflowServer:
                 env=environment,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 300
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
-                return
-            except OSError:
-                assert self.process.poll() is None, (self.folder / "server.log").read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
+        wait_until_up(self.process, self.port)
 
     def kill(self) -> None:
         if self.process is not None:

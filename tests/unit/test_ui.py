@@ -57,9 +57,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until_up(process: subprocess.Popen[str], port: int) -> None:
+def wait_until_up(process: subprocess.Popen[Any], port: int) -> None:
     """Wait until the server answers."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while True:
         assert process.poll() is None
         assert time.monotonic() < deadline

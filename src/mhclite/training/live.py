@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import shorten
@@ -89,14 +89,14 @@ def live_metrics(run: str, steps: int, folder: Path) -> Iterator[Callable[[str],
 
     def begin(key: str) -> None:
         arguments = [run, key[:12], str(steps), str(folder / "metrics.jsonl")]
-        followers.append(
-            subprocess.Popen(
+        with suppress(OSError):  # a machine that has no room for it trains without
+            follower = subprocess.Popen(
                 [sys.executable, "-m", __name__, *arguments],
                 env={**MLFLOW, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", **os.environ},
                 stdin=subprocess.PIPE,
                 start_new_session=True,  # Ctrl-C is for training, which then saves
             )
-        )
+            followers.append(follower)
 
     wanted = os.environ.get(URI) and torchrun.place().rank == 0 and find_spec("mlflow")
     try:

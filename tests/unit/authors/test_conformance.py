@@ -79,9 +79,7 @@ def restated(source: Path, path: Path, **changes: Any) -> None:
     ("source", "changes"),
     [
         (SHIPPED, {"norm_eps": 1e-2}),
-        (SHIPPED, {"hc_eps": 1e-4}),
         (SHIPPED, {"sinkhorn_iterations": 2}),
-        (HEAD, {"norm_eps": 1e-2}),
         (HEAD, {"hc_eps": 1e-4}),
     ],
 )
@@ -96,7 +94,6 @@ def test_what_a_file_states_is_used(
     ("source", "changes"),
     [
         (None, {}),
-        (HEAD, {"norm_eps": -1e-6}),
         (HEAD, {"variant": "mhc_heavy"}),
         (GATED, {"rank": 7}),
         (TRAJECTORY, {"n_embd": 10**9}),
