@@ -50,8 +50,6 @@ QUANTILE_LEVELS = [0, 0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1]
 ADVANTAGE = dict(zip(ALL_VARIANTS, (0.0, 0.01, 0.03, 0.04, 0.05, 0.035, 0.02), strict=True))
 # Octaves above the learning rate up to which a variant learns, on average over seeds.
 CRITICAL = dict(zip(ALL_VARIANTS, (3.0, 3.0, 1.6, 4.3, 4.3, 4.3, 9.0), strict=True))
-
-
 SIZE = {"n_head": 4, "n_embd": 64, "block_size": 64, "learning_rate": 1e-3}
 
 
@@ -140,19 +138,16 @@ def metrics_of(run: dict[str, Any], diverged: bool) -> list[dict[str, Any]]:
         # Exponential decay that reaches `end` exactly on the last step.
         progress = (1 - math.exp(-4 * step / steps)) / (1 - math.exp(-4))
         loss = start + (end - start) * progress
-        bits = bits_per_byte(loss)
-        logit = 1.0 + progress
         return {
             "validation_loss": loss,
-            "validation_bits_per_byte": bits,
-            "attention_logit": logit,
+            "validation_bits_per_byte": bits_per_byte(loss),
+            "attention_logit": 1.0 + progress,
         }
 
     lines: list[dict[str, Any]] = [{"step": 0, **validation(0)}]
     for step in range(1, steps + 1):
-        grad_norm = 1.0 + 0.1 * noise("grad", run["run"], step)
-        if variant == "hc" and step == GRAD_NORM_SPIKE:
-            grad_norm = 30.0
+        spiked = variant == "hc" and step == GRAD_NORM_SPIKE
+        grad_norm = 30.0 if spiked else 1.0 + 0.1 * noise("grad", run["run"], step)
         line = {
             "step": step,
             "loss": validation(step)["validation_loss"] + 0.05 * noise("loss", run["run"], step),

@@ -194,7 +194,6 @@ def test_curves_hold_every_step_of_a_short_run(results: Results) -> None:
     diverged = curves[curves["run"] == DIVERGED]
     assert diverged["step"].max() == DIVERGED_STEP
     assert diverged.iloc[-1][["loss", "grad_norm", "grad_norm_window_mean"]].isna().all()
-    assert diverged.iloc[-1]["tokens"] == DIVERGED_STEP * 16 * 64
 
 
 def test_long_runs_are_thinned_after_the_windows_are_computed() -> None:
@@ -205,11 +204,10 @@ def test_long_runs_are_thinned_after_the_windows_are_computed() -> None:
     table = curve(finished, run, window=20)
     evaluated = [line["step"] for line in metrics if "validation_loss" in line]
     assert set(evaluated) <= set(table["step"])
-    assert table["step"].is_monotonic_increasing
-    assert table["step"].is_unique
     assert CURVE_POINTS <= len(table) <= CURVE_POINTS + len(evaluated)
     assert table["step"].iloc[[0, 1, -1]].tolist() == [0, 1, 5010]
-    assert np.diff(table["step"]).max() <= 3
+    gaps = np.diff(table["step"])
+    assert 1 <= gaps.min() <= gaps.max() <= 3
     last = np.mean([line["grad_norm"] for line in metrics[-20:]])  # of all steps, kept or not
     assert table["grad_norm_window_mean"].iloc[-1] == pytest.approx(last)
 

@@ -43,17 +43,6 @@ def test_any_number_of_variants_have_looks_of_their_own() -> None:
     assert shown == several[: len(VARIANTS)]
 
 
-@pytest.mark.parametrize("count", [2, 24])
-def test_a_legend_of_many_variants_stays_on_the_page(count: int) -> None:
-    names = (list(VARIANTS) * 3)[:count]
-    figure, _ = style.grid(1, 1, 2.0)
-    with style.style():
-        style.variant_legend(figure, names, dict.fromkeys(names, "A name of some length"))
-        figure.draw_without_rendering()
-    box = figure.legends[0].get_window_extent()
-    assert 0 <= box.x0 <= box.x1 <= figure.bbox.x1
-
-
 # --- over training --------------------------------------------------------------------------
 
 

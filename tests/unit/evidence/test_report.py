@@ -216,15 +216,11 @@ STUDIES: dict[str, dict[str, Any]] = {
         "seeds": (0,),
         "critical_rate": {"factors": [2, 8], "halvings": 1, "below_unigram": 0.1},
         "conditions": {
-            "aged": {
-                "title": "faster, 5 $",
-                "variants": ["kromhc"],
-                "models": ["d1"],
-                "connections": {"mixing_rate_factor": 3},
-            }
+            "aged": {"title": "faster, 5 $", "variants": ["kromhc"], "models": ["d1"],
+                     "connections": {"mixing_rate_factor": 3}}
         },
     },
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=STUDIES)
