@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -13,11 +14,18 @@ from typing import IO, Any
 
 from mhclite.errors import UserError
 
+# What a file system answers that cannot sync, as some in user space; 524 is Linux's own ENOTSUPP.
+NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, 524)
+
 
 def sync(file: IO[Any]) -> None:
-    """Force what was written to disk."""
+    """Force what was written to disk, where the file system can do that."""
     file.flush()
-    os.fsync(file.fileno())
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
 
 
 @contextmanager

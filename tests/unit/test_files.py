@@ -103,6 +103,9 @@ def test_a_disk_that_fails_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         write_json(tmp_path / "a.json", 1)
     assert not list(tmp_path.glob("*a.json*"))
+    monkeypatch.setattr(files.os, "fsync", answering(errno.EINVAL))  # it cannot sync
+    write_json(tmp_path / "a.json", 1)
+    assert (tmp_path / "a.json").exists()
 
 
 def test_what_the_system_answers_is_one_line(

@@ -125,9 +125,15 @@ class Splitter:
     held_out: npt.NDArray[np.int64] | None
 
     @classmethod
-    def of(cls, corpus: dict[str, Any], documents: int) -> Splitter:
-        """The splitter of a corpus (`study.sections.Corpus` as JSON) with this many documents."""
+    def of(cls, corpus: dict[str, Any], documents: int, cut: bool) -> Splitter:
+        """The splitter of a corpus (`study.sections.Corpus` as JSON) with this many documents.
+
+        Args:
+            cut: it is one text, cut in two: the second part is for validation.
+        """
         fraction, seed = corpus["validation_fraction"], corpus["split_seed"]
+        if cut:
+            return cls(fraction, np.array([1]))
         if seed is None:
             return cls(fraction, None)
         return cls(fraction, drawn_for_validation(documents, fraction, seed))

@@ -114,7 +114,8 @@ def prepare(
     _begin(settings, entry, parts, folder)
     documents = sum(part.documents for part in parts)
 
-    splitter = Splitter.of(settings["corpus"], documents)
+    cut = parts[0].pieces[0].cut is not None
+    splitter = Splitter.of(settings["corpus"], documents, cut)
     jobs = [
         Job(
             part,
@@ -206,6 +207,9 @@ def _plan(
         )
     if documents == 0:
         raise UserError(f"{entry.description} hold no document: they are empty")
+    if documents == 1 and pieces[0].path.endswith(".txt"):
+        log.info("one text: its end, from a line's beginning, is for validation")
+        pieces = [replace(pieces[0], documents=2, cut=corpus["validation_fraction"])]
     if entry.kind == "files":
         described = [
             SourceFile(path, str(file.sha256), Path(path).stat().st_size)
@@ -297,7 +301,7 @@ def _tokenized(
             raise UserError(
                 f"corpus {settings['name']!r}: no text fell into the {split} split, of {number} "
                 f"with validation_fraction = {settings['corpus']['validation_fraction']}; take "
-                "more documents (a .txt file is one), or another validation_fraction"
+                "more documents, or another validation_fraction"
             )
     return splits
 

@@ -36,12 +36,15 @@ class Piece:
         documents: how many.
         size: about how many bytes of text.
         groups: parquet only: row groups [first, end).
+        cut: of the only file of a corpus, if that is one text: it is read as two documents, of
+            which the second has about this share.
     """
 
     path: str
     documents: int
     size: int
     groups: tuple[int, int] | None = None
+    cut: float | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ def _texts(piece: Piece, text_field: str) -> Iterator[str]:
     if piece.groups is not None:
         yield from _parquet(path, piece.groups, text_field)
     elif path.endswith(".txt"):
-        yield _decoded(Path(path).read_bytes(), path)
+        text = _decoded(Path(path).read_bytes(), path)
+        yield from (text,) if piece.cut is None else _halves(text, piece.cut)
     else:
         for number, line in _lines(path):
             where = f"{path} line {number}"
@@ -102,6 +106,13 @@ def _decoded(data: bytes, where: str) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{where} is not UTF-8 text ({error}): convert it first") from None
+
+
+def _halves(text: str, share: float) -> tuple[str, str]:
+    """A text cut at the end of a line, so that about `share` of its characters come after it."""
+    place = round(len(text) * (1 - share))
+    end = text.find("\n", place) + 1 or place
+    return text[:end], text[end:]
 
 
 def _lines(path: str) -> Iterator[tuple[int, bytes]]:

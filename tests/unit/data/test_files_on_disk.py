@@ -14,7 +14,7 @@ from small_corpora import documents, settings
 from mhclite.data.corpora import changed, content, open_source
 from mhclite.data.manifest import Manifest
 from mhclite.data.prepare import prepare
-from mhclite.data.reading import examine, read
+from mhclite.data.reading import Piece, examine, read
 from mhclite.errors import UserError
 from mhclite.study.text_files import matching
 
@@ -125,6 +125,19 @@ def test_text_is_read_however_its_column_is_stored(tmp_path: Path, kind: pa.Data
 def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str, data: bytes) -> None:
     (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + data)
     assert texts_of(tmp_path / name) == ["a\n"]
+
+
+def test_one_text_is_cut_at_a_line_near_its_end(tmp_path: Path) -> None:
+    text = "".join(f"line {i} of a play\n" for i in range(400))
+    (tmp_path / "input.txt").write_text(text)
+    chosen = settings(f"{tmp_path}/input.txt", validation_fraction=0.1)
+    manifest = prepare(chosen, tmp_path / "out", tmp_path / "lock.json")
+    assert (manifest.train.documents, manifest.validation.documents) == (1, 1)
+    assert manifest.train.bytes + manifest.validation.bytes == len(text)
+    assert 0 <= 0.1 * len(text) - manifest.validation.bytes < 20
+    first, second = read(Piece(f"{tmp_path}/input.txt", 2, len(text), cut=0.1), "text")
+    assert first + second == text
+    assert first.endswith("\n")
 
 
 def test_no_document_and_one_record_say_so(tmp_path: Path) -> None:
