@@ -94,7 +94,6 @@ class Exhibit:
         study, seeds = results.settings, len(results.seeds)
         return self.caption.format(
             seeds=f"{seeds} seed" + "s" * (seeds != 1),
-            level=f"{100 * results.confidence:.6g}",
             rounds=study["throughput"]["rounds"],
         )
 

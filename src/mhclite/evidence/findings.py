@@ -143,7 +143,7 @@ def _decided(results: Results, found: list[Finding]) -> list[Finding]:
             if claim.asks_equality:
                 equal[at] = _or_one(finding, comparison.p_equal)
     first, second = families["confirmatory"], families["secondary"]
-    corrected = gatekeep([*first.values()], [*second.values()], 1 - results.confidence)
+    corrected = gatekeep([*first.values()], [*second.values()])
     p = dict(zip([*first, *second], [*corrected[0], *corrected[1]], strict=True))
     p_equal = dict(zip(equal, holm([*equal.values()]), strict=True))
     return [
@@ -173,7 +173,7 @@ def _with_verdict(results: Results, finding: Finding) -> Finding:
     if claim.by_construction:
         holds = "holds" if found.side < 0 else "does not hold"
         return replace(finding, verdict="by construction", reason=holds)
-    decided = verdict(found, finding.p, finding.p_equal, results.confidence)
+    decided = verdict(found, finding.p, finding.p_equal)
     reason = ""
     if decided in ("supported", "contradicted") and row.windows is not None:
         low, high = row.windows

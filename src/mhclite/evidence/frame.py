@@ -57,16 +57,16 @@ def mean(results: Results, cell: Cell, metric: str = LOSS) -> Interval:
     found, about = values(results, cell, metric), METRICS[metric]
     if about.error:
         errors = values(results, cell, about.error)
-        return knockout_interval(found.values(), errors.values(), results.confidence)
+        return knockout_interval(found.values(), errors.values())
     if about.log or about.geometric:
-        return geometric_interval(found.values(), results.confidence)
-    return t_interval(found.values(), results.confidence)
+        return geometric_interval(found.values())
+    return t_interval(found.values())
 
 
 def apart(results: Results, cell: Cell, other: Cell | None, metric: str = LOSS) -> Interval:
     """Mean difference to another cell, paired by seed, with its interval."""
     theirs = {} if other is None else values(results, other, metric)
-    return t_interval(minus(values(results, cell, metric), theirs).values(), results.confidence)
+    return t_interval(minus(values(results, cell, metric), theirs).values())
 
 
 def columns(name: str, interval: Interval) -> dict[str, float]:

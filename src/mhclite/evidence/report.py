@@ -20,7 +20,7 @@ from mhclite.evidence.findings import Finding, findings_of, main_findings
 from mhclite.evidence.requirements import Unmet
 from mhclite.evidence.results import Results
 from mhclite.evidence.statistics import DECIDED, Verdict
-from mhclite.evidence.tables import Table, counted, html_page, listed, percent_of
+from mhclite.evidence.tables import Table, counted, html_page, listed
 from mhclite.evidence.topics.claims import claim_rows, effect_text
 from mhclite.evidence.topics.cost import how_measured
 from mhclite.runs.folder import RunFolder
@@ -169,8 +169,6 @@ def page(results: Results, written: Sequence[Table]) -> str:
         "origin": origin(results),
         "study": settings,
         "manifests": {corpus: results.manifest(corpus) for corpus in results.corpora},
-        "level": percent_of(results.confidence),
-        "error": percent_of(1 - results.confidence),
         "measured_on": how_measured(results),
         "study_file": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
     }

@@ -84,11 +84,6 @@ class Results:
         """Seeds."""
         return list(self.settings["seeds"])
 
-    @property
-    def confidence(self) -> float:
-        """Level of the study's intervals, e.g. 0.95."""
-        return float(self.settings["statistics"]["confidence"])
-
     @cached_property
     def labels(self) -> dict[str, str]:
         """variant -> its name for readers, e.g. mHC-lite."""

@@ -130,7 +130,7 @@ def _throughput(results: Results, claim: Claim, model: str) -> Row:
     # Each over the plain residual's step of its round.
     own, other = (np.array(measured[variant].ratio) for variant, _ in claim.arms)
     ratios = list(np.log(own / other))
-    return Row(model, compare(ratios, 0.0, results.confidence, FASTER, 1e-4))
+    return Row(model, compare(ratios, 0.0, FASTER, 1e-4))
 
 
 # --- values seed by seed --------------------------------------------------------------------
@@ -143,7 +143,7 @@ def _compared(results: Results, claim: Claim, corpus: str, sizes: list[str]) -> 
         sizes: the model size, or all of a trend, the deepest first.
     """
     assert claim.metric is not None
-    metric, level, size = METRICS[claim.metric], results.confidence, sizes[0]
+    metric, size = METRICS[claim.metric], sizes[0]
     cells = [arm(results, corpus, size, *one) for one in claim.arms]
     if claim.kind == "trend":
         arms = [slopes(results, claim.metric, cell, sizes) for cell in cells]
@@ -156,7 +156,7 @@ def _compared(results: Results, claim: Claim, corpus: str, sizes: list[str]) -> 
         return _no_value(results, claim, cells)
     if claim.kind == "count":
         counts = [int(sum(values(results, cell, claim.metric).values())) for cell in cells]
-        found, numbers = compare_counts(turned, level), f"{counts[0]} against {counts[1]}"
+        found, numbers = compare_counts(turned), f"{counts[0]} against {counts[1]}"
         text = f"{counted(sum(counts), 'event')} (needed: {FEWEST_EVENTS})"
         few = Unmet("events", text, "", sum(counts), FEWEST_EVENTS)
         short = (few,) if few.found < few.needed else ()
@@ -167,13 +167,13 @@ def _compared(results: Results, claim: Claim, corpus: str, sizes: list[str]) -> 
         return _share(results, claim, turned, own)
     layers = [results.n_layer(one) for one in sizes]
     resolution = metric.resolution / (max(layers) - min(layers) or 1)
-    found = compare(turned, 0.0, level, resolution=resolution)
+    found = compare(turned, 0.0, resolution=resolution)
     if claim.by_construction:
         found = replace(found, p=None)
     windows = None
     if metric.error:
         errors = values(results, cells[0], metric.error)
-        interval = knockout_interval(turned, errors.values(), level)
+        interval = knockout_interval(turned, errors.values())
         if interval.low is not None and interval.high is not None:
             windows = interval.low, interval.high
     return Row(size, found, values=d, windows=windows)
@@ -189,7 +189,7 @@ def _no_value(results: Results, claim: Claim, cells: list[Cell]) -> Row:
     ran = all(values(results, cell, "diverged") for cell in cells)
     if ran and is_measured(results, claim.metric):
         unmeasured = (Unmet("measured", said),)
-        return Row(cells[0].model, compare([], 0.0, results.confidence), unmet=unmeasured)
+        return Row(cells[0].model, compare([], 0.0), unmet=unmeasured)
     return Row(cells[0].model, missing=said)
 
 
@@ -198,7 +198,7 @@ def _share(results: Results, claim: Claim, turned: list[float], shares: Mapping[
     assert claim.metric is not None
     assert claim.threshold is not None
     unit = f"% {METRICS[claim.metric].unit}"
-    found, words = compare_share([value < 0 for value in turned], results.confidence)
+    found, words = compare_share([value < 0 for value in turned])
     side = "above" if claim.direction == "higher" else "below"
     words = f"{side} {100 * claim.threshold:g} {unit} {words}"
     middle = sum(shares.values()) / len(shares)
@@ -218,21 +218,21 @@ def _difference(
     failed = [int(sum(values(results, cell, "diverged").values())) for cell in cells]
     # Two runs that both diverged are a tie, and no sign that the variants are equal.
     equal = None if any(failed) else METRICS[claim.metric].equal
-    resolution, level = METRICS[claim.metric].resolution, results.confidence
+    resolution = METRICS[claim.metric].resolution
     turned = [claim.sign * value for value in d.values()]
-    found = compare(turned, claim.margin, level, equal, resolution)
+    found = compare(turned, claim.margin, equal, resolution)
     words = [f"diverged: {failed[0]} against {failed[1]} runs"] if any(failed) else []
     if claim.preserve is not None:
         cell = arm(results, cells[0].corpus, cells[0].model, CONTROL, claim.reference_setting)
         control = claim_values(results, cell, claim.metric)
         lead = {seed: control[seed] - reference[seed] for seed in d if seed in control}
-        low = t_interval(lead.values(), level).low
+        low = t_interval(lead.values()).low
         if low is not None and low > 0:
             # Keeping the share f of r - i means v - r < (1 - f) (i - r).
             kept = [d[seed] - (1 - claim.preserve) * ahead for seed, ahead in lead.items()]
-            found = compare_preserved(found, compare(kept, 0.0, level, resolution=resolution))
+            found = compare_preserved(found, compare(kept, 0.0, resolution=resolution))
         else:
-            found = compare_equal(turned, claim.margin, level, resolution)
+            found = compare_equal(turned, claim.margin, resolution)
             found = replace(found, p_equal=None) if any(failed) else found
             words.append(
                 f"{VARIANTS[cells[1].variant].label} has no lead over streams that are never "

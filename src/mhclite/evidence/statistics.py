@@ -36,6 +36,8 @@ Verdict = Literal[
     "not tested",
 ]
 DECIDED: tuple[Verdict, ...] = ("supported", "contradicted", "practically equal")
+CONFIDENCE = 0.95  # of every interval
+ERROR = 0.05  # chance of even one wrong verdict of a study
 MOST_FLIPS = 16  # values up to which all 2^n sign flips are tried
 
 Array = npt.NDArray[np.float64]
@@ -53,20 +55,19 @@ class Interval:
     high: float | None = None
 
 
-def t_interval(values: Iterable[float], confidence: float = 0.95) -> Interval:
+def t_interval(values: Iterable[float]) -> Interval:
     """Mean of finite values (one per seed) and the interval that covers the true mean with
-    probability `confidence` if the values are independent and normal.
+    probability `CONFIDENCE` if the values are independent and normal.
     """
     sample = np.fromiter(values, dtype=np.float64)
     assert np.isfinite(sample).all(), sample
-    assert 0 < confidence < 1, confidence
     n = sample.size
     if n == 0:
         return Interval(0)
     mean = float(sample.mean())
     if n == 1:
         return Interval(1, mean)
-    quantile = float(stats.t.ppf((1 + confidence) / 2, df=n - 1))
+    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, df=n - 1))
     half_width = quantile * float(stats.sem(sample))
     return _around(Interval(n, mean, float(sample.std(ddof=1))), half_width)
 
@@ -77,28 +78,26 @@ def _around(interval: Interval, half_width: float) -> Interval:
     return replace(interval, half_width=half_width, low=low, high=high)
 
 
-def knockout_interval(
-    costs: Iterable[float], errors: Collection[float], confidence: float
-) -> Interval:
+def knockout_interval(costs: Iterable[float], errors: Collection[float]) -> Interval:
     """Mean cost of a knock-out, one per seed, with its interval over seeds and windows of text.
 
     All seeds lose on the same windows, whose error does not shrink with their number: the mean of
     the seeds' standard errors (of one window there is none) counts beside the t interval's
     half-width, added in squares.
     """
-    interval = t_interval(costs, confidence)
+    interval = t_interval(costs)
     if interval.half_width is None or not errors:
         return interval
-    windows = float(stats.norm.ppf((1 + confidence) / 2)) * sum(errors) / len(errors)
+    windows = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * sum(errors) / len(errors)
     return _around(interval, math.hypot(interval.half_width, windows))
 
 
-def geometric_interval(values: Collection[float], confidence: float = 0.95) -> Interval:
+def geometric_interval(values: Collection[float]) -> Interval:
     """Geometric mean of the positive values and the ends of its interval, that of their logarithms.
 
     0 where all values are: exact, by construction.
     """
-    logs = t_interval((math.log(value) for value in values if value > 0), confidence)
+    logs = t_interval(math.log(value) for value in values if value > 0)
     if not logs.n:
         return Interval(len(values), 0.0 if values else None)
     mean, low, high = (
@@ -129,7 +128,6 @@ class Comparison:
 def compare(
     differences: Sequence[float],
     margin: float,
-    confidence: float,
     equal: float | None = None,
     resolution: float = 0.0,
 ) -> Comparison:
@@ -153,7 +151,7 @@ def compare(
             p = float(2 * stats.norm.sf(abs(ranks.sum()) / np.sqrt(np.square(ranks).sum())))
         interval = Interval(n, None, None, None)
         return Comparison(interval, margin, int(np.sign(ranks.sum())), p)
-    interval = t_interval(d, confidence)
+    interval = t_interval(d)
     side = int(np.sign(shifted.mean())) if n else 0
     found = Comparison(interval, margin, side)
     if n < 2:
@@ -202,35 +200,33 @@ def compare_preserved(absolute: Comparison, preserved: Comparison) -> Comparison
     return replace(absolute, p=max(absolute.p, preserved.p))
 
 
-def compare_equal(
-    differences: Sequence[float], margin: float, confidence: float, resolution: float
-) -> Comparison:
+def compare_equal(differences: Sequence[float], margin: float, resolution: float) -> Comparison:
     """Whether the mean lies within a margin, or beyond it on either side."""
-    within = compare(differences, 0.0, confidence, margin, resolution)
+    within = compare(differences, 0.0, margin, resolution)
     mean = within.interval.mean or 0.0
     if abs(mean) < margin:
         return replace(within, p=None if within.p is None else 1.0)
-    beyond = compare(differences, math.copysign(margin, mean), confidence, resolution=resolution)
+    beyond = compare(differences, math.copysign(margin, mean), resolution=resolution)
     return replace(beyond, p_equal=within.p_equal)
 
 
-def compare_share(holds: Sequence[bool], confidence: float) -> tuple[Comparison, str]:
+def compare_share(holds: Sequence[bool]) -> tuple[Comparison, str]:
     """Whether a statement holds in most seeds, and that in words: exact binomial against 1/2."""
     n, k = len(holds), sum(holds)
     test = stats.binomtest(k, n, 0.5)
-    low, high = test.proportion_ci(confidence, "exact")
+    low, high = test.proportion_ci(CONFIDENCE, "exact")
     found = Comparison(
         Interval(n, None, None, None), 0.0, int(np.sign(n - 2 * k)), float(test.pvalue)
     )
     return found, f"in {k} of {n} seeds [{100 * low:.0f} %, {100 * high:.0f} % of seeds]"
 
 
-def compare_counts(differences: Sequence[float], confidence: float) -> Comparison:
+def compare_counts(differences: Sequence[float]) -> Comparison:
     """Events per exposure, paired by seed: sign flips decide.
 
     Events come in clusters within a run, so they are not tested as if each were independent.
     """
-    found = compare(differences, 0.0, confidence)
+    found = compare(differences, 0.0)
     d = np.asarray(differences, dtype=np.float64)
     if not np.isfinite(d).all():
         return found  # of ranks, by sign flips as well
@@ -251,31 +247,26 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def gatekeep(
-    first: Sequence[float], second: Sequence[float], level: float
-) -> tuple[list[float], list[float]]:
+def gatekeep(first: Sequence[float], second: Sequence[float]) -> tuple[list[float], list[float]]:
     """Adjusted p values of a confirmatory family and of a secondary one behind it.
 
     Parallel gatekeeping: the first family is corrected by Bonferroni, and what it decides hands its
-    part of the level on to the second, which Holm's method corrects. The chance of even one wrong
-    verdict over both is at most `level`. Without a first family the second has all of it.
+    part of the error on to the second, which Holm's method corrects. The chance of even one wrong
+    verdict over both is at most `ERROR`. Without a first family the second has all of it.
     """
     confirmatory = [min(1.0, len(first) * p) for p in first]
-    decided = sum(p <= level for p in confirmatory)
+    decided = sum(p <= ERROR for p in confirmatory)
     share = decided / len(first) if first else 1.0
     secondary = [min(1.0, p / share) if share else 1.0 for p in holm(second)]
     return confirmatory, secondary
 
 
-def verdict(
-    comparison: Comparison, p: float | None, p_equal: float | None, confidence: float
-) -> Verdict:
+def verdict(comparison: Comparison, p: float | None, p_equal: float | None) -> Verdict:
     """The verdict by corrected p values. Equality comes first: a difference may be real and still
     be too small to matter.
     """
-    level = 1 - confidence
-    if p_equal is not None and p_equal <= level:
+    if p_equal is not None and p_equal <= ERROR:
         return "practically equal"
-    if p is None or p > level or comparison.side == 0:
+    if p is None or p > ERROR or comparison.side == 0:
         return "inconclusive"
     return "supported" if comparison.side < 0 else "contradicted"

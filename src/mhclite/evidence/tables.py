@@ -141,11 +141,6 @@ def with_interval(mean: Any, low: Any, high: Any, exact: float = NEARLY_EXACT) -
     return middle if missing(low) or ends[0] == ends[1] else f"{middle} [{', '.join(ends)}]"
 
 
-def percent_of(confidence: float) -> str:
-    """0.95 as `95 %`, 0.995 as `99.5 %`."""
-    return f"{100 * confidence:.6g} %"
-
-
 def counted(number: int, noun: str) -> str:
     """`1 seed`, `2 seeds`, `10,000 steps`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"

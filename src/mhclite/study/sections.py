@@ -533,14 +533,6 @@ class Stability(Settings):
     )
 
 
-class Statistics(Settings):
-    """How runs are judged and uncertainty is stated."""
-
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(
-        0.95, description="level of the Student t intervals over seeds"
-    )
-
-
 class Tracking(Settings):
     """MLflow."""
 

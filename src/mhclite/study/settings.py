@@ -41,7 +41,6 @@ from mhclite.study.sections import (
     Settings,
     Sinkhorn,
     Stability,
-    Statistics,
     Sweep,
     Throughput,
     Tokenizer,
@@ -88,7 +87,6 @@ class Study(Settings):
     )
     throughput: Throughput = Throughput()
     stability: Stability = Stability()
-    statistics: Statistics = Statistics()
     tracking: Tracking = Tracking()
 
     @field_validator("name")

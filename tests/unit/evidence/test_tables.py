@@ -17,7 +17,6 @@ from builder import (
     condition_effect,
     final_loss,
     make_study,
-    with_settings,
 )
 
 from mhclite.evidence import frame
@@ -67,10 +66,9 @@ def records(results: Results, name: str, *keys: str) -> dict[Any, dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def nineties(results: Results, tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """The synthetic study with intervals of 90 %, and its tables."""
-    study = with_settings(results, statistics={"confidence": 0.9})
-    study = replace(study, folder=tmp_path_factory.mktemp("tables"))
+def written(results: Results, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """The synthetic study with its tables."""
+    study = replace(results, folder=tmp_path_factory.mktemp("tables"))
     write_tables(study)
     return study
 
@@ -120,9 +118,9 @@ def test_every_mean_is_that_of_its_cell(results: Results, conditions: Results) -
     assert len(seen) > 15, seen
 
 
-def test_every_table_in_every_format(nineties: Results) -> None:
-    folder = nineties.folder / "tables"
-    names = [exhibit.name for exhibit, _ in shown(TABLES, nineties.settings)]
+def test_every_table_in_every_format(written: Results) -> None:
+    folder = written.folder / "tables"
+    names = [exhibit.name for exhibit, _ in shown(TABLES, written.settings)]
     assert {path.name for path in folder.iterdir()} == {f"{n}.{f}" for n in names for f in FORMATS}
     assert not any("95 %" in path.read_text().splitlines()[-1] for path in folder.glob("*.md"))
     assert "log(1/ν) &gt; 30 (%)" in (folder / "mixing.html").read_text()
@@ -132,15 +130,15 @@ def test_every_table_in_every_format(nineties: Results) -> None:
 # --- one by one -----------------------------------------------------------------------------
 
 
-def test_results_trace_to_every_seed(nineties: Results) -> None:
-    row = records(nineties, "results", "n_layer", "variant")[4, "hc"]  # seed 1 diverged
+def test_results_trace_to_every_seed(written: Results) -> None:
+    row = records(written, "results", "n_layer", "variant")[4, "hc"]  # seed 1 diverged
     assert (row["validation_loss_n"], row["n_diverged"]) == (2, 1)
     assert [row[f"seed_{s}"] for s in (0, 2)] == [final_loss("sotu", 4, "hc", s) for s in (0, 2)]
     difference = losses(4, "hc", (0, 2)) - losses(4, "residual", (0, 2))
     assert row["difference"] == pytest.approx(difference.mean())
-    assert row["difference_half_width"] == pytest.approx(t_interval(difference, 0.9).half_width)
-    rows = table_of(nineties, "results").display.set_index("Variant")
-    expected = t_interval(losses(4, "hc", (0, 2)), 0.9)
+    assert row["difference_half_width"] == pytest.approx(t_interval(difference).half_width)
+    rows = table_of(written, "results").display.set_index("Variant")
+    expected = t_interval(losses(4, "hc", (0, 2)))
     shown_mean = f"{expected.mean:.3f} ± {expected.half_width:.3f}"
     assert rows.loc["HC", "4 layers"] == f"{shown_mean} (1 diverged)"
     assert rows.loc["Residual", "2 layers, minus Residual"] == NONE

@@ -28,7 +28,6 @@ from mhclite.evidence.statistics import (
     worst_case,
 )
 
-CONFIDENCE = 0.95
 EQUAL = 0.5
 VALUES = st.lists(st.floats(-10, 10).map(lambda x: round(x, 6)), min_size=2, max_size=8)
 STUDIES = 2000 if "EXHAUSTIVE" in os.environ else 500
@@ -37,8 +36,8 @@ REAL = ("supported", "contradicted")
 
 
 def decide(differences: np.ndarray, margin: float = 0.0, equal: float | None = None) -> str:
-    comparison = compare(list(differences), margin, CONFIDENCE, equal)
-    return verdict(comparison, comparison.p, comparison.p_equal, CONFIDENCE)
+    comparison = compare(list(differences), margin, equal)
+    return verdict(comparison, comparison.p, comparison.p_equal)
 
 
 # --- intervals --------------------------------------------------------------------------------
@@ -46,17 +45,17 @@ def decide(differences: np.ndarray, margin: float = 0.0, equal: float | None = N
 
 def test_the_interval_of_a_cost_by_hand() -> None:
     seeds = t_interval([1.0, 2.0, 3.0])
-    both = knockout_interval([1.0, 2.0, 3.0], [0.5, 1.0, 1.5], 0.95)
+    both = knockout_interval([1.0, 2.0, 3.0], [0.5, 1.0, 1.5])
     assert seeds.half_width is not None
     assert both.half_width == pytest.approx(math.sqrt(seeds.half_width**2 + 1.959964**2))
-    assert knockout_interval([1.0, 2.0, 3.0], [], 0.95) == seeds  # one window has no error
-    assert knockout_interval([1.0], [0.5], 0.95).half_width is None
+    assert knockout_interval([1.0, 2.0, 3.0], []) == seeds  # one window has no error
+    assert knockout_interval([1.0], [0.5]).half_width is None
 
 
-@given(values=VALUES.filter(lambda values: np.std(values) > 1e-3), level=st.floats(0.8, 0.99))
-def test_interval_is_that_of_the_t_test(values: list[float], level: float) -> None:
-    interval = t_interval(values, level)
-    expected = stats.ttest_1samp(values, 0).confidence_interval(level)
+@given(values=VALUES.filter(lambda values: np.std(values) > 1e-3))
+def test_interval_is_that_of_the_t_test(values: list[float]) -> None:
+    interval = t_interval(values)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (interval.low, interval.high) == pytest.approx(expected)
 
 
@@ -74,12 +73,12 @@ def test_intervals_of_few_and_equal_values() -> None:
 
 
 def test_by_hand() -> None:
-    comparison = compare([-0.03, -0.01, -0.02], 0.0, CONFIDENCE)
+    comparison = compare([-0.03, -0.01, -0.02], 0.0)
     t = -0.02 / (0.01 / math.sqrt(3))
     assert comparison.p == pytest.approx(2 * stats.t.cdf(t, df=2))
     assert comparison.p_equal is None
-    assert verdict(comparison, 0.01, None, CONFIDENCE) == "supported"
-    assert verdict(comparison, 0.06, None, CONFIDENCE) == "inconclusive"
+    assert verdict(comparison, 0.01, None) == "supported"
+    assert verdict(comparison, 0.06, None) == "inconclusive"
     worse = np.array([0.004, 0.005, 0.006, 0.005, 0.0051])
     assert decide(worse) == "contradicted"
     assert decide(worse, margin=0.01) == "supported"  # which allows a little worse
@@ -89,7 +88,7 @@ def test_equality_by_hand() -> None:
     """Mean 0.001, sd 0.001, n 4: 0.004 to the nearer end are 8 standard errors."""
     d = [0.0, 0.002, 0.0, 0.002]
     sd = math.sqrt(4 / 3) * 0.001
-    comparison = compare(d, 0.0, CONFIDENCE, equal=0.005)
+    comparison = compare(d, 0.0, equal=0.005)
     assert comparison.p_equal == pytest.approx(stats.t.sf(0.004 / (sd / 2), df=3))
     assert decide(np.array(d), equal=0.005) == "practically equal"
     assert decide(np.array(d), equal=0.001) == "inconclusive"
@@ -97,17 +96,17 @@ def test_equality_by_hand() -> None:
     real = np.array([0.0010, 0.0011, 0.0009, 0.0010])
     assert decide(real) == "contradicted"
     assert decide(real, equal=0.005) == "practically equal"
-    assert compare(d, 0.01, CONFIDENCE, equal=0.005).p_equal is None  # no worse, not equal
+    assert compare(d, 0.01, equal=0.005).p_equal is None  # no worse, not equal
 
 
 def test_few_values_and_no_spread_decide_nothing() -> None:
-    nothing, one = compare([], 0.0, CONFIDENCE), compare([0.5], 0.0, CONFIDENCE)
-    assert verdict(nothing, nothing.p, None, CONFIDENCE) == "inconclusive"
-    assert (one.p, verdict(one, one.p, None, CONFIDENCE)) == (None, "inconclusive")
-    assert compare([0.25] * 3, 0.0, CONFIDENCE).p is None
+    nothing, one = compare([], 0.0), compare([0.5], 0.0)
+    assert verdict(nothing, nothing.p, None) == "inconclusive"
+    assert (one.p, verdict(one, one.p, None)) == (None, "inconclusive")
+    assert compare([0.25] * 3, 0.0).p is None
     # Below the resolution they are no evidence of a difference, but equal to it.
     rounding = [1e-7, 2e-7, 3e-7]
-    found = compare(rounding, 0.0, CONFIDENCE, equal=0.005, resolution=1e-6)
+    found = compare(rounding, 0.0, equal=0.005, resolution=1e-6)
     assert found.p is None
     assert found.p_equal is not None
     assert found.p_equal < 1e-6
@@ -118,18 +117,18 @@ def test_a_diverged_run_is_the_last_rank() -> None:
     assert (worst_case(INFINITY, 1.0), worst_case(1.0, INFINITY)) == (INFINITY, -INFINITY)
     assert worst_case(INFINITY, INFINITY) == 0
     # Of the 32 sums of ranks +-1 .. +-5 those as far out as |-1 -2 -3 -4 +5| = 5, by hand.
-    found = compare([-0.1, -0.2, -0.3, -0.4, INFINITY], 0.0, CONFIDENCE)
+    found = compare([-0.1, -0.2, -0.3, -0.4, INFINITY], 0.0)
     assert (found.p, found.side, found.interval.mean) == (20 / 32, -1, None)
-    many = compare([*np.linspace(-2, -1, 20), -INFINITY], 0.0, CONFIDENCE)
+    many = compare([*np.linspace(-2, -1, 20), -INFINITY], 0.0)
     assert many.p is not None
     assert many.p < 0.001
 
 
 def test_shares_counts_and_sign_flips() -> None:
-    comparison, words = compare_share([True] * 5, CONFIDENCE)
+    comparison, words = compare_share([True] * 5)
     assert (comparison.p, comparison.side) == (pytest.approx(2 / 32), -1)
     assert words == "in 5 of 5 seeds [48 %, 100 % of seeds]"
-    counts = compare_counts([-1.0, -2.0, 0.0, -1.0], CONFIDENCE)
+    counts = compare_counts([-1.0, -2.0, 0.0, -1.0])
     assert counts.p == 4 / 16  # the zero counts twice
     # means of flips of (1, 2): +-3, +-1 over 2: |3| twice of four
     assert sign_flip(np.array([1.0, 2.0])) == 0.5
@@ -152,11 +151,11 @@ def test_holm_and_the_gate_by_hand() -> None:
 @given(values=VALUES, infinite=st.integers(-1, 1))
 def test_mirrored_values_give_the_mirrored_verdict(values: list[float], infinite: int) -> None:
     values = [*values[1:], infinite * INFINITY] if infinite else values
-    there, back = (compare([s * v for v in values], 0.0, CONFIDENCE, 0.01) for s in (1, -1))
+    there, back = (compare([s * v for v in values], 0.0, 0.01) for s in (1, -1))
     assert there.p == pytest.approx(back.p)
     assert there.p_equal == pytest.approx(back.p_equal)
     opposite = {"supported": "contradicted", "contradicted": "supported"}
-    first, second = (verdict(c, c.p, c.p_equal, CONFIDENCE) for c in (there, back))
+    first, second = (verdict(c, c.p, c.p_equal) for c in (there, back))
     assert second == opposite.get(first, first)
 
 
@@ -231,9 +230,9 @@ def test_no_worse_is_rarely_said_of_one_that_keeps_less_than_half() -> None:
     def study() -> bool:
         reference, variant, control = (mean + 0.004 * draw(5) for mean in (-0.02, -0.01, 0.0))
         d = variant - reference
-        kept = compare(list(d - 0.5 * (control - reference)), 0.0, CONFIDENCE)
-        found = compare_preserved(compare(list(d), 0.02, CONFIDENCE), kept)
-        return verdict(found, found.p, None, CONFIDENCE) == "supported"
+        kept = compare(list(d - 0.5 * (control - reference)), 0.0)
+        found = compare_preserved(compare(list(d), 0.02), kept)
+        return verdict(found, found.p, None) == "supported"
 
     wrong_at_most(
         0.025, "half of the lead kept, called no worse", (study() for _ in range(STUDIES))
@@ -264,7 +263,7 @@ def test_an_interval_of_a_cost_counts_the_windows() -> None:
     for _ in range(STUDIES):
         windows = 0.01 * draw()  # their error, the same for all seeds
         costs = [windows + 0.005 * x for x in draw(5)]
-        found = t_interval(costs), knockout_interval(costs, [0.01] * 5, 0.95)
+        found = t_interval(costs), knockout_interval(costs, [0.01] * 5)
         for missed, interval in zip(outside.values(), found, strict=True):
             missed.append(not (interval.low or 0) <= 0 <= (interval.high or 0))
     wrong_at_most(0.05, "cost outside its interval", outside["seeds and windows"])

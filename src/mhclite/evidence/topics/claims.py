@@ -20,7 +20,6 @@ from mhclite.evidence.tables import (
     Record,
     Table,
     missing,
-    percent_of,
     places,
     rounded,
     rows_of,
@@ -125,8 +124,8 @@ def _shown(
             *more,
             Col("In the paper", lambda row: NONE if missing(row["paper"]) else row["paper"]),
         ],
-        f"Effect: variant minus reference, or its factor (×), with its "
-        f"{percent_of(results.confidence)} interval; of a bound the value itself. Verdicts and p "
+        "Effect: variant minus reference, or its factor (×), with its "
+        "95 % interval; of a bound the value itself. Verdicts and p "
         "values are corrected over all claims, intervals are not.",
         lambda row: ["Verdict"] * (row["verdict"] in DECIDED),
     )

@@ -15,7 +15,6 @@ from mhclite.evidence.tables import (
     Table,
     changed,
     mean_and_half,
-    percent_of,
     places,
     rows_of,
 )
@@ -79,7 +78,7 @@ def conditions_table(results: Results) -> Table:
         ],
         "Change of loss: with the change minus without it. Other columns: minus another variant, "
         "which has the change too if it touches it. Nats per token, paired by seed, ± half-width "
-        f"of the {percent_of(results.confidence)} interval.",
+        "of the 95 % interval.",
     )
 
 
@@ -121,5 +120,5 @@ def faster_mixing_table(results: Results) -> Table:
             Col("Change of loss", mean_and_half("change", 3)),
             *mixing_columns(),
         ],
-        NOTES.format(level=percent_of(results.confidence)),
+        NOTES,
     )

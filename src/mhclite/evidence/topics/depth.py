@@ -192,7 +192,7 @@ def draw(axes: Axes, results: Results, panel: Panel, corpus: str) -> bool:
     "depth",
     title="What depth does to every variant",
     caption=(
-        "Mean (geometric on logarithmic axes) with its {level} % interval over up to {seeds}, each "
+        "Mean (geometric on logarithmic axes) with its 95 % interval over up to {seeds}, each "
         "a point; long intervals are cut. Hollow: one final norm. 1e-08 stands for 0. Source: "
         "runs.csv."
     ),

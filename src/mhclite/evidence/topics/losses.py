@@ -45,7 +45,6 @@ from mhclite.evidence.tables import (
     mean_and_half,
     metric,
     number,
-    percent_of,
     places,
     rows_of,
 )
@@ -106,7 +105,7 @@ def overview_table(results: Results) -> Table:
         ],
         f"{results.model_label(deepest_first(results)[0])}, over "
         f"{counted(len(results.seeds), 'seed')}: mean ± half-width, or [ends], of the "
-        f"{percent_of(results.confidence)} interval. Losses in nats per token, differences paired "
+        f"95 % interval. Losses in nats per token, differences paired "
         "by seed, below 0 is better. Sums off: deviation from 1. Step time: the plain residual's "
         "is 1.",
     )
@@ -134,7 +133,7 @@ def results_data(results: Results) -> pd.DataFrame:
 @exhibits.table(
     "results",
     title="Validation loss at the end of training",
-    caption="Final loss with {level} % intervals over {seeds}. Source: runs.csv.",
+    caption="Final loss with 95 % intervals over {seeds}. Source: runs.csv.",
     heading="loss",
     printed="several cells",
 )
@@ -158,7 +157,7 @@ def results_table(results: Results) -> Table:
     return Table(
         notes=(
             "Nats per token: mean over the completed runs ± half-width of the "
-            f"{percent_of(results.confidence)} interval; differences are paired by seed, below 0 "
+            f"95 % interval; differences are paired by seed, below 0 "
             f"is better. *: not below a table of bigrams ({known})."
         ),
         data=data,
@@ -251,3 +250,36 @@ def validation_loss(results: Results) -> Figure:
 def gradient_norm(results: Results) -> Figure:
     """Gradient norm before clipping: mean of the trailing window."""
     return over_training(results, "grad_norm_window_mean", "gradient norm")
+
+
+TOTALS = ("loss_spikes", "grad_norm_spikes", "judged_steps")
+
+
+@exhibits.table(
+    "stability",
+    title="Instabilities of training",
+    caption="Spikes, diverged runs and gradient norms, over {seeds}. Source: runs.csv.",
+    heading="stability",
+    printed="never",
+)
+def stability_table(results: Results) -> Table:
+    """Totals of spikes over all runs, diverged ones too, and means of the gradient norm."""
+    norms = ("grad_norm_mean", "grad_norm_fluctuation")
+    data = pd.DataFrame(
+        row(results, cell, norms)
+        | {name: int(sum(values(results, cell, name).values())) for name in TOTALS}
+        for cell in cells(results)
+    )
+    counts = {"Loss spikes": "loss_spikes", "Gradient-norm spikes": "grad_norm_spikes"}
+    return rows_of(
+        data,
+        places(results),
+        [
+            Col("Diverged runs", lambda row: f"{row['n_diverged']} of {row['runs']}"),
+            *(Col(heading, number(name, 0)) for heading, name in counts.items()),
+            Col("Steps judged", number("judged_steps", 0)),
+            *map(metric, norms),
+        ],
+        "Gradient norms before clipping, at the end: geometric means with [ends] of the 95 % "
+        "interval over the completed runs.",
+    )

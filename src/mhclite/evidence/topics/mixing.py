@@ -29,7 +29,6 @@ from mhclite.evidence.tables import (
     Record,
     Table,
     metric,
-    percent_of,
     places,
     rows_of,
     significant,
@@ -45,7 +44,7 @@ H_RES = r"$H_\mathrm{res}$"
 
 NOTES = (
     "Moved: distance of H_res from its start. Sums off: deviation from 1. Gain and singular value: "
-    "of the product over depth. Lost: nats per token. [Ends] or ± half-width of the {level} "
+    "of the product over depth. Lost: nats per token. [Ends] or ± half-width of the 95 % "
     f"interval. {NONE}: does not apply."
 )
 
@@ -77,7 +76,7 @@ def mixing_table(results: Results) -> Table:
         ),
         places(results),
         mixing_columns(),
-        NOTES.format(level=percent_of(results.confidence)),
+        NOTES,
     )
 
 

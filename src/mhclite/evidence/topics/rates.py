@@ -34,7 +34,6 @@ from mhclite.evidence.tables import (
     mean_and_half,
     missing,
     number,
-    percent_of,
     places,
     rows_of,
     significant,
@@ -171,7 +170,6 @@ def stress_data(results: Results) -> pd.DataFrame:
     `critical_rate`: log2, with its interval; `below`, `above`: seeds;
     `minus_<reference>`: the difference in octaves, paired by seed.
     """
-    level = results.confidence
     by_seed: dict[Any, dict[int, float]] = {}
     rows: list[Record] = []
     rates = critical_rates(results.critical, results.all_runs)
@@ -182,12 +180,12 @@ def stress_data(results: Results) -> pd.DataFrame:
             "below": int((own["beyond"] == "below").sum()),
             "above": int((own["beyond"] == "above").sum()),
         }
-        rows.append(row | columns("critical_rate", t_interval(own["critical_rate"], level)))
+        rows.append(row | columns("critical_rate", t_interval(own["critical_rate"])))
     for (*place, variant), row in zip(by_seed, rows, strict=True):
         for name in REFERENCES:
             other = {} if name == variant else by_seed.get((*place, name), {})
             difference = minus(by_seed[*place, variant], other)
-            row |= columns(f"minus_{name}", t_interval(difference.values(), level))
+            row |= columns(f"minus_{name}", t_interval(difference.values()))
     return pd.DataFrame(rows)
 
 
@@ -231,6 +229,6 @@ def stress_table(results: Results) -> Table:
         ],
         f"Multiples of {rates} at which runs end less than "
         f"{settings['below_unigram']:g} nats below the unigram model. Geometric mean (ends of the "
-        f"{percent_of(results.confidence)} interval); seeds beyond x {tried} count with the end. "
+        f"95 % interval); seeds beyond x {tried} count with the end. "
         "Octaves: paired differences ± half-width.",
     )
