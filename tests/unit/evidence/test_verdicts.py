@@ -140,11 +140,11 @@ def test_holm_and_the_gate_by_hand() -> None:
     assert holm([]) == []
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     # One of two is decided, so half of the level goes on: the second family's p values double.
-    first, second = gatekeep([0.01, 0.2], [0.01, 0.02], 0.05)
+    first, second = gatekeep([0.01, 0.2], [0.01, 0.02])
     assert first == pytest.approx([0.02, 0.4])
     assert second == pytest.approx([0.04, 0.04])
-    assert gatekeep([0.2, 0.3], [1e-9], 0.05)[1] == [1.0]
-    assert gatekeep([], [0.01], 0.05)[1] == [0.01]
+    assert gatekeep([0.2, 0.3], [1e-9])[1] == [1.0]
+    assert gatekeep([], [0.01])[1] == [0.01]
 
 
 @settings(deadline=None, database=None, max_examples=50)
@@ -164,7 +164,7 @@ def test_mirrored_values_give_the_mirrored_verdict(values: list[float], infinite
 def test_corrections_are_never_bolder_than_none(p: list[float], first: list[float]) -> None:
     adjusted = holm(p)
     assert all(raw <= a <= 1 for a, raw in zip(adjusted, p, strict=True))
-    confirmatory, secondary = gatekeep(first, p, 0.05)
+    confirmatory, secondary = gatekeep(first, p)
     assert all(a >= raw for a, raw in zip(confirmatory, first, strict=True))
     assert all(a >= raw for a, raw in zip(secondary, adjusted, strict=True))
 
@@ -248,7 +248,7 @@ def test_both_families_have_rarely_one_wrong_verdict(true: int) -> None:
 
     def study() -> bool:
         p = stats.ttest_1samp(effects + draw((28, 5)), 0, axis=1).pvalue
-        first, second = gatekeep(list(p[:8]), list(p[8:]), 0.05)
+        first, second = gatekeep(list(p[:8]), list(p[8:]))
         return min(*first[true:], *second) <= 0.05
 
     what = f"{true} true, {28 - true} null claims, studies with one wrong"
