@@ -21,11 +21,12 @@ import json, os, signal, sys
 from pathlib import Path
 from mhclite.config import RunConfig
 from mhclite.errors import Interrupted
-from mhclite.training.loop import train
+from mhclite.training.loop import StepFiles, train
 config, corpus, folder, *stop = sys.argv[1:]
-ask = (lambda key: os.kill(os.getpid(), signal.SIGTERM)) if stop else (lambda key: None)
+if stop:
+    StepFiles.__enter__ = lambda files: os.kill(os.getpid(), signal.SIGTERM) or files
 try:
-    train(RunConfig.from_json(json.loads(config)), Path(corpus), Path(folder), ask)
+    train(RunConfig.from_json(json.loads(config)), Path(corpus), Path(folder))
 except Interrupted:
     sys.exit(75)
 """

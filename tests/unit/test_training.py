@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +214,9 @@ def test_files_of_a_run_and_doing_it_again(corpus: Path, tmp_path: Path) -> None
     assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 5
 
 
-def test_a_finished_run_that_is_trained_again_is_not_finished(corpus: Path, tmp_path: Path) -> None:
+def test_a_finished_run_that_is_trained_again_is_not_finished(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From the moment at which its metrics begin anew, and when that is interrupted."""
     first, second = (configuration("hc", weight_decay=decay) for decay in (0.1, 0.2))
     folder = tmp_path / "runs" / first.run
@@ -224,18 +225,23 @@ def test_a_finished_run_that_is_trained_again_is_not_finished(corpus: Path, tmp_
     assert status_of(tmp_path, second).state == "outdated"
     seen = []
 
-    def look(key: str, stop: bool = False) -> None:
+    steps, stop = loop._steps, True
+
+    def looked_at(*arguments: Any) -> None:
         seen.append(status_of(tmp_path, second).state)
         for ask in (RunFolder(folder).finished, lambda: read_trained(folder)):
             with pytest.raises(UserError, match="not finished"):
                 ask()
         if stop:
             raise Interrupted("by the test")
+        steps(*arguments)
 
+    monkeypatch.setattr(loop, "_steps", looked_at)
     with pytest.raises(Interrupted):
-        train(second, corpus, folder, partial(look, stop=True))
+        train(second, corpus, folder)
     assert status_of(tmp_path, second).state in ("waiting", "stopped")
-    train(second, corpus, folder, look)
+    stop = False
+    train(second, corpus, folder)
     assert seen == ["under way", "under way"]
     assert status_of(tmp_path, second).state == "finished"
 

@@ -39,7 +39,7 @@ from mhclite.records import to_json
 from mhclite.runs.code import digest_of_modules, step_digest
 from mhclite.study.reading import parse_study, read_resolved, read_yaml, resolve
 from mhclite.study.sections import RESULTS
-from mhclite.training import compiler_caches, live, torchrun
+from mhclite.training import compiler_caches, torchrun
 
 try:
     for path in workflow.configfiles:
@@ -75,12 +75,10 @@ if workflow.is_main_process and not workflow.modifier.namespace:
         TERMINAL = status.attach(Path(OUT))
 EXHIBITS = [exhibit for exhibit in declared() if exhibit.shown_in(STUDY.model_dump())]
 GPUS = 0 if STUDY.training.device == "cpu" else 1  # of a measuring job
-# Jobs run the Python that runs Snakemake, with this checkout's source; those that train send their
-# curves to the study's MLflow server, if it has one. Not as parameters: the results do not depend
-# on these. One folder for what is compiled spares each job its minutes.
+# Jobs run the Python that runs Snakemake, with this checkout's source. Not as parameters: the results
+# do not depend on these. One folder for what is compiled spares each job its minutes.
 JOB_ENVIRONMENT = (
     {"PYTHONPATH": str(SOURCE)}
-    | live.environment(STUDY.tracking.uri, STUDY.name)
     | torchrun.environment()
     | (compiler_caches.environment(Path(OUT)) if GPUS or STUDY.training.compile else {})
 )

@@ -39,7 +39,6 @@ NEUTRAL = frozenset(
         "runs.status",
         "training.checkpoint",
         "training.compiler_caches",
-        "training.live",
         "training.loop",
         "training.processes",
         "training.train",

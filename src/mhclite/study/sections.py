@@ -538,8 +538,8 @@ class Tracking(Settings):
 
     uri: Annotated[str, Field(pattern=r"^(sqlite:///|https?://).+")] | None = Field(
         None,
-        description="MLflow store: `sqlite:///FILE`, or `http(s)://HOST`, which also shows runs "
-        "while they train; left out: `sqlite:///results/mlflow.db`",
+        description="MLflow store: `sqlite:///FILE`, or `http(s)://HOST`; left out: "
+        "`sqlite:///results/mlflow.db`",
     )
 
     @field_validator("uri")

@@ -26,8 +26,18 @@ from mhclite.files import digest_of, read_json, read_jsonl, sha256_of
 from mhclite.runs.folder import FinishedRun, RunFolder
 from mhclite.runs.provenance import hardware_in_words
 from mhclite.study.sections import BASE
-from mhclite.training.live import CURVE_POINTS, TRAINING_CURVES, VALIDATION_CURVES
 
+CURVE_POINTS = 250  # training steps kept of a run; metrics.jsonl has all
+# Metric in MLflow -> key in metrics.jsonl. The UI makes one section of charts of each prefix.
+TRAINING_CURVES = {
+    "train/loss": "loss",
+    "train/grad_norm": "grad_norm",
+}
+VALIDATION_CURVES = {
+    "validation/loss": "validation_loss",
+    "validation/bits_per_byte": "validation_bits_per_byte",
+    "validation/attention_logit": "attention_logit",
+}
 MIXING_CURVES = {  # -> key in mixing.jsonl: a number, or one for each sub-layer, of which the mean
     f"mixing_in_training/{key}": key
     for key in ("gain_forward", "gain_backward", "identity_distance", "stream_similarity")

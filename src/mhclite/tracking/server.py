@@ -13,8 +13,7 @@ from mhclite.arguments import positive_int
 from mhclite.errors import UserError
 from mhclite.files import read_json
 from mhclite.tracking.content import STUDY_RUN
-from mhclite.tracking.store import DEFAULT_URI, artifact_root, database_of
-from mhclite.training.live import MLFLOW
+from mhclite.tracking.store import DEFAULT_URI, MLFLOW, artifact_root, database_of
 
 HOST = "127.0.0.1"
 

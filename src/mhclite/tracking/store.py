@@ -16,20 +16,35 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import IO, TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mhclite.errors import UserError
 from mhclite.files import locked
 from mhclite.study.sections import NO_PASSWORD, has_password
-from mhclite.training.live import MLFLOW, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
 DEFAULT_URI = "sqlite:///results/mlflow.db"
+RUN_TAG = "mhclite.run"
 MOST_RUNS = 50_000  # that MLflow finds at once
+
+# What MLflow reads when it is imported. By default it would wait minutes for a server that is down,
+# and as long as one says that is busy, which may be hours.
+MLFLOW = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+}
+WORDS = 200  # characters shown of an answer
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +53,13 @@ def prepare_environment() -> None:
     """Set what MLflow reads when it is imported, where the user has not."""
     for name, value in MLFLOW.items():
         os.environ.setdefault(name, value)
+
+
+def reason(error: Exception) -> str:
+    """Why a server failed, as part of a line: what MLflow says last, without the tags of a page."""
+    said = str(error).rpartition("(Caused by ")[2].removesuffix(")")
+    plain = re.sub(r"(?s)<(style|script)\b.*?</\1>|<[^>]*>", " ", said)
+    return shorten(plain, WORDS, placeholder=" ...")
 
 
 def database_of(uri: str) -> Path | None:

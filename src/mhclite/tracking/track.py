@@ -16,8 +16,7 @@ from typing import Any
 from mhclite.arguments import file_path, folder_path
 from mhclite.files import write_json
 from mhclite.tracking.content import EXPERIMENT_TAGS, TrackedRun, models_of, tracked_runs, views
-from mhclite.tracking.store import DEFAULT_URI, Store, database_of, open_store
-from mhclite.training.live import RUN_TAG
+from mhclite.tracking.store import DEFAULT_URI, RUN_TAG, Store, database_of, open_store
 
 SCHEMA = 1
 DIGEST_TAG = "mhclite.digest"  # set last: a run without it was not imported to its end

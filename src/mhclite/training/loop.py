@@ -11,7 +11,7 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -129,9 +129,7 @@ def open_text(corpus: Path, manifest: Manifest, model: ModelConfig, verify: bool
     return TokenSplits(train, validation, (manifest.validation.tokens, manifest.validation.bytes))
 
 
-def _run(
-    trainer: Trainer, folder: RunFolder, key: str, stopped: list[int], begun: Callable[[str], None]
-) -> None:
+def _run(trainer: Trainer, folder: RunFolder, key: str, stopped: list[int]) -> None:
     """From the last checkpoint, or from the start, to the end of the run."""
     group, checkpoints = trainer.group, folder / CHECKPOINTS
     # All processes read the same file; only the main one writes.
@@ -145,7 +143,6 @@ def _run(
         log.info("continuing at step %d of %d", step, trainer.settings.steps)
     files = StepFiles(folder.path, sizes, group.is_main)
     with files, Saver(checkpoints, key) as saver:
-        begun(key)
         _steps(trainer, files, step, stopped, saver)
         files.sync()
 
@@ -265,12 +262,7 @@ def new_record(
     )
 
 
-def train(
-    config: RunConfig,
-    corpus: Path,
-    path: Path,
-    begun: Callable[[str], None] = lambda key: None,
-) -> list[int]:
+def train(config: RunConfig, corpus: Path, path: Path) -> list[int]:
     """Train a run to its end, or continue it from its last checkpoint.
 
     Returns signals that came too late to stop it: whoever has more to do stops there.
@@ -279,7 +271,6 @@ def train(
         config: one of `Study.runs()`.
         corpus: folder that `prepare` made.
         path: the run folder.
-        begun: called with the run's key when metrics.jsonl is open: from then on it only grows.
 
     Raises:
         Interrupted: after a signal; the state is saved.
@@ -301,7 +292,7 @@ def train(
             if group.is_main:
                 folder.clear()  # a kill may have come before it
         else:
-            _train(config, corpus, manifest, folder, key, group, stopped, begun)
+            _train(config, corpus, manifest, folder, key, group, stopped)
     return stopped
 
 
@@ -313,7 +304,6 @@ def _train(
     key: str,
     group: Group,
     stopped: list[int],
-    begun: Callable[[str], None],
 ) -> None:
     """The part of `train` for a run that is not finished yet."""
     text = open_text(corpus, manifest, config.model, verify=group.is_main)
@@ -327,6 +317,6 @@ def _train(
         folder.begin(record)
         attempts = len(record.attempts)
     group.broadcast(None)  # the folder is ready for all
-    _run(trainer, folder, key, stopped, begun)
+    _run(trainer, folder, key, stopped)
     if group.is_main:
         folder.finish(_summary(trainer, folder, key, attempts))

@@ -1,4 +1,4 @@
-"""`python -m mhclite train`: one run as a job, with its curves sent to MLflow while it trains."""
+"""`python -m mhclite train`: one run as a job."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from mhclite.arguments import folder_path, json_argument
 from mhclite.config import RunConfig
 from mhclite.errors import UserError
 from mhclite.records import Misfit
-from mhclite.training.live import live_metrics
 from mhclite.training.loop import train
 
 
@@ -36,6 +35,4 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train or continue the run."""
-    config = run_config(args.config)
-    with live_metrics(config.run, config.training.steps, args.out) as begun:
-        train(config, args.corpus, args.out, begun)
+    train(run_config(args.config), args.corpus, args.out)
