@@ -78,7 +78,7 @@ def locked(path: Path, held: Callable[[IO[str]], None] = lambda file: None) -> I
             except BlockingIOError:
                 held(file)
                 lock(file)
-            # The former holder may have replaced the file (`atomic_write`): lock the new one then.
+            # Its folder may have been replaced meanwhile (`bundle merge`): lock the new file then.
             if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
                 yield file
                 return

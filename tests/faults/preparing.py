@@ -14,4 +14,4 @@ from mhclite.data.prepare import prepare
 if __name__ == "__main__":
     settings, folder, part_bytes = sys.argv[1:]
     chosen = json.loads(Path(settings).read_text())
-    prepare(chosen, Path(folder), Path(folder) / "lock.json", 2, int(part_bytes))
+    prepare(chosen, Path(folder), 2, int(part_bytes))

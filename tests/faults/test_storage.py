@@ -149,8 +149,7 @@ def test_disk_full_while_a_corpus_is_prepared(
         "corpus": {"source": "embedded", "max_documents": 30, "validation_fraction": 0.1},
         "tokenizer": {"kind": "bpe", "vocab_size": 384},
     }
-    lock = str(tmp_path / "lock.json")
-    arguments = ["prepare", "--settings", json.dumps(settings), "--lock", lock, "--out"]
+    arguments = ["prepare", "--settings", json.dumps(settings), "--out"]
     assert cli.main([*arguments, str(tmp_path / "whole")]) == 0
     ballast = fill(small_disk, 100_000)
     assert cli.main([*arguments, str(small_disk / "corpus")]) == cli.EXIT_STORAGE

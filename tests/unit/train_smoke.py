@@ -42,8 +42,7 @@ def main(study: Path, folder: Path) -> None:
     ((name, corpus),) = content["corpora"].items()
     settings = {"name": name, "corpus": corpus, "tokenizer": content["tokenizer"]}
     text = folder / "corpus"
-    lock = str(folder / "lock.json")
-    step("prepare", "--settings", json.dumps(settings), "--out", str(text), "--lock", lock)
+    step("prepare", "--settings", json.dumps(settings), "--out", str(text))
     digests: dict[str, dict[str, str]] = {}
     for line in step("check", "--runs", str(study)).splitlines():
         config = json.loads(line)

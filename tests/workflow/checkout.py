@@ -28,7 +28,7 @@ class Checkout:
     def __init__(self, folder: Path, own_source: bool = False) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        ignored = shutil.ignore_patterns("*.egg-info", "corpora.lock.json")
+        ignored = shutil.ignore_patterns("*.egg-info")
         for name in COPIED:
             if name == "src" and not own_source:
                 (folder / name).symlink_to(ROOT / name)

@@ -22,7 +22,7 @@ if modifier.prefix or modifier.modifies_prefixes:
     )
 
 from mhclite import jobs
-from mhclite.data.corpora import LOCK_FILE, content
+from mhclite.data.corpora import content
 from mhclite.data.prepare import PREPARATION
 from mhclite.errors import UserError
 from mhclite.evidence.claims import load_claims

@@ -32,8 +32,7 @@ rule prepare:
         settings=lambda w, output: as_json(STUDY.corpus_settings(CORPORA[w.corpus])),
         made_of=lambda w: made_of_corpus(CORPORA[w.corpus]),
         folder=subpath(output[0], parent=True),
-        lock=str(LOCK_FILE),
     shell:
         "python -m mhclite prepare --settings {params.settings:q} --out {params.folder:q}"
-        " --lock {params.lock:q} --processes {threads} > {log:q} 2>&1"
+        " --processes {threads} > {log:q} 2>&1"
         " && cp {params.folder:q}/manifest.json {output:q}"

@@ -2,18 +2,11 @@
 
 A corpus is what the study says or an error; there is no substitute for one that cannot be read.
 
-The corpora lock file says which revision of a hub corpus is read:
-
-    {repository: {subset: {"revision"}}}
-
-A study that names no `revision` takes the newest at the first use of a corpus. It is recorded
-there, and later uses must match it. There is no such file before the first use of a hub corpus;
-commit it then, so that everybody who runs the study reads the same text.
+Of a hub corpus whose study names no `revision` the newest commit is read; the manifest records it.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,12 +18,11 @@ from mhclite.archives import members
 from mhclite.data.manifest import MANIFEST, SourceEntry, SourceFile, load_manifest
 from mhclite.data.reading import in_short
 from mhclite.errors import UserError
-from mhclite.files import locked, sha256_of, write_json
+from mhclite.files import sha256_of
 from mhclite.study import text_files
 
 log = logging.getLogger(__name__)
 
-LOCK_FILE = Path("config/corpora.lock.json")  # of the pipeline, beside its studies
 REQUEST_SECONDS = 4.0  # of waiting for the connection, and for each part of the answer
 WAYS_OUT = (
     "ways out: connect this machine to the network and run the same command again; correct "
@@ -58,16 +50,15 @@ class Source:
     check: Callable[[], None] = lambda: None
 
 
-def open_source(corpus: dict[str, Any], lock: Path, downloads: Path) -> Source:
+def open_source(corpus: dict[str, Any], downloads: Path) -> Source:
     """Find the files of a corpus.
 
     Args:
         corpus: settings, `study.sections.Corpus` as JSON.
-        lock: the corpora lock file, for hub corpora.
         downloads: folder that keeps downloaded archives.
 
     Raises:
-        UserError: it is not there, damaged, or not the one that was used before.
+        UserError: it is not there, damaged, or not the one that the study names.
     """
     if corpus["source"] == "embedded":
         return _embedded()
@@ -75,7 +66,7 @@ def open_source(corpus: dict[str, Any], lock: Path, downloads: Path) -> Source:
         return _archive(corpus, downloads)
     if corpus["source"] == "files":
         return _files(corpus)
-    return _hub(corpus, CorporaLock(lock))
+    return _hub(corpus)
 
 
 def _embedded() -> Source:
@@ -162,57 +153,9 @@ def changed(corpus: dict[str, Any], folder: Path) -> bool:
 # --- the hub ----------------------------------------------------------------------------------
 
 
-class CorporaLock:
-    """One lock file; several processes may use it at once."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def revision(self, repository: str, subset: str | None) -> str | None:
-        """What is recorded of a corpus; None before its first use."""
-        return self._read().get(repository, {}).get(subset or "default", {}).get("revision")
-
-    def record(self, repository: str, subset: str | None, revision: str) -> None:
-        """Fix the revision of a corpus; one that is fixed already must be the same.
-
-        Raises:
-            UserError: another is recorded, or the file is damaged.
-        """
-        with locked(self.path):
-            entries = self._read()
-            name = subset or "default"
-            entry = entries.setdefault(repository, {}).setdefault(name, {"revision": revision})
-            if entry["revision"] != revision:
-                raise UserError(
-                    f"{repository} ({name}): revision is {revision}, but {self.path} has "
-                    f"{entry['revision']} since its first use; to use the other one from now on, "
-                    "delete that entry and the prepared corpus"
-                )
-            write_json(self.path, entries)
-
-    def _read(self) -> dict[str, dict[str, dict[str, str]]]:
-        try:
-            # Empty: another process has just created it, by locking it.
-            entries: Any = json.loads(self.path.read_text(encoding="utf-8") or "{}")
-            found: dict[str, dict[str, dict[str, str]]] = {}
-            for repository, subsets in entries.items():
-                for subset, entry in subsets.items():
-                    found.setdefault(repository, {})[subset] = {"revision": entry["revision"]}
-        except FileNotFoundError:
-            return {}
-        except (AttributeError, TypeError, KeyError, ValueError):
-            raise UserError(
-                f"the corpora lock file {self.path} is damaged: expected JSON, repository -> "
-                "subset -> revision; restore it from version control"
-            ) from None
-        return found
-
-
-def _hub(corpus: dict[str, Any], lock: CorporaLock) -> Source:
+def _hub(corpus: dict[str, Any]) -> Source:
     repository, subset = corpus["repository"], corpus["subset"]
-    revision, license = newest_or_pinned(repository, subset, corpus["revision"], lock)
-    paths = parquet_files(repository, subset, revision)
-    lock.record(repository, subset, revision)
+    revision, license = commit_of(repository, corpus["revision"])
     entry = SourceEntry(
         kind="hub",
         description=f"{repository}, subset {subset or 'default'}, split train",
@@ -220,50 +163,41 @@ def _hub(corpus: dict[str, Any], lock: CorporaLock) -> Source:
         revision=revision,
         license=license,
     )
-    return Source(entry, paths)
+    return Source(entry, parquet_files(repository, subset, revision))
 
 
-def newest_or_pinned(
-    repository: str, subset: str | None, revision: str | None, lock: CorporaLock
-) -> tuple[str, str | None]:
-    """Fix a dataset's commit and find out, within seconds, whether it can be read.
+def commit_of(repository: str, revision: str | None) -> tuple[str, str | None]:
+    """A dataset's commit; within seconds, whether it can be had.
 
     Args:
         repository: e.g. HuggingFaceFW/fineweb-edu.
-        subset: name of the dataset's configuration; None for the default.
-        revision: the study's commit, if it names one.
-        lock: what it must agree with. A new commit is not recorded yet: the subset may not exist.
+        revision: the study's commit; None for the newest.
 
     Returns:
         The commit, 40 hex digits, and the licence that the dataset states.
 
     Raises:
-        UserError: no network, no such dataset or commit, or another commit than the lock file's.
+        UserError: no network, no such dataset or commit.
     """
     from huggingface_hub import HfApi
 
     # It logs a line for every request, with addresses that may be signed: not for our log.
     logging.getLogger("httpx2").setLevel(logging.WARNING)
-    recorded = lock.revision(repository, subset)
-    if revision and recorded:
-        lock.record(repository, subset, revision)  # raises if they differ
-    wanted = revision or recorded
     api = HfApi()
     try:
         # First: `datasets` itself would retry for minutes without a network.
-        info = api.dataset_info(repository, revision=wanted, timeout=REQUEST_SECONDS)
+        info = api.dataset_info(repository, revision=revision, timeout=REQUEST_SECONDS)
     except Exception as error:
         raise UserError(
-            f"dataset {repository} at {wanted or 'its newest commit'} cannot be had from "
+            f"dataset {repository} at {revision or 'its newest commit'} cannot be had from "
             f"{api.endpoint} ({in_short(error)}); {WAYS_OUT}"
         ) from error
     assert info.sha is not None
-    if wanted is None:
+    if revision is None:
         log.info(
-            "%s: no `revision` in the study, none in %s: taking the newest, %s, and recording it "
-            "there; commit that file",
+            "%s: taking its newest commit; `revision: %s` in the study file makes every later "
+            "preparation take the same",
             repository,
-            lock.path,
             info.sha,
         )
     stated = getattr(info.card_data, "license", None)

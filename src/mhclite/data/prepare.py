@@ -21,9 +21,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mhclite.arguments import file_path, folder_path, json_argument, positive_int, required
+from mhclite.arguments import folder_path, json_argument, positive_int, required
 from mhclite.data.baselines import ngram_baselines
-from mhclite.data.corpora import CorporaLock, Source, changed, open_source
+from mhclite.data.corpora import Source, changed, open_source
 from mhclite.data.manifest import (
     MANIFEST,
     SCHEMA,
@@ -84,7 +84,6 @@ HALF_WRITTEN = re.compile(r"\.(train|validation|tokenizer|manifest).*\.tmp")
 def prepare(
     settings: dict[str, Any],
     folder: Path,
-    lock: Path,
     processes: int = 1,
     part_bytes: int = PART_BYTES,
 ) -> Manifest:
@@ -94,7 +93,6 @@ def prepare(
         settings: `Study.corpus_settings(name)`.
         folder: where to write; shards and a manifest that are there are replaced. Downloads go into
             `downloads` beside it.
-        lock: the corpora lock file.
         processes: number of processes that tokenize side by side.
         part_bytes: about how much text a part has. Where shards end depends on it.
 
@@ -102,14 +100,14 @@ def prepare(
         The manifest.
 
     Raises:
-        UserError: the corpus cannot be read, is another than before, or has an empty split.
+        UserError: the corpus cannot be read, is not what the settings say, or has an empty split.
     """
-    done = _already_prepared(settings, folder, lock)
+    done = _already_prepared(settings, folder)
     if done:
         log.info("%s is already prepared and whole: nothing to do", folder)
         shutil.rmtree(folder / WORK, ignore_errors=True)
         return done
-    source = open_source(settings["corpus"], lock, folder.parent / "downloads")
+    source = open_source(settings["corpus"], folder.parent / "downloads")
     entry, parts = _plan(settings, source, processes, part_bytes)
     _begin(settings, entry, parts, folder)
     documents = sum(part.documents for part in parts)
@@ -155,7 +153,7 @@ def prepare(
     return manifest
 
 
-def _already_prepared(settings: dict[str, Any], folder: Path, lock: Path) -> Manifest | None:
+def _already_prepared(settings: dict[str, Any], folder: Path) -> Manifest | None:
     """The folder's manifest, if nothing has to be done. Reads every shard."""
     if not (folder / MANIFEST).exists():
         return None
@@ -178,14 +176,6 @@ def _already_prepared(settings: dict[str, Any], folder: Path, lock: Path) -> Man
     if changed(corpus, folder):
         log.warning("the files of %r have changed since: preparing them again", corpus["files"])
         return None
-    if corpus["source"] == "hub":
-        locked = CorporaLock(lock).revision(corpus["repository"], corpus["subset"])
-        revision = manifest.source.revision
-        if locked not in (None, revision):
-            raise UserError(
-                f"{folder} was prepared from {corpus['repository']} at {revision}, but {lock} has "
-                f"{locked}: restore the lock file, or delete {folder / MANIFEST}"
-            )
     return manifest
 
 
@@ -329,7 +319,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         parser,
         settings=(None, "what a study resolves of a corpus (JSON, or @FILE)"),
         out=(folder_path, "folder of the prepared corpus"),
-        lock=(file_path, "corpora lock file: revisions of hub corpora"),
     )
     parser.add_argument(
         "--processes", type=positive_int, default=os.cpu_count(), help="default: one per core"
@@ -339,7 +328,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prepare a corpus and print what it holds."""
     settings = parse_settings(args.settings)
-    manifest = prepare(settings, args.out, args.lock, args.processes)
+    manifest = prepare(settings, args.out, args.processes)
     train, validation = manifest.train, manifest.validation
     print(
         f"{args.out}: {train.documents:,} + {validation.documents:,} documents, "

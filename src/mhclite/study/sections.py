@@ -96,8 +96,8 @@ class Corpus(Settings):
     subset: str | None = Field(None, description="`hub` only: name of the dataset's configuration")
     revision: str | None = Field(
         None,
-        description="`hub` only: 40-digit commit. Left out: the newest at first use, recorded in "
-        "`config/corpora.lock.json`, which later uses must match",
+        description="`hub` only: 40-digit commit. Left out: the newest when the corpus is "
+        "prepared, which log and manifest name",
         pattern=r"^[0-9a-f]{40}$",
     )
     expected_documents: PositiveInt | None = Field(

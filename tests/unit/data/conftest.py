@@ -24,5 +24,5 @@ def texts(tmp_path: Path) -> Path:
 def prepared(tmp_path: Path, texts: Path) -> Path:
     """A prepared corpus of several small shards."""
     folder = tmp_path / "prepared"
-    prepare(settings(f"{texts}/*.txt"), folder, tmp_path / "lock.json", part_bytes=400)
+    prepare(settings(f"{texts}/*.txt"), folder, part_bytes=400)
     return folder

@@ -87,7 +87,7 @@ def archived(links: Path, location: str, **changes: Any) -> dict[str, Any]:
 
 
 def prepared(tmp_path: Path, chosen: dict[str, Any], name: str = "out") -> Manifest:
-    return prepare(chosen, tmp_path / "corpora" / name, tmp_path / "lock.json")
+    return prepare(chosen, tmp_path / "corpora" / name)
 
 
 @pytest.mark.parametrize("write", [write_zip, write_tar, write_wheel])

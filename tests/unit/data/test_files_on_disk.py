@@ -27,7 +27,7 @@ def prepare_in(tmp_path: Path) -> tuple[Manifest, dict[str, Any], Path]:
     for i, text in enumerate(documents(40)):
         (tmp_path / "d" / f"{i:03d}.txt").write_text(text)
     chosen, folder = settings(f"{tmp_path}/d/*.txt"), tmp_path / "out"
-    return prepare(chosen, folder, tmp_path / "lock.json"), chosen["corpus"], folder
+    return prepare(chosen, folder), chosen["corpus"], folder
 
 
 def rewrite(folder: Path) -> None:
@@ -54,7 +54,7 @@ def test_other_files_are_another_text(tmp_path: Path, change: Any) -> None:
     change(tmp_path / "d")
     assert changed(corpus, folder)
     assert content(corpus, folder) != before
-    again = prepare(settings(corpus["files"]), folder, tmp_path / "lock.json")
+    again = prepare(settings(corpus["files"]), folder)
     assert again.digest != manifest.digest
     assert not changed(corpus, folder)
 
@@ -67,7 +67,7 @@ def test_a_file_that_was_only_touched_is_the_same_text(tmp_path: Path) -> None:
 
 def test_a_file_that_changes_while_it_is_read_stops(tmp_path: Path) -> None:
     _, corpus, _ = prepare_in(tmp_path)
-    source = open_source(corpus, tmp_path / "lock.json", tmp_path)
+    source = open_source(corpus, tmp_path)
     source.check()
     (tmp_path / "d" / "003.txt").write_text("another text")
     with pytest.raises(UserError, match="changed while they were read"):
@@ -131,7 +131,7 @@ def test_one_text_is_cut_at_a_line_near_its_end(tmp_path: Path) -> None:
     text = "".join(f"line {i} of a play\n" for i in range(400))
     (tmp_path / "input.txt").write_text(text)
     chosen = settings(f"{tmp_path}/input.txt", validation_fraction=0.1)
-    manifest = prepare(chosen, tmp_path / "out", tmp_path / "lock.json")
+    manifest = prepare(chosen, tmp_path / "out")
     assert (manifest.train.documents, manifest.validation.documents) == (1, 1)
     assert manifest.train.bytes + manifest.validation.bytes == len(text)
     assert 0 <= 0.1 * len(text) - manifest.validation.bytes < 20
@@ -144,10 +144,10 @@ def test_no_document_and_one_record_say_so(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("\n")
     with pytest.raises(UserError, match="hold no document"):
-        prepare(settings(str(path)), tmp_path / "out", tmp_path / "lock.json")
+        prepare(settings(str(path)), tmp_path / "out")
     path.write_text('{"text": "one"}\n')
     with pytest.raises(UserError, match=r"no text fell into the .* split, of 1 document with"):
-        prepare(settings(str(path)), tmp_path / "out", tmp_path / "lock.json")
+        prepare(settings(str(path)), tmp_path / "out")
 
 
 # --- names --------------------------------------------------------------------------------------

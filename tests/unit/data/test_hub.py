@@ -1,4 +1,4 @@
-"""Hub corpora: always the recorded commit, or one clear line; never another corpus."""
+"""Hub corpora: the study's commit or the newest, or one clear line; never another corpus."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from huggingface_hub import constants
 from small_corpora import documents, settings
 
 from mhclite.data import reading
-from mhclite.data.corpora import CorporaLock, newest_or_pinned, parquet_files
+from mhclite.data.corpora import commit_of, parquet_files
 from mhclite.data.prepare import prepare
 from mhclite.errors import UserError
 
@@ -39,7 +39,6 @@ configs:
   data_files: a.jsonl
 ---
 """
-OTHER_COMMIT = "f" * 40
 
 
 def hub_settings(**corpus: Any) -> dict[str, Any]:
@@ -63,12 +62,12 @@ FILES = {
 
 
 def command(
-    out: Path, lock: Path, chosen: dict[str, Any], **environment: str
+    out: Path, chosen: dict[str, Any], **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """The step as the DAG calls it; the hub's client reads its environment when it is imported."""
     return subprocess.run(
         [sys.executable, "-m", "mhclite", "prepare", "--settings", json.dumps(chosen),
-         "--out", str(out), "--lock", str(lock)],
+         "--out", str(out)],
         env={**os.environ, "HF_HUB_OFFLINE": "0", "HF_HOME": str(out.parent / "hf"), **environment},
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
@@ -82,11 +81,12 @@ def address() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def online(tmp_path_factory: pytest.TempPathFactory, address: str) -> Path:
-    """A folder with `out` prepared from a hub, and the lock file."""
-    folder = tmp_path_factory.mktemp("hub")
-    done = command(folder / "out", folder / "lock.json", hub_settings(), HF_ENDPOINT=address)
+    """A corpus prepared from the newest commit of a hub."""
+    out = tmp_path_factory.mktemp("hub") / "out"
+    done = command(out, hub_settings(), HF_ENDPOINT=address)
     assert done.returncode == 0, done.stderr
-    return folder
+    assert f"`revision: {COMMIT}` in the study file" in done.stderr
+    return out
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +96,7 @@ def hub_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_hub_corpus_is_prepared_and_its_commit_recorded(online: Path, tmp_path: Path) -> None:
-    manifest = json.loads((online / "out" / "manifest.json").read_text())
+    manifest = json.loads((online / "manifest.json").read_text())
     assert manifest["source"] == {
         "kind": "hub",
         "description": f"{REPOSITORY}, subset small, split train",
@@ -105,29 +105,17 @@ def test_a_hub_corpus_is_prepared_and_its_commit_recorded(online: Path, tmp_path
         "files": [],
         "license": "cc0-1.0",
     }
-    assert CorporaLock(online / "lock.json").revision(REPOSITORY, "small") == COMMIT
 
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
-    local = prepare(settings(f"{tmp_path}/a.jsonl"), tmp_path / "out", tmp_path / "lock.json")
+    local = prepare(settings(f"{tmp_path}/a.jsonl"), tmp_path / "out")
     assert local.digest == manifest["digest"]
 
 
 def test_what_is_prepared_needs_no_network(online: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    before = (online / "out" / "manifest.json").read_bytes()
-    prepare(hub_settings(), online / "out", online / "lock.json")
-    assert (online / "out" / "manifest.json").read_bytes() == before
-
-
-def test_another_commit_in_the_lock_file_stops(online: Path, tmp_path: Path) -> None:
-    lock = CorporaLock(tmp_path / "lock.json")
-    lock.record(REPOSITORY, "small", revision=OTHER_COMMIT)
-    with pytest.raises(
-        UserError, match=f"prepared from {REPOSITORY} at {COMMIT}, but .*{'f' * 40}"
-    ):
-        prepare(hub_settings(), online / "out", lock.path)
-    with pytest.raises(UserError, match=f"revision is {COMMIT}, but .* has {OTHER_COMMIT}"):
-        newest_or_pinned(REPOSITORY, "small", COMMIT, lock)
+    before = (online / "manifest.json").read_bytes()
+    prepare(hub_settings(), online)
+    assert (online / "manifest.json").read_bytes() == before
 
 
 def test_what_cannot_be_a_corpus_is_one_clear_line(tmp_path: Path) -> None:
@@ -145,19 +133,14 @@ def test_what_cannot_be_a_corpus_is_one_clear_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("repository", "revision"),
-    [("some one/else", None), (REPOSITORY, OTHER_COMMIT)],
+    ("repository", "revision"), [("some one/else", None), (REPOSITORY, "f" * 40)]
 )
 def test_what_the_hub_does_not_have_is_one_clear_line(
-    address: str,
-    tmp_path: Path,
-    repository: str,
-    revision: str | None,
-    monkeypatch: pytest.MonkeyPatch,
+    address: str, repository: str, revision: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", address)
     with pytest.raises(UserError, match="correct `repository` or `revision`") as error:
-        newest_or_pinned(repository, "small", revision, CorporaLock(tmp_path / "lock.json"))
+        commit_of(repository, revision)
     assert f"dataset {repository} at {revision or 'its newest commit'}" in str(error.value)
     assert str(error.value).isprintable()
 
@@ -165,9 +148,8 @@ def test_what_the_hub_does_not_have_is_one_clear_line(
 def test_without_a_network_there_is_one_line(tmp_path: Path) -> None:
     token = "hf_secret"
     done = command(
-        tmp_path / "out", tmp_path / "lock.json", hub_settings(),
-        HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=token,
-    )  # fmt: skip
+        tmp_path / "out", hub_settings(), HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=token
+    )
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -176,7 +158,6 @@ def test_without_a_network_there_is_one_line(tmp_path: Path) -> None:
         assert way_out in line
     assert token not in line
     assert not (tmp_path / "out").exists()
-    assert not (tmp_path / "lock.json").exists()
 
 
 def test_a_connection_lost_while_reading_is_one_clear_line(

@@ -40,7 +40,7 @@ def texts_of(folder: Path, split: Split) -> list[str]:
 
 def test_all_text_is_in_the_split_of_its_hash(tmp_path: Path, texts: Path) -> None:
     out, chosen = tmp_path / "out", settings(f"{texts}/*.txt")
-    manifest = prepare(chosen, out, tmp_path / "lock.json", part_bytes=600)
+    manifest = prepare(chosen, out, part_bytes=600)
     assert manifest == load_manifest(out)
     for split in SPLITS:
         expected = [t for t in documents(40) if split_of(t.encode(), 0.25) == split]
@@ -59,7 +59,7 @@ def test_validation_text_does_not_shape_the_tokenizer(tmp_path: Path) -> None:
         (tmp_path / f"{name}.jsonl").write_text(
             "\n".join(json.dumps({"text": text}) for text in texts)
         )
-        prepare(settings(f"{tmp_path}/{name}.jsonl"), tmp_path / name, tmp_path / "lock.json")
+        prepare(settings(f"{tmp_path}/{name}.jsonl"), tmp_path / name)
     one, two = (content(tmp_path / name) for name in ("one", "two"))
     assert one["tokenizer.json"] == two["tokenizer.json"]
     assert one["train-00000.bin"] == two["train-00000.bin"]
@@ -82,15 +82,14 @@ def test_any_number_of_processes_writes_the_same_bytes(tmp_path: Path) -> None:
     chosen = settings(many_files(tmp_path / "files"), split_seed=7)
     outs = [tmp_path / f"out{processes}" for processes in (1, 3)]
     for processes, out in zip((1, 3), outs, strict=True):
-        prepare(chosen, out, tmp_path / "lock.json", processes, part_bytes=3000)
+        prepare(chosen, out, processes, part_bytes=3000)
     assert content(outs[0]) == content(outs[1])
     before = {path: path.stat().st_mtime_ns for path in outs[0].iterdir()}
-    prepare(chosen, outs[0], tmp_path / "lock.json", part_bytes=3000)  # nothing to do
+    prepare(chosen, outs[0], part_bytes=3000)  # nothing to do
     assert {path: path.stat().st_mtime_ns for path in outs[0].iterdir()} == before
-    assert not (tmp_path / "lock.json").exists()  # for hub corpora only
     assert len(load_manifest(outs[0]).train.shards) > 5
     # Parts change where shards end, not the tokens.
-    prepare(chosen, tmp_path / "whole", tmp_path / "lock.json")
+    prepare(chosen, tmp_path / "whole")
     assert len(load_manifest(tmp_path / "whole").train.shards) == 1
     for split in SPLITS:
         assert texts_of(outs[0], split) == texts_of(tmp_path / "whole", split)
@@ -100,7 +99,7 @@ def test_finished_parts_are_not_done_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     chosen = settings(many_files(tmp_path / "files"))
-    prepare(chosen, tmp_path / "whole", tmp_path / "lock.json", part_bytes=3000)
+    prepare(chosen, tmp_path / "whole", part_bytes=3000)
     out, done = tmp_path / "out", []
 
     def stopping(job: Job) -> tuple[int, int]:
@@ -112,12 +111,12 @@ def test_finished_parts_are_not_done_again(
     with monkeypatch.context() as patch:
         patch.setattr(step, "tokenize", stopping)
         with pytest.raises(KeyboardInterrupt):
-            prepare(chosen, out, tmp_path / "lock.json", part_bytes=3000)
+            prepare(chosen, out, part_bytes=3000)
     assert done == [0, 1, 2]
     (out / "train-00001.bin").write_bytes(b"half")
     kept = (out / "train-00000.bin").stat().st_mtime_ns
     with caplog.at_level(logging.INFO):
-        prepare(chosen, out, tmp_path / "lock.json", part_bytes=3000)
+        prepare(chosen, out, part_bytes=3000)
     assert "2 of " in caplog.text  # the one that was damaged since is done again
     assert "parts are finished already" in caplog.text
     assert content(out) == content(tmp_path / "whole")
@@ -135,14 +134,14 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(
         if change == "code":
             patch.setattr(step, "digest_of_modules", lambda modules: "that of another version")
         with pytest.raises(KeyboardInterrupt):
-            prepare(chosen, out, tmp_path / "lock.json", part_bytes=3000)
+            prepare(chosen, out, part_bytes=3000)
     (out / "train-00000.bin").write_bytes(b"x" * (out / "train-00000.bin").stat().st_size)
     if change == "files":
         (tmp_path / "files" / "3.jsonl").write_text(json.dumps({"text": "one text instead"}))
     if change == "plan":
         (out / "parts" / "plan.txt").write_text("")
-    prepare(chosen, out, tmp_path / "lock.json", part_bytes=3000)
-    prepare(chosen, tmp_path / "whole", tmp_path / "lock.json", part_bytes=3000)
+    prepare(chosen, out, part_bytes=3000)
+    prepare(chosen, tmp_path / "whole", part_bytes=3000)
     assert content(out) == content(tmp_path / "whole")
 
 
@@ -166,7 +165,7 @@ def test_the_embedded_corpus_has_the_tokens_that_results_were_published_for(
     unpack(ROOT / "results/published/laptop" / STUDY, tmp_path / "laptop")
     published = json.loads((tmp_path / "laptop/corpora/sotu/manifest.json").read_text())
     chosen = load_study(ROOT / "config/config.yaml").corpus_settings("sotu")
-    prepare(chosen, tmp_path / "out", tmp_path / "lock.json")
+    prepare(chosen, tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     for name in ("settings", "code", "split", "bigram_tokens"):  # others since, or gone
         del published[name]
@@ -201,11 +200,11 @@ def test_what_is_damaged_or_interrupted_is_prepared_again(
     with monkeypatch.context() as patch:
         patch.setattr(step, "ngram_baselines", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            prepare(chosen, prepared, tmp_path / "lock.json", part_bytes=200)
+            prepare(chosen, prepared, part_bytes=200)
     assert not (prepared / "manifest.json").exists()
     with pytest.raises(UserError, match="not a prepared corpus"):
         open_split(prepared, "train")
-    prepare(chosen, prepared, tmp_path / "lock.json", part_bytes=400)
+    prepare(chosen, prepared, part_bytes=400)
     assert content(prepared) == {**whole, "notes.md": b"somebody's own file"}
 
 
@@ -216,7 +215,7 @@ def test_changed_files_and_other_code_prepare_again(
 
     def again() -> bool:
         before = (prepared / "manifest.json").stat().st_mtime_ns
-        prepare(settings(f"{texts}/*.txt"), prepared, tmp_path / "lock.json")
+        prepare(settings(f"{texts}/*.txt"), prepared)
         return (prepared / "manifest.json").stat().st_mtime_ns != before
 
     assert not again()
@@ -236,12 +235,12 @@ def test_changed_files_and_other_code_prepare_again(
 def test_other_settings_do_not_overwrite(prepared: Path, tmp_path: Path, texts: Path) -> None:
     before = content(prepared)
     with pytest.raises(UserError, match="prepared with other settings"):
-        prepare(settings(f"{texts}/*.txt", vocab_size=301), prepared, tmp_path / "lock.json")
+        prepare(settings(f"{texts}/*.txt", vocab_size=301), prepared)
     assert content(prepared) == before
 
 
 def test_an_empty_split_is_an_error(tmp_path: Path, texts: Path) -> None:
     out, chosen = tmp_path / "out", settings(f"{texts}/*.txt", validation_fraction=1e-9)
     with pytest.raises(UserError, match="no text fell into the validation split, of 40 documents"):
-        prepare(chosen, out, tmp_path / "lock.json")
+        prepare(chosen, out)
     assert not (out / "manifest.json").exists()

@@ -67,7 +67,7 @@ def test_a_context_longer_than_a_prepared_corpus_is_found(
     assert main(["check", str(path)]) == 0  # what it has is not known yet
     study = load_study(path)
     folder = RESULTS / study.corpus_folder("own")
-    manifest = prepare(study.corpus_settings("own"), folder, tmp_path / "lock.json")
+    manifest = prepare(study.corpus_settings("own"), folder)
     document = yaml.safe_load(path.read_text())
     tokens = manifest.validation.tokens
     for block_size, code in ((tokens - 1, 0), (tokens, 2)):
