@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import sys
 
-from mhclite.cli import Groups, Step, dispatch
+from mhclite.cli import Entry, Groups, dispatch
 
 BENCHMARKS: Groups = {
     "benchmarks": {
-        "step": Step("benchmarks.step", "what each variant costs in each implementation"),
-        "session": Step(
+        "step": Entry("benchmarks.step", "what each variant costs in each implementation"),
+        "session": Entry(
             "benchmarks.session",
             "on this GPU: are the kernels right, how fast are they and training; then a study",
         ),
-        "gradients": Step("benchmarks.gradients", "what bf16 costs the gradient, over depth"),
-        "data": Step("benchmarks.data", "how fast a corpus is prepared"),
-        "pipeline": Step("benchmarks.pipeline", "what the pipeline costs around training"),
+        "gradients": Entry("benchmarks.gradients", "what bf16 costs the gradient, over depth"),
+        "data": Entry("benchmarks.data", "how fast a corpus is prepared"),
+        "pipeline": Entry("benchmarks.pipeline", "what the pipeline costs around training"),
     }
 }
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from mhclite.arguments import file_path, positive_float
 from mhclite.data.corpora import EMBEDDED
-from mhclite.data.parts import WORK, Job, Splitter, divide, tokenize
+from mhclite.data.parts import WORK, PartJob, Splitter, divide, tokenize
 from mhclite.data.pool import run_jobs
 from mhclite.data.reading import examine, read
 from mhclite.data.tokenization import GPT2
@@ -49,7 +49,7 @@ def documents(megabytes: float) -> Iterator[list[str]]:
         yield file
 
 
-def write_corpus(folder: Path, megabytes: float) -> list[Job]:
+def write_corpus(folder: Path, megabytes: float) -> list[PartJob]:
     """Write parquet files like those on the hub; returns the jobs that tokenize them."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -62,10 +62,10 @@ def write_corpus(folder: Path, megabytes: float) -> list[Job]:
     out = folder / "out"
     (out / WORK).mkdir(parents=True)
     GPT2().save(out)
-    return [Job(part, out, "text", Splitter(0.0005, None)) for part in parts]
+    return [PartJob(part, out, "text", Splitter(0.0005, None)) for part in parts]
 
 
-def tokenizer_alone(job: Job) -> float:
+def tokenizer_alone(job: PartJob) -> float:
     """Tokens per second of the bare tokenizer, with the text of a part in memory."""
     encode = GPT2()._encoding.encode_ordinary
     texts = [text for piece in job.part.pieces for text in read(piece, "text")]
@@ -73,7 +73,7 @@ def tokenizer_alone(job: Job) -> float:
     return sum(len(encode(text)) for text in texts) / (time.perf_counter() - began)
 
 
-def preparation(jobs: list[Job], processes: int) -> float:
+def preparation(jobs: list[PartJob], processes: int) -> float:
     """Tokens per second of a preparation, from its first finished part on: without its start."""
     told = [(time.perf_counter(), tokens) for _, tokens in run_jobs(tokenize, jobs, processes)]
     return sum(tokens for _, tokens in told[1:]) / (told[-1][0] - told[0][0])

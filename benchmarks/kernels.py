@@ -21,7 +21,7 @@ from mhclite.connections.fast import fused
 from mhclite.connections.fast.projected import Projected, projected
 from mhclite.connections.fast.sinkhorn_operator import sinkhorn, sinkhorn_backward
 from mhclite.connections.registry import VARIANTS, has_streams
-from mhclite.measure.files import Quartiles
+from mhclite.measure.measured import Quartiles
 from mhclite.measure.steps import quartiles
 from mhclite.model import GPT
 from mhclite.training.compiled import compiled_loss

@@ -19,46 +19,48 @@ from mhclite import __version__
 from mhclite.errors import Interrupted, UserError
 
 
-class Step(NamedTuple):
+class Entry(NamedTuple):
     """One command: its module has `configure(parser)` and `run(args) -> exit code or None`."""
 
     module: str
     help: str
 
 
-Groups = Mapping[str, Mapping[str, Step]]
+Groups = Mapping[str, Mapping[str, Entry]]
 
 # tests/unit/test_cli.py freezes the steps, their groups and their options.
 GROUPS: Groups = {
     "steps of the DAG, which Snakemake calls": {
-        "prepare": Step("mhclite.data.prepare", "turn a corpus into token shards and a manifest"),
-        "train": Step("mhclite.training.train", "train one run, or continue it"),
-        "probe": Step("mhclite.measure.probe", "measure H_res of a trained run on held-out text"),
-        "sinkhorn": Step("mhclite.measure.sinkhorn", "measure the error of Sinkhorn-Knopp"),
-        "critical": Step("mhclite.measure.critical", "search the rate at which a run fails"),
-        "sweep": Step("mhclite.measure.sweep", "find the learning rate of one arm"),
-        "rates": Step("mhclite.evidence.rates", "gather the learning rates of all arms"),
-        "throughput": Step("mhclite.measure.throughput", "time every variant of one model size"),
-        "stability": Step("mhclite.measure.stability", "find spikes and divergence in all runs"),
-        "collect": Step("mhclite.evidence.collect", "gather all runs into tidy tables"),
-        "evidence": Step("mhclite.evidence.evidence", "write figures, tables and the report"),
-        "track": Step("mhclite.tracking.track", "bring a study's results into MLflow"),
+        "prepare": Entry("mhclite.data.prepare", "turn a corpus into token shards and a manifest"),
+        "train": Entry("mhclite.training.train", "train one run, or continue it"),
+        "probe": Entry("mhclite.measure.probe", "measure H_res of a trained run on held-out text"),
+        "sinkhorn": Entry("mhclite.measure.sinkhorn", "measure the error of Sinkhorn-Knopp"),
+        "critical": Entry("mhclite.measure.critical", "search the rate at which a run fails"),
+        "sweep": Entry("mhclite.measure.sweep", "find the learning rate of one arm"),
+        "rates": Entry("mhclite.evidence.learning_rates", "gather the learning rates of all arms"),
+        "throughput": Entry("mhclite.measure.throughput", "time every variant of one model size"),
+        "stability": Entry("mhclite.measure.stability", "find spikes and divergence in all runs"),
+        "collect": Entry("mhclite.evidence.collect", "gather all runs into tidy tables"),
+        "evidence": Entry("mhclite.evidence.evidence", "write figures, tables and the report"),
+        "track": Entry("mhclite.tracking.track", "bring a study's results into MLflow"),
     },
     "for users": {
-        "check": Step("mhclite.planning.check", "what is wrong with a study file, if anything"),
-        "keys": Step("mhclite.planning.keys", "what decides each run, why it is trained again"),
-        "status": Step("mhclite.planning.status", "what has finished, runs, failed, and is left"),
-        "describe": Step("mhclite.planning.describe", "what a study will train, and what it costs"),
-        "exchange": Step("mhclite.authors.exchange", "checkpoints of the authors' repository"),
-        "bundle": Step("mhclite.bundle.command", "train where only torch and numpy are"),
-        "ui": Step("mhclite.tracking.server", "open the MLflow UI on the tracked results"),
+        "check": Entry("mhclite.planning.check", "what is wrong with a study file, if anything"),
+        "keys": Entry("mhclite.planning.keys", "what decides each run, why it is trained again"),
+        "status": Entry("mhclite.planning.status", "what has finished, runs, failed, and is left"),
+        "describe": Entry(
+            "mhclite.planning.describe", "what a study will train, and what it costs"
+        ),
+        "exchange": Entry("mhclite.authors.exchange", "checkpoints of the authors' repository"),
+        "bundle": Entry("mhclite.bundle.command", "train where only torch and numpy are"),
+        "ui": Entry("mhclite.tracking.server", "open the MLflow UI on the tracked results"),
     },
     "for developers": {
-        "conformance": Step("mhclite.authors.conformance", "compare with the authors' code"),
-        "publish": Step("mhclite.evidence.publish", "publish a study; rebuild what is published"),
+        "conformance": Entry("mhclite.authors.conformance", "compare with the authors' code"),
+        "publish": Entry("mhclite.evidence.publish", "publish a study; rebuild what is published"),
     },
 }
-STEPS: dict[str, Step] = {name: step for group in GROUPS.values() for name, step in group.items()}
+STEPS: dict[str, Entry] = {name: step for group in GROUPS.values() for name, step in group.items()}
 
 # What torch's allocators say; its own error is a RuntimeError too, and torch is not imported here.
 NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")
@@ -97,7 +99,7 @@ def dispatch(prog: str, about: str, groups: Groups, argv: list[str]) -> int:
     return run_step(steps[outer.step], f"{prog} {outer.step}", outer.rest)
 
 
-def run_step(step: Step, prog: str, argv: list[str]) -> int:
+def run_step(step: Entry, prog: str, argv: list[str]) -> int:
     """Run one step with its own arguments; what the user can mend ends in one line, no traceback.
 
     Returns:

@@ -21,7 +21,7 @@ from mhclite.study.settings import Study
 
 
 @dataclass(frozen=True)
-class Step:
+class Rule:
     """A step that is made once per run, per arm, per model size, or once (no wildcard)."""
 
     name: str  # of the command, of the rule and of the folder of its logs
@@ -42,13 +42,13 @@ class Step:
 
 PREPARED = "prepared.json"  # beside a corpus's manifest: a copy, which Snakemake deletes at will
 
-TRAIN = Step("train", "runs/{run}/summary.json")
-PROBE = Step("probe", "probes/{run}.json")
-PROBES = Step("probe", "probes.json")  # those of all runs in one process; what each was made of
-CRITICAL = Step("critical", "critical/{run}.json")
-SWEEP = Step("sweep", "sweep/{arm}.json")
+TRAIN = Rule("train", "runs/{run}/summary.json")
+PROBE = Rule("probe", "probes/{run}.json")
+PROBES = Rule("probe", "probes.json")  # those of all runs in one process; what each was made of
+CRITICAL = Rule("critical", "critical/{run}.json")
+SWEEP = Rule("sweep", "sweep/{arm}.json")
 RATES = "learning-rates.yaml"  # under results/<study>/: what a sweep comes to
-THROUGHPUT = Step("throughput", "throughput/{model}.json")
+THROUGHPUT = Rule("throughput", "throughput/{model}.json")
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def throughput(study: Study, model: str) -> Job:
     return _job(THROUGHPUT, model, [*arguments, *_out(study, THROUGHPUT, model)], code)
 
 
-def _job(step: Step, of: str, arguments: list[str], code: str, processes: int = 1) -> Job:
+def _job(step: Rule, of: str, arguments: list[str], code: str, processes: int = 1) -> Job:
     output, log = (text.format(**{step.wildcard: of}) for text in (step.output, step.log))
     return Job(step.name, output, log, arguments, code, processes)
 
@@ -131,7 +131,7 @@ def _of_run(study: Study, config: RunConfig, settings: Any = None) -> list[str]:
     ]
 
 
-def _out(study: Study, step: Step, of: str) -> list[str]:
+def _out(study: Study, step: Rule, of: str) -> list[str]:
     return ["--out", str(results_folder(study) / step.output.format(**{step.wildcard: of}))]
 
 

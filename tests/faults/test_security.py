@@ -23,7 +23,7 @@ from checkout import ROOT, Checkout
 from mhclite.authors import conformance, exchange
 from mhclite.errors import UserError
 from mhclite.files import sha256_of, write_json
-from mhclite.study.reading import parse_study
+from mhclite.study.load import parse_study
 from mhclite.tracking import server as ui
 from mhclite.training.checkpoint import load_checkpoint
 

@@ -27,11 +27,11 @@ from mhclite.data.manifest import load_manifest, open_split
 from mhclite.errors import UserError
 from mhclite.evidence.claims import parse_claims
 from mhclite.evidence.collect import check_run
-from mhclite.measure.files import StabilitySettings
+from mhclite.measure.measured import StabilitySettings
 from mhclite.measure.stability import judge
-from mhclite.runs import status
+from mhclite.runs import progress
 from mhclite.runs.folder import RunFolder
-from mhclite.study.reading import load_study, parse_study
+from mhclite.study.load import load_study, parse_study
 from mhclite.training.loop import train
 
 ROOT = Path(__file__).parents[2]
@@ -191,7 +191,7 @@ def read_run(folder: Path) -> None:
     config = configuration()
     out = folder / "results" / "tiny"
     with one_line_at_most("run folder"):
-        status.status_of(out, config)
+        progress.status_of(out, config)
         run = RunFolder(out / "runs" / config.run).finished()
         check_run(run, config, load_manifest(folder / "corpus").digest)
         judge(run, STABILITY)

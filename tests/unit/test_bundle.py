@@ -18,12 +18,12 @@ from mhclite.bundle import drive, home
 from mhclite.bundle.drive import RECEIPTS, SCHEMA, Bundle, PackedJob
 from mhclite.errors import UserError
 from mhclite.files import sha256_of, write_json
-from mhclite.measure.files import PROBE_SCHEMA, Probe
+from mhclite.measure.measured import PROBE_SCHEMA, Probe
 from mhclite.records import to_json
 from mhclite.runs.folder import RunFolder
 from mhclite.runs.parquet import STUDY
 from mhclite.runs.parquet import pack as pack_study
-from mhclite.study.reading import load_study
+from mhclite.study.load import load_study
 from mhclite.study.settings import Study
 from mhclite.training.torchrun import launcher
 

@@ -18,7 +18,7 @@ import pytest
 
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.__main__ import main as bench_main
-from mhclite.cli import GROUPS, STEPS, Step, main
+from mhclite.cli import GROUPS, STEPS, Entry, main
 
 FROZEN = Path(__file__).with_name("command_line.txt")
 
@@ -29,7 +29,7 @@ BARE_BENCHMARKS = ("step", "session", "gradients")
 MISSING += ["tiktoken", "tokenizers", "datasets", "pyarrow"]
 
 
-def parser_of(step: Step) -> argparse.ArgumentParser:
+def parser_of(step: Entry) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
     importlib.import_module(step.module).configure(parser)
     return parser

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from mhclite.measure.stability import spikes
-from mhclite.study.reading import load_study
+from mhclite.study.load import load_study
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -160,3 +161,17 @@ def test_rooms_load_nothing_heavy(room: str) -> None:
             if any(name == banned or name.startswith(f"{banned}.") for banned in WITHOUT[room])
         }
         assert not heavy, f"importing {module} loads {sorted(heavy)}: import it where it is used"
+
+
+def test_names_are_given_once() -> None:
+    """Of modules and of public classes, so that a search for one finds it."""
+    paths = [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
+    classes = [
+        node.name
+        for path in paths
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
+    names = Counter([path.stem for path in paths]) + Counter(classes)
+    # The model's module, and what others call a sub-layer: the latter's name is a promise.
+    assert {name for name, count in names.items() if count > 1} == {"SubLayer"}

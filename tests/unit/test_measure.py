@@ -12,7 +12,7 @@ from tiny import MODEL, TRAINING, connection
 from mhclite.config import ThroughputConfig
 from mhclite.errors import UserError
 from mhclite.measure import throughput
-from mhclite.measure.files import Throughput
+from mhclite.measure.measured import Throughput
 from mhclite.measure.steps import Stepper, counts, cpu_peak_of
 from mhclite.measure.throughput import measure
 from mhclite.model import GPT

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from mhclite import cli
 from mhclite.errors import UserError
 from mhclite.files import write_json
-from mhclite.measure.files import SWEEP_SCHEMA, Sweep, SweepSettings, Trial
+from mhclite.measure.measured import SWEEP_SCHEMA, Sweep, SweepSettings, Trial
 from mhclite.records import to_json
 from mhclite.runs.key import run_key
-from mhclite.study.reading import load_study, parse_study
+from mhclite.study.load import load_study, parse_study
 from mhclite.study.sections import BASE
 from mhclite.study.settings import Study
 

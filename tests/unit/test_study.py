@@ -23,7 +23,7 @@ from mhclite.config import RunConfig
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
 from mhclite.planning.describe import PUBLISHED
-from mhclite.study.reading import load_study, parse_study, read_yaml
+from mhclite.study.load import load_study, parse_study, read_yaml
 from mhclite.study.sections import TAKEN, Settings
 from mhclite.study.settings import Study
 from mhclite.study.wording import settings_in

@@ -30,7 +30,7 @@ from mhclite.files import read_json, read_jsonl, sha256_of
 from mhclite.measure.trained import read_trained
 from mhclite.model import GPT
 from mhclite.runs.folder import RunFolder
-from mhclite.runs.status import status_of
+from mhclite.runs.progress import status_of
 from mhclite.training import checkpoint, loop, torchrun
 from mhclite.training.checkpoint import Saver, load_checkpoint, save_checkpoint
 from mhclite.training.loop import train

@@ -12,7 +12,7 @@ from checkout import ROOT, Checkout
 
 from mhclite.files import is_locked, locked
 from mhclite.jobs import PREPARED
-from mhclite.study.reading import load_study
+from mhclite.study.load import load_study
 
 
 def write_study(path: Path, **changes: object) -> None:

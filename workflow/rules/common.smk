@@ -37,7 +37,7 @@ from mhclite.planning.keys import (
 )
 from mhclite.records import to_json
 from mhclite.runs.code import digest_of_modules, step_digest
-from mhclite.study.reading import parse_study, read_resolved, read_yaml, resolve
+from mhclite.study.load import parse_study, read_resolved, read_yaml, resolve
 from mhclite.study.sections import RESULTS
 from mhclite.training import compiler_caches, torchrun
 

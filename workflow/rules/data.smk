@@ -10,7 +10,7 @@ rule resolve:
     priority: 2  # first: it says what the results are of
     localrule: True
     params:
-        made_of=digest_of([RESOLVED, step_digest("study.reading")]),
+        made_of=digest_of([RESOLVED, step_digest("study.load")]),
     run:
         write_json(output.study, RESOLVED)
         write_text(output.runs, "\n".join(RUNS) + "\n")

@@ -28,7 +28,7 @@ rule rates:
     localrule: True
     params:
         study=STUDY.name,
-        code=step_digest("evidence.rates"),
+        code=step_digest("evidence.learning_rates"),
     shell:
         "python -m mhclite rates --study {params.study} --sweep {input:q} --out {output:q}"
         " > {log:q} 2>&1"

@@ -23,7 +23,7 @@ from mhclite.data.manifest import load_manifest
 from mhclite.errors import Interrupted, UserError
 from mhclite.files import read_json, write_json
 from mhclite.records import read_record
-from mhclite.runs import status
+from mhclite.runs import progress
 from mhclite.runs.folder import RunFolder
 from mhclite.runs.key import run_key
 from mhclite.training import compiler_caches, torchrun
@@ -169,7 +169,7 @@ class Driver:
         if code == 0 and self.is_done(job):
             log.info("%s: done; %s", job.output, self.progress())
             return True
-        words = status.last_words(path)
+        words = progress.last_words(path)
         if asked:
             log.info("%s: %s", job.output, words if words.startswith("interrupted") else "stopped")
         else:
@@ -179,11 +179,11 @@ class Driver:
 
     def progress(self) -> str:
         """How many runs are finished, and about how long the others take."""
-        found = [status.status_of(self.out, config) for config in self.runs]
+        found = [progress.status_of(self.out, config) for config in self.runs]
         done = sum(one.state in ("finished", "diverged") for one in found)
         text = f"{done} of {len(found)} runs finished"
-        left = status.seconds_left(found) if done < len(found) else None
-        return text if left is None else f"{text}, about {status.duration(left)} of training left"
+        left = progress.seconds_left(found) if done < len(found) else None
+        return text if left is None else f"{text}, about {progress.duration(left)} of training left"
 
 
 def run_bundle(folder: Path, minutes: float | None) -> int:

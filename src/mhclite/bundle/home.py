@@ -25,15 +25,15 @@ from mhclite.bundle.drive import BUNDLE, SCHEMA, Bundle, Chain, PackedJob, recei
 from mhclite.data.manifest import MANIFEST, SPLITS, expect_window, load_manifest, verify_split
 from mhclite.errors import UserError
 from mhclite.files import write_json, write_text
-from mhclite.measure.files import read_probe
+from mhclite.measure.measured import read_probe
 from mhclite.records import to_json
 from mhclite.runs.code import PACKAGE_ROOT
 from mhclite.runs.folder import RECORD, RESULT, STEP_FILES, SUMMARY, WEIGHTS, RunFolder
 from mhclite.runs.key import run_key
 from mhclite.runs.parquet import STUDY, unpack
+from mhclite.runs.progress import outdated
 from mhclite.runs.provenance import PACKED, git_state
-from mhclite.runs.status import outdated
-from mhclite.study.reading import load_study
+from mhclite.study.load import load_study
 from mhclite.study.sections import RESULTS
 from mhclite.study.settings import Study
 

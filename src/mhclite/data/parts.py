@@ -158,7 +158,7 @@ class Splitter:
 
 
 @dataclass(frozen=True)
-class Job:
+class PartJob:
     """A part and what is needed to make shards of it; `folder` has the tokenizer."""
 
     part: Part
@@ -172,7 +172,7 @@ class Job:
         return self.folder / WORK / f"{self.part.index:05d}.json"
 
 
-def documents_of(job: Job) -> Iterator[tuple[str, bytes, Split]]:
+def documents_of(job: PartJob) -> Iterator[tuple[str, bytes, Split]]:
     """Each document of a part: text, its UTF-8, its split."""
     texts = (text for piece in job.part.pieces for text in read(piece, job.text_field))
     for number, text in enumerate(islice(texts, job.part.documents), start=job.part.first):
@@ -180,7 +180,7 @@ def documents_of(job: Job) -> Iterator[tuple[str, bytes, Split]]:
         yield text, data, job.splitter.split(number, data)
 
 
-def tokenize(job: Job) -> tuple[int, int]:
+def tokenize(job: PartJob) -> tuple[int, int]:
     """Write the shards of a part, at most one a split, then its record.
 
     Returns its numbers of documents and tokens.
@@ -233,7 +233,7 @@ def _batches(
         yield batch
 
 
-def recorded(job: Job) -> dict[Split, SplitEntry] | None:
+def recorded(job: PartJob) -> dict[Split, SplitEntry] | None:
     """What a finished part has of each split, if its shards are there in their size, else None."""
     try:
         record = read_json(job.record)
@@ -248,7 +248,7 @@ def recorded(job: Job) -> dict[Split, SplitEntry] | None:
     return entries
 
 
-def assembled(jobs: Iterable[Job]) -> dict[Split, SplitEntry]:
+def assembled(jobs: Iterable[PartJob]) -> dict[Split, SplitEntry]:
     """The whole splits, from the records of all parts in order."""
     parts = []
     for job in jobs:

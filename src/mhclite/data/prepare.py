@@ -44,8 +44,8 @@ from mhclite.data.manifest import (
 from mhclite.data.parts import (
     PART_BYTES,
     WORK,
-    Job,
     Part,
+    PartJob,
     Splitter,
     assembled,
     divide,
@@ -115,7 +115,7 @@ def prepare(
     cut = parts[0].pieces[0].cut is not None
     splitter = Splitter.of(settings["corpus"], documents, cut)
     jobs = [
-        Job(
+        PartJob(
             part,
             folder,
             settings["corpus"]["text_field"],
@@ -251,7 +251,7 @@ def _remove(folder: Path, pattern: re.Pattern[str]) -> None:
 
 
 def _tokenizer(
-    settings: dict[str, Any], folder: Path, jobs: list[Job], documents: int
+    settings: dict[str, Any], folder: Path, jobs: list[PartJob], documents: int
 ) -> TextTokenizer:
     """GPT-2's, or one trained on the train split; kept in the folder."""
     if (folder / TOKENIZER).exists():
@@ -273,7 +273,7 @@ def _tokenizer(
 
 
 def _tokenized(
-    settings: dict[str, Any], jobs: list[Job], processes: int
+    settings: dict[str, Any], jobs: list[PartJob], processes: int
 ) -> dict[Split, SplitEntry]:
     """Tokenize the parts that are not finished; returns the manifest's `train` and `validation`."""
     open_jobs = [job for job in jobs if recorded(job) is None]

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from mhclite.connections.registry import VARIANTS
 from mhclite.errors import UserError
 from mhclite.evidence.metrics import COUNTS, METRICS
-from mhclite.study.reading import read_yaml
+from mhclite.study.load import read_yaml
 from mhclite.study.sections import Settings
 from mhclite.study.wording import one_line
 

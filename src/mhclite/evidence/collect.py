@@ -31,12 +31,12 @@ from mhclite.evidence.metrics import (
 )
 from mhclite.evidence.results import SCHEMA, evenly_spaced
 from mhclite.files import read_jsonl, write_json, write_text
-from mhclite.measure.files import Probe, RunStability, read_probe, read_stability
+from mhclite.measure.measured import Probe, RunStability, read_probe, read_stability
 from mhclite.measure.stability import series_of, trailing
 from mhclite.records import to_json
 from mhclite.runs.folder import FinishedRun, RunFolder
 from mhclite.runs.key import deciding, difference
-from mhclite.study.reading import Resolved, read_resolved
+from mhclite.study.load import Resolved, read_resolved
 
 log = logging.getLogger(__name__)
 

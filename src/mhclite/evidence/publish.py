@@ -42,11 +42,11 @@ from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.style import save, style
 from mhclite.evidence.tables import markdown
 from mhclite.files import write_json, write_text
-from mhclite.measure.files import StabilitySettings
+from mhclite.measure.measured import StabilitySettings
 from mhclite.measure.stability import judge_all
 from mhclite.records import build, to_json
 from mhclite.runs.parquet import STUDY, pack, unpack
-from mhclite.study.reading import read_resolved
+from mhclite.study.load import read_resolved
 
 MANIFEST = "manifest.json"
 RUN_FILES = ("run.json", "summary.json", "metrics.jsonl", "mixing.jsonl")

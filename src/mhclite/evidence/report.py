@@ -21,8 +21,8 @@ from mhclite.evidence.requirements import Unmet
 from mhclite.evidence.results import Results
 from mhclite.evidence.statistics import DECIDED, Verdict
 from mhclite.evidence.tables import Table, counted, html_page, listed
-from mhclite.evidence.topics.claims import claim_rows, effect_text
 from mhclite.evidence.topics.cost import how_measured
+from mhclite.evidence.topics.verdicts import claim_rows, effect_text
 from mhclite.runs.folder import RunFolder
 from mhclite.runs.provenance import hardware_in_words
 

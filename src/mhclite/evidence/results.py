@@ -18,7 +18,7 @@ import pandas as pd
 from mhclite.errors import UserError
 from mhclite.evidence.metrics import CURVE_COLUMNS, RUN_COLUMNS, VALUE_COLUMNS
 from mhclite.files import read_schema
-from mhclite.measure.files import (
+from mhclite.measure.measured import (
     Critical,
     Mixing,
     Probe,

@@ -36,7 +36,7 @@ from mhclite.evidence.statistics import (
     worst_case,
 )
 from mhclite.evidence.tables import counted, significant
-from mhclite.measure.files import Throughput, Timing
+from mhclite.measure.measured import Throughput, Timing
 
 FASTER = 0.02  # smallest effect of interest of a step time: 2 %
 FEWEST_EVENTS = 5  # a rate from fewer is no rate

@@ -26,7 +26,7 @@ from mhclite.arguments import file_path, folder_path, required
 from mhclite.config import RunConfig
 from mhclite.data.manifest import load_manifest
 from mhclite.files import write_json
-from mhclite.measure.files import (
+from mhclite.measure.measured import (
     CRITICAL_SCHEMA,
     Critical,
     CriticalSettings,

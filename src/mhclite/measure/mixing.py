@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mhclite.connections.base import Coefficients, Connection
 from mhclite.data.batches import Tokens
-from mhclite.measure.files import (
+from mhclite.measure.measured import (
     Cost,
     Deviation,
     Geometry,

@@ -28,7 +28,7 @@ from mhclite.data.manifest import load_manifest
 from mhclite.data.pool import run_jobs
 from mhclite.errors import UserError
 from mhclite.files import digest_of, write_json
-from mhclite.measure.files import PROBE_SCHEMA, Probe, read_probe
+from mhclite.measure.measured import PROBE_SCHEMA, Probe, read_probe
 from mhclite.measure.mixing import knockouts, mixing
 from mhclite.measure.trained import (
     Trained,

@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from mhclite.arguments import add_run_arguments, file_path, required, run_arguments
 from mhclite.files import write_json
-from mhclite.measure.files import (
+from mhclite.measure.measured import (
     STABILITY_SCHEMA,
     RunStability,
     Stability,

@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from mhclite.config import ConnectionConfig, ModelConfig, TrainingConfig
-from mhclite.measure.files import Quartiles, Timing
+from mhclite.measure.measured import Quartiles, Timing
 from mhclite.model import GPT
 from mhclite.training.compiled import compiled_loss
 from mhclite.training.group import deterministic

@@ -27,7 +27,7 @@ from mhclite.arguments import file_path, folder_path, required
 from mhclite.config import RunConfig
 from mhclite.errors import Interrupted
 from mhclite.files import write_json
-from mhclite.measure.files import (
+from mhclite.measure.measured import (
     SWEEP_SCHEMA,
     Sweep,
     SweepSettings,
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Choice:
+class Chosen:
     """What a sweep comes to, in powers of the ratio; 0 is the size's own rate."""
 
     bracketed: bool
@@ -55,7 +55,7 @@ class Choice:
 Make = Callable[[int, int, bool], float | None]
 
 
-def choose(settings: SweepSettings, make: Make) -> Choice:
+def choose(settings: SweepSettings, make: Make) -> Chosen:
     """Carry out the rule.
 
     Args:
@@ -76,17 +76,17 @@ def choose(settings: SweepSettings, make: Make) -> Choice:
         grid[further] = mean(further, final=False)
     band = _band(grid, best, settings.band)
     if not min(grid) < best < max(grid):
-        return Choice(False, None, band)
+        return Chosen(False, None, band)
     near = [power for power in ranked(grid) if grid[power] <= grid[best] + settings.margin]
     if len(near) == 1 or settings.finalists == 1:
-        return Choice(True, best, band)
+        return Chosen(True, best, band)
     final = {power: mean(power, final=True) for power in near[: settings.finalists]}
     while (winner := ranked(final)[0]) in (min(grid | final), max(grid | final)):
         further = winner + (1 if winner > best else -1)
         if abs(further) > settings.widest:
-            return Choice(False, None, band)
+            return Chosen(False, None, band)
         final[further] = mean(further, final=True)
-    return Choice(True, winner if final[winner] < math.inf else None, band)
+    return Chosen(True, winner if final[winner] < math.inf else None, band)
 
 
 def _band(grid: dict[int, float], best: int, width: float) -> tuple[int, int] | None:

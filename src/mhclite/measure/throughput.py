@@ -32,7 +32,7 @@ from mhclite.config import (
 )
 from mhclite.errors import UserError
 from mhclite.files import write_json
-from mhclite.measure.files import (
+from mhclite.measure.measured import (
     THROUGHPUT_SCHEMA,
     Measured,
     Throughput,

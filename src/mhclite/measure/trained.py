@@ -17,7 +17,7 @@ from mhclite.data.manifest import TokenizerEntry, expect_window, load_manifest, 
 from mhclite.data.tokens import TokenSplit
 from mhclite.errors import UserError
 from mhclite.files import sha256_of
-from mhclite.measure.files import Evaluation
+from mhclite.measure.measured import Evaluation
 from mhclite.measure.mixing import chunks
 from mhclite.model import GPT
 from mhclite.records import read_record

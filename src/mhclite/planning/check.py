@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mhclite.arguments import file_path, folder_path
 from mhclite.data.manifest import expect_window, load_if_prepared
-from mhclite.study.reading import load_planned
+from mhclite.study.load import load_planned
 from mhclite.study.sections import RESULTS
 from mhclite.study.settings import Study
 

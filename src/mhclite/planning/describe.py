@@ -25,8 +25,8 @@ from mhclite.files import read_json
 from mhclite.jobs import THROUGHPUT
 from mhclite.measure.steps import counts
 from mhclite.planning.check import add_study, work
-from mhclite.runs.status import duration
-from mhclite.study.reading import load_planned
+from mhclite.runs.progress import duration
+from mhclite.study.load import load_planned
 from mhclite.study.sections import BASE
 from mhclite.study.settings import Study
 
@@ -130,7 +130,7 @@ def detectable(study: Study, results: Path) -> str:
     )
 
 
-class Row(NamedTuple):
+class Planned(NamedTuple):
     """A variant at one model size."""
 
     model: str
@@ -141,11 +141,11 @@ class Row(NamedTuple):
     hours: float | None  # of a training on one device; None: not measured
 
 
-def sizes(study: Study, results: Path, throughput: Path | None = None) -> list[Row]:
+def sizes(study: Study, results: Path, throughput: Path | None = None) -> list[Planned]:
     """Every variant at every size, with its time where the study's throughput is measured."""
     trainings = [arm[0] for arm in study.arms().values()] if study.sweep else study.runs().values()
     cells = [(one.model.name, one.connection.variant) for one in trainings]
-    rows: list[Row] = []
+    rows: list[Planned] = []
     for model in study.models:
         settings = study.resolved_model(model)
         path = throughput or results / study.name / THROUGHPUT.output.format(model=model)
@@ -155,7 +155,7 @@ def sizes(study: Study, results: Path, throughput: Path | None = None) -> list[R
             parameters, _ = counts(settings, study.resolved_connection(variant))
             hours = tokens / speed[variant] / 3600 if variant in speed else None
             runs = cells.count((model, variant))
-            rows.append(Row(model, variant, parameters, tokens, runs, hours))
+            rows.append(Planned(model, variant, parameters, tokens, runs, hours))
     return rows
 
 

@@ -16,8 +16,8 @@ from mhclite.jobs import PREPARED, PROBE, PROBES, TRAIN
 from mhclite.planning.check import add_study
 from mhclite.runs.folder import RunFolder
 from mhclite.runs.key import code_digest, deciding, differences, module_digests, settings_digest
-from mhclite.runs.status import outdated
-from mhclite.study.reading import load_study
+from mhclite.runs.progress import outdated
+from mhclite.study.load import load_study
 from mhclite.study.settings import Study
 
 SHORT = 12  # digits shown of a digest

@@ -18,8 +18,8 @@ from mhclite.jobs import RATES, SWEEP, TRAIN
 from mhclite.planning.check import add_study
 from mhclite.planning.keys import corpus_digests, lost_files, lost_in_words
 from mhclite.runs.folder import RunFolder
-from mhclite.runs.status import duration, last_words, report
-from mhclite.study.reading import load_study
+from mhclite.runs.progress import duration, last_words, report
+from mhclite.study.load import load_study
 
 # What is not shown; a job's command that failed is said again, as the job's error.
 NOISE = (

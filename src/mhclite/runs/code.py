@@ -36,7 +36,7 @@ NEUTRAL = frozenset(
         "runs.folder",
         "runs.key",
         "runs.provenance",
-        "runs.status",
+        "runs.progress",
         "training.checkpoint",
         "training.compiler_caches",
         "training.loop",

@@ -364,7 +364,7 @@ def known_variant(variant: str) -> str:
     return variant
 
 
-class Probe(Settings):
+class ProbeSection(Settings):
     """The measurement of trained models on held-out text."""
 
     sequences: PositiveInt = Field(
@@ -418,7 +418,7 @@ class CriticalRate(Settings):
         return value
 
 
-class Sweep(Settings):
+class SweepSection(Settings):
     """The search for each arm's learning rate; such a study makes a file of these and no runs."""
 
     ratio: Annotated[float, Field(ge=1.1, le=100)] = Field(
@@ -454,7 +454,7 @@ class Sweep(Settings):
         return (3 * seeds, (self.widest + 2) * seeds), full
 
 
-class Trial(Settings):
+class TriedRate(Settings):
     """One training of a sweep."""
 
     rate: PositiveFloat
@@ -476,7 +476,7 @@ class ArmRate(Settings):
     )
     shared_rate: PositiveFloat | None = Field(None, description="the size's, factor 1")
     band: tuple[PositiveFloat, PositiveFloat] | None = None
-    trials: list[Trial] = []
+    trials: list[TriedRate] = []
 
 
 class LearningRates(Settings):
@@ -484,7 +484,7 @@ class LearningRates(Settings):
 
     file: str | None = Field(None, description="its path; filled in where it is read")
     study: str | None = Field(None, description="the sweep's")
-    rule: Sweep | None = Field(None, description="the section `sweep` that they were chosen by")
+    rule: SweepSection | None = Field(None, description="the `sweep` that they were chosen by")
     arms: list[ArmRate] = Field(
         description="an entry for each arm: `corpus`, `model`, `variant`, `rate`, and `condition` "
         "if it is one's; a sweep adds what the rate was chosen from",
@@ -505,7 +505,7 @@ class LearningRates(Settings):
         return {(a.corpus, a.model, a.condition, a.variant): a for a in self.arms}
 
 
-class Throughput(Settings):
+class ThroughputSection(Settings):
     """Timing of training steps, alone on the device."""
 
     rounds: Annotated[int, Field(ge=2)] = Field(
@@ -519,7 +519,7 @@ class Throughput(Settings):
     )
 
 
-class Stability(Settings):
+class StabilitySection(Settings):
     """What counts as an instability (the spike rule is OLMo-core's stability monitor's)."""
 
     spike_window: Annotated[int, Field(ge=2)] = Field(

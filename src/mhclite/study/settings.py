@@ -36,13 +36,13 @@ from mhclite.study.sections import (
     LearningRates,
     Model,
     Name,
-    Probe,
+    ProbeSection,
     Seed,
     Settings,
     Sinkhorn,
-    Stability,
-    Sweep,
-    Throughput,
+    StabilitySection,
+    SweepSection,
+    ThroughputSection,
     Tokenizer,
     Tracking,
     Training,
@@ -68,7 +68,7 @@ class Study(Settings):
     conditions: dict[Name, Condition] = Field(
         {}, description="further runs, each group with some settings changed"
     )
-    sweep: Sweep | None = Field(
+    sweep: SweepSection | None = Field(
         None,
         description="search for the learning rate of every arm (corpus, size, condition or none, "
         "variant) in place of the study's own runs; `seeds` are the grid's",
@@ -78,15 +78,15 @@ class Study(Settings):
         description="path of the file that a study with a `sweep` made, from the folder in which "
         "this one is started: every run takes the rate of its arm; left out: that of its size",
     )
-    probe: Probe = Probe()
+    probe: ProbeSection = ProbeSection()
     sinkhorn: Sinkhorn | None = Field(
         None, description="experiment of its own on random logits; left out: not made"
     )
     critical_rate: CriticalRate | None = Field(
         None, description="search for the critical learning rate of every run; left out: not made"
     )
-    throughput: Throughput = Throughput()
-    stability: Stability = Stability()
+    throughput: ThroughputSection = ThroughputSection()
+    stability: StabilitySection = StabilitySection()
     tracking: Tracking = Tracking()
 
     @field_validator("name")
@@ -136,7 +136,7 @@ class Study(Settings):
             self.grid()
         return self
 
-    def _sweep_is_possible(self, sweep: Sweep) -> None:
+    def _sweep_is_possible(self, sweep: SweepSection) -> None:
         for section in ("learning_rates", "critical_rate", "sinkhorn"):
             if getattr(self, section) is not None:
                 raise ValueError(

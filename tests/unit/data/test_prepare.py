@@ -15,12 +15,12 @@ from small_corpora import documents, settings
 
 from mhclite.data import prepare as step
 from mhclite.data.manifest import SPLITS, Split, load_manifest, open_split
-from mhclite.data.parts import Job, split_of, tokenize
+from mhclite.data.parts import PartJob, split_of, tokenize
 from mhclite.data.prepare import prepare
 from mhclite.data.tokenization import load
 from mhclite.errors import UserError
 from mhclite.runs.parquet import STUDY, unpack
-from mhclite.study.reading import load_study
+from mhclite.study.load import load_study
 
 ROOT = Path(__file__).parents[3]
 
@@ -102,7 +102,7 @@ def test_finished_parts_are_not_done_again(
     prepare(chosen, tmp_path / "whole", part_bytes=3000)
     out, done = tmp_path / "out", []
 
-    def stopping(job: Job) -> tuple[int, int]:
+    def stopping(job: PartJob) -> tuple[int, int]:
         if len(done) == 3:
             raise KeyboardInterrupt
         done.append(job.part.index)

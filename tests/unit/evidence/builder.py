@@ -24,13 +24,13 @@ from mhclite.evidence.claims import load_claims
 from mhclite.evidence.collect import collect, tidy
 from mhclite.evidence.results import Results
 from mhclite.files import digest_of, sha256_of, write_json
-from mhclite.measure import files
+from mhclite.measure import measured
 from mhclite.measure.critical import search
 from mhclite.measure.stability import judge_all
 from mhclite.records import build, to_json
 from mhclite.runs.folder import Attempt, CorpusRecord, ParameterCounts
 from mhclite.runs.provenance import GitState, Provenance
-from mhclite.study.reading import Resolved, parse_study, resolve
+from mhclite.study.load import Resolved, parse_study, resolve
 from mhclite.study.settings import Study
 
 CLAIMS = Path(__file__).parents[3] / "config" / "claims.yaml"
@@ -175,11 +175,11 @@ def knockout(variant: str, run: str) -> float:
     return least * (1 + 0.2 * noise("use", run))
 
 
-def probe_of(config: RunConfig, diverged: bool) -> files.Probe:
+def probe_of(config: RunConfig, diverged: bool) -> measured.Probe:
     """probes/<run>.json of one run."""
     run, variant, sublayers = config.run, config.connection.variant, 2 * config.model.n_layer
-    probe = files.Probe(
-        schema=files.PROBE_SCHEMA,
+    probe = measured.Probe(
+        schema=measured.PROBE_SCHEMA,
         run=run,
         key=digest_of(config.to_json()),
         made_of=digest_of(run),
@@ -192,7 +192,7 @@ def probe_of(config: RunConfig, diverged: bool) -> files.Probe:
         return probe
     loss = final_loss(config.corpus, config.model.n_layer, variant, config.seed)
     loss += condition_effect(config.condition, variant, config.seed)
-    probe = replace(probe, evaluation=files.Evaluation(loss, 1000))
+    probe = replace(probe, evaluation=measured.Evaluation(loss, 1000))
     if variant == "residual":
         return probe
 
@@ -202,11 +202,11 @@ def probe_of(config: RunConfig, diverged: bool) -> files.Probe:
     single, product = (row_sum_deviation(variant, product=kind) for kind in (False, True))
     growing = [single + (product - single) * i / (sublayers - 1) for i in range(sublayers)]
     forward = [gain(variant, layer + 1) for layer in range(sublayers)]
-    inputs = files.SinkhornInput(50 / 700, 43.5)
-    mixing = files.Mixing(
+    inputs = measured.SinkhornInput(50 / 700, 43.5)
+    mixing = measured.Mixing(
         quantile_levels=QUANTILE_LEVELS,
-        single=files.SingleSums(sums(single), sums(single / 2)),
-        product=files.ProductSums(
+        single=measured.SingleSums(sums(single), sums(single / 2)),
+        product=measured.ProductSums(
             row_sum=[sums(width) for width in growing],
             column_sum=[sums(width / 2) for width in growing],
             gain_forward=forward,
@@ -214,9 +214,9 @@ def probe_of(config: RunConfig, diverged: bool) -> files.Probe:
         ),
         identity_distance=[0.1 * (layer + 1) for layer in range(sublayers)],
         sinkhorn_input=inputs if variant in ("mhc", "mhc_v4") else None,
-        geometry=files.Geometry(
-            single_deviation=files.Deviation(single / 2),
-            product_deviation=files.Deviation(product / 2),
+        geometry=measured.Geometry(
+            single_deviation=measured.Deviation(single / 2),
+            product_deviation=measured.Deviation(product / 2),
             orthogonality=[single] * sublayers,
             singular_values=[
                 [value, 1.0, 0.9, 0.9 - 0.8 * layer / sublayers]
@@ -227,33 +227,35 @@ def probe_of(config: RunConfig, diverged: bool) -> files.Probe:
         ),
     )
     whole = knockout(variant, run)
-    use = files.Use(files.Cost(whole, 0.0004), files.Cost(whole / 10, 0.0004))
+    use = measured.Use(measured.Cost(whole, 0.0004), measured.Cost(whole / 10, 0.0004))
     return replace(probe, mixing=mixing, use=use)
 
 
-def critical_of(study: Study, config: RunConfig) -> files.Critical:
+def critical_of(study: Study, config: RunConfig) -> measured.Critical:
     """critical/<run>.json of one run: `CRITICAL` says from which octave on it fails."""
     section = study.critical_rate
     assert section is not None
-    settings = build(files.CriticalSettings, section.model_dump())
+    settings = build(measured.CriticalSettings, section.model_dump())
     threshold = CRITICAL.get(config.connection.variant, 4.0) + 0.2 * noise("critical", config.seed)
     bar = UNIGRAM - section.below_unigram
 
-    def make(factor: float) -> files.Try:
+    def make(factor: float) -> measured.Try:
         octave = math.log2(factor)
         failed = octave > threshold
         loss = bar + 0.1 * (octave - threshold)
-        return files.Try(factor, failed, None if octave > 5.9 else loss, 60)
+        return measured.Try(factor, failed, None if octave > 5.9 else loss, 60)
 
-    return files.Critical(files.CRITICAL_SCHEMA, config.run, bar, settings, search(settings, make))
+    return measured.Critical(
+        measured.CRITICAL_SCHEMA, config.run, bar, settings, search(settings, make)
+    )
 
 
-def throughput_of(study: Study, model: str) -> files.Throughput:
+def throughput_of(study: Study, model: str) -> measured.Throughput:
     """throughput/<model>.json of one model size: each connection a quarter slower than the last."""
     settings = study.models[model]
 
-    def quartiles(middle: float) -> files.Quartiles:
-        return files.Quartiles(middle, 0.98 * middle, 1.02 * middle)
+    def quartiles(middle: float) -> measured.Quartiles:
+        return measured.Quartiles(middle, 0.98 * middle, 1.02 * middle)
 
     variants, reference = {}, {}
     for at, (name, connection) in enumerate(study.measured_connections(model).items()):
@@ -263,12 +265,12 @@ def throughput_of(study: Study, model: str) -> files.Throughput:
         known = (quartiles(40_000 / slower), quartiles(slower), memory)
         own = ([0.025 * x for x in ratio], ratio, *known)
         flops = 1.2e6 * slower
-        variants[name] = files.Measured(*own, flops, counts.total, counts.connection)
+        variants[name] = measured.Measured(*own, flops, counts.total, counts.connection)
         if not name.startswith("residual"):
             double = (quartiles(20_000 / slower), quartiles(2 * slower), memory)
-            reference[name] = files.Timing([0.05 * x for x in ratio], ratio, *double)
-    return files.Throughput(
-        schema=files.THROUGHPUT_SCHEMA,
+            reference[name] = measured.Timing([0.05 * x for x in ratio], ratio, *double)
+    return measured.Throughput(
+        schema=measured.THROUGHPUT_SCHEMA,
         model=model,
         device="cpu",
         hardware=HARDWARE,
@@ -382,7 +384,7 @@ def resolved_of(study: Study, results: Path) -> Resolved:
 
 def run_stability(study: Study, folder: Path) -> None:
     """The real `stability` step over all runs of the study."""
-    settings = files.StabilitySettings(**study.stability.model_dump())
+    settings = measured.StabilitySettings(**study.stability.model_dump())
     judge_all(folder / "runs", list(study.runs()), settings, folder / "stability.json")
 
 

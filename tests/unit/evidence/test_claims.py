@@ -22,7 +22,7 @@ from mhclite.evidence.frame import Cell, claim_values, condition_of
 from mhclite.evidence.results import Results, load_results
 from mhclite.evidence.statistics import Comparison
 from mhclite.evidence.tables import markdown, rounded
-from mhclite.evidence.topics.claims import (
+from mhclite.evidence.topics.verdicts import (
     claim_rows,
     claims_data,
     claims_table,

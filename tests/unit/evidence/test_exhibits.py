@@ -13,7 +13,7 @@ from builder import with_settings
 import mhclite.evidence.topics  # noqa: F401  registers them all
 from mhclite.evidence.exhibits import FIGURES, HEADINGS, TABLES, declared, shown
 from mhclite.evidence.results import Results
-from mhclite.study.reading import load_study
+from mhclite.study.load import load_study
 
 ROOT = Path(__file__).parents[3]
 MOST_WORDS = 40  # of a caption

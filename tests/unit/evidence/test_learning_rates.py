@@ -22,7 +22,7 @@ from mhclite.evidence.topics.rates import (
     stress_data,
     stress_table,
 )
-from mhclite.study.reading import parse_study
+from mhclite.study.load import parse_study
 
 VARIANTS = ("residual", "hc", "mhc", "mhc_lite")
 SMALL = ("residual", "mhc_lite")  # those of d4

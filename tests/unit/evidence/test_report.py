@@ -33,7 +33,7 @@ from mhclite.evidence.statistics import DECIDED
 from mhclite.evidence.style import style
 from mhclite.evidence.tables import NONE, Table
 from mhclite.files import read_json, write_json, write_text
-from mhclite.study.reading import parse_study
+from mhclite.study.load import parse_study
 
 ROOT = Path(__file__).parents[3]
 MOST_WORDS = 40  # of the notes of a table

@@ -11,7 +11,7 @@ from tiny import MODEL, configuration, write_corpus
 
 from mhclite import cli
 from mhclite.measure.critical import search
-from mhclite.measure.files import (
+from mhclite.measure.measured import (
     CriticalSettings,
     Try,
     critical_interval,

@@ -16,7 +16,7 @@ from mhclite import cli
 from mhclite.data.tokens import TokenSplit
 from mhclite.errors import UserError
 from mhclite.measure import probe as step
-from mhclite.measure.files import Probe, read_probe
+from mhclite.measure.measured import Probe, read_probe
 from mhclite.measure.mixing import QUANTILE_LEVELS, knockouts, mixing
 from mhclite.measure.probe import ProbeSettings, probe_runs, task_of
 from mhclite.measure.trained import evaluation, held_out, read_trained

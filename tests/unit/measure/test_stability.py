@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import configuration, run_record, run_summary
 
-from mhclite.measure.files import StabilitySettings
+from mhclite.measure.measured import StabilitySettings
 from mhclite.measure.stability import judge, last_window, spikes
 from mhclite.runs.folder import FinishedRun
 

@@ -15,11 +15,11 @@ from tiny import configuration, write_corpus
 from mhclite import cli
 from mhclite.config import RunConfig
 from mhclite.measure import sweep
-from mhclite.measure.files import SweepSettings, read_sweep
-from mhclite.measure.sweep import Choice, choose, trial
+from mhclite.measure.measured import SweepSettings, read_sweep
+from mhclite.measure.sweep import Chosen, choose, trial
 from mhclite.records import to_json
 from mhclite.runs.key import deciding
-from mhclite.study.sections import Sweep
+from mhclite.study.sections import SweepSection
 from mhclite.training.loop import train
 
 RULE = SweepSettings(
@@ -30,7 +30,7 @@ Losses = dict[int, float | None]
 
 def follow(
     grid: Losses, final: Losses | None = None, settings: SweepSettings = RULE
-) -> tuple[Choice, list[tuple[int, int, bool]]]:
+) -> tuple[Chosen, list[tuple[int, int, bool]]]:
     """What the rule makes of losses by power (a missing one is a hundred), and what it trained."""
     made: list[tuple[int, int, bool]] = []
 
@@ -47,23 +47,23 @@ def powers(made: list[tuple[int, int, bool]], final: bool) -> list[int]:
 
 def test_what_diverges_is_worse_than_anything_and_brackets() -> None:
     found, made = follow({-1: 1e9, 0: 9.0, 1: None})
-    assert found == Choice(True, 0, (0, 0))
+    assert found == Chosen(True, 0, (0, 0))
     assert powers(made, final=True) == []
 
 
 def test_where_all_diverge_smaller_rates_are_tried() -> None:
     found, made = follow(dict.fromkeys(range(-9, 9)))
-    assert found == Choice(False, None, None)
+    assert found == Chosen(False, None, None)
     assert powers(made, final=False) == [0, -1, 1, -2, -3]
     found, _ = follow({1: None, 0: None, -1: None, -2: 3.0, -3: 3.1})
-    assert found == Choice(True, -2, (-2, -2))
+    assert found == Chosen(True, -2, (-2, -2))
 
 
 def test_the_full_length_decides_among_finalists() -> None:
     grid: Losses = {-1: 3.2, 0: 3.0, 1: 3.1}
     assert follow(grid, {0: 2.9, 1: 2.8, 2: 2.9})[0].power == 1
     assert follow(grid, {0: 2.9, 1: None})[0].power == 0
-    assert follow(grid, {0: None, 1: None})[0] == Choice(True, None, (0, 0))
+    assert follow(grid, {0: None, 1: None})[0] == Chosen(True, None, (0, 0))
     assert follow(grid, {0: 2.9, 1: 2.8}, replace(RULE, finalists=1))[0].power == 0
 
 
@@ -79,16 +79,16 @@ def test_a_winner_at_the_edge_of_all_that_was_tried_is_followed() -> None:
     grid: Losses = {-1: 3.2, 0: 3.0, 1: 3.1}
     final: Losses = {0: 2.9, 1: 2.8, 2: 2.7, 3: 2.75}
     found, made = follow(grid, final)
-    assert found == Choice(True, 2, (0, 0))
+    assert found == Chosen(True, 2, (0, 0))
     assert powers(made, final=True) == [0, 0, 1, 1, 2, 2, 3, 3]
     found, _ = follow(grid, {**final, 3: 2.6})
-    assert found == Choice(False, None, (0, 0)), "the widest is no bracket"
+    assert found == Chosen(False, None, (0, 0)), "the widest is no bracket"
     assert follow({-1: 3.1, 0: 3.0, 1: 3.2}, {0: 2.9, -1: 2.8, -2: None})[0].power == -1
 
 
 def test_of_equal_rates_the_smaller_wins() -> None:
     """Level ground is no bracket: it goes down to the end."""
-    assert follow(dict.fromkeys(range(-9, 9), 3.0))[0] == Choice(False, None, (-3, 1))
+    assert follow(dict.fromkeys(range(-9, 9), 3.0))[0] == Chosen(False, None, (-3, 1))
 
 
 def test_the_band_holds_its_neighbours_alone() -> None:
@@ -123,7 +123,9 @@ def test_any_unimodal_loss_is_bracketed_if_its_least_is_within(
     grid, final = powers(made, final=False), powers(made, final=True)
     assert len(set(grid)) == len(grid), "nothing is trained twice"
     assert max(map(abs, grid)) <= settings.widest
-    section = Sweep.model_validate({k: v for k, v in to_json(settings).items() if k != "seeds"})
+    section = SweepSection.model_validate(
+        {k: v for k, v in to_json(settings).items() if k != "seeds"}
+    )
     (fewest, most), full = section.trainings(seeds=1)
     assert fewest <= len(grid) <= most
     assert len(final) <= full

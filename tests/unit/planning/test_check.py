@@ -13,7 +13,7 @@ from mhclite.connections.public import make
 from mhclite.connections.registry import VARIANTS
 from mhclite.data.prepare import prepare
 from mhclite.errors import UserError
-from mhclite.study.reading import load_study
+from mhclite.study.load import load_study
 from mhclite.study.sections import RESULTS
 
 SMOKE = Path(__file__).parents[3] / "config/smoke.yaml"

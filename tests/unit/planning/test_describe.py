@@ -23,8 +23,8 @@ from mhclite.planning.describe import (
     speeds,
     spreads,
 )
-from mhclite.runs.status import duration
-from mhclite.study.reading import load_study
+from mhclite.runs.progress import duration
+from mhclite.study.load import load_study
 from mhclite.study.sections import CriticalRate
 from mhclite.study.settings import Study
 

@@ -15,7 +15,7 @@ from mhclite.data.manifest import load_manifest
 from mhclite.files import write_json
 from mhclite.jobs import PREPARED
 from mhclite.planning.keys import lost_files
-from mhclite.study.reading import parse_study
+from mhclite.study.load import parse_study
 from mhclite.study.settings import Study
 
 SMOKE: dict[str, Any] = yaml.safe_load(

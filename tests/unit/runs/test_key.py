@@ -22,7 +22,7 @@ from mhclite.config import RunConfig
 from mhclite.connections.registry import VARIANTS
 from mhclite.evidence.claims import load_claims
 from mhclite.runs import code, key, provenance
-from mhclite.study.reading import load_study, resolve
+from mhclite.study.load import load_study, resolve
 from mhclite.training.loop import train
 
 ROOT = Path(__file__).parents[3]

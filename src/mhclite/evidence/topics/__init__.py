@@ -4,4 +4,4 @@ Importing this package registers them all; a new file is found once it is named 
 """
 
 # ruff: noqa: F401
-from mhclite.evidence.topics import claims, conditions, cost, depth, losses, mixing, rates
+from mhclite.evidence.topics import conditions, cost, depth, h_res, losses, rates, verdicts

@@ -18,7 +18,7 @@ from mhclite.evidence.tables import (
     places,
     rows_of,
 )
-from mhclite.evidence.topics.mixing import MEANS, NOTES, mixing_columns
+from mhclite.evidence.topics.h_res import MEANS, NOTES, mixing_columns
 from mhclite.study.sections import BASE
 
 AGED = "mixing_rate_factor"

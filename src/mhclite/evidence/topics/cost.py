@@ -20,7 +20,7 @@ from mhclite.evidence.tables import (
     quartiles,
     rows_of,
 )
-from mhclite.measure.files import Quartiles
+from mhclite.measure.measured import Quartiles
 from mhclite.study.sections import BASE
 
 

@@ -34,7 +34,7 @@ from mhclite.evidence.style import (
     variant_legend,
     wrapped_grid,
 )
-from mhclite.evidence.topics.mixing import H_RES
+from mhclite.evidence.topics.h_res import H_RES
 from mhclite.study.sections import BASE
 
 SHARED = 0.66  # of the way to the next depth is shared by the variants of one

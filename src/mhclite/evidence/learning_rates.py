@@ -8,7 +8,7 @@ import yaml
 
 from mhclite.arguments import file_path
 from mhclite.files import write_text
-from mhclite.measure.files import Sweep, read_sweep
+from mhclite.measure.measured import Sweep, read_sweep
 from mhclite.records import to_json
 
 HEAD = """\

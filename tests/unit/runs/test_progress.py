@@ -21,10 +21,10 @@ from tiny import run_record, run_summary
 from mhclite import cli
 from mhclite.files import write_json
 from mhclite.records import to_json
-from mhclite.runs import status
+from mhclite.runs import progress
 from mhclite.runs.folder import RunFolder
 from mhclite.runs.key import code_digest
-from mhclite.study.reading import load_study
+from mhclite.study.load import load_study
 
 ROOT = Path(__file__).parents[3]
 
@@ -122,7 +122,7 @@ def test_a_run_of_other_settings_code_or_text_is_outdated(
         (None, "another", "of other code"),
         ("another", record.code, "of another corpus"),
     ):
-        assert status.outdated(config, corpus, replace(record, code=code)) == expected
+        assert progress.outdated(config, corpus, replace(record, code=code)) == expected
 
 
 def test_what_a_finished_run_lost(
