@@ -15,7 +15,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -261,49 +260,9 @@ def test_golden_files(content: bytes, tmp_path_factory: pytest.TempPathFactory) 
         conformance.check_file(path)
 
 
-ARRAYS = dict(np.load(GOLDEN, allow_pickle=False))
-META = json.loads(str(ARRAYS.pop("meta")))
-
-
-@st.composite
-def other_arrays(draw: st.DrawFn) -> tuple[Any, dict[str, Any]]:
-    """Meta and arrays, some of them of another shape, type or content."""
-    arrays = dict(ARRAYS)
-    # Each at most once: complex numbers or cut text cannot become numbers again.
-    for name in draw(st.lists(st.sampled_from(sorted(ARRAYS)), max_size=2, unique=True)):
-        array = ARRAYS[name]
-        match draw(st.integers(0, 5)):
-            case 0:
-                del arrays[name]
-            case 1:
-                arrays[name] = array[..., :-1] if array.ndim else array.reshape(1)
-            case 2:
-                arrays[name] = array.astype(draw(st.sampled_from(["f4", "i1", "c16", "U5", "?"])))
-            case 3:
-                value = draw(st.sampled_from([np.nan, np.inf, 0, 1e308]))
-                arrays[name] = np.full(array.shape, value)
-            case 4:
-                arrays[name] = np.zeros(draw(st.sampled_from([(), (0,), (1, 1, 1, 1), (7,)])))
-            case _:
-                arrays[draw(st.text(max_size=5, alphabet="abc.")) or "x"] = array
-    return draw(st.one_of(st.just(META), mutated(META))), arrays
-
-
-@fuzz(125)
-@given(case=other_arrays())
-def test_golden_contents(
-    case: tuple[Any, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    meta, arrays = case
-    path = tmp_path_factory.getbasetemp() / "content.npz"
-    np.savez(path, meta=np.array(json.dumps(meta)), **arrays)
-    with one_line_at_most("golden content"):
-        conformance.check_file(path)
-
-
 def test_enough_cases_were_tried(tell: Callable[[str], None]) -> None:
     """Stands last: hypothesis must not have given up early."""
-    if len(CASES) < 7:
+    if len(CASES) < 6:
         pytest.skip("only some of the tests of this file were run")
     assert CASES.total() >= 2500 * TIMES, CASES
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(CASES.items()))

@@ -195,10 +195,3 @@ def test_an_environment_that_cannot_be_imported_is_not_ready(
     assert code != 0
     assert "cannot be imported" in output
     assert not (checkout / ".venv" / ".ready").exists()
-
-
-def test_no_folder_of_tests_is_left_out() -> None:
-    paths = PROJECT["tool"]["pytest"]["ini_options"]["testpaths"]
-    tests = [path.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py")]
-    assert set(paths) == {"/".join(path.parts[:2]) for path in tests}
-    assert len(paths) == len(set(paths))

@@ -25,7 +25,6 @@ from mhclite.connections import connection_class
 from mhclite.connections.base import Connection
 from mhclite.connections.fast.functions import project
 from mhclite.connections.fast.projected import projected
-from mhclite.connections.head import Head
 from mhclite.connections.public import SubLayer, connect, make
 
 C = 16
@@ -308,19 +307,6 @@ def test_a_module_without_memory_gets_all_of_its_values(variant: str) -> None:
         alike(empty, expected)
 
 
-def test_scales_without_a_dimension_are_read() -> None:
-    """As older versions wrote them, and the authors do."""
-    for module in (Head(4, C), *map(made, VARIANTS)):
-        state = {f"it.{name}": value for name, value in module.state_dict().items()}
-        assert all(value.dim() > 0 for value in state.values())
-        old = {k: v.reshape(()) if v.shape == (1,) else v for k, v in state.items()}
-        holder = perturbed(nn.ModuleDict({"it": copy.deepcopy(module)}))
-        holder.load_state_dict(old, strict=True)
-        found = holder.state_dict()
-        assert all(torch.equal(value, state[name]) for name, value in found.items())
-        assert all(v.dim() == 0 for name, v in old.items() if "scale" in name)  # as given
-
-
 # --- what programs do with modules ----------------------------------------------------------------
 
 
@@ -372,20 +358,3 @@ def test_can_be_exported_and_compiled() -> None:
     compiled = torch.compile(again, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), again(x))
     torch._dynamo.reset()
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_gradients_by_torch_func(variant: str) -> None:
-    # Sinkhorn-Knopp is an operator in `fast`, which torch.func does not differentiate.
-    for implementation in TWO if variant not in ("mhc", "mhc_v4") else ("reference",):
-        layer, x = Layer(variant, implementation), normal(2, 3, n_of(variant), C)
-        parameters = dict(layer.named_parameters())
-
-        def loss(parameters: dict[str, Tensor], layer: Layer = layer, x: Tensor = x) -> Tensor:
-            out: Tensor = torch.func.functional_call(layer, parameters, (x,))
-            return out.square().sum()
-
-        found = torch.func.grad(loss)(parameters)
-        wanted = torch.autograd.grad(layer(x).square().sum(), list(parameters.values()))
-        for (name, ours), theirs in zip(found.items(), wanted, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4, msg=name)
