@@ -46,15 +46,6 @@ def test_what_is_refused_before_the_dag_is_one_line(kind: str, tmp_path: Path) -
     assert target or not (tmp_path / "results").exists()
 
 
-def test_a_large_study_plans(tmp_path: Path) -> None:
-    """With conditions and several sizes. test_study.py reads all; a sweep: test_tuned.py."""
-    planned = Checkout(tmp_path).planned(study="config/paper.yaml")
-    described = load_study(ROOT / "config/paper.yaml")
-    assert planned["train"] == len(described.runs())
-    assert planned["prepare"] == len(described.corpora)
-    assert planned["probe"] == planned["evidence"] == planned["track"] == 1
-
-
 def test_imported_as_a_module(tmp_path: Path) -> None:
     """By another workflow, in whose folder the results are; under a prefix it does not work."""
     checkout, importer = (Checkout(tmp_path / name) for name in ("checkout", "importer"))
