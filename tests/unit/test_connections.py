@@ -396,14 +396,6 @@ def test_gated_reads_no_scale_and_carries_streams_unchanged(seed: int, size: flo
     assert before.H_post.max() < 2
 
 
-def test_the_gates_rank_is_an_eighth_of_the_width_unless_said() -> None:
-    rank = {
-        given: connection_class("gated")(4, 80, 0, gate_rank=given).w_down.shape[1]
-        for given in (None, 3)
-    }
-    assert rank == {None: 10, 3: 3}
-
-
 # --- streams that cannot be -------------------------------------------------------------------
 
 

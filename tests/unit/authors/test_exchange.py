@@ -155,25 +155,6 @@ def test_a_damaged_tensor_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"not a checkpoint", "read safely"), ([1, 2], "holds a list, expected a checkpoint")],
-)
-def test_foreign_files(
-    tmp_path: Path, content: Any, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """tests/faults/test_security.py has those that would run code."""
-    path = tmp_path / "ckpt.pt"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        torch.save(content, path)
-    assert main(["exchange", "import", str(path), "--out", str(tmp_path / "run")]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert message in line
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
     ("variant", "settings", "said"),
     [
         ("jpmhc", {}, "the variant jpmhc"),
