@@ -104,7 +104,7 @@ DRILLS = ("limit", "preempted", "cancelled", "node_lost")
 RUNS = dict(
     zip(DRILLS, ["sotu-d2-residual-s0", *(f"sotu-d2-residual-{name}-s0" for name in DRILLS[1:])])
 )
-STEPS, HELD_AFTER = 600, 100
+STEPS, HELD_AFTER = 300, 100
 OUT = "results/drill"
 
 
@@ -112,7 +112,7 @@ def write_drills(checkout: Checkout) -> None:
     study = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())
     study |= {"name": "drill", "variants": ["residual"], "seeds": [0]}
     study["models"]["d2"]["learning_rate"] = 1e-3
-    study["training"] |= {"steps": STEPS, "evaluation_interval": 200, "checkpoint_interval": 40}
+    study["training"] |= {"steps": STEPS, "evaluation_interval": 100, "checkpoint_interval": 40}
     study["conditions"] = {
         name: {"title": name, "variants": ["residual"], "training": {"checkpoint_interval": every}}
         for name, every in zip(DRILLS[1:], (50, 60, 70))

@@ -22,7 +22,7 @@ from mhclite.connections.registry import has_streams
 from mhclite.model import GPT
 
 OPTIONS = {v: dict(connection(v).options) for v in VARIANTS if v != "residual"}
-TRACED = ("hc", "mhc", "jpmhc")  # static read, an operator of our own, a loop; others on demand
+TRACED = ("mhc",)  # an operator of our own; others on demand
 MODEL = ModelConfig("tiny", 50, n_layer=2, n_head=2, n_embd=32, block_size=12, learning_rate=1e-3)
 # Rounding of another order of summation, as a share of each tensor's largest number.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}

@@ -54,17 +54,15 @@ CASES = [
 ]
 
 
-# Of variants whose kernels are those of another: tests/unit/compile_kernels.py.
+# Variants whose kernels are those of another (tests/unit/compile_kernels.py), and another width.
 LIKE_ANOTHER = {"kromhc", "mhc_lite", "ohc", "oshc"}
+ON_DEMAND = [case for case in CASES if case.variant in LIKE_ANOTHER or case.n_embd == 96]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
-    [
-        pytest.param(c, marks=[pytest.mark.exhaustive] * (c.variant in LIKE_ANOTHER), id=str(c))
-        for c in CASES
-    ],
+    [pytest.param(c, marks=[pytest.mark.exhaustive] * (c in ON_DEMAND), id=str(c)) for c in CASES],
 )
 def test_as_near_to_float64_as_the_reference(case: Case) -> None:
     error = error_of(case, "fused", CPU)
@@ -215,7 +213,9 @@ def test_more_sub_layers_take_no_more_operations(variant: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("variant", "bf16"), [("mhc", False), ("jpmhc", True)])
+@pytest.mark.parametrize(
+    ("variant", "bf16"), [pytest.param("mhc", False, marks=pytest.mark.exhaustive), ("jpmhc", True)]
+)
 def test_is_one_graph_for_the_compiler(variant: str, bf16: bool) -> None:
     """Under autocast too: no product of the coefficients is in bf16."""
     settings = connection(variant, implementation="fused", stream_dtype="fp32")
