@@ -67,10 +67,10 @@ publish: $(READY)
 	$(BIN)/python -m mhclite publish make --results results/$(STUDY) --out results/published/$(STUDY)
 	$(BIN)/python -m mhclite publish pages
 
-# Format and lint, then types beside the tests, four files at a time on two cores: those of SLURM
+# Format and lint, then types beside the tests, three files at a time on two cores: those of SLURM
 # and of servers wait much. A pipeline run from end to end is among them.
 test: lint
-	$(MAKE) -j 2 types pytest TESTS='-n 4 -m "not exhaustive"'
+	$(MAKE) -j 2 types pytest TESTS='-n 3 -m "not exhaustive"'
 
 # Before a release: also what says little that others do not, for its minute, and more random cases.
 test-all: lint

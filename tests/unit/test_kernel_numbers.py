@@ -83,6 +83,7 @@ def with_gradients(it: Given, x: Tensor, a: Tensor, b: Tensor) -> list[Tensor]:
     return [t.detach() for t in (x, a, b, *gradients) if t is not None]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_wide_boundary_in_every_number() -> None:
     """The largest error of all numbers, so that no chunk of columns can hide behind the others."""

@@ -181,6 +181,7 @@ def test_from_packing_to_figures(checkout: Checkout, elsewhere: Path, tmp_path: 
     assert "other code" in refused.stderr
 
 
+@pytest.mark.exhaustive
 def test_a_changed_bundle_does_not_start(
     checkout: Checkout, elsewhere: Path, tmp_path: Path
 ) -> None:
