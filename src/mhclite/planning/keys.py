@@ -118,7 +118,10 @@ def run(args: argparse.Namespace) -> None:
     """Print the keys of a study, or why one run is what it is."""
     study = load_study(args.study)
     if study.sweep is not None:
-        raise UserError(f"study {study.name!r} is a sweep, which has arms in place of runs")
+        raise UserError(
+            f"study {study.name!r} is a sweep and has arms, not runs: `python -m mhclite status "
+            f"{args.study}` says where they stand"
+        )
     corpora = corpus_digests(study, args.results)
     if args.why is None:
         rows = [
