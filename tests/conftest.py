@@ -32,8 +32,8 @@ settings.load_profile("untimed")
 sys.path.insert(0, str(Path(__file__).parent / "unit"))  # tiny.py, for all folders
 
 UNIT = Path(__file__).parent / "unit"
-# What takes longest, one for each worker of `make test`; the first two wait more than they compute.
-FIRST = ("test_slurm.py", "test_server.py", "test_smoke.py")
+# What takes longest, one for each worker of `make test`; the first waits more than it computes.
+FIRST = ("test_slurm.py", "test_smoke.py", "test_tuned.py")
 COUNTED = "counted"
 
 

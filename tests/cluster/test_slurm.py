@@ -98,9 +98,11 @@ def end_what_slurm_left() -> None:
     stop_leftovers()
 
 
-# What each run meets: four times the same run, since a condition that only changes how often a run
-# is saved changes no bit of it.
-DRILLS = ("limit", "preempted", "cancelled", "node_lost")
+# What each run meets: the same run as often, since a condition that only changes how often a run is
+# saved changes no bit of it.
+DRILLS = ("limit", "preempted", "node_lost")
+if "EXHAUSTIVE" in os.environ:
+    DRILLS += ("cancelled",)
 RUNS = dict(
     zip(DRILLS, ["sotu-d2-residual-s0", *(f"sotu-d2-residual-{name}-s0" for name in DRILLS[1:])])
 )
@@ -144,7 +146,7 @@ def drilled(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Che
     try:
         wait_until(
             lambda: None not in [held(folder, HELD_AFTER) for folder in folders.values()],
-            "all four train",
+            "all of them train",
             400,
             every=0.02,
         )
@@ -153,7 +155,8 @@ def drilled(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Che
         # A minute is the shortest limit that there is.
         run("scontrol", "update", f"jobid={job_of('limit')}", "timelimit=1")
         run("scontrol", "requeue", job_of("preempted"))
-        run("scancel", job_of("cancelled"))
+        if "cancelled" in DRILLS:
+            run("scancel", job_of("cancelled"))
         # Before a node is lost: if the job is on that one, it fails with it and is never requeued.
         wait_until(
             lambda: ["REQUEUED"] in slurm.history("State"), "the requeued job has left its node", 60
@@ -186,7 +189,7 @@ def test_preemption_cancellation_lost_node_time_limit(
     tell(f"SLURM: {', '.join(lines)}: each ended with the undisturbed run's bits")
     states = {state.split()[0] for _, state in slurm.history("JobID,State")}
     # REQUEUED was seen above; in the end accounting may have another word for that attempt.
-    assert {"CANCELLED", "TIMEOUT", "COMPLETED"} <= states
+    assert {"TIMEOUT", "COMPLETED", *["CANCELLED"] * ("cancelled" in DRILLS)} <= states
 
 
 def test_what_a_study_asks_of_slurm(slurm: Slurm, drilled: tuple[Checkout, Path]) -> None:
@@ -200,7 +203,7 @@ def test_what_a_study_asks_of_slurm(slurm: Slurm, drilled: tuple[Checkout, Path]
     assert rules["prepare"] == rules["throughput"] == 1
     # What is cheap runs on the login node.
     assert rules.keys() == {"prepare", "train", "throughput", "probe"}
-    assert "4 runs: 4 finished" in mhclite(checkout, "status", "drill.yaml")
+    assert f"{len(RUNS)} runs: {len(RUNS)} finished" in mhclite(checkout, "status", "drill.yaml")
 
 
 def test_gpus_as_gres() -> None:

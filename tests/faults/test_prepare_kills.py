@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from mhclite.data.corpora import EMBEDDED
 from mhclite.data.reading import examine, read
 
-KILLS = 20 if "EXHAUSTIVE" in os.environ else 6
+KILLS = 20 if "EXHAUSTIVE" in os.environ else 4
 PART_BYTES = 150_000
 SCRIPT = Path(__file__).with_name("preparing.py")
 

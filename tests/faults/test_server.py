@@ -1,25 +1,19 @@
-"""MLflow beyond one file: a real server, many writers, and everything that goes wrong with both."""
+"""MLflow servers that are none. A real one: tests/unit/test_ui.py."""
 
 from __future__ import annotations
 
 import logging
-import os
 import re
-import signal
 import socket
-import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from test_tracking import finish, study_of
-from test_ui import free_port, wait_until_up
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "evidence"))
 from builder import build_results
@@ -27,67 +21,6 @@ from builder import build_results
 from mhclite.errors import UserError
 from mhclite.tracking import store as tracking_store
 from mhclite.tracking import track as tracking
-
-
-class MlflowServer:
-    """`mlflow server` on loopback, which can be killed and started again."""
-
-    def __init__(self, store: str, folder: Path) -> None:
-        self.store, self.folder, self.port = store, folder, free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        environment = {
-            **os.environ,
-            **tracking_store.MLFLOW,
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        }
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
-                    *("--backend-store-uri", self.store, "--host", "127.0.0.1"),
-                    *("--artifacts-destination", str(self.folder / "artifacts")),
-                    *("--port", str(self.port)),
-                ],
-                stdout=log,
-                stderr=log,
-                env=environment,
-                start_new_session=True,
-            )
-        wait_until_up(self.process, self.port)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-
-def client(server: MlflowServer) -> Any:
-    tracking_store.prepare_environment()
-    from mlflow import MlflowClient
-
-    return MlflowClient(server.uri)
-
-
-def runs_of(server: MlflowServer, experiment: str) -> list[Any]:
-    mlflow = client(server)
-    found = mlflow.get_experiment_by_name(experiment)
-    return list(mlflow.search_runs([found.experiment_id])) if found else []
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    folder = tmp_path_factory.mktemp("server")
-    server = MlflowServer(f"sqlite:///{folder / 'store.db'}", folder)
-    server.start()
-    yield server
-    server.kill()
-
-
-# --- a server that is none ------------------------------------------------------------------
 
 PAGE = f"<!DOCTYPE html><style>{'x { color: red }' * 200}</style><h1>Sign in</h1>{'words ' * 500}"
 
@@ -140,6 +73,14 @@ class Odd:
         self.socket.close()
 
 
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """results/ of a complete study."""
+    results = tmp_path_factory.mktemp("complete") / "results"
+    finish(build_results(results, study_of()))
+    return results
+
+
 @pytest.mark.parametrize("name", ODD)
 def test_an_odd_server_is_one_line(
     name: str,
@@ -166,26 +107,3 @@ def test_an_odd_server_is_one_line(
     assert "t0ken" not in line + caplog.text
     assert server.uri in line
     assert not (tmp_path / "receipt.json").exists()
-
-
-# --- the import at the end -----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """results/ of a complete study."""
-    results = tmp_path_factory.mktemp("complete") / "results"
-    finish(build_results(results, study_of()))
-    return results
-
-
-def test_a_study_is_imported_into_a_server(
-    server: MlflowServer, complete: Path, tmp_path: Path
-) -> None:
-    """A second import makes nothing twice. One that is cut off: tests/unit/test_tracking.py."""
-    names = sorted(study_of().runs())
-    for _ in range(2):
-        tracking.track(complete / "synthetic", server.uri, tmp_path / "receipt.json")
-        found = runs_of(server, "synthetic")
-        assert sorted(run.info.run_name for run in found) == sorted(["study", *names])
-        assert {run.data.tags["status"] for run in found} == {"completed", "diverged"}

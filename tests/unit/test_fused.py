@@ -212,10 +212,9 @@ def test_more_sub_layers_take_no_more_operations(variant: str) -> None:
     assert operations(5) - operations(2) == 3 * per_sublayer
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("variant", "bf16"), [pytest.param("mhc", False, marks=pytest.mark.exhaustive), ("jpmhc", True)]
-)
+@pytest.mark.parametrize(("variant", "bf16"), [("mhc", False), ("jpmhc", True)])
 def test_is_one_graph_for_the_compiler(variant: str, bf16: bool) -> None:
     """Under autocast too: no product of the coefficients is in bf16."""
     settings = connection(variant, implementation="fused", stream_dtype="fp32")

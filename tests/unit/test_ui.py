@@ -17,13 +17,14 @@ from typing import Any
 
 import psutil
 import pytest
-from test_tracking import DIVERGED, ROOT, finish, study_of, track
+from test_tracking import DIVERGED, ROOT, finish, make_study, study_of, track
 from test_tracking import build_results as build
 
 from mhclite import cli
 from mhclite.errors import UserError
 from mhclite.files import read_json
 from mhclite.tracking import server as ui
+from mhclite.tracking import track as tracking
 
 pytestmark = pytest.mark.slow  # its fixtures alone take ten seconds
 
@@ -122,6 +123,24 @@ def test_it_has_the_runs_and_their_files(running: Running) -> None:
     study = receipt["runs"]["study"]["id"]
     report = running.ask(f"get-artifact?path=report.html&run_uuid={study}")
     assert report == (running.results / "synthetic/report.html").read_bytes()
+
+
+def test_a_study_is_imported_into_a_server(running: Running, tmp_path: Path) -> None:
+    """Over HTTP, as into one elsewhere. A second import makes nothing twice; one that is cut off:
+    test_tracking.py."""
+    study = make_study(variants=("hc", "mhc"), seeds=(0, 1), name="imported")
+    folder = build(tmp_path / "results", study)
+    finish(folder)
+    for _ in range(2):
+        tracking.track(folder, f"http://127.0.0.1:{running.port}", tmp_path / "receipt.json")
+        experiment = read_json(tmp_path / "receipt.json")["experiment"]["id"]
+        answer = json.loads(
+            running.ask("api/2.0/mlflow/runs/search", {"experiment_ids": [experiment]})
+        )
+        names = sorted(run["info"]["run_name"] for run in answer["runs"])
+        assert names == sorted(["study", *study.runs()])
+        tags = [{tag["key"]: tag["value"] for tag in run["data"]["tags"]} for run in answer["runs"]]
+        assert {tag["status"] for tag in tags} == {"completed", "diverged"}
 
 
 def test_port_of_a_running_ui_is_refused(running: Running) -> None:

@@ -93,7 +93,6 @@ def test_a_sweep_goes_on_after_kills_and_a_study_takes_its_rates(tmp_path: Path)
     attempts = [len(RunFolder(path.parent).record().attempts) for path in arms.rglob("run.json")]
     assert max(attempts) > 1, "a trial went on from its checkpoint"
     assert not list(arms.rglob("weights.pt"))
-    assert checkout.planned(study=sweep_file) == {}
 
     found = {arm: read_sweep(arms / f"{arm}.json") for arm in ARMS}
     for one in found.values():

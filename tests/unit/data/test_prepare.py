@@ -158,6 +158,7 @@ def test_every_module_of_data_is_said_to_decide_the_bytes_or_not() -> None:
     assert found == deciding | others
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_embedded_corpus_has_the_tokens_that_results_were_published_for(
     tmp_path: Path,
