@@ -26,6 +26,12 @@ log = logging.getLogger(__name__)
 A = TypeVar("A")  # names an arm: what is timed
 
 
+def parameters(model: ModelConfig, connection: ConnectionConfig) -> int:
+    """Parameters of a model, counted on itself without allocating them."""
+    with torch.device("meta"):
+        return GPT(model, connection, seed=0).parameter_counts()["total"]
+
+
 def counts(model: ModelConfig, connection: ConnectionConfig) -> tuple[int, float]:
     """(parameters, FLOPs of forward and backward per token) of a model.
 
@@ -33,10 +39,9 @@ def counts(model: ModelConfig, connection: ConnectionConfig) -> tuple[int, float
     matrix products count; attention counts in full although half of it is masked. All layers do
     the same, so that one and two of them are counted, and the others follow.
     """
-    with torch.device("meta"):
-        parameters = GPT(model, connection, seed=0).parameter_counts()["total"]
     one, two = (_flops(replace(model, n_layer=n), connection) for n in (1, 2))
-    return parameters, (one + (model.n_layer - 1) * (two - one)) / model.block_size
+    flops = one + (model.n_layer - 1) * (two - one)
+    return parameters(model, connection), flops / model.block_size
 
 
 def _flops(model: ModelConfig, connection: ConnectionConfig) -> int:

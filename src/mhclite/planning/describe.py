@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from mhclite.data.manifest import load_if_prepared
 from mhclite.errors import UserError
 from mhclite.files import read_json
 from mhclite.jobs import THROUGHPUT
-from mhclite.measure.steps import counts
+from mhclite.measure.steps import parameters
 from mhclite.planning.check import add_study, work
 from mhclite.runs.progress import duration
 from mhclite.study.load import load_planned
@@ -131,7 +132,7 @@ def detectable(study: Study, results: Path) -> str:
 
 
 class Planned(NamedTuple):
-    """A variant at one model size."""
+    """A variant at one model size, with so many parameters."""
 
     model: str
     variant: str
@@ -142,20 +143,25 @@ class Planned(NamedTuple):
 
 
 def sizes(study: Study, results: Path, throughput: Path | None = None) -> list[Planned]:
-    """Every variant at every size, with its time where the study's throughput is measured."""
-    trainings = [arm[0] for arm in study.arms().values()] if study.sweep else study.runs().values()
-    cells = [(one.model.name, one.connection.variant) for one in trainings]
+    """Every variant at every size, with its time where the study's throughput is measured.
+
+    Where a condition changes the number of parameters, its runs have a row of their own.
+    """
+    found = Counter[tuple[str, str, int]]()
+    for arm in study.arms().values():
+        one = arm[0]
+        cell = one.model.name, one.connection.variant, parameters(one.model, one.connection)
+        found[cell] += 1 if study.sweep else len(arm)
     rows: list[Planned] = []
     for model in study.models:
-        settings = study.resolved_model(model)
         path = throughput or results / study.name / THROUGHPUT.output.format(model=model)
         speed = speeds(study, model, path) if throughput or path.is_file() else {}
-        tokens = study.training.steps * study.training.batch_size * settings.block_size
-        for variant in study.variants_of(model):
-            parameters, _ = counts(settings, study.resolved_connection(variant))
-            hours = tokens / speed[variant] / 3600 if variant in speed else None
-            runs = cells.count((model, variant))
-            rows.append(Planned(model, variant, parameters, tokens, runs, hours))
+        block_size = study.resolved_model(model).block_size
+        tokens = study.training.steps * study.training.batch_size * block_size
+        for (size, variant, total), runs in found.items():
+            if size == model:
+                hours = tokens / speed[variant] / 3600 if variant in speed else None
+                rows.append(Planned(model, variant, total, tokens, runs, hours))
     return rows
 
 

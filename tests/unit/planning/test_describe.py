@@ -41,8 +41,6 @@ EXTRA = {
 RESIDUAL = (45_160_960, 124_373_760, 354_599_936)
 
 
-@pytest.mark.exhaustive
-@pytest.mark.slow
 def test_parameters_of_the_papers_models(tmp_path: Path) -> None:
     found = sizes(load_study(CONFIG / "paper.yaml"), tmp_path)
     rows = {(row.model, row.variant): row for row in found}
@@ -55,10 +53,19 @@ def test_parameters_of_the_papers_models(tmp_path: Path) -> None:
         assert rows[model, "mhc"].hours is None
 
 
+def test_a_wider_residual_has_a_row_of_its_own(tmp_path: Path) -> None:
+    rows = sizes(load_study(CONFIG / "config.yaml"), tmp_path)
+    plain, wide = (row for row in rows if row.variant == "residual")
+    (lite,) = (row for row in rows if row.variant == "mhc_lite")
+    assert plain.runs == wide.runs == lite.runs == 3
+    assert wide.parameters == pytest.approx(lite.parameters, rel=0.01)
+    assert plain.parameters < 0.9 * wide.parameters
+
+
 @pytest.fixture
 def study(monkeypatch: pytest.MonkeyPatch) -> Study:
     """The smoke study, whose parameters nobody counts, which takes seconds."""
-    monkeypatch.setattr(step, "counts", lambda *_: (1000, 1e6))
+    monkeypatch.setattr(step, "parameters", lambda *_: 1000)
     return load_study(CONFIG / "smoke.yaml")
 
 
