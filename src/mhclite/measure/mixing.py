@@ -213,7 +213,7 @@ def knockouts(model: GPT, found: Mixing, windows: Tokens, device: torch.device) 
     Args:
         model: in evaluation mode on `device`.
         found: its H_res on the probe's windows.
-        windows: those of the final loss, (count, T + 1) token ids.
+        windows: of the validation split, (count, T + 1) token ids.
         device: where to compute.
     """
     sublayers = [sublayer for sublayer in model.sublayers if isinstance(sublayer, SubLayer)]

@@ -45,6 +45,10 @@ from mhclite.runs.folder import WEIGHTS
 
 log = logging.getLogger(__name__)
 
+# Of each knock-out, at most: on a whole split they would take several times as long as the final
+# loss.
+KNOCKOUT_TOKENS = 32_768
+
 
 @dataclass(frozen=True)
 class ProbeSettings:
@@ -142,8 +146,9 @@ def probe(task: Task) -> Probe:
     starts = evaluation_starts(len(split), length + 1, task.settings.sequences)
     windows = split.windows(starts, length)
     found = mixing(model, list(start.connections()), windows, device)
-    evaluated = windows_over(split, model.block_size, most)[0]
-    return replace(result, mixing=found, use=knockouts(model, found, evaluated, device))
+    tokens = min(most or KNOCKOUT_TOKENS, KNOCKOUT_TOKENS)
+    changed = windows_over(split, model.block_size, tokens)[0]
+    return replace(result, mixing=found, use=knockouts(model, found, changed, device))
 
 
 def write_probe(task: Task) -> UserError | None:
