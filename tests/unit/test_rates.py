@@ -197,7 +197,7 @@ def test_a_sweep_has_arms_and_no_runs_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("mhclite.planning.describe.counts", lambda *_: (1000, 1e6))
+    monkeypatch.setattr("mhclite.planning.describe.parameters", lambda *_: 1000)
     study = smoke(sweep=SWEEP)
     assert study.runs() == {}
     arms = [f"sotu-d2-{variant}" for variant in VARIANTS]
@@ -252,3 +252,18 @@ def test_the_tuned_study_takes_what_its_sweep_finds() -> None:
     for section in ("corpora", "tokenizer", "models", "connections", "training", "conditions"):
         assert getattr(study, section) == getattr(sweep, section), section
     assert {config.model.learning_rate for config in study.runs().values()} == {0.004}
+
+
+@pytest.mark.parametrize("suffix", ["", "-rates"])
+def test_its_first_part_is_a_part_to_the_letter(suffix: str) -> None:
+    part, whole = (
+        yaml.safe_load((CONFIG / f"{name}{suffix}.yaml").read_text())
+        for name in ("tuned_main", "tuned")
+    )
+    assert part["name"] == f"tuned_main{suffix.replace('-', '_')}"
+    for name in ("probe", "throughput", "stability", "sweep", "seeds"):
+        assert part.get(name) == whole.get(name)
+    for content in (part, whole):
+        content.pop("learning_rates", None)
+    ours, all_runs = (parse_study(content).runs() for content in (part, whole))
+    assert ours == {run: all_runs[run] for run in ours}

@@ -14,7 +14,7 @@ from mhclite.evidence.statistics import geometric_interval
 from mhclite.evidence.style import colour, marker
 from mhclite.study.sections import BASE
 
-LOSSES, DEPTHS = "laptop", "depth"  # the studies
+LOSSES, DEPTHS = "tuned_main", "depth"  # the studies
 ARMS = {
     ("residual", BASE): "residual",
     ("residual", "wide_mlp"): "residual, as many\nparameters",
