@@ -68,11 +68,12 @@ def publish(results: Path, out: Path) -> None:
         if not (results / "runs" / run / "summary.json").is_file():
             raise UserError(f"run {run} is not finished: complete the study before it is published")
     paths = [f"runs/{run}/{name}" for run in sorted(resolved.runs) for name in RUN_FILES]
+    checkout = results.resolve().parents[1]  # of results/<study>, perhaps not this one
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder)
         for corpus, prepared in resolved.corpora.items():
             (made / "corpora" / corpus).mkdir(parents=True)
-            shutil.copyfile(Path(prepared) / MANIFEST, made / "corpora" / corpus / MANIFEST)
+            shutil.copyfile(checkout / prepared / MANIFEST, made / "corpora" / corpus / MANIFEST)
         corpora = {corpus: f"corpora/{corpus}" for corpus in resolved.corpora}
         write_json(made / "resolved.json", to_json(replace(resolved, corpora=corpora)))
         sources = {str(path.relative_to(made)): path for path in made.rglob("*.json")}
