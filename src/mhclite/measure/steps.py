@@ -27,7 +27,7 @@ A = TypeVar("A")  # names an arm: what is timed
 
 
 def parameters(model: ModelConfig, connection: ConnectionConfig) -> int:
-    """Parameters of a model, counted on itself without allocating them."""
+    """Number of parameters of a model, counted on itself without allocating them."""
     with torch.device("meta"):
         return GPT(model, connection, seed=0).parameter_counts()["total"]
 

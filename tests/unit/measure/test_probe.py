@@ -16,7 +16,7 @@ from mhclite import cli
 from mhclite.data.tokens import TokenSplit
 from mhclite.errors import UserError
 from mhclite.measure import probe as step
-from mhclite.measure.measured import Probe, read_probe
+from mhclite.measure.measured import Mixing, Probe, Use, read_probe
 from mhclite.measure.mixing import QUANTILE_LEVELS, knockouts, mixing
 from mhclite.measure.probe import ProbeSettings, probe_runs, task_of
 from mhclite.measure.trained import evaluation, held_out, read_trained
@@ -233,6 +233,25 @@ def test_probes_of_runs(study: Path, tmp_path: Path) -> None:
     assert found.use is not None
     assert found.made_of == made_of["kromhc"]
     assert build(Probe, json.loads(json.dumps(to_json(found)))) == found
+
+
+def test_knockouts_take_a_part_of_the_split_and_the_loss_all_of_it(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def noted(model: GPT, found: Mixing, windows: np.ndarray, device: torch.device) -> Use:
+        shapes.append(windows.shape)
+        return knockouts(model, found, windows, device)
+
+    monkeypatch.setattr(step, "knockouts", noted)
+    for most, count in ((2 * MODEL.block_size, 2), (10**9, 299 // MODEL.block_size)):
+        monkeypatch.setattr(step, "KNOCKOUT_TOKENS", most)
+        probe_runs(folders(study), SETTINGS, tmp_path / str(most))
+        assert shapes.pop() == (count, MODEL.block_size + 1)
+        found = read_probe(tmp_path / str(most) / "kromhc.json", "kromhc")
+        assert found.evaluation is not None
+        assert found.evaluation.tokens == 299
 
 
 def test_only_what_is_missing_or_wrong_is_made(
