@@ -17,7 +17,10 @@ MARKER = "MHCLITE_TESTS"
 OF_THIS_PROCESS = str(os.getpid())
 OF_SESSION = f"{OF_THIS_PROCESS}-session"  # of what a session-wide fixture starts and stops itself
 # Helpers that Python and torch start once for a process, and that end with it.
-HELPERS = ("multiprocessing.resource_tracker", "torch._inductor.compile_worker")
+HELPERS = (
+    *("multiprocessing.resource_tracker", "multiprocessing.forkserver"),
+    "torch._inductor.compile_worker",
+)
 GRACE = 30.0  # seconds in which what was stopped may go: SLURM gives its jobs 20
 
 

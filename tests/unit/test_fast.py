@@ -22,7 +22,6 @@ from mhclite.connections.registry import has_streams
 from mhclite.model import GPT
 
 OPTIONS = {v: dict(connection(v).options) for v in VARIANTS if v != "residual"}
-TRACED = ("mhc",)  # an operator of our own; others on demand
 MODEL = ModelConfig("tiny", 50, n_layer=2, n_head=2, n_embd=32, block_size=12, learning_rate=1e-3)
 # Rounding of another order of summation, as a share of each tensor's largest number.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
@@ -173,11 +172,9 @@ def test_sinkhorn_in_cpp_leaves_what_is_given(shape: tuple[int, int]) -> None:
         torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "variant",
-    [v if v in TRACED else pytest.param(v, marks=pytest.mark.exhaustive) for v in OPTIONS],
-)
+@pytest.mark.parametrize("variant", OPTIONS)
 def test_is_one_graph_for_the_compiler(variant: str) -> None:
     """Traced without a break; what is computed is the same."""
     one_graph(MODEL, connection(variant, implementation="fast"))

@@ -2,8 +2,8 @@
 
     python train_smoke.py STUDY.yaml FOLDER
 
-Only the command line is used, so that one script trains with any version of the code. One seed, and
-each run twice: computed by its formula and as it is computed by default.
+Only the command line is used, so that one script trains with any version of the code. One seed, a
+few steps, and each run twice: computed by its formula and as it is computed by default.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def main(study: Path, folder: Path) -> None:
         config = json.loads(line)
         if config["seed"] != 0:
             continue
+        config["training"] |= {"steps": 16, "evaluation_interval": 8}
         for implementation in IMPLEMENTATIONS:
             config["connection"]["implementation"] = implementation
             out = folder / implementation / config["run"]
