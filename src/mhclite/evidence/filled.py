@@ -6,8 +6,8 @@ MODEL is a model size, or `corpus/model`. WHAT is `a-b`, the difference of the v
 paired by seed; `a.METRIC`, a mean of a column of runs.csv (geometric where the metric's is); or
 `claim.ID`, the difference in claims.csv, as a factor where the claim is of logarithms. An arm is
 `variant` or `variant:condition`. HOLDS is what the sentence around the number says of it, and what
-fails the build once it is not so: `below` or `above` 0 (the whole interval), `unclear` (the
-interval has both sides), a bound (`<0.01`) on the mean, or a claim's verdict (`practically_equal`).
+fails the build once it is not so: `below` or `above` 0 (the whole interval), `unclear` (it has both
+sides), `each` (seed is on one side), a bound (`<0.01`) on the mean, or a verdict (`supported`).
 """
 
 from __future__ import annotations
@@ -71,7 +71,10 @@ def _number(published: Path, words: str) -> str:
     runs = rows[rows["status"] == "completed"]
     if found := DIFFERENCE.fullmatch(what):
         ours, theirs = (_values(runs, arm, LOSS) for arm in found.groups())
-        interval = t_interval((ours - theirs).dropna().tolist())
+        seeds = (ours - theirs).dropna().tolist()
+        if "each" in holds and len({difference > 0 for difference in seeds}) > 1:
+            raise UserError("the text says each, and seeds are on both sides of 0")
+        interval, holds = t_interval(seeds), [word for word in holds if word != "each"]
         return _held(interval, rounded(interval.mean, interval.half_width), holds)
     if (found := MEAN.fullmatch(what)) and found[2] in METRICS:
         metric = METRICS[found[2]]

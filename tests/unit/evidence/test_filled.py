@@ -56,7 +56,7 @@ def filled(published: Path, words: str) -> str:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("small d3 hc-residual below", "-0.100 ± 0.050"),  # -0.10, -0.12, -0.08
+        ("small d3 hc-residual below each", "-0.100 ± 0.050"),  # -0.10, -0.12, -0.08
         ("small d3 hc-residual:wide unclear", "-0.02 ± 0.21"),
         ("small d3 hc.gain_forward_peak >50", "100"),  # geometric
         ("small d3 residual.validation_loss <3.3 >3", "3.2"),
@@ -73,6 +73,7 @@ def test_numbers_are_those_of_the_runs(published: Path, words: str, expected: st
     ("words", "problem"),
     [
         ("small d3 hc-residual above", "says above"),
+        ("small d3 hc-residual:wide each", "both sides"),
         ("small a/d6 hc-hc below", "says below"),  # one run: there is no interval
         ("small d6 hc-hc", "CORPUS/d6"),
         ("small b/d6 hc.clipped_share >0.3", "says >0.3"),
