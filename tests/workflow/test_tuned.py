@@ -26,20 +26,20 @@ STUDY: dict[str, Any] = {
     },
     "variants": ["residual", "mhc_lite"],
     "training": {
-        "steps": 60,
+        "steps": 40,
         "batch_size": 8,
-        "warmup_steps": 6,
+        "warmup_steps": 4,
         "threads": 1,
         "device": "cpu",
-        "evaluation_interval": 30,
+        "evaluation_interval": 20,
         "evaluation_sequences": 16,
-        "checkpoint_interval": 9,
+        "checkpoint_interval": 5,
     },
 }
 # Rates so far apart that the middle one is the best of three; any of them may be a finalist.
 SWEEP: dict[str, Any] = {
     "ratio": 100,
-    "steps": 40,
+    "steps": 30,
     "widest": 2,
     "margin": 100,
     "finalists": 2,
