@@ -90,8 +90,10 @@ class Checkout:
             process = FORKS.Process(target=run_snakemake, args=given)
             process.start()
             process.join(600)
-            assert process.exitcode is not None, output.read()
-            return process.exitcode, output.read()
+            code = process.exitcode
+            process.kill()  # where it has not ended
+            assert code is not None, output.read()
+            return code, output.read()
 
     def planned(self, *arguments: str, study: str = "config/smoke.yaml") -> dict[str, int]:
         """Jobs that a dry run plans, by rule; empty if there is nothing to do."""
