@@ -7,7 +7,7 @@ paired by seed; `a.METRIC`, a mean of a column of runs.csv (geometric where the 
 `claim.ID`, the difference in claims.csv, as a factor where the claim is of logarithms. An arm is
 `variant` or `variant:condition`. HOLDS is what the sentence around the number says of it, and what
 fails the build once it is not so: `below` or `above` 0 (the whole interval), `unclear` (it has both
-sides), `each` (seed is on one side), a bound (`<0.01`) on the mean, or a verdict (`supported`).
+sides), `each` (all seeds on one side), a bound (`<0.01`) on the mean, or a verdict (`supported`).
 """
 
 from __future__ import annotations
