@@ -37,7 +37,7 @@ def front_figure(published: Path) -> Figure:
     figure = Figure(figsize=(5.2, 2.3), layout="constrained")
     losses, sums = figure.subplots(1, 2, width_ratios=(1.15, 1))
 
-    runs = _completed(published / LOSSES)
+    runs = _completed(published / LOSSES).query("model == 'main'")
     for row, (variant, condition) in enumerate(ARMS):
         of = runs[(runs["variant"] == variant) & (runs["condition"] == condition)]
         look = {"color": colour(variant), "marker": marker(variant)}
