@@ -3,11 +3,11 @@
     <!-- number: STUDY MODEL WHAT [HOLDS] -->-0.10 ± 0.02<!-- /number -->
 
 MODEL is a model size, or `corpus/model`. WHAT is `a-b`, the difference of the validation loss,
-paired by seed; `a.METRIC`, a mean of a column of runs.csv (geometric where the metric's is); or
-`claim.ID`, the difference in claims.csv, as a factor where the claim is of logarithms. An arm is
-`variant` or `variant:condition`. HOLDS is what the sentence around the number says of it, and what
-fails the build once it is not so: `below` or `above` 0 (the whole interval), `unclear` (it has both
-sides), `each` (all seeds on one side), a bound (`<0.01`) on the mean, or a verdict (`supported`).
+paired by seed; `a.METRIC`, a mean of a column of runs.csv (geometric where the metric's is);
+`claim.ID`, the difference in claims.csv, as a factor where the claim is of logarithms; or `p.ID`,
+its corrected p. An arm is `variant` or `variant:condition`. HOLDS is what the sentence says of the
+number; the build fails once it is not so: `below` or `above` 0 (the whole interval), `unclear` (it
+has both sides), `each` (all seeds on one side), a bound (`<0.01`) or a verdict (`supported`).
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def _number(published: Path, words: str) -> str:
     except ValueError:
         raise UserError("STUDY MODEL WHAT is expected") from None
     corpus, _, model = model.rpartition("/")
-    _, is_claim, claim = what.partition("claim.")
+    of, _, claim = what.partition(".")
+    is_claim = of in ("claim", "p")
     try:
         rows = pd.read_csv(published / study / ("claims.csv" if is_claim else "runs.csv"))
     except OSError as error:
@@ -67,7 +68,7 @@ def _number(published: Path, words: str) -> str:
     if rows["corpus"].nunique() > 1:
         raise UserError(f"{model} is trained on several corpora: write CORPUS/{model}")
     if is_claim:
-        return _difference_of(rows[rows["claim"] == claim], holds)
+        return _of_claim(rows[rows["claim"] == claim], of == "p", holds)
     runs = rows[rows["status"] == "completed"]
     if found := DIFFERENCE.fullmatch(what):
         ours, theirs = (_values(runs, arm, LOSS) for arm in found.groups())
@@ -87,11 +88,13 @@ def _number(published: Path, words: str) -> str:
     raise UserError("it is neither a-b nor a.METRIC")
 
 
-def _difference_of(claim: pd.DataFrame, holds: list[str]) -> str:
+def _of_claim(claim: pd.DataFrame, is_p: bool, holds: list[str]) -> str:
     """What a claim found at one size; a bound's difference is to its threshold, and says little."""
-    if claim.empty or claim["kind"].iloc[0] == "bound":
+    if claim.empty or (claim["kind"].iloc[0] == "bound" and not is_p):
         raise UserError("no claim on a difference has this id")
     row = claim.iloc[0]
+    if is_p:
+        return _held(Interval(1, row["p_corrected"]), significant(row["p_corrected"], 2), holds)
     mean, half = row["effect"], row["half_width"]
     interval = Interval(int(row["n"]), mean, half_width=half, low=mean - half, high=mean + half)
     text = significant(math.exp(mean), 2) if row["log"] else rounded(mean, half)
@@ -110,18 +113,15 @@ def _values(runs: pd.DataFrame, arm: str, metric: str) -> pd.Series[float]:
 
 def _held(interval: Interval, text: str, holds: list[str]) -> str:
     """The text, once what is said of the number holds."""
-    low, high, mean = interval.low, interval.high, interval.mean or 0.0
-    side = "unclear"
-    if low is not None and high is not None:
-        side = "below" if high < 0 else "above" if low > 0 else side
+    low, high, mean = interval.low or 0.0, interval.high or 0.0, interval.mean or 0.0
+    side = "below" if high < 0 else "above" if low > 0 else "unclear"
     for word in holds:
         if bound := re.fullmatch(r"([<>])(.+)", word):
             held = mean < float(bound[2]) if bound[1] == "<" else mean > float(bound[2])
         elif word in SIDES:
             held = side == word
         else:
-            sides = ", ".join(SIDES)
-            raise UserError(f"{word!r} is none of {sides}, <NUMBER, >NUMBER, nor its verdict")
+            raise UserError(f"{word!r} is none of {SIDES}, <NUMBER, >NUMBER, nor its verdict")
         if not held:
             raise UserError(f"the text says {word}, and it is {text}: write the sentence anew")
     return text

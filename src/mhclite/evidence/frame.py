@@ -56,8 +56,7 @@ def mean(results: Results, cell: Cell, metric: str = LOSS) -> Interval:
     """Mean over seeds with its interval: geometric, or over windows too, as the metric is."""
     found, about = values(results, cell, metric), METRICS[metric]
     if about.error:
-        errors = values(results, cell, about.error)
-        return knockout_interval(found.values(), errors.values())
+        return knockout_interval(found.values(), values(results, cell, about.error).values())
     if about.log or about.geometric:
         return geometric_interval(found.values())
     return t_interval(found.values())

@@ -24,6 +24,7 @@ ARMS = {
     ("mhc_lite", BASE): "mHC-lite",
     ("jpmhc", BASE): "JPmHC",
 }
+SIZES = {"main": -0.18, "deep": 0.18}  # filled above, hollow below
 SUMS = "product_max_deviation"
 NOTHING = 1e-8  # a sum that is exact to the last bit has no place on a logarithmic axis
 
@@ -37,15 +38,17 @@ def front_figure(published: Path) -> Figure:
     figure = Figure(figsize=(5.2, 2.3), layout="constrained")
     losses, sums = figure.subplots(1, 2, width_ratios=(1.15, 1))
 
-    runs = _completed(published / LOSSES).query("model == 'main'")
-    for row, (variant, condition) in enumerate(ARMS):
-        of = runs[(runs["variant"] == variant) & (runs["condition"] == condition)]
-        look = {"color": colour(variant), "marker": marker(variant)}
-        losses.plot(of["validation_loss"], [row] * len(of), linestyle="none", alpha=0.8, **look)
+    runs = _completed(published / LOSSES).groupby(["variant", "condition", "model"])
+    for (variant, condition, model), of in runs["validation_loss"]:
+        if (variant, condition) in ARMS:
+            row = list(ARMS).index((variant, condition)) + SIZES[model]
+            look = {"color": colour(variant), "marker": marker(variant), "linestyle": "none"}
+            fill = "full" if model == "main" else "none"
+            losses.plot(of, [row] * len(of), fillstyle=fill, alpha=0.8, **look)
     losses.set_yticks(range(len(ARMS)), list(ARMS.values()))
     losses.set_ylim(len(ARMS) - 0.5, -0.5)
-    losses.set_title("Loss, a mark for each seed", loc="left")
-    losses.set_xlabel("nats per token (lower is better)")
+    losses.set_title("Loss of each seed", loc="left")
+    losses.set_xlabel("nats per token, lower is better\n(full: 6 layers, hollow: 12)")
 
     runs = _completed(published / DEPTHS).query("condition == @BASE")
     layers = sorted(set(runs["n_layer"]))

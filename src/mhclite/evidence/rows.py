@@ -129,8 +129,7 @@ def _throughput(results: Results, claim: Claim, model: str) -> Row:
             return Row(model, missing=f"{VARIANTS[variant].label} was not timed: it did not fit")
     # Each over the plain residual's step of its round.
     own, other = (np.array(measured[variant].ratio) for variant, _ in claim.arms)
-    ratios = list(np.log(own / other))
-    return Row(model, compare(ratios, 0.0, FASTER, 1e-4))
+    return Row(model, compare(list(np.log(own / other)), 0.0, FASTER, 1e-4))
 
 
 # --- values seed by seed --------------------------------------------------------------------

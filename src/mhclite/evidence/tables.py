@@ -269,8 +269,7 @@ def kinds(table: Table) -> dict[str, str]:
     """Column -> how the template sets it: numbers, texts in one line, or texts of many."""
     found = {}
     for name, texts in table.display.items():
-        longest = max(map(len, texts), default=0)
-        kind = "short" if longest < SHORT else ""
+        kind = "short" if max(map(len, texts), default=0) < SHORT else ""
         found[str(name)] = "number" if name in table.numeric else kind
     return found
 

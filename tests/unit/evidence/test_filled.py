@@ -30,9 +30,9 @@ a,d6,hc,base,0,completed,1.00,,10
 b,d6,hc,base,0,completed,2.00,0.125,
 b,d6,hc,base,1,completed,4.00,0.375,
 """
-CLAIMS = """claim,corpus,model,kind,log,verdict,n,effect,half_width
-equal,a,d3,difference,False,practically equal,5,0.001,0.002
-faster,a,d3,throughput,True,supported,9,-0.6931,0.1
+CLAIMS = """claim,corpus,model,kind,log,verdict,n,effect,half_width,p_corrected
+equal,a,d3,difference,False,practically equal,5,0.001,0.002,1.0
+faster,a,d3,throughput,True,supported,9,-0.6931,0.1,0.0164
 """
 
 
@@ -63,6 +63,7 @@ def filled(published: Path, words: str) -> str:
         ("small b/d6 hc.validation_loss >2", "3.0"),
         ("small b/d6 hc.clipped_share <0.3", "25 %"),
         ("small d3 claim.equal unclear practically_equal", "0.0010 ± 0.0020"),
+        ("small d3 p.faster <0.05", "0.016"),
     ],
 )
 def test_numbers_are_those_of_the_runs(published: Path, words: str, expected: str) -> None:
