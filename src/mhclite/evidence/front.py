@@ -24,7 +24,7 @@ ARMS = {
     ("mhc_lite", BASE): "mHC-lite",
     ("jpmhc", BASE): "JPmHC",
 }
-SIZES = {"main": -0.18, "deep": 0.18}  # filled above, hollow below
+SIZES = (("main", -0.18, "full"), ("deep", 0.18, "none"))  # above and below
 SUMS = "product_max_deviation"
 NOTHING = 1e-8  # a sum that is exact to the last bit has no place on a logarithmic axis
 
@@ -38,13 +38,13 @@ def front_figure(published: Path) -> Figure:
     figure = Figure(figsize=(5.2, 2.3), layout="constrained")
     losses, sums = figure.subplots(1, 2, width_ratios=(1.15, 1))
 
-    runs = _completed(published / LOSSES).groupby(["variant", "condition", "model"])
-    for (variant, condition, model), of in runs["validation_loss"]:
-        if (variant, condition) in ARMS:
-            row = list(ARMS).index((variant, condition)) + SIZES[model]
-            look = {"color": colour(variant), "marker": marker(variant), "linestyle": "none"}
-            fill = "full" if model == "main" else "none"
-            losses.plot(of, [row] * len(of), fillstyle=fill, alpha=0.8, **look)
+    runs = _completed(published / LOSSES)
+    for row, (variant, condition) in enumerate(ARMS):
+        arm = runs[(runs["variant"] == variant) & (runs["condition"] == condition)]
+        for model, shift, fill in SIZES:
+            of, look = arm[arm["model"] == model]["validation_loss"], marker(variant)
+            rows = [row + shift] * len(of)
+            losses.plot(of, rows, look, color=colour(variant), fillstyle=fill, alpha=0.8)
     losses.set_yticks(range(len(ARMS)), list(ARMS.values()))
     losses.set_ylim(len(ARMS) - 0.5, -0.5)
     losses.set_title("Loss of each seed", loc="left")
