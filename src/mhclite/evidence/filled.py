@@ -93,13 +93,13 @@ def _of_claim(claim: pd.DataFrame, is_p: bool, holds: list[str]) -> str:
     if claim.empty or (claim["kind"].iloc[0] == "bound" and not is_p):
         raise UserError("no claim on a difference has this id")
     row = claim.iloc[0]
+    holds = [word for word in holds if word.replace("_", " ") != row["verdict"]]
     if is_p:
         return _held(Interval(1, row["p_corrected"]), significant(row["p_corrected"], 2), holds)
     mean, half = row["effect"], row["half_width"]
     interval = Interval(int(row["n"]), mean, half_width=half, low=mean - half, high=mean + half)
     text = significant(math.exp(mean), 2) if row["log"] else rounded(mean, half)
-    verdict = str(row["verdict"]).replace(" ", "_")
-    return _held(interval, text, [word for word in holds if word != verdict])
+    return _held(interval, text, holds)
 
 
 def _values(runs: pd.DataFrame, arm: str, metric: str) -> pd.Series[float]:
@@ -121,7 +121,7 @@ def _held(interval: Interval, text: str, holds: list[str]) -> str:
         elif word in SIDES:
             held = side == word
         else:
-            raise UserError(f"{word!r} is none of {SIDES}, <NUMBER, >NUMBER, nor its verdict")
+            raise UserError(f"{word!r} is none of {', '.join(SIDES)}, <NUMBER, >NUMBER, a verdict")
         if not held:
             raise UserError(f"the text says {word}, and it is {text}: write the sentence anew")
     return text

@@ -24,7 +24,7 @@ ARMS = {
     ("mhc_lite", BASE): "mHC-lite",
     ("jpmhc", BASE): "JPmHC",
 }
-SIZES = (("main", -0.18, "full"), ("deep", 0.18, "none"))  # above and below
+SIZES = (("main", -0.18, "full"), ("deep", 0.18, "none"))  # size, shift of its marks, fill
 SUMS = "product_max_deviation"
 NOTHING = 1e-8  # a sum that is exact to the last bit has no place on a logarithmic axis
 
@@ -42,9 +42,9 @@ def front_figure(published: Path) -> Figure:
     for row, (variant, condition) in enumerate(ARMS):
         arm = runs[(runs["variant"] == variant) & (runs["condition"] == condition)]
         for model, shift, fill in SIZES:
-            of, look = arm[arm["model"] == model]["validation_loss"], marker(variant)
-            rows = [row + shift] * len(of)
-            losses.plot(of, rows, look, color=colour(variant), fillstyle=fill, alpha=0.8)
+            of = arm[arm["model"] == model]["validation_loss"]
+            look = {"color": colour(variant), "marker": marker(variant), "fillstyle": fill}
+            losses.plot(of, [row + shift] * len(of), linestyle="none", alpha=0.8, **look)
     losses.set_yticks(range(len(ARMS)), list(ARMS.values()))
     losses.set_ylim(len(ARMS) - 0.5, -0.5)
     losses.set_title("Loss of each seed", loc="left")
