@@ -3,7 +3,8 @@
     <!-- number: STUDY MODEL WHAT [HOLDS] -->-0.10 ± 0.02<!-- /number -->
 
 MODEL is a model size, or `corpus/model`. WHAT is `a-b`, the difference of the validation loss,
-paired by seed; `a.METRIC`, a mean of a column of runs.csv (geometric where the metric's is);
+paired by seed (with two seeds both are shown, without an interval); `a`, where MODEL is `m-o`, the
+same of two sizes; `a.METRIC`, a mean of a column of runs.csv (geometric where the metric's is);
 `claim.ID`, the difference in claims.csv, as a factor where the claim is of logarithms; or `p.ID`,
 its corrected p. An arm is `variant` or `variant:condition`. HOLDS is what the sentence says of the
 number; the build fails once it is not so: `below` or `above` 0 (the whole interval), `unclear` (it
@@ -64,19 +65,24 @@ def _number(published: Path, words: str) -> str:
         rows = pd.read_csv(published / study / ("claims.csv" if is_claim else "runs.csv"))
     except OSError as error:
         raise UserError(str(error)) from None
-    rows = rows[(rows["model"] == model) & (not corpus or rows["corpus"] == corpus)]
+    model, _, other = model.partition("-")
+    rows = rows[rows["model"].isin([model, other]) & (not corpus or rows["corpus"] == corpus)]
     if rows["corpus"].nunique() > 1:
         raise UserError(f"{model} is trained on several corpora: write CORPUS/{model}")
+    if other and not re.fullmatch(ARM, what):
+        raise UserError(f"of two sizes, {model} and {other}, an arm is expected")
     if is_claim:
         return _of_claim(rows[rows["claim"] == claim], of == "p", holds)
     runs = rows[rows["status"] == "completed"]
-    if found := DIFFERENCE.fullmatch(what):
-        ours, theirs = (_values(runs, arm, LOSS) for arm in found.groups())
-        seeds = (ours - theirs).dropna().tolist()
+    if found := DIFFERENCE.fullmatch(f"{what}-{what}" if other else what):
+        ours, theirs = (runs[runs["model"] == size] for size in (model, other or model))
+        paired = _values(ours, found[1], LOSS) - _values(theirs, found[2], LOSS)
+        seeds = paired.dropna().tolist()
         if "each" in holds and len({difference > 0 for difference in seeds}) > 1:
             raise UserError("the text says each, and seeds are on both sides of 0")
         interval, holds = t_interval(seeds), [word for word in holds if word != "each"]
-        return _held(interval, rounded(interval.mean, interval.half_width), holds)
+        both = " and ".join(f"{seed:.3f}" for seed in seeds) if len(seeds) == 2 else None
+        return _held(interval, both or rounded(interval.mean, interval.half_width), holds)
     if (found := MEAN.fullmatch(what)) and found[2] in METRICS:
         metric = METRICS[found[2]]
         mean_of = geometric_interval if metric.log or metric.geometric else t_interval

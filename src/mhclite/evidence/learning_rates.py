@@ -38,11 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m mhclite rates`."""
     parser.add_argument("--study", required=True, help="its name")
     parser.add_argument(
-        "--sweep",
-        required=True,
-        nargs="+",
-        type=file_path,
-        help="files that `sweep` wrote",
+        "--sweep", required=True, nargs="+", type=file_path, help="files that `sweep` wrote"
     )
     parser.add_argument("--out", required=True, type=file_path, help="file to write")
 

@@ -29,6 +29,8 @@ a,d3,residual,wide,2,completed,3.20,,
 a,d6,hc,base,0,completed,1.00,,10
 b,d6,hc,base,0,completed,2.00,0.125,
 b,d6,hc,base,1,completed,4.00,0.375,
+b,d9,hc,base,0,completed,1.75,0.125,
+b,d9,hc,base,1,completed,4.02,0.375,
 """
 CLAIMS = """claim,corpus,model,kind,log,verdict,n,effect,half_width,p_corrected
 equal,a,d3,difference,False,practically equal,5,0.001,0.002,1.0
@@ -62,6 +64,7 @@ def filled(published: Path, words: str) -> str:
         ("small d3 residual.validation_loss <3.3 >3", "3.2"),
         ("small b/d6 hc.validation_loss >2", "3.0"),
         ("small b/d6 hc.clipped_share <0.3", "25 %"),
+        ("small b/d9-d6 hc unclear", "-0.250 and 0.020"),
         ("small d3 claim.equal unclear practically_equal", "0.0010 ± 0.0020"),
         ("small d3 p.faster <0.05", "0.016"),
     ],
@@ -79,6 +82,8 @@ def test_numbers_are_those_of_the_runs(published: Path, words: str, expected: st
         ("small d6 hc-hc", "CORPUS/d6"),
         ("small b/d6 hc.clipped_share >0.3", "says >0.3"),
         ("small d3 hc.clipped_share <0.3", "clipped_share was not measured"),
+        ("small b/d9-d6 hc each", "both sides"),
+        ("small b/d9-d6 hc-hc", "an arm is expected"),
         ("small d3 claim.equal supported", "'supported' is none of"),
         ("small d3 hc+residual", "neither"),
         ("small d3 mhc-residual", "no completed run of mhc"),
