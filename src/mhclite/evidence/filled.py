@@ -81,6 +81,7 @@ def _number(published: Path, words: str) -> str:
         if "each" in holds and len({difference > 0 for difference in seeds}) > 1:
             raise UserError("the text says each, and seeds are on both sides of 0")
         interval, holds = t_interval(seeds), [word for word in holds if word != "each"]
+        # The interval of two seeds is 13 standard errors to each side: it hides what they agree in.
         both = " and ".join(f"{seed:.3f}" for seed in seeds) if len(seeds) == 2 else None
         return _held(interval, both or rounded(interval.mean, interval.half_width), holds)
     if (found := MEAN.fullmatch(what)) and found[2] in METRICS:

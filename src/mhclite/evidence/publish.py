@@ -215,7 +215,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action.add_argument("--out", required=True, type=folder_path, help="folder to write")
     pages = actions.add_parser("pages", help="bring README and docs/ up to date")
     pages.add_argument(
-        "--root", type=folder_path, default=Path(), help="folder of README.md and docs/"
+        "--root", type=folder_path, default=Path(), help="README's folder (default: here)"
     )
     pages.add_argument(
         "--published",
