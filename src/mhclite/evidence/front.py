@@ -15,14 +15,12 @@ from mhclite.evidence.style import colour, marker
 from mhclite.study.sections import BASE
 
 LOSSES, DEPTHS = "tuned_main", "depth"  # the studies
+OTHERS = ("gated", "hc", "mhc", "mhc_lite", "kromhc", "mhc_v4", "ohc", "oshc", "jpmhc")
 ARMS = {
     ("residual", BASE): "residual",
-    ("residual", "wide_mlp"): "residual, as many\nparameters",
+    ("residual", "wide_mlp"): "widened residual",
     ("identity", BASE): "4 streams, unmixed",
-    ("hc", BASE): "HC",
-    ("mhc", BASE): "mHC",
-    ("mhc_lite", BASE): "mHC-lite",
-    ("jpmhc", BASE): "JPmHC",
+    **{(variant, BASE): VARIANTS[variant].label for variant in OTHERS},
 }
 SIZES = (("main", -0.18, "full"), ("deep", 0.18, "none"))  # size, shift of its marks, fill
 SUMS = "product_max_deviation"
@@ -35,7 +33,7 @@ def front_figure(published: Path) -> Figure:
     Args:
         published: folder of the published studies.
     """
-    figure = Figure(figsize=(5.2, 2.3), layout="constrained")
+    figure = Figure(figsize=(5.2, 3.1), layout="constrained")
     losses, sums = figure.subplots(1, 2, width_ratios=(1.15, 1))
 
     runs = _completed(published / LOSSES)
