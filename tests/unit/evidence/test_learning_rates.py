@@ -85,8 +85,10 @@ def test_the_table_has_each_arm_of_the_study_once(swept: Results) -> None:
     assert data[data["variant"] == "hc"].iloc[0]["inside"] is None  # by hand
 
 
-def test_the_figure_has_a_line_for_each_arm_that_was_swept(swept: Results) -> None:
-    """A run that diverged leaves no mean."""
+def test_the_figure_has_a_line_for_each_arm_that_was_swept(
+    swept: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that diverged leaves no mean; a loss far above is a cross at the top of the others."""
     grid = grid_of(swept, arm("d2", "mhc", 1e-3))
     assert list(grid.values()) == [3.2, 3.0, 3.1, None]
     with style():
@@ -94,6 +96,11 @@ def test_the_figure_has_a_line_for_each_arm_that_was_swept(swept: Results) -> No
     for panel, variants in ((left, ("residual", "mhc", "mhc", "mhc_lite")), (right, SMALL)):
         lines = [line for line in panel.lines if len(line.get_xdata()) == 3]
         assert sorted(line.get_color() for line in lines) == sorted(map(colour, variants))
+    monkeypatch.setattr(
+        "mhclite.evidence.topics.rates.grid_of", lambda *_: {1e-3: 3.0, 2e-3: 3.1, 4e-3: 5.0}
+    )
+    drawn = [y for line in loss_against_rate(swept).axes[0].lines for y in line.get_ydata()]
+    assert max(drawn) == 3.1
 
 
 # --- rates at which runs cease to learn -----------------------------------------------------

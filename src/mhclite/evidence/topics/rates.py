@@ -115,8 +115,8 @@ def learning_rates(results: Results) -> Table:
     title="Final loss against the learning rate, every arm",
     caption=(
         "Loss of the sweep's grid at each rate, mean over its seeds; the {seeds} of this study "
-        "are others. Thin: under a condition. Ring: the rate chosen. Cross: a run diverged. "
-        "Source: the file of learning rates."
+        "are others. Thin: under a condition. Ring: the rate chosen. Cross: diverged, or more than "
+        "a nat above the best. Source: the file of learning rates."
     ),
     alt="Curves over the learning rate, one colour, marker and line style for each variant.",
     heading="loss",
@@ -133,9 +133,10 @@ def loss_against_rate(results: Results) -> Figure:
         if not finite:
             empty_state(panel, "The file has no losses: rates were given by hand.")
             continue
+        shown = [loss for loss in finite if loss <= min(finite) + 1]  # more would press curves flat
         for arm, grid in zip(own, grids, strict=True):
             variant, rate = arm["variant"], arm["rate"]
-            points = {rate: loss for rate, loss in grid.items() if loss is not None}
+            points = {rate: loss for rate, loss in grid.items() if loss in shown}
             bold = arm["condition"] == BASE
             panel.plot(
                 list(points),
@@ -146,8 +147,8 @@ def loss_against_rate(results: Results) -> Figure:
                 marker=marker(variant),
                 markersize=3.6 if bold else 2,
             )
-            diverged = [rate for rate in grid if rate not in points]
-            panel.plot(diverged, [max(finite)] * len(diverged), "x", color=colour(variant))
+            failed = [rate for rate in grid if rate not in points]
+            panel.plot(failed, [max(shown)] * len(failed), "x", color=colour(variant))
             if rate in points:
                 panel.plot([rate], [points[rate]], "o", color=colour(variant), mfc="none", ms=8)
         tried = sorted({rate for grid in grids for rate in grid})
