@@ -114,9 +114,9 @@ def learning_rates(results: Results) -> Table:
     "loss_against_rate",
     title="Final loss against the learning rate, every arm",
     caption=(
-        "Loss of the sweep's grid at each rate, mean over its seeds; the {seeds} of this study "
-        "are others. Thin: under a condition. Ring: the rate chosen. Cross: diverged, or more than "
-        "a nat above the best. Source: the file of learning rates."
+        "Loss of the sweep's grid at each rate; the {seeds} of this study are others. "
+        "Thin: under a condition. Ring: the rate chosen. Cross: diverged, or more than a nat "
+        "above the best. Source: the file of learning rates."
     ),
     alt="Curves over the learning rate, one colour, marker and line style for each variant.",
     heading="loss",
